@@ -1,0 +1,81 @@
+"""The one place that knows every room: routes, the order of the middleware, and what lives as long as the app."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from vestige_bridge.access import AccessLog
+from vestige_bridge.auth import Authentication
+from vestige_bridge.errors import BridgeError, InternalError, MethodNotAllowed, NotFound
+from vestige_bridge.health import HealthEndpoints
+from vestige_bridge.monitor import Monitor
+from vestige_bridge.proxy import McpEndpoint
+from vestige_bridge.responses import error_response
+from vestige_bridge.session import Session
+from vestige_bridge.settings import Settings
+from vestige_bridge.upstream import Upstream
+
+
+def build_app(settings: Settings) -> Starlette:
+    """The bridge as an ASGI application, to be run with its lifespan.
+
+    Its ``state.drain`` takes no more requests and waits for those in flight.
+    """
+    upstream = Upstream(
+        settings.mcp_url,
+        token=settings.upstream_token,
+        connect_timeout_seconds=settings.connect_timeout_seconds,
+        max_answer_bytes=settings.max_answer_bytes,
+    )
+    monitor = Monitor(settings.check_interval_seconds)
+    session = Session(upstream, settings, report=monitor.record)
+    health = HealthEndpoints(session, monitor)
+    mcp = McpEndpoint(session, settings)
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        async with upstream, session, monitor.watching(session):
+            yield
+
+    async def drain() -> None:
+        await session.drain(settings.drain_seconds)
+
+    app = Starlette(
+        routes=[
+            Route("/mcp", mcp),
+            Route("/mcp/", mcp),
+            Route("/health", health.health),
+            Route("/readyz", health.readyz),
+            Route("/livez", health.livez),
+        ],
+        middleware=[
+            Middleware(AccessLog, draining=lambda: session.draining),
+            Middleware(Authentication, settings=settings),
+        ],
+        exception_handlers={HTTPException: _refuse, Exception: _fail},
+        lifespan=lifespan,
+    )
+    app.router.redirect_slashes = False
+    app.state.drain = drain
+    return app
+
+
+async def _refuse(request: Request, refusal: Exception) -> Response:
+    """What the router does not know, in JSON."""
+    error: BridgeError = NotFound("There is nothing here; POST a JSON-RPC message to /mcp.")
+    if isinstance(refusal, HTTPException) and refusal.status_code == 405:
+        error = MethodNotAllowed("This path takes GET.", headers=refusal.headers)
+    return error_response(error)
+
+
+async def _fail(request: Request, failure: Exception) -> Response:
+    """What the client sees of a bug."""
+    return error_response(InternalError("The bridge failed; its log says why."))

@@ -1,0 +1,107 @@
+"""Authentication: a request without a token never passes.
+
+The law of this room: closed by default. Nothing here reads a body, and what guards ``/mcp`` guards every method of it.
+"""
+
+from __future__ import annotations
+
+import hmac
+import logging
+from typing import Final
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from vestige_bridge import headers
+from vestige_bridge.errors import AuthenticationError, AuthenticationNotConfigured, BridgeError, Forbidden
+from vestige_bridge.responses import error_response
+from vestige_bridge.settings import Settings
+
+log = logging.getLogger(__name__)
+
+GUARDED_PATHS: Final = frozenset({"/mcp", "/mcp/"})
+PROBED_PATHS: Final = frozenset({"/health", "/readyz"})
+
+_REALM: Final = 'Bearer realm="vestige-bridge"'
+_NOT_CONFIGURED: Final = (
+    "Authentication not configured: set VESTIGE_AUTH_TOKEN to a token, "
+    "or VESTIGE_ALLOW_ANONYMOUS=true to let everybody in."
+)
+
+
+class Authentication:
+    """ASGI middleware that lets a request to the MCP endpoint pass only with a valid bearer token (RFC 6750).
+
+    Who passes is put into ``scope["state"]["principal"]``: the name of the token.
+
+    Parameters:
+        app: what is behind the door.
+        settings: the token, whether nobody needs one, and the origins whose pages may call.
+    """
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self._app = app
+        self._token = settings.auth_token.encode()
+        self._anonymous = settings.allow_anonymous
+        self._origins = settings.allowed_origins
+        if self._anonymous:
+            log.warning("VESTIGE_ALLOW_ANONYMOUS is true: everybody who can reach this port may use the memory")
+        elif not self._token:
+            log.error(_NOT_CONFIGURED)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes the request on, or answers 401, 403 or 500."""
+        if scope["type"] != "http" or scope["path"] not in GUARDED_PATHS | PROBED_PATHS:
+            return await self._app(scope, receive, send)
+        origin = headers.get(scope["headers"], headers.ORIGIN)
+        try:
+            if not self._token and not self._anonymous:
+                raise AuthenticationNotConfigured(_NOT_CONFIGURED)
+            if scope["path"] in GUARDED_PATHS:
+                if not headers.origin_allowed(scope["headers"], self._origins):
+                    origin = None
+                    raise Forbidden("Pages of this origin may not call the bridge; see VESTIGE_BRIDGE_ALLOWED_ORIGINS.")
+                if origin is not None:
+                    send = _with_cors(send, origin)
+                if scope["method"] == "OPTIONS" and origin is not None:
+                    return await _allow_preflight(send)
+                scope.setdefault("state", {})["principal"] = self._principal(scope)
+        except BridgeError as error:
+            return await error_response(error)(scope, receive, send)
+        await self._app(scope, receive, send)
+
+    def _principal(self, scope: Scope) -> str:
+        """The name of the token that the request carries.
+
+        Errors:
+            AuthenticationError: it carries none, more than one, or a wrong one.
+        """
+        if self._anonymous:
+            return "anonymous"
+        token = headers.bearer_token(scope["headers"])
+        if token is None:
+            raise AuthenticationError(
+                "A token is needed: send one header `Authorization: Bearer <token>`.",
+                headers={"www-authenticate": _REALM},
+            )
+        if not hmac.compare_digest(token, self._token):
+            raise AuthenticationError(
+                "The token is not valid.",
+                headers={"www-authenticate": f'{_REALM}, error="invalid_token"'},
+            )
+        return "default"
+
+
+def _with_cors(send: Send, origin: bytes) -> Send:
+    async def send_with_cors(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message.get("headers", []), *headers.cors_headers(origin)]
+        await send(message)
+
+    return send_with_cors
+
+
+async def _allow_preflight(send: Send) -> None:
+    """Answers the question that a browser asks before it calls (Fetch Standard, section 4.8)."""
+    raw = [(name.encode(), value.encode()) for name, value in headers.PREFLIGHT_HEADERS.items()]
+    await send({"type": "http.response.start", "status": 204, "headers": raw})
+    await send({"type": "http.response.body", "body": b""})

@@ -1,0 +1,216 @@
+"""The errors of the bridge, and the one table that says how a client sees each of them.
+
+    BridgeError
+    ├── SettingsError                   start-up only: one line per mistake, exit status 2
+    ├── InvalidMessage                  the body is not a JSON-RPC message we can serve
+    │   ├── ParseError                  … not even JSON
+    │   └── UnsupportedProtocolVersion
+    ├── AuthenticationError             no token, or a wrong one
+    ├── AuthenticationNotConfigured
+    ├── Forbidden
+    ├── NotFound, MethodNotAllowed, UnsupportedMediaType, BodyTimeout
+    ├── BodyTooLarge
+    ├── Overloaded                      too many requests in flight, or draining
+    ├── Cancelled                       by the client's own `notifications/cancelled`
+    ├── InternalError                   a bug
+    ├── SessionLost                     upstream forgot the session: renew, replay
+    └── UpstreamError                   answered something that is not MCP
+        ├── UpstreamProtocolError
+        ├── UpstreamDisconnected        hung up after sending
+        ├── UpstreamTimeout             no answer in time
+        └── UpstreamUnavailable         no session, and none could be opened
+            └── UpstreamConnectError    no connection
+
+The text of an error is a sentence for the client, so it never quotes an exception, an address or a token.
+What only the log may say stands in ``detail``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final, Literal
+
+Outcome = Literal["not_sent", "unknown"]
+
+
+class BridgeError(Exception):
+    """An error that the bridge tells its client about.
+
+    Parameters:
+        message: a sentence for the client.
+        detail: what the log says besides; never shown to a client.
+        data: members of the error object's ``data``.
+        headers: HTTP response headers that belong to this error.
+        request_id: the id of the request, spelled as the client spelled it; ``None`` when it had none.
+    """
+
+    sent: bool = True
+    """Whether upstream may have seen the request when this error ends an attempt."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        detail: str = "",
+        data: Mapping[str, object] | None = None,
+        headers: Mapping[str, str] | None = None,
+        request_id: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.detail = detail
+        self.data: dict[str, object] = dict(data or {})
+        self.headers: dict[str, str] = dict(headers or {})
+        self.request_id = request_id
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.detail})" if self.detail else self.message
+
+
+class SettingsError(BridgeError):
+    """The settings hold mistakes.
+
+    Parameters:
+        problems: one line each, naming the variable, what is wrong with its value and what is allowed.
+    """
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class InvalidMessage(BridgeError):
+    """The body is JSON, but no JSON-RPC 2.0 message that can be served (JSON-RPC 2.0, section 4)."""
+
+
+class ParseError(InvalidMessage):
+    """The body is not JSON (RFC 8259)."""
+
+
+class UnsupportedProtocolVersion(InvalidMessage):
+    """The client declares a protocol version that is not spoken here."""
+
+
+class AuthenticationError(BridgeError):
+    """The request carries no valid bearer token (RFC 6750, section 3)."""
+
+
+class AuthenticationNotConfigured(BridgeError):
+    """Nobody said who may come in, so nobody may."""
+
+
+class Forbidden(BridgeError):
+    """The caller is known, or needs no token, and may still not do this."""
+
+
+class NotFound(BridgeError):
+    """There is nothing at this path, or the session was ended by its client."""
+
+
+class MethodNotAllowed(BridgeError):
+    """The path exists, the HTTP method does not."""
+
+
+class UnsupportedMediaType(BridgeError):
+    """The body is not declared as plain ``application/json``."""
+
+
+class BodyTimeout(BridgeError):
+    """The body did not arrive in time."""
+
+
+class BodyTooLarge(BridgeError):
+    """The body is over our own limit, or the MCP endpoint refused it as too large."""
+
+    sent = False
+
+
+class Overloaded(BridgeError):
+    """Too many requests are in flight, or the bridge is draining."""
+
+    sent = False
+
+
+class Cancelled(BridgeError):
+    """The client cancelled the request (MCP 2025-11-25, basic/utilities/cancellation)."""
+
+
+class InternalError(BridgeError):
+    """A bug of the bridge."""
+
+
+class SessionLost(BridgeError):
+    """The MCP endpoint does not know our session any more; it did not process the request."""
+
+    sent = False
+
+
+class UpstreamError(BridgeError):
+    """The MCP endpoint failed us."""
+
+
+class UpstreamProtocolError(UpstreamError):
+    """The MCP endpoint answered something that is not MCP.
+
+    Parameters:
+        sent: ``False`` when the HTTP status proves that the request was refused unread.
+    """
+
+    def __init__(self, message: str, *, detail: str = "", sent: bool = True) -> None:
+        super().__init__(message, detail=detail)
+        self.sent = sent
+
+
+class UpstreamDisconnected(UpstreamError):
+    """The MCP endpoint hung up after the request was sent; it may have run."""
+
+
+class UpstreamTimeout(UpstreamError):
+    """The MCP endpoint did not answer in time."""
+
+
+class UpstreamUnavailable(UpstreamError):
+    """There is no session, and none could be opened."""
+
+    sent = False
+
+
+class UpstreamConnectError(UpstreamUnavailable):
+    """No connection to the MCP endpoint could be made."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rendering:
+    """How a client sees an error: the HTTP status and the JSON-RPC error code."""
+
+    status: int
+    code: int
+
+
+RENDERINGS: Final[Mapping[type[BridgeError], Rendering]] = MappingProxyType(
+    {
+        ParseError: Rendering(400, -32700),
+        InvalidMessage: Rendering(400, -32600),
+        UnsupportedProtocolVersion: Rendering(400, -32022),
+        AuthenticationError: Rendering(401, -32015),
+        AuthenticationNotConfigured: Rendering(500, -32603),
+        Forbidden: Rendering(403, -32016),
+        NotFound: Rendering(404, -32600),
+        MethodNotAllowed: Rendering(405, -32600),
+        UnsupportedMediaType: Rendering(415, -32600),
+        BodyTimeout: Rendering(408, -32600),
+        BodyTooLarge: Rendering(413, -32014),
+        Overloaded: Rendering(503, -32013),
+        Cancelled: Rendering(200, -32017),
+        InternalError: Rendering(500, -32603),
+        SessionLost: Rendering(503, -32010),
+        UpstreamProtocolError: Rendering(502, -32011),
+        UpstreamDisconnected: Rendering(502, -32011),
+        UpstreamError: Rendering(502, -32011),
+        UpstreamTimeout: Rendering(504, -32012),
+        UpstreamUnavailable: Rendering(503, -32010),
+        UpstreamConnectError: Rendering(503, -32010),
+    }
+)

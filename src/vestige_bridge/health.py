@@ -1,0 +1,86 @@
+"""What probes ask: does the process run, is the connection to Vestige there, does Vestige really answer.
+
+The law of this room: nobody without a token can load Vestige, and ``/readyz`` and ``/livez`` never wait for anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Final
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from vestige_bridge.errors import BridgeError
+from vestige_bridge.monitor import Monitor
+from vestige_bridge.responses import json_response
+from vestige_bridge.session import Session
+from vestige_bridge.tasks import Tasks
+
+SHARED_SECONDS: Final = 1.0
+"""How long the answer to one deep check serves everybody who asks."""
+
+
+class HealthEndpoints:
+    """``/health``, ``/readyz`` and ``/livez``.
+
+    Parameters:
+        session: the held session.
+        monitor: what is known of the connection.
+    """
+
+    def __init__(self, session: Session, monitor: Monitor) -> None:
+        self._session = session
+        self._monitor = monitor
+        self._tasks = Tasks()
+        self._deep_check: asyncio.Task[bool] | None = None
+        self._deep_check_at = 0.0
+
+    async def livez(self, request: Request) -> Response:
+        """200 while the process runs."""
+        return json_response({"status": "alive"})
+
+    async def readyz(self, request: Request) -> Response:
+        """200 when the last thing heard of Vestige was an answer, otherwise 503; from memory."""
+        ready = self._monitor.ready and not self._session.draining
+        health = self._monitor.health
+        return json_response(
+            {
+                "status": "ready" if ready else "not_ready",
+                "state": "draining" if self._session.draining else health.state.value,
+                "reason": health.reason,
+                "last_answer_age_seconds": self._monitor.answer_age_seconds,
+            },
+            200 if ready else 503,
+        )
+
+    async def health(self, request: Request) -> Response:
+        """200 when Vestige just listed its tools, otherwise 503."""
+        now = time.monotonic()
+        if self._deep_check is None or (self._deep_check.done() and now - self._deep_check_at >= SHARED_SECONDS):
+            self._deep_check_at = now
+            self._deep_check = self._tasks.start(self._check())
+        healthy = await asyncio.shield(self._deep_check)
+        held = self._session.held
+        return json_response(
+            {
+                "status": "ok" if healthy else "unavailable",
+                "connected": held is not None,
+                "reason": None if healthy else self._monitor.health.reason,
+                "vestige": None if held is None else {"name": held.server_name, "version": held.server_version},
+                "tools": len(self._session.tools) if healthy else None,
+                "last_answer_age_seconds": self._monitor.answer_age_seconds,
+            },
+            200 if healthy else 503,
+        )
+
+    async def _check(self) -> bool:
+        if self._session.held is None:
+            return False
+        try:
+            await self._session.discover_tools()
+        except BridgeError as error:
+            self._monitor.record(error)
+            return False
+        return True

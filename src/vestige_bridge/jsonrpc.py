@@ -1,0 +1,363 @@
+"""JSON-RPC 2.0 messages: parsed, spliced, built.
+
+The law of this room: a message is never parsed and printed again. It is parsed to learn where its id and its
+progress token stand, those few characters are replaced, and everything else stays as its author wrote it.
+
+Offsets are those of the decoded text. Decoding and encoding UTF-8 strictly is the identity, so what holds for the
+characters holds for the bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final, NoReturn
+
+from vestige_bridge.errors import RENDERINGS, BridgeError, InvalidMessage, ParseError
+
+READ_IN_PARAMS: Final = frozenset({"name", "_meta", "requestId", "progressToken", "protocolVersion"})
+READ_IN_META: Final = frozenset({"progressToken", "io.modelcontextprotocol/protocolVersion"})
+
+_skip_space = re.compile(r"[ \t\n\r]*").match
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+# `float` for integers: CPython refuses to read an int of more than 4,300 digits, and no number is printed again here.
+_decode = json.JSONDecoder(parse_int=float, parse_constant=_refuse_constant).raw_decode
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A JSON value and the place ``text[start:end]`` where it is spelled."""
+
+    start: int
+    end: int
+    value: object
+
+
+_EMPTY: Final[Mapping[str, Value]] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One JSON-RPC message as its author wrote it.
+
+    Attributes:
+        text: the whole message.
+        members: its top-level members.
+        params: the members of an object ``params``.
+        meta: the members of an object ``params._meta``.
+    """
+
+    text: str
+    members: Mapping[str, Value]
+    params: Mapping[str, Value]
+    meta: Mapping[str, Value]
+
+    def spelled(self, value: Value) -> str:
+        """The characters of ``value`` as they stand in the text."""
+        return self.text[value.start : value.end]
+
+    def spliced(self, *replacements: tuple[Value, str]) -> bytes:
+        """The bytes of the message with each given value replaced by other characters."""
+        pieces = []
+        position = 0
+        for value, characters in sorted(replacements, key=lambda replacement: replacement[0].start):
+            pieces += [self.text[position : value.start], characters]
+            position = value.end
+        pieces.append(self.text[position:])
+        return "".join(pieces).encode()
+
+    def encoded(self) -> bytes:
+        """The bytes of the message, unchanged."""
+        return self.text.encode()
+
+
+@dataclass(frozen=True, slots=True)
+class Request(Message):
+    """A message with a method and an id: it wants an answer (JSON-RPC 2.0, section 4)."""
+
+    method: str
+    id: Value
+
+    @property
+    def spelled_id(self) -> str:
+        """The id as the client spelled it."""
+        return self.spelled(self.id)
+
+    @property
+    def name(self) -> str | None:
+        """``params.name``: the tool or prompt that is asked for."""
+        name = self.params.get("name")
+        return name.value if name is not None and isinstance(name.value, str) else None
+
+    @property
+    def progress_token(self) -> Value | None:
+        """``params._meta.progressToken`` (MCP 2025-11-25, basic/utilities/progress)."""
+        return self.meta.get("progressToken")
+
+
+@dataclass(frozen=True, slots=True)
+class Notification(Message):
+    """A message with a method and no id: it wants no answer (JSON-RPC 2.0, section 4.1)."""
+
+    method: str
+
+
+@dataclass(frozen=True, slots=True)
+class Response(Message):
+    """A result or an error object for a request (JSON-RPC 2.0, section 5); its id is ``None`` when unknown."""
+
+    id: Value | None
+
+    @property
+    def error(self) -> Mapping[str, object] | None:
+        """The members of the error object, when the response is one."""
+        error = self.members.get("error")
+        return error.value if error is not None and isinstance(error.value, dict) else None
+
+    @property
+    def result(self) -> object:
+        """The result; ``None`` when the response is an error object."""
+        result = self.members.get("result")
+        return None if result is None else result.value
+
+
+AnyMessage = Request | Notification | Response
+
+
+def token_key(message: Message, value: Value) -> str:
+    """What two spellings of one id share: a string's characters, a number's digits as they are spelled."""
+    return f'"{value.value}' if isinstance(value.value, str) else message.spelled(value)
+
+
+def is_token(value: Value) -> bool:
+    """Whether the value may be an id or a progress token: a string or a number."""
+    return isinstance(value.value, str | float) and not isinstance(value.value, bool)
+
+
+def parse_body(body: bytes) -> AnyMessage | list[AnyMessage | InvalidMessage]:
+    """The message in a body, or the members of a batch in their order, each a message or what is wrong with it.
+
+    Parameters:
+        body: the bytes of an HTTP body, JSON in UTF-8 (RFC 8259).
+
+    Errors:
+        ParseError: the bytes are not JSON.
+        InvalidMessage: they are JSON and no JSON-RPC 2.0 message, or an empty batch (JSON-RPC 2.0, section 6).
+    """
+    try:
+        text = body.decode()
+    except UnicodeDecodeError:
+        raise ParseError("The body is not valid UTF-8.") from None
+    start = _after_space(text, 0)
+    if start == len(text):
+        raise ParseError("The body is empty; send one JSON-RPC request.")
+    if text[start] != "[":
+        return parse_message(text)
+    return [_parse_member(text[begin:end]) for begin, end in _elements(text, start)]
+
+
+def parse_message(text: str) -> AnyMessage:
+    """The one message that the text holds.
+
+    Errors:
+        ParseError: the text is not JSON.
+        InvalidMessage: it is JSON and no JSON-RPC 2.0 message.
+    """
+    members, params, meta, repeated = _parse_object(text)
+    request_id = members.get("id")
+    has_id = request_id is not None and is_token(request_id)
+    spelled_id = text[request_id.start : request_id.end] if request_id is not None and has_id else None
+
+    def refuse(message: str) -> NoReturn:
+        raise InvalidMessage(message, request_id=None if "id" in repeated else spelled_id)
+
+    if repeated:
+        refuse(f"The key {min(repeated)!r} is there twice, so two readers could read two different messages.")
+    version = members.get("jsonrpc")
+    if version is None or version.value != "2.0":
+        refuse('Not a JSON-RPC 2.0 message: "jsonrpc" has to be "2.0".')
+    token = meta.get("progressToken")
+    if token is not None and not is_token(token):
+        refuse('"progressToken" has to be a string or a number.')
+    method = members.get("method")
+    if method is None:
+        if ("result" in members) == ("error" in members):
+            refuse('Not a JSON-RPC 2.0 message: "method" is missing.')
+        if request_id is not None and not has_id and request_id.value is not None:
+            refuse('"id" has to be a string or a number.')
+        return Response(text, members, params, meta, request_id if has_id else None)
+    if not isinstance(method.value, str):
+        refuse('"method" has to be a string.')
+    if request_id is None:
+        return Notification(text, members, params, meta, method.value)
+    if not has_id:
+        refuse('"id" has to be a string or a number.')
+    return Request(text, members, params, meta, method.value, request_id)
+
+
+def build_request(method: str, params: Mapping[str, object] | None = None, *, request_id: int = 0) -> Request:
+    """A request of the bridge's own; the multiplexer gives it the id it travels under."""
+    message: dict[str, object] = {"jsonrpc": "2.0", "id": request_id, "method": method}
+    if params is not None:
+        message["params"] = params
+    request = parse_message(_dump(message))
+    if not isinstance(request, Request):
+        raise TypeError("a message with a method and an id is a request")
+    return request
+
+
+def build_notification(method: str, params: Mapping[str, object] | None = None) -> bytes:
+    """A notification of the bridge's own."""
+    message: dict[str, object] = {"jsonrpc": "2.0", "method": method}
+    if params is not None:
+        message["params"] = params
+    return _dump(message).encode()
+
+
+def build_result(spelled_id: str, spelled_result: str) -> bytes:
+    """A response with a result that is JSON already, for an id as it was spelled."""
+    return f'{{"jsonrpc":"2.0","id":{spelled_id},"result":{spelled_result}}}'.encode()
+
+
+def build_error(error: BridgeError, spelled_id: str | None) -> bytes:
+    """The error object for an error of the bridge (JSON-RPC 2.0, section 5.1).
+
+    Parameters:
+        error: what went wrong.
+        spelled_id: the id of the request as it was spelled; ``None`` becomes ``null``.
+    """
+    members: dict[str, object] = {"code": RENDERINGS[type(error)].code, "message": error.message}
+    if error.data:
+        members["data"] = error.data
+    return f'{{"jsonrpc":"2.0","id":{spelled_id or "null"},"error":{_dump(members)}}}'.encode()
+
+
+def build_method_not_found(spelled_id: str) -> bytes:
+    """The error object for a request that asks for what is not offered (JSON-RPC 2.0, section 5.1)."""
+    return f'{{"jsonrpc":"2.0","id":{spelled_id},"error":{{"code":-32601,"message":"Method not found"}}}}'.encode()
+
+
+def replace_member(text: str, key: str, value: object) -> str:
+    """The JSON object in ``text`` with the value of one of its members replaced, all else as it was."""
+    places: list[tuple[int, int]] = []
+
+    def visit(name: str, start: int) -> int:
+        end = _decode(text, start)[1]
+        if name == key:
+            places.append((start, end))
+        return end
+
+    _members(text, _after_space(text, 0), visit)
+    for start, end in reversed(places):
+        text = text[:start] + _dump(value) + text[end:]
+    return text
+
+
+def _dump(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"))
+
+
+def _parse_member(text: str) -> AnyMessage | InvalidMessage:
+    try:
+        return parse_message(text)
+    except InvalidMessage as error:
+        return error
+
+
+def _parse_object(
+    text: str,
+) -> tuple[dict[str, Value], dict[str, Value], Mapping[str, Value], set[str]]:
+    """The members that the bridge reads, at the three levels where it reads, and the keys that stand there twice."""
+    members: dict[str, Value] = {}
+    params: dict[str, Value] = {}
+    meta: dict[str, Value] = {}
+    repeated: set[str] = set()
+
+    def visitor(
+        found: dict[str, Value], read: frozenset[str] | None, nested: str, inner: Callable[[str, int], int] | None
+    ) -> Callable[[str, int], int]:
+        def visit(key: str, start: int) -> int:
+            if inner is not None and key == nested and text[start : start + 1] == "{":
+                value, end = None, _members(text, start, inner)
+            else:
+                value, end = _decode(text, start)
+            if key in found and (read is None or key in read):
+                repeated.add(key)
+            found[key] = Value(start, end, value)
+            return end
+
+        return visit
+
+    visit_meta = visitor(meta, READ_IN_META, "", None)
+    visit_params = visitor(params, READ_IN_PARAMS, "_meta", visit_meta)
+    visit_message = visitor(members, None, "params", visit_params)
+    try:
+        start = _after_space(text, 0)
+        end = _members(text, start, visit_message) if text[start : start + 1] == "{" else _decode(text, start)[1]
+    except RecursionError:
+        raise ParseError("The body is nested too deeply.") from None
+    except ValueError:
+        raise ParseError("The body is not JSON.") from None
+    if _after_space(text, end) != len(text):
+        raise ParseError("The body is not JSON: something follows the message.")
+    if not members and text[start] != "{":
+        raise InvalidMessage("Not a JSON-RPC 2.0 message: an object is wanted.")
+    return members, params, meta or _EMPTY, repeated
+
+
+def _members(text: str, start: int, visit: Callable[[str, int], int]) -> int:
+    """Calls ``visit(key, value_start)``, which returns the value's end, for each member; returns the object's end."""
+    index = _after_space(text, start + 1)
+    if text[index : index + 1] == "}":
+        return index + 1
+    while True:
+        if text[index : index + 1] != '"':
+            raise ValueError("a key is wanted")
+        key, index = _decode(text, index)
+        index = _after_space(text, index)
+        if text[index : index + 1] != ":":
+            raise ValueError("a colon is wanted")
+        index = _after_space(text, visit(key, _after_space(text, index + 1)))
+        if text[index : index + 1] == "}":
+            return index + 1
+        if text[index : index + 1] != ",":
+            raise ValueError("a comma is wanted")
+        index = _after_space(text, index + 1)
+
+
+def _elements(text: str, start: int) -> list[tuple[int, int]]:
+    """The places of the elements of the array that opens at ``start`` and is the whole text."""
+    places = []
+    try:
+        index = _after_space(text, start + 1)
+        if text[index : index + 1] == "]" and _after_space(text, index + 1) == len(text):
+            raise InvalidMessage("The batch is empty; send at least one request.")
+        while True:
+            end = _decode(text, index)[1]
+            places.append((index, end))
+            index = _after_space(text, end)
+            closing = text[index : index + 1]
+            if closing not in (",", "]"):
+                raise ValueError("a comma is wanted")
+            index = _after_space(text, index + 1)
+            if closing == "]":
+                break
+    except RecursionError:
+        raise ParseError("The body is nested too deeply.") from None
+    except ValueError:
+        raise ParseError("The body is not JSON.") from None
+    if index != len(text):
+        raise ParseError("The body is not JSON: something follows the batch.")
+    return places
+
+
+def _after_space(text: str, index: int) -> int:
+    match = _skip_space(text, index)
+    return index if match is None else match.end()

@@ -1,0 +1,180 @@
+"""Many callers on one upstream session: who gets which message.
+
+The law of this room: on the wire to upstream every request in flight has an id that was made here, and so has every
+progress token. A message from upstream goes to the caller whose id it carries, whichever stream it came on, and what
+carries nobody's id goes to nobody. Nothing here waits or does I/O.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from vestige_bridge.jsonrpc import (
+    Notification,
+    Request,
+    Response,
+    Value,
+    build_method_not_found,
+    build_result,
+    is_token,
+    parse_message,
+    token_key,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Whom a request belongs to: a session id counts only together with its principal."""
+
+    principal: str
+    session_id: str | None = None
+
+
+@dataclass(eq=False)
+class Call:
+    """A request in flight.
+
+    Attributes:
+        request: the request as its client wrote it.
+        caller: whose it is.
+        wire_id: the id under which upstream knows it; ``None`` while upstream is to know nothing of it.
+    """
+
+    request: Request
+    caller: Caller
+    wire_id: int | None = field(default=None, init=False)
+
+
+C = TypeVar("C", bound=Call)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer(Generic[C]):
+    """The response to a call: as parsed, and the bytes with the id that its client gave it."""
+
+    call: C
+    response: Response
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Progress(Generic[C]):
+    """A progress notification for a call: the bytes with the token that its client gave it."""
+
+    call: C
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What upstream has to be sent for a request of its own."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Unattributed:
+    """A message that belongs to no call in flight; ``method`` is ``None`` for a response."""
+
+    method: str | None
+
+
+class Multiplexer(Generic[C]):
+    """The calls in flight on one bridge, by the id that upstream knows and by the id that the client knows."""
+
+    def __init__(self) -> None:
+        self._wire_ids = itertools.count(1)
+        self._by_wire_id: dict[int, C] = {}
+        self._by_client_id: defaultdict[tuple[Caller, str], list[C]] = defaultdict(list)
+
+    def open(self, call: C) -> None:
+        """Takes a call in, so that its client can cancel it; upstream knows nothing of it yet."""
+        self._by_client_id[_client_key(call)].append(call)
+
+    def assign(self, call: C) -> bytes:
+        """Gives the call an id of its own for one attempt, and returns the bytes that carry it to upstream.
+
+        A second attempt gets another id: what still comes for the first one belongs to nobody.
+        """
+        self.withdraw(call)
+        call.wire_id = next(self._wire_ids)
+        self._by_wire_id[call.wire_id] = call
+        request, wire_id = call.request, str(call.wire_id)
+        token = request.progress_token
+        return request.spliced((request.id, wire_id), *([] if token is None else [(token, wire_id)]))
+
+    def withdraw(self, call: C) -> None:
+        """Ends an attempt: nothing that comes for its id from now on belongs to anybody."""
+        if call.wire_id is not None:
+            self._by_wire_id.pop(call.wire_id, None)
+
+    def close(self, call: C) -> None:
+        """Lets a call go."""
+        self.withdraw(call)
+        key = _client_key(call)
+        calls = self._by_client_id[key]
+        if call in calls:
+            calls.remove(call)
+        if not calls:
+            del self._by_client_id[key]
+
+    def find(self, caller: Caller, notification: Notification) -> C | None:
+        """The call that a caller's ``notifications/cancelled`` means, if exactly one is meant.
+
+        See MCP 2025-11-25, basic/utilities/cancellation.
+        """
+        request_id = notification.params.get("requestId")
+        if request_id is None or not is_token(request_id):
+            return None
+        calls = self._by_client_id.get((caller, token_key(notification, request_id)), [])
+        return calls[0] if len(calls) == 1 else None
+
+    def route(self, data: bytes) -> Answer[C] | Progress[C] | Reply | Unattributed:
+        """Says whose a message from upstream is.
+
+        Parameters:
+            data: the bytes of one message, as they came on any stream of the session.
+
+        Errors:
+            InvalidMessage: the bytes are no JSON-RPC message.
+        """
+        try:
+            message = parse_message(data.decode())
+        except UnicodeDecodeError:
+            message = parse_message("")
+        if isinstance(message, Response):
+            return self._route_response(message)
+        if isinstance(message, Request):
+            return Reply(_refuse(message))
+        token = message.params.get("progressToken")
+        if message.method == "notifications/progress" and token is not None:
+            call = self._known(token)
+            client_token = None if call is None else call.request.progress_token
+            if call is not None and client_token is not None:
+                return Progress(call, message.spliced((token, call.request.spelled(client_token))))
+        return Unattributed(message.method)
+
+    def _route_response(self, response: Response) -> Answer[C] | Unattributed:
+        call = None if response.id is None else self._known(response.id)
+        if call is None or response.id is None:
+            return Unattributed(None)
+        return Answer(call, response, response.spliced((response.id, call.request.spelled_id)))
+
+    def _known(self, token: Value) -> C | None:
+        """The call with this id; upstream may spell the number in its own way."""
+        number = token.value
+        return self._by_wire_id.get(int(number)) if isinstance(number, float) and number.is_integer() else None
+
+
+def _client_key(call: Call) -> tuple[Caller, str]:
+    return call.caller, token_key(call.request, call.request.id)
+
+
+def _refuse(request: Request) -> bytes:
+    """The answer to upstream's own request: a ping is answered, what only one client could answer is refused."""
+    if request.method == "ping":
+        return build_result(request.spelled_id, "{}")
+    return build_method_not_found(request.spelled_id)

@@ -1,0 +1,118 @@
+"""How an exchange reaches its client: as one JSON answer, or as an event stream.
+
+The law of this room: events are sent on when they arrive, and a client that reads slowly slows nobody else. The
+status is decided as late as can be: as long as nothing has come, an error still gets its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+
+from starlette.types import Send
+
+from vestige_bridge import sse
+from vestige_bridge.errors import BridgeError, Cancelled
+from vestige_bridge.exchange import Answered, Exchange
+from vestige_bridge.headers import Accepted
+from vestige_bridge.jsonrpc import build_error
+
+ClientLeft = Callable[[], Awaitable[bool]]
+
+
+class Relay:
+    """The way back to one client.
+
+    Parameters:
+        send: the ASGI callable that the answer goes to.
+        accepted: the media types that the client takes.
+        heartbeat_seconds: how long an event stream may be silent.
+        client_left: asks whether the client is gone.
+    """
+
+    def __init__(self, send: Send, accepted: Accepted, heartbeat_seconds: float, client_left: ClientLeft) -> None:
+        self._send = send
+        self._accepted = accepted
+        self._heartbeat_seconds = heartbeat_seconds
+        self._client_left = client_left
+        self._streaming = False
+
+    async def answer(self, data: bytes, *, streamed: bool = False, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
+        """Sends the answer: as the last event if there is a stream or has to be one, otherwise as JSON."""
+        if self._streaming or not self._accepted.json or (streamed and self._accepted.event_stream):
+            await self._start_stream(headers)
+            await self._send({"type": "http.response.body", "body": sse.encode_event(data)})
+            return
+        raw = [(b"content-type", b"application/json"), (b"content-length", str(len(data)).encode()), *headers]
+        await self._send({"type": "http.response.start", "status": 200, "headers": raw})
+        await self._send({"type": "http.response.body", "body": data})
+
+    async def exchange(self, exchange: Exchange) -> None:
+        """Relays an exchange to its end.
+
+        Errors:
+            BridgeError: the exchange failed, and nothing was sent to the client yet.
+        """
+        patience = self._heartbeat_seconds if self._accepted.event_stream else None
+        try:
+            while not isinstance(news := await exchange.next(patience), Answered):
+                if not await self._pass_on(exchange, news):
+                    return
+        except BridgeError as error:
+            return await self._fail(error)
+        if not await self._client_left():
+            await self.answer(news.data, streamed=news.streamed)
+
+    async def batch(self, members: Sequence[Exchange | bytes]) -> None:
+        """Relays the members of a batch: their progress as it comes, their answers together and in order."""
+        collecting = asyncio.gather(*(self._member(member) for member in members))
+        patience = self._heartbeat_seconds if self._accepted.event_stream else None
+        while not (await asyncio.wait([collecting], timeout=patience))[0]:
+            await self._write(sse.HEARTBEAT)
+        await self.answer(b"[" + b",".join(collecting.result()) + b"]")
+
+    async def _member(self, member: Exchange | bytes) -> bytes:
+        if isinstance(member, bytes):
+            return member
+        try:
+            while not isinstance(news := await member.next(), Answered):
+                await self._pass_on(member, news)
+        except BridgeError as error:
+            return build_error(error, error.request_id)
+        return news.data
+
+    async def _pass_on(self, exchange: Exchange, step: bytes | None) -> bool:
+        """Sends a step of progress, or a heartbeat for want of one; returns whether the client still listens."""
+        if not self._accepted.event_stream:
+            return True
+        if step is None:
+            await self._write(sse.HEARTBEAT)
+            return not await self._client_left()
+        exchange.relayed = True
+        await self._write(sse.encode_event(step))
+        return True
+
+    async def _fail(self, error: BridgeError) -> None:
+        """Ends a stream that has begun by the error object, and one that its client cancelled by nothing."""
+        cancelled = isinstance(error, Cancelled) and self._accepted.event_stream
+        if not self._streaming and not cancelled:
+            raise error
+        await self._start_stream()
+        body = b"" if cancelled else sse.encode_event(build_error(error, error.request_id))
+        await self._send({"type": "http.response.body", "body": body})
+
+    async def _write(self, data: bytes) -> None:
+        await self._start_stream()
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def _start_stream(self, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
+        if self._streaming:
+            return
+        self._streaming = True
+        raw = [
+            (b"content-type", sse.CONTENT_TYPE.encode()),
+            (b"cache-control", b"no-cache"),
+            (b"x-accel-buffering", b"no"),
+            *headers,
+        ]
+        await self._send({"type": "http.response.start", "status": 200, "headers": raw})

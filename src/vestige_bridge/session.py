@@ -1,0 +1,430 @@
+"""The held MCP session: handshake, renewal, replay.
+
+The law of this room: there is one upstream session at a time. A request is sent again only when it provably was not
+processed, or when running it twice changes nothing. Whoever waits for a session waits for the same handshake.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import suppress
+from types import MappingProxyType, TracebackType
+from typing import Any, Final, Self
+
+from vestige_bridge import __version__
+from vestige_bridge.errors import (
+    BridgeError,
+    Cancelled,
+    InternalError,
+    Overloaded,
+    SessionLost,
+    UpstreamConnectError,
+    UpstreamDisconnected,
+    UpstreamProtocolError,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
+from vestige_bridge.exchange import Answered, Exchange
+from vestige_bridge.jsonrpc import Notification, Request, Response, build_notification, build_request
+from vestige_bridge.modern import LEGACY_VERSIONS
+from vestige_bridge.multiplexer import Caller
+from vestige_bridge.settings import Settings
+from vestige_bridge.tasks import Tasks
+from vestige_bridge.upstream import Upstream
+from vestige_bridge.wire import HeldSession, Wire
+
+log = logging.getLogger(__name__)
+
+REPEATABLE_METHODS: Final = frozenset(
+    {
+        "ping",
+        "completion/complete",
+        "prompts/get",
+        "prompts/list",
+        "resources/list",
+        "resources/read",
+        "resources/templates/list",
+        "tools/list",
+    }
+)
+"""The methods that change nothing, so that running one twice is as good as once."""
+
+REDISCOVERY_DELAY_SECONDS: Final = 1.0
+"""How long announcements of changed tools are gathered before upstream is asked for the list again."""
+
+_METHOD_NOT_FOUND: Final = -32601
+_BRIDGE: Final = Caller("vestige-bridge")
+_MAX_TOOL_PAGES: Final = 100
+
+
+class Session:
+    """The one session with upstream, and every request that travels on it.
+
+    Parameters:
+        upstream: the MCP endpoint.
+        settings: limits and timeouts.
+        report: told of each answer (``None``) and of each failure of the connection.
+
+    Attributes:
+        held: the upstream session, while there is one.
+        tools: the tools that upstream announced, each with whether running it twice is as good as once.
+        sessions_opened: how many upstream sessions were opened so far.
+        draining: whether new requests are refused.
+    """
+
+    def __init__(self, upstream: Upstream, settings: Settings, report: Callable[[BridgeError | None], None]) -> None:
+        self.held: HeldSession | None = None
+        self.tools: Mapping[str, bool] = MappingProxyType({})
+        self.sessions_opened = 0
+        self.draining = False
+        self._upstream = upstream
+        self._settings = settings
+        self._report = report
+        self._tasks = Tasks()
+        self._wire = Wire(
+            upstream,
+            self._tasks,
+            on_answer=self._answered,
+            on_server_died=self._lose,
+            on_notification=self._take_notification,
+        )
+        self._window = asyncio.Semaphore(settings.upstream_concurrency)
+        self._in_window: set[Exchange] = set()
+        self._in_flight: set[Exchange] = set()
+        self._drivers: dict[Exchange, asyncio.Task[None]] = {}
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._connecting: asyncio.Task[HeldSession] | None = None
+        self._rediscovering: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        """Opens nothing: the upstream session is opened when somebody needs it."""
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Ends what is still in flight, then the upstream session."""
+        self._stop_in_flight()
+        await self._tasks.close()
+        if self.held is not None:
+            await self._upstream.delete(self.held.headers)
+            self.held = None
+
+    def request(self, request: Request, caller: Caller, headers: Mapping[str, str]) -> Exchange:
+        """Accepts a client's request and sees it through; the exchange says how it goes.
+
+        Parameters:
+            request: any request but ``initialize``.
+            caller: whose it is.
+            headers: what goes to upstream with it.
+        """
+        exchange = self._start(request, caller, headers, self._settings.request_timeout_seconds, self._see_through)
+        self._in_flight.add(exchange)
+        self._idle.clear()
+        return exchange
+
+    def admit(self, requests: int) -> None:
+        """Refuses what there is no room for.
+
+        Parameters:
+            requests: how many requests came together.
+
+        Errors:
+            Overloaded: the bridge is draining, or has too many requests in flight.
+        """
+        data = {"outcome": "not_sent", "retryable": True}
+        if self.draining:
+            raise Overloaded("The bridge is shutting down.", data=data)
+        if len(self._in_flight) + requests > self._settings.max_in_flight:
+            raise Overloaded("Too many requests are in flight.", data=data)
+
+    def cancel(self, caller: Caller, notification: Notification) -> bool:
+        """Ends the request that a client's ``notifications/cancelled`` means.
+
+        Returns:
+            Whether it meant exactly one of that caller's requests in flight.
+        """
+        exchange = self._wire.find(caller, notification)
+        if exchange is None:
+            return False
+        cancelled = notification.spliced((notification.params["requestId"], str(exchange.wire_id)))
+        exchange.fail(Cancelled("The client cancelled the request."))
+        self._abandon(exchange, cancelled)
+        return True
+
+    async def notify(self, notification: Notification, headers: Mapping[str, str]) -> None:
+        """Passes a client's notification on.
+
+        Errors:
+            UpstreamError: it could not be passed on.
+        """
+        with suppress(SessionLost):
+            return await self._notify_once(notification, headers)
+        try:
+            return await self._notify_once(notification, headers)
+        except SessionLost as error:
+            raise UpstreamUnavailable("The MCP endpoint keeps refusing its own session.") from error
+
+    async def connected(self) -> HeldSession:
+        """The upstream session; opens one if there is none. All who wait share one handshake.
+
+        Errors:
+            UpstreamUnavailable: none could be opened within the connect timeout.
+        """
+        if self.held is not None:
+            return self.held
+        if self._connecting is None or self._connecting.done():
+            self._connecting = self._tasks.start(self._connect())
+        try:
+            async with asyncio.timeout(self._settings.connect_timeout_seconds):
+                return await asyncio.shield(self._connecting)
+        except TimeoutError:
+            raise UpstreamUnavailable("Vestige is still starting.", detail="the handshake takes its time") from None
+        except UpstreamConnectError as error:
+            raise UpstreamUnavailable(error.message, detail=error.detail) from error
+        except BridgeError as error:
+            raise UpstreamUnavailable("No session with Vestige could be opened.", detail=str(error)) from error
+
+    async def check(self) -> None:
+        """Asks upstream for a sign of life on the held session; opens none.
+
+        Errors:
+            BridgeError: there is none.
+        """
+        if self.held is None:
+            raise UpstreamUnavailable("There is no session with Vestige.")
+        await self._ask(self.held, "ping", timeout_seconds=self._settings.check_timeout_seconds)
+
+    async def discover_tools(self) -> None:
+        """Asks upstream for its tools on the held session; opens none.
+
+        Errors:
+            BridgeError: upstream did not say.
+        """
+        if self.held is None:
+            raise UpstreamUnavailable("There is no session with Vestige.")
+        await self._discover(self.held, self._settings.check_timeout_seconds)
+
+    async def drain(self, timeout_seconds: float) -> None:
+        """Takes no more requests and waits for those in flight; those that do not end in time are answered 504."""
+        self.draining = True
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_seconds):
+                await self._idle.wait()
+        self._stop_in_flight()
+
+    def repeatable(self, request: Request) -> bool:
+        """Whether running the request twice is as good as once."""
+        if request.method == "tools/call":
+            return self.tools.get(request.name or "", False)
+        return request.method in REPEATABLE_METHODS
+
+    def _start(
+        self,
+        request: Request,
+        caller: Caller,
+        headers: Mapping[str, str],
+        timeout_seconds: float,
+        drive: Callable[[Exchange], Coroutine[Any, Any, None]],
+    ) -> Exchange:
+        exchange = Exchange(request, caller, headers=headers, repeatable=self.repeatable(request), on_end=self._ended)
+        self._wire.open(exchange)
+        exchange.set_deadline(timeout_seconds, self._expire)
+        self._drivers[exchange] = driver = self._tasks.start(self._drive(exchange, drive))
+        driver.add_done_callback(lambda _: self._drivers.pop(exchange))
+        return exchange
+
+    async def _drive(self, exchange: Exchange, drive: Callable[[Exchange], Coroutine[Any, Any, None]]) -> None:
+        try:
+            await drive(exchange)
+        except BridgeError as error:
+            exchange.fail(error)
+        except Exception:
+            exchange.fail(InternalError("The bridge failed."))
+            raise
+
+    def _ended(self, exchange: Exchange) -> None:
+        self._wire.close(exchange)
+        if exchange in self._in_window:
+            self._in_window.remove(exchange)
+            self._window.release()
+        self._in_flight.discard(exchange)
+        if not self._in_flight:
+            self._idle.set()
+
+    def _answered(self) -> None:
+        # Before the handshake is over an answer promises nothing to anybody.
+        if self.held is not None:
+            self._report(None)
+
+    def _stop_in_flight(self) -> None:
+        for exchange in list(self._in_flight):
+            exchange.fail(UpstreamTimeout("The bridge had to stop before the answer came."))
+
+    def _expire(self, exchange: Exchange) -> None:
+        exchange.fail(UpstreamTimeout("No answer came in time."))
+        params = {"requestId": exchange.wire_id, "reason": "No answer came in time."}
+        self._abandon(exchange, build_notification("notifications/cancelled", params))
+
+    def _abandon(self, exchange: Exchange, cancelled: bytes) -> None:
+        """Stops the work on an exchange that ended without an answer, and has upstream stop, too."""
+        driver, held, wire_id = self._drivers[exchange], self._wire.under_way(exchange), exchange.wire_id
+        if held is None or wire_id is None:
+            driver.cancel()
+        else:
+            forgetting = self._tasks.start(self._wire.forget(wire_id, exchange.headers, held, cancelled))
+            forgetting.add_done_callback(lambda _: driver.cancel())
+
+    async def _see_through(self, exchange: Exchange) -> None:
+        """Makes the attempts at a client's request: another one only where it can do no harm."""
+        await self._window.acquire()
+        self._in_window.add(exchange)
+        replayed: set[type[BridgeError]] = set()
+        while True:
+            held = await self.connected()
+            try:
+                await self._wire.attempt(exchange, held)
+                return
+            except (SessionLost, UpstreamConnectError, UpstreamDisconnected) as error:
+                if isinstance(error, SessionLost):
+                    self._lose(held)
+                self._report(error)
+                harmless = not error.sent or (exchange.repeatable and not exchange.relayed)
+                if type(error) in replayed or not harmless:
+                    raise
+                replayed.add(type(error))
+                log.info("Replaying a request: %s", error)
+
+    async def _notify_once(self, notification: Notification, headers: Mapping[str, str]) -> None:
+        held = await self.connected()
+        try:
+            await self._wire.send(notification.encoded(), held, headers)
+        except SessionLost as error:
+            self._lose(held)
+            self._report(error)
+            raise
+
+    def _lose(self, held: HeldSession) -> None:
+        if self.held is held:
+            self.held = None
+
+    async def _connect(self) -> HeldSession:
+        try:
+            held = await self._handshake()
+        except BridgeError as error:
+            self._report(error)
+            raise
+        self.held = held
+        self.sessions_opened += 1
+        self._report(None)
+        return held
+
+    async def _handshake(self) -> HeldSession:
+        """Opens an upstream session (MCP 2025-11-25, basic/lifecycle).
+
+        It may take as long as a request may: an MCP server that loads its models first must not be started again and
+        again by those who cannot wait.
+        """
+        timeout_seconds = self._settings.request_timeout_seconds
+        params = {
+            "protocolVersion": LEGACY_VERSIONS[0],
+            "capabilities": {},
+            "clientInfo": {"name": "vestige-bridge", "version": __version__},
+        }
+        held = HeldSession()
+        exchange = self._start(
+            build_request("initialize", params), _BRIDGE, {}, timeout_seconds, lambda it: self._wire.attempt(it, held)
+        )
+        try:
+            answered = await exchange.result()
+            held = _read_initialize(answered.response, exchange.opened_session_id)
+            await self._wire.send(build_notification("notifications/initialized"), held, {})
+            await self._discover(held, timeout_seconds)
+        except BaseException:
+            if exchange.opened_session_id is not None:
+                await self._upstream.delete(HeldSession(exchange.opened_session_id, held.protocol_version).headers)
+            raise
+        return held
+
+    async def _ask(
+        self, held: HeldSession, method: str, params: Mapping[str, object] | None = None, *, timeout_seconds: float
+    ) -> Answered:
+        """Sends a request of the bridge's own, outside the window, once."""
+
+        async def drive(exchange: Exchange) -> None:
+            try:
+                await self._wire.attempt(exchange, held)
+            except SessionLost:
+                self._lose(held)
+                raise
+
+        return await self._start(build_request(method, params), _BRIDGE, {}, timeout_seconds, drive).result()
+
+    async def _discover(self, held: HeldSession, timeout_seconds: float) -> None:
+        tools: dict[str, bool] = {}
+        cursor: object = None
+        for _ in range(_MAX_TOOL_PAGES):
+            params = None if cursor is None else {"cursor": cursor}
+            response = (await self._ask(held, "tools/list", params, timeout_seconds=timeout_seconds)).response
+            page = _read_tool_page(response)
+            tools |= {tool["name"]: _tool_repeatable(tool) for tool in page.get("tools", [])}
+            cursor = page.get("nextCursor")
+            if not isinstance(cursor, str):
+                break
+        if held is not self.held or tools.keys() != self.tools.keys():
+            log.info("Vestige tools discovered (%d): %s", len(tools), ", ".join(tools))
+        self.tools = MappingProxyType(tools)
+
+    def _take_notification(self, method: str) -> None:
+        changed = method == "notifications/tools/list_changed"
+        if changed and (self._rediscovering is None or self._rediscovering.done()):
+            self._rediscovering = self._tasks.start(self._rediscover())
+
+    async def _rediscover(self) -> None:
+        await asyncio.sleep(REDISCOVERY_DELAY_SECONDS)
+        # What is announced from here on may not be in the list that is about to come, so it is asked for again.
+        self._rediscovering = None
+        with suppress(BridgeError):
+            await self.discover_tools()
+
+
+def _read_initialize(response: Response, session_id: str | None) -> HeldSession:
+    """The session that an InitializeResult opens."""
+    result = response.result
+    if not isinstance(result, dict):
+        raise UpstreamProtocolError(
+            "Vestige refused the handshake.", detail=f"error {(response.error or {}).get('code')}"
+        )
+    version, server = result.get("protocolVersion"), result.get("serverInfo")
+    if version not in LEGACY_VERSIONS or not isinstance(server, dict):
+        raise UpstreamProtocolError("Vestige speaks no protocol version known here.", detail=f"version {version!r}")
+    return HeldSession(
+        session_id=session_id,
+        protocol_version=version,
+        initialize_result=response.spelled(response.members["result"]),
+        server_name=str(server.get("name", "")),
+        server_version=str(server.get("version", "")),
+    )
+
+
+def _read_tool_page(response: Response) -> Mapping[str, Any]:
+    """A page of ``tools/list``; an upstream that knows no tools has none."""
+    page = response.result
+    if (response.error or {}).get("code") == _METHOD_NOT_FOUND:
+        return {}
+    if not isinstance(page, dict) or not isinstance(page.get("tools"), list):
+        raise UpstreamProtocolError("Vestige did not list its tools.")
+    if not all(isinstance(tool, dict) and isinstance(tool.get("name"), str) for tool in page["tools"]):
+        raise UpstreamProtocolError("Vestige listed a tool without a name.")
+    return page
+
+
+def _tool_repeatable(tool: Mapping[str, Any]) -> bool:
+    """Whether the tool announces that calling it twice is as good as once (MCP 2025-11-25, ToolAnnotations)."""
+    annotations = tool.get("annotations")
+    if not isinstance(annotations, dict):
+        return False
+    return annotations.get("readOnlyHint") is True or annotations.get("idempotentHint") is True

@@ -1,0 +1,221 @@
+"""The settings: read once from a mapping, checked, and frozen.
+
+Every mistake is one line that names the variable, what is wrong with its value, and what is allowed. An empty value
+counts as none, because that is what an unset variable of a compose file or a chart becomes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from vestige_bridge.errors import SettingsError
+
+_TRUE: Final = frozenset({"true", "1", "yes", "on"})
+_FALSE: Final = frozenset({"false", "0", "no", "off"})
+_LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+_LOG_FORMATS: Final = ("text", "json")
+
+
+def _setting(variable: str, default: str, parse: Callable[[str], Any], help_text: str) -> Any:  # noqa: ANN401
+    return dataclasses.field(metadata={"variable": variable, "default": default, "parse": parse, "help": help_text})
+
+
+def _text(value: str) -> str:
+    return value
+
+
+def _url(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
+        raise ValueError
+    if parts.username or parts.password or parts.fragment:
+        raise ValueError
+    return value
+
+
+def _switch(value: str) -> bool:
+    if value.lower() not in _TRUE | _FALSE:
+        raise ValueError
+    return value.lower() in _TRUE
+
+
+def _port(value: str) -> int:
+    return _whole(value, 0, 65535)
+
+
+def _count(value: str) -> int:
+    return _whole(value, 1, 2**40)
+
+
+def _whole(value: str, least: int, most: int) -> int:
+    if not (value.isascii() and value.isdigit()) or not least <= int(value) <= most:
+        raise ValueError
+    return int(value)
+
+
+def _seconds(value: str) -> float:
+    seconds = float(value)
+    if not math.isfinite(seconds) or not 0 < seconds <= 86400:
+        raise ValueError
+    return seconds
+
+
+def _origins(value: str) -> frozenset[str]:
+    origins = frozenset(part.strip().rstrip("/") for part in value.split(",") if part.strip())
+    for origin in origins:
+        parts = urlsplit(origin)
+        if not parts.scheme or not parts.netloc or parts.path:
+            raise ValueError
+    return origins
+
+
+def _one_of(choices: tuple[str, ...]) -> Callable[[str], str]:
+    def parse(value: str) -> str:
+        if value.lower() not in choices:
+            raise ValueError
+        return value.lower()
+
+    return parse
+
+
+_log_level = _one_of(_LOG_LEVELS)
+_log_format = _one_of(_LOG_FORMATS)
+
+_ALLOWED: Final[Mapping[Callable[[str], Any], str]] = {
+    _text: "any text",
+    _url: "an address such as http://localhost:3100/mcp, without user name and fragment",
+    _switch: "true/false, 1/0, yes/no or on/off",
+    _port: "a whole number from 0 to 65535",
+    _count: "a whole number from 1 on",
+    _seconds: "a number of seconds over 0 and up to 86400",
+    _origins: "origins such as https://app.example.com, separated by commas",
+    _log_level: " or ".join(_LOG_LEVELS),
+    _log_format: " or ".join(_LOG_FORMATS),
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What the bridge was told: one attribute for each environment variable."""
+
+    mcp_url: str = _setting(
+        "VESTIGE_MCP_URL",
+        "http://localhost:3100/mcp",
+        _url,
+        "The MCP endpoint: where supergateway, or a Vestige that serves HTTP itself, answers.",
+    )
+    auth_token: str = _setting(
+        "VESTIGE_AUTH_TOKEN", "", _text, "The token that clients show as `Authorization: Bearer …`."
+    )
+    allow_anonymous: bool = _setting(
+        "VESTIGE_ALLOW_ANONYMOUS", "false", _switch, "Lets everybody in without a token. Not for production."
+    )
+    host: str = _setting("VESTIGE_BRIDGE_HOST", "127.0.0.1", _text, "The address to listen on.")
+    port: int = _setting("VESTIGE_BRIDGE_PORT", "8000", _port, "The port to listen on; 0 takes a free one.")
+    request_timeout_seconds: float = _setting(
+        "VESTIGE_BRIDGE_REQUEST_TIMEOUT_SECONDS",
+        "120",
+        _seconds,
+        "How long a request may take from its acceptance; each progress notification starts the time anew.",
+    )
+    connect_timeout_seconds: float = _setting(
+        "VESTIGE_BRIDGE_CONNECT_TIMEOUT_SECONDS",
+        "5",
+        _seconds,
+        "How long a request waits for a session to be opened.",
+    )
+    check_interval_seconds: float = _setting(
+        "VESTIGE_BRIDGE_CHECK_INTERVAL_SECONDS", "10", _seconds, "The time between two checks of the held session."
+    )
+    check_timeout_seconds: float = _setting(
+        "VESTIGE_BRIDGE_CHECK_TIMEOUT_SECONDS", "5", _seconds, "How long a check may take."
+    )
+    heartbeat_seconds: float = _setting(
+        "VESTIGE_BRIDGE_HEARTBEAT_SECONDS",
+        "15",
+        _seconds,
+        "How long an event stream may be silent before a comment is sent to keep it open.",
+    )
+    drain_seconds: float = _setting(
+        "VESTIGE_BRIDGE_DRAIN_SECONDS", "20", _seconds, "How long requests in flight may take to finish on SIGTERM."
+    )
+    max_body_bytes: int = _setting(
+        "VESTIGE_BRIDGE_MAX_BODY_BYTES", "1048576", _count, "The largest body that a client may send."
+    )
+    max_answer_bytes: int = _setting(
+        "VESTIGE_BRIDGE_MAX_ANSWER_BYTES", "67108864", _count, "The largest answer that is taken from upstream."
+    )
+    max_in_flight: int = _setting(
+        "VESTIGE_BRIDGE_MAX_IN_FLIGHT", "512", _count, "How many requests may be in flight; more get 503 at once."
+    )
+    upstream_concurrency: int = _setting(
+        "VESTIGE_BRIDGE_UPSTREAM_CONCURRENCY",
+        "64",
+        _count,
+        "How many requests may be with upstream at a time, the rest waiting in order; "
+        "1 for an MCP server that is not safe against overlapping calls.",
+    )
+    allowed_origins: frozenset[str] = _setting(
+        "VESTIGE_BRIDGE_ALLOWED_ORIGINS", "", _origins, "Web origins whose pages may call the bridge."
+    )
+    upstream_token: str = _setting(
+        "VESTIGE_BRIDGE_UPSTREAM_TOKEN", "", _text, "The token that the bridge itself shows to the MCP endpoint."
+    )
+    log_level: str = _setting("VESTIGE_BRIDGE_LOG_LEVEL", "info", _log_level, "The least severe message to log.")
+    log_format: str = _setting(
+        "VESTIGE_BRIDGE_LOG_FORMAT", "text", _log_format, "Log lines for people, or one JSON object a line."
+    )
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str]) -> Settings:
+        """The settings that the variables spell.
+
+        Parameters:
+            environ: environment variables; those that are no settings are passed over.
+
+        Errors:
+            SettingsError: with a line for each mistake.
+        """
+        values: dict[str, Any] = {}
+        problems = []
+        for field in dataclasses.fields(cls):
+            variable, default, parse = (field.metadata[key] for key in ("variable", "default", "parse"))
+            value = environ.get(variable, "").strip()
+            try:
+                values[field.name] = parse(value or default)
+            except ValueError:
+                problems.append(f"{variable}: {_shown(variable, value)} is not allowed; it takes {_ALLOWED[parse]}.")
+        for name in ("auth_token", "upstream_token"):
+            if not values[name].isascii() or not values[name].isprintable() or " " in values[name]:
+                variable = "VESTIGE_AUTH_TOKEN" if name == "auth_token" else "VESTIGE_BRIDGE_UPSTREAM_TOKEN"
+                problems.append(f"{variable}: a token is visible ASCII without spaces; this one holds something else.")
+        if values["auth_token"] and values.get("allow_anonymous"):
+            problems.append(
+                "VESTIGE_ALLOW_ANONYMOUS: true opens the door to everybody although VESTIGE_AUTH_TOKEN is set; "
+                "unset one of the two."
+            )
+        if problems:
+            raise SettingsError(problems)
+        return cls(**values)
+
+    @property
+    def logging_level(self) -> int:
+        """The level as the logging module numbers it."""
+        return logging.getLevelNamesMapping()[self.log_level.upper()]
+
+
+def describe() -> list[tuple[str, str, str]]:
+    """Each variable with its default and what it does, in the order in which people meet them."""
+    return [
+        (field.metadata["variable"], field.metadata["default"], field.metadata["help"])
+        for field in dataclasses.fields(Settings)
+    ]
+
+
+def _shown(variable: str, value: str) -> str:
+    return "the value" if "TOKEN" in variable else repr(value)

@@ -1,0 +1,118 @@
+"""Server-sent events: a decoder that is proof against any chunking, and an encoder.
+
+Follows the HTML Living Standard, section 9.2.6 "Interpreting an event stream". Data stays bytes: what an event
+carries is relayed as it came.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+CONTENT_TYPE: Final = "text/event-stream"
+HEARTBEAT: Final = b": still here\n\n"
+"""A comment: it keeps an idle connection open and means nothing to the client."""
+
+_BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
+_find_line_end = re.compile(rb"\r\n|\n|\r").search
+_line_breaks = re.compile(rb"[\r\n]+")
+
+
+class EventTooLarge(ValueError):
+    """An event holds more bytes than the decoder's limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One event of a stream.
+
+    Attributes:
+        data: its data, the lines joined by a line feed.
+        type: its type, ``message`` unless the stream says otherwise.
+    """
+
+    data: bytes
+    type: str = "message"
+
+
+class EventDecoder:
+    """Turns the chunks of one event stream into its events.
+
+    Parameters:
+        limit_bytes: how many bytes one event may hold before it is complete.
+    """
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit_bytes = limit_bytes
+        self._buffer = bytearray()
+        self._searched = 0
+        self._at_start = True
+        self._skip_line_feed = False
+        self._data: list[bytes] = []
+        self._data_bytes = 0
+        self._type = ""
+
+    def feed(self, chunk: bytes) -> Iterator[Event]:
+        """Yields the events that the chunk completes.
+
+        Errors:
+            EventTooLarge: an event, complete or not, is over the limit.
+        """
+        self._buffer += chunk
+        while (line := self._next_line()) is not None:
+            if line:
+                self._take_field(line)
+            elif (event := self._dispatch()) is not None:
+                yield event
+        if len(self._buffer) + self._data_bytes > self._limit_bytes:
+            raise EventTooLarge(f"an event is over {self._limit_bytes} bytes")
+
+    def _next_line(self) -> bytes | None:
+        buffer = self._buffer
+        if self._skip_line_feed and buffer:
+            # The carriage return that ended the last line was the last byte of its chunk.
+            if buffer[0] == 0x0A:
+                del buffer[:1]
+            self._skip_line_feed = False
+        found = _find_line_end(buffer, self._searched)
+        if found is None:
+            self._searched = len(buffer)
+            return None
+        line = bytes(buffer[: found.start()])
+        self._skip_line_feed = found.group() == b"\r" and found.end() == len(buffer)
+        self._searched = 0
+        end = found.end()
+        del found
+        del buffer[:end]
+        if self._at_start:
+            self._at_start = False
+            line = line.removeprefix(_BYTE_ORDER_MARK)
+        return line
+
+    def _take_field(self, line: bytes) -> None:
+        name, _, value = line.partition(b":")
+        value = value.removeprefix(b" ")
+        if name == b"data":
+            self._data.append(value)
+            self._data_bytes += len(value) + 1
+            if self._data_bytes > self._limit_bytes:
+                raise EventTooLarge(f"an event is over {self._limit_bytes} bytes")
+        elif name == b"event":
+            self._type = value.decode(errors="replace")
+
+    def _dispatch(self) -> Event | None:
+        data, event_type = b"\n".join(self._data), self._type
+        self._data.clear()
+        self._data_bytes = 0
+        self._type = ""
+        return Event(data, event_type or "message") if data else None
+
+
+def encode_event(data: bytes) -> bytes:
+    """The event that carries one JSON-RPC message.
+
+    A line break cannot stand in a line of data; in JSON it can only stand between two tokens, where a space is as good.
+    """
+    return b"event: message\ndata: " + _line_breaks.sub(b" ", data) + b"\n\n"
