@@ -21,6 +21,7 @@ from vestige_bridge.proxy import McpEndpoint
 from vestige_bridge.responses import error_response
 from vestige_bridge.session import Session
 from vestige_bridge.settings import Settings
+from vestige_bridge.tokens import Tokens
 from vestige_bridge.upstream import Upstream
 
 
@@ -28,6 +29,9 @@ def build_app(settings: Settings) -> Starlette:
     """The bridge as an ASGI application, to be run with its lifespan.
 
     Its ``state.drain`` takes no more requests and waits for those in flight.
+
+    Errors:
+        SettingsError: the token file that the settings name is of no use.
     """
     upstream = Upstream(
         settings.mcp_url,
@@ -58,7 +62,7 @@ def build_app(settings: Settings) -> Starlette:
         ],
         middleware=[
             Middleware(AccessLog, draining=lambda: session.draining),
-            Middleware(Authentication, settings=settings),
+            Middleware(Authentication, settings=settings, tokens=Tokens.from_settings(settings)),
         ],
         exception_handlers={HTTPException: _refuse, Exception: _fail},
         lifespan=lifespan,

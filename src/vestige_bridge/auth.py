@@ -5,7 +5,6 @@ The law of this room: closed by default. Nothing here reads a body, and what gua
 
 from __future__ import annotations
 
-import hmac
 import logging
 from typing import Final
 
@@ -15,6 +14,7 @@ from vestige_bridge import headers
 from vestige_bridge.errors import AuthenticationError, AuthenticationNotConfigured, BridgeError, Forbidden
 from vestige_bridge.responses import error_response
 from vestige_bridge.settings import Settings
+from vestige_bridge.tokens import Tokens
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ PROBED_PATHS: Final = frozenset({"/health", "/readyz"})
 
 _REALM: Final = 'Bearer realm="vestige-bridge"'
 _NOT_CONFIGURED: Final = (
-    "Authentication not configured: set VESTIGE_AUTH_TOKEN to a token, "
+    "Authentication not configured: set VESTIGE_AUTH_TOKEN to a token or VESTIGE_AUTH_TOKEN_FILE to a file of tokens, "
     "or VESTIGE_ALLOW_ANONYMOUS=true to let everybody in."
 )
 
@@ -35,17 +35,18 @@ class Authentication:
 
     Parameters:
         app: what is behind the door.
-        settings: the token, whether nobody needs one, and the origins whose pages may call.
+        settings: whether nobody needs a token, and the origins whose pages may call.
+        tokens: the valid tokens.
     """
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, tokens: Tokens) -> None:
         self._app = app
-        self._token = settings.auth_token.encode()
+        self._tokens = tokens
         self._anonymous = settings.allow_anonymous
         self._origins = settings.allowed_origins
         if self._anonymous:
             log.warning("VESTIGE_ALLOW_ANONYMOUS is true: everybody who can reach this port may use the memory")
-        elif not self._token:
+        elif not tokens:
             log.error(_NOT_CONFIGURED)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -54,7 +55,7 @@ class Authentication:
             return await self._app(scope, receive, send)
         origin = headers.get(scope["headers"], headers.ORIGIN)
         try:
-            if not self._token and not self._anonymous:
+            if not self._tokens and not self._anonymous:
                 raise AuthenticationNotConfigured(_NOT_CONFIGURED)
             if scope["path"] in GUARDED_PATHS:
                 if not headers.origin_allowed(scope["headers"], self._origins):
@@ -83,12 +84,13 @@ class Authentication:
                 "A token is needed: send one header `Authorization: Bearer <token>`.",
                 headers={"www-authenticate": _REALM},
             )
-        if not hmac.compare_digest(token, self._token):
+        principal = self._tokens.principal(token)
+        if principal is None:
             raise AuthenticationError(
                 "The token is not valid.",
                 headers={"www-authenticate": f'{_REALM}, error="invalid_token"'},
             )
-        return "default"
+        return principal
 
 
 def _with_cors(send: Send, origin: bytes) -> Send:

@@ -8,8 +8,6 @@ import sys
 from datetime import UTC, datetime
 from typing import Final
 
-log = logging.getLogger("vestige_bridge")
-
 FIELDS: Final = "fields"
 """The name under which a record carries its structured fields."""
 

@@ -296,7 +296,7 @@ class Session:
                 if type(error) in replayed or not harmless:
                     raise
                 replayed.add(type(error))
-                log.info("Replaying a request: %s", error)
+                log.debug("Replaying a request: %s", error)
 
     async def _notify_once(self, notification: Notification, headers: Mapping[str, str]) -> None:
         held = await self.connected()

@@ -112,6 +112,12 @@ class Settings:
     auth_token: str = _setting(
         "VESTIGE_AUTH_TOKEN", "", _text, "The token that clients show as `Authorization: Bearer …`."
     )
+    auth_token_file: str = _setting(
+        "VESTIGE_AUTH_TOKEN_FILE",
+        "",
+        _text,
+        "A file of such tokens instead, one a line, each optionally as `name token`; read anew when it changes.",
+    )
     allow_anonymous: bool = _setting(
         "VESTIGE_ALLOW_ANONYMOUS", "false", _switch, "Lets everybody in without a token. Not for production."
     )
@@ -194,11 +200,17 @@ class Settings:
             if not values[name].isascii() or not values[name].isprintable() or " " in values[name]:
                 variable = "VESTIGE_AUTH_TOKEN" if name == "auth_token" else "VESTIGE_BRIDGE_UPSTREAM_TOKEN"
                 problems.append(f"{variable}: a token is visible ASCII without spaces; this one holds something else.")
-        if values["auth_token"] and values.get("allow_anonymous"):
-            problems.append(
-                "VESTIGE_ALLOW_ANONYMOUS: true opens the door to everybody although VESTIGE_AUTH_TOKEN is set; "
-                "unset one of the two."
+        doors = [
+            variable
+            for variable, is_set in (
+                ("VESTIGE_AUTH_TOKEN", values["auth_token"]),
+                ("VESTIGE_AUTH_TOKEN_FILE", values["auth_token_file"]),
+                ("VESTIGE_ALLOW_ANONYMOUS=true", values.get("allow_anonymous")),
             )
+            if is_set
+        ]
+        if len(doors) > 1:
+            problems.append(f"{doors[0]}: set together with {' and '.join(doors[1:])}; only one of them is allowed.")
         if problems:
             raise SettingsError(problems)
         return cls(**values)

@@ -1,0 +1,143 @@
+"""The tokens that open the door, and the file that they may come from.
+
+The law of this room: once tokens were good they stay so until better ones are read. A file that is emptied or lost by
+mistake locks nobody out and lets nobody in.
+"""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from vestige_bridge.errors import SettingsError
+from vestige_bridge.settings import Settings
+
+log = logging.getLogger(__name__)
+
+LOOK_AGAIN_SECONDS: Final = 1.0
+"""How often, at most, the file is looked at for a change."""
+
+_name = re.compile(r"[A-Za-z0-9._-]{1,64}").fullmatch
+_visible = re.compile(r"[\x21-\x7e]+").fullmatch
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token and the name of who holds it: the principal."""
+
+    name: str
+    value: bytes
+
+
+def parse_tokens(text: str) -> tuple[Token, ...]:
+    """The tokens of a file: one a line, optionally with a name before it.
+
+    Errors:
+        ValueError: a line is no token, or there is none; the line is told by its number, never by its text.
+    """
+    tokens = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        words = line.split()
+        if not words:
+            continue
+        name, value = ("default", *words) if len(words) == 1 else (words[0], words[-1])
+        if len(words) > 2:
+            raise ValueError(f"line {number} holds more than a name and a token")
+        if not _name(name):
+            raise ValueError(f"the name in line {number} may hold letters, digits, dots, dashes and underscores only")
+        if not _visible(value):
+            raise ValueError(f"the token in line {number} holds something else than visible ASCII")
+        tokens.append(Token(name, value.encode()))
+    if not tokens:
+        raise ValueError("it holds no token")
+    return tuple(tokens)
+
+
+class Tokens:
+    """The tokens that are valid now.
+
+    Parameters:
+        tokens: those to begin with.
+        path: the file to read anew whenever it changes; ``None`` when they are fixed.
+        clock: a monotonic clock, in seconds.
+    """
+
+    def __init__(
+        self, tokens: tuple[Token, ...], path: Path | None = None, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._tokens = tokens
+        self._path = path
+        self._clock = clock
+        self._looked_at = clock()
+        self._seen = None if path is None else _fingerprint(path)
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Tokens:
+        """The tokens that the settings give or point to.
+
+        Errors:
+            SettingsError: the file cannot be read or holds no tokens.
+        """
+        if not settings.auth_token_file:
+            value = settings.auth_token.encode()
+            return cls((Token("default", value),) if value else ())
+        path = Path(settings.auth_token_file)
+        try:
+            return cls(_read(path), path)
+        except (OSError, ValueError) as error:
+            raise SettingsError([f"VESTIGE_AUTH_TOKEN_FILE: {path} is of no use: {_why(error)}."]) from error
+
+    def __bool__(self) -> bool:
+        """Whether there is any."""
+        return bool(self._tokens)
+
+    def principal(self, token: bytes) -> str | None:
+        """The name of the token; ``None`` if it is not valid. Each one is compared, in constant time."""
+        self._look_again()
+        found = None
+        for candidate in self._tokens:
+            if hmac.compare_digest(candidate.value, token):
+                found = candidate.name
+        return found
+
+    def _look_again(self) -> None:
+        """Reads the file anew if it changed, as a mounted Secret does by a swap of symlinks."""
+        now = self._clock()
+        if self._path is None or now - self._looked_at < LOOK_AGAIN_SECONDS:
+            return
+        self._looked_at = now
+        fingerprint = _fingerprint(self._path)
+        if fingerprint == self._seen:
+            return
+        self._seen = fingerprint
+        try:
+            self._tokens = _read(self._path)
+        except (OSError, ValueError) as error:
+            log.error("The token file changed and is of no use (%s); the tokens from before stay valid", _why(error))  # noqa: TRY400
+        else:
+            log.info("The token file changed; %d tokens are valid now", len(self._tokens))
+
+
+def _read(path: Path) -> tuple[Token, ...]:
+    return parse_tokens(path.read_text(encoding="utf-8"))
+
+
+def _fingerprint(path: Path) -> tuple[int, int, int] | None:
+    """What differs after every change of the file, also when another file takes its place."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return error.strerror or "it cannot be read"
+    return "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
