@@ -62,7 +62,7 @@ def main() -> int:
     signal.signal(signal.SIGHUP, forward)
     address = f"http://{'127.0.0.1' if bridge_host in ('0.0.0.0', '::') else bridge_host}:{bridge_port}"
     while honcho.poll() is None and not ready(f"{address}/readyz"):
-        time.sleep(0.2)
+        time.sleep(0.5)
     if honcho.poll() is None:
         announce(address, environ["VESTIGE_AUTH_TOKEN"])
     status = honcho.wait()

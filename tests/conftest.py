@@ -1,0 +1,58 @@
+"""Fixtures: each test has an upstream of its own, unless it only reads from it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from aiohttp.test_utils import TestServer
+
+from harness import SERVER_EVERYTHING, SERVER_MEMORY, Bridge, Gateway, ScriptedUpstream, bridge
+
+
+@pytest.fixture
+def memory_file(tmp_path: Path) -> Path:
+    """Where server-memory keeps what it was told."""
+    return tmp_path / "memory.jsonl"
+
+
+@pytest.fixture
+def memory_gateway(memory_file: Path) -> Iterator[Gateway]:
+    """supergateway with server-memory behind it."""
+    gateway = Gateway(SERVER_MEMORY, {"MEMORY_FILE_PATH": str(memory_file)})
+    gateway.start()
+    yield gateway
+    gateway.stop()
+
+
+@pytest.fixture
+def everything_gateway() -> Iterator[Gateway]:
+    """supergateway with server-everything behind it."""
+    gateway = Gateway(SERVER_EVERYTHING)
+    gateway.start()
+    yield gateway
+    gateway.stop()
+
+
+@pytest.fixture
+async def upstream() -> AsyncIterator[ScriptedUpstream]:
+    """An MCP endpoint that fails where a test says so; ``url`` is its address."""
+    scripted = ScriptedUpstream()
+    async with TestServer(scripted.app, host="127.0.0.1") as server:
+        scripted.url = str(server.make_url("/mcp"))
+        yield scripted
+
+
+@pytest.fixture
+async def scripted(upstream: ScriptedUpstream) -> AsyncIterator[Bridge]:
+    """A bridge in front of the scripted upstream."""
+    async with bridge(upstream.url) as served:
+        yield served
+
+
+@pytest.fixture
+async def everything(everything_gateway: Gateway) -> AsyncIterator[Bridge]:
+    """A bridge in front of server-everything."""
+    async with bridge(everything_gateway.url) as served:
+        yield served
