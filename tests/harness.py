@@ -246,10 +246,11 @@ class BridgeProcess:
     def __init__(
         self, environ: Mapping[str, str], command: list[str] | None = None, cwd: Path | None = None
     ) -> None:
-        self.port = int(environ.get("VESTIGE_BRIDGE_PORT", "0")) or free_port()
+        port = environ["VESTIGE_BRIDGE_PORT"]
+        self.port = free_port() if port == "0" else int(port) if port.isdigit() else 0
         self._process = subprocess.Popen(
             command or [sys.executable, "-m", "vestige_bridge"],
-            env={**_inherited(), **environ, "VESTIGE_BRIDGE_PORT": str(self.port)},
+            env={**_inherited(), **environ, "VESTIGE_BRIDGE_PORT": str(self.port or port)},
             cwd=cwd,
             stderr=subprocess.PIPE,
             text=True,
