@@ -50,9 +50,7 @@ def main() -> int:
     print(f"Starting supergateway on 127.0.0.1:{gateway_port} and the bridge on {bridge_host}:{bridge_port}.")
     print(f"Memory: {memory}", flush=True)
     # honcho would read .env over the environment; it is merged above, where the environment wins.
-    honcho = subprocess.Popen(
-        [sys.executable, "-m", "honcho", "--env", os.devnull, "start"], cwd=ROOT, env=environ
-    )
+    honcho = subprocess.Popen([sys.executable, "-m", "honcho", "--env", os.devnull, "start"], cwd=ROOT, env=environ)
 
     def forward(_signal: int, _frame: FrameType | None) -> None:
         honcho.terminate()
@@ -104,7 +102,15 @@ def memory_server(environ: dict[str, str]) -> tuple[str, str]:
         # Vestige keeps its database, its backups and its models under HOME, whatever its version.
         home = STATE / "vestige"
         home.mkdir(exist_ok=True)
-        command = ["exec", "env", "-u", "XDG_DATA_HOME", f"HOME={home}", f"FASTEMBED_CACHE_PATH={home / 'models'}", vestige]
+        command = [
+            "exec",
+            "env",
+            "-u",
+            "XDG_DATA_HOME",
+            f"HOME={home}",
+            f"FASTEMBED_CACHE_PATH={home / 'models'}",
+            vestige,
+        ]
         return shlex.join(command), f"Vestige ({vestige}), kept under .dev/vestige/."
     window = environ.setdefault("VESTIGE_BRIDGE_UPSTREAM_CONCURRENCY", "1")
     command = ["exec", "env", f"MEMORY_FILE_PATH={STATE / 'memory.jsonl'}", str(NODE), str(SERVER_MEMORY)]

@@ -165,9 +165,7 @@ class Bridge:
         """GETs a path without a token."""
         return await self.ask("GET", path, b"", {})
 
-    async def ask(
-        self, method: str, path: str, body: bytes | dict[str, Any] | list[Any], headers: Headers
-    ) -> Answer:
+    async def ask(self, method: str, path: str, body: bytes | dict[str, Any] | list[Any], headers: Headers) -> Answer:
         """Sends any request, and waits for the whole answer."""
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         async with (
@@ -243,9 +241,7 @@ async def bridge(upstream: str, **variables: str) -> AsyncIterator[Bridge]:
 class BridgeProcess:
     """A bridge in a process of its own, for what only a process shows: signals, standard error, exit status."""
 
-    def __init__(
-        self, environ: Mapping[str, str], command: list[str] | None = None, cwd: Path | None = None
-    ) -> None:
+    def __init__(self, environ: Mapping[str, str], command: list[str] | None = None, cwd: Path | None = None) -> None:
         port = environ["VESTIGE_BRIDGE_PORT"]
         self.port = free_port() if port == "0" else int(port) if port.isdigit() else 0
         self._process = subprocess.Popen(

@@ -151,7 +151,9 @@ async def test_an_allowed_origin_gets_cors_headers_and_its_preflight_answered(up
     assert "authorization" in preflight.headers["Access-Control-Allow-Headers"].lower()
 
 
-@pytest.mark.parametrize("path", ["/.well-known/oauth-protected-resource", "/.well-known/oauth-authorization-server/mcp"])
+@pytest.mark.parametrize(
+    "path", ["/.well-known/oauth-protected-resource", "/.well-known/oauth-authorization-server/mcp"]
+)
 async def test_oauth_metadata_is_404_in_json(scripted: Bridge, path: str) -> None:
     answer = await scripted.get(path)
     assert answer.status == 404

@@ -100,9 +100,7 @@ async def test_a_body_over_the_limit_answers_413(scripted: Bridge, chunked: bool
     assert answer["error"]["data"]["limit_bytes"] == LIMIT
 
 
-async def test_a_413_of_the_mcp_endpoint_says_which_layer_refused(
-    scripted: Bridge, upstream: ScriptedUpstream
-) -> None:
+async def test_a_413_of_the_mcp_endpoint_says_which_layer_refused(scripted: Bridge, upstream: ScriptedUpstream) -> None:
     async def refuse(received: Received) -> web.Response:
         return web.Response(status=413, text="<html>Payload Too Large</html>", content_type="text/html")
 

@@ -1,0 +1,254 @@
+"""`make dev` as a person meets it: in a terminal, with a line to paste, and Ctrl-C at the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import shlex
+import shutil
+import stat
+import subprocess
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from harness import NODE, ROOT, SERVER_EVERYTHING, free_port
+
+READY = "Ctrl-C ends both."
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A checkout of its own, which borrows what is installed in this one."""
+    copy = tmp_path / "check out"
+    for folder in ("dev", "docker/gateway"):
+        shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("node_modules", "__pycache__"))
+    for file in ("Makefile", "Procfile", "setup.cfg", "pyproject.toml"):
+        shutil.copyfile(ROOT / file, copy / file)
+    for file in ("setup.cfg", "pyproject.toml", "docker/gateway/package.json", "docker/gateway/package-lock.json"):
+        os.utime(copy / file, (0, 0))  # older than what is installed, so that nothing is installed into this one
+    (copy / ".venv").symlink_to(ROOT / ".venv")
+    (copy / "docker/gateway/node_modules").symlink_to(ROOT / "docker/gateway/node_modules")
+    return copy
+
+
+@pytest.fixture
+def ports() -> dict[str, str]:
+    """Free ports for both processes."""
+    return {"VESTIGE_MCP_PORT": str(free_port()), "VESTIGE_BRIDGE_PORT": str(free_port())}
+
+
+def clean_environment(variables: dict[str, str]) -> dict[str, str]:
+    """The environment without settings and without the make that runs the tests."""
+    drop = ("VESTIGE_", "MAKE", "MFLAGS", "GATEWAY_", "COVERAGE_")
+    return {name: value for name, value in os.environ.items() if not name.startswith(drop)} | variables
+
+
+class Terminal:
+    """A person's terminal in which `make dev` runs."""
+
+    def __init__(self, checkout: Path, variables: dict[str, str]) -> None:
+        self.screen = ""
+        self._pid, self._terminal = pty.fork()
+        if self._pid == 0:
+            os.chdir(checkout)
+            os.execvpe("make", ["make", "dev"], clean_environment(variables))
+
+    def read_until(self, text: str, seconds: float) -> None:
+        """Reads the screen until the text stands there."""
+        over = time.monotonic() + seconds
+        os.set_blocking(self._terminal, False)
+        while text not in self.screen:
+            assert time.monotonic() < over, self.screen
+            try:
+                self.screen += os.read(self._terminal, 65536).decode()
+            except BlockingIOError:
+                time.sleep(0.02)
+
+    def processes(self) -> list[psutil.Process]:
+        """make and everything that it started."""
+        make = psutil.Process(self._pid)
+        return [make, *make.children(recursive=True)]
+
+    def press_ctrl_c(self) -> None:
+        """Ctrl-C, and what is left of the processes after five seconds is none."""
+        processes = self.processes()
+        os.write(self._terminal, b"\x03")
+        _, left = psutil.wait_procs(processes, timeout=5)
+        for process in left:
+            process.kill()
+        os.close(self._terminal)
+        assert not left
+
+
+@contextmanager
+def running(checkout: Path, variables: dict[str, str]) -> Iterator[Terminal]:
+    """`make dev` until it is ready; at the end Ctrl-C."""
+    terminal = Terminal(checkout, variables)
+    try:
+        terminal.read_until(READY, 60)
+        yield terminal
+    finally:
+        terminal.press_ctrl_c()
+
+
+def paste(screen: str, change: Callable[[Any], Any] = lambda body: body) -> Any:
+    """What the curl line on the screen gets, sent without curl, which a machine may not have."""
+    (line,) = [line for line in screen.splitlines() if line.strip().startswith("curl ")]
+    _curl, _options, url, *pairs = shlex.split(line)
+    headers = dict(value.split(": ", 1) for flag, value in zip(pairs[::2], pairs[1::2], strict=True) if flag == "-H")
+    body = change(json.loads(pairs[pairs.index("-d") + 1]))
+    request = urllib.request.Request(url, json.dumps(body).encode(), headers)
+    with urllib.request.urlopen(request, timeout=10) as response:
+        return json.load(response)
+
+
+def calling(tool: str, arguments: dict[str, Any]) -> Callable[[Any], Any]:
+    """The pasted line with another body: a call of a tool."""
+    return lambda body: {**body, "method": "tools/call", "params": {"name": tool, "arguments": arguments}}
+
+
+def refused(checkout: Path, variables: dict[str, str]) -> str:
+    """What `make dev` says when it cannot start."""
+    done = subprocess.run(
+        ["make", "dev"], cwd=checkout, env=clean_environment(variables), capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode != 0
+    return done.stdout + done.stderr
+
+
+def test_a_first_start_makes_a_token_once_and_memory_survives_a_restart(checkout: Path, ports: dict[str, str]) -> None:
+    entity = {"name": "sky", "entityType": "fact", "observations": ["it is blue"]}
+    with running(checkout, ports) as terminal:
+        dotenv = checkout / ".env"
+        token = dotenv.read_text().removeprefix("VESTIGE_AUTH_TOKEN=").strip()
+        assert len(token) > 30
+        assert stat.S_IMODE(dotenv.stat().st_mode) == 0o600
+        assert f"wrote it to .env: {token}" in terminal.screen
+        assert "server-memory" in terminal.screen
+        assert "VESTIGE_BRIDGE_UPSTREAM_CONCURRENCY=1" in terminal.screen
+        assert len(paste(terminal.screen)["result"]["tools"]) == 9
+        paste(terminal.screen, calling("create_entities", {"entities": [entity]}))
+    with running(checkout, ports) as terminal:
+        assert "Made a token" not in terminal.screen
+        graph = paste(terminal.screen, calling("read_graph", {}))["result"]["structuredContent"]
+        assert graph["entities"] == [entity]
+    assert list((checkout / ".dev").iterdir()) == [checkout / ".dev/memory.jsonl"]
+
+
+def test_vestige_is_taken_when_it_is_there_and_never_sees_the_bridges_token(
+    checkout: Path, ports: dict[str, str]
+) -> None:
+    vestige = checkout / ".tools/bin/vestige-mcp"
+    vestige.parent.mkdir(parents=True)
+    vestige.write_text(f"#!/bin/sh\nexec {shlex.join([str(NODE), str(SERVER_EVERYTHING)])}\n")
+    vestige.chmod(0o755)
+    with running(checkout, ports) as terminal:
+        assert f"Memory: Vestige ({vestige})" in terminal.screen
+        assert "UPSTREAM_CONCURRENCY" not in terminal.screen
+        seen = paste(terminal.screen, calling("get-env", {}))["result"]["content"][0]["text"]
+    environ = json.loads(seen)
+    assert environ["HOME"] == str(checkout / ".dev/vestige")
+    assert "VESTIGE_AUTH_TOKEN" not in environ
+
+
+def test_anonymous_access_makes_no_token(checkout: Path, ports: dict[str, str]) -> None:
+    (checkout / ".env").write_text("VESTIGE_ALLOW_ANONYMOUS=true\n")
+    with running(checkout, ports) as terminal:
+        assert len(paste(terminal.screen)["result"]["tools"]) == 9
+        assert "Authorization" not in terminal.screen
+    assert "VESTIGE_AUTH_TOKEN" not in (checkout / ".env").read_text()
+
+
+def test_the_environment_wins_over_dotenv_and_an_existing_file_is_kept(checkout: Path, ports: dict[str, str]) -> None:
+    (checkout / ".env").write_text("VESTIGE_BRIDGE_PORT=1\nVESTIGE_BRIDGE_LOG_LEVEL=error")
+    with running(checkout, ports) as terminal:
+        assert f"http://127.0.0.1:{ports['VESTIGE_BRIDGE_PORT']}/mcp" in terminal.screen
+        assert paste(terminal.screen)["result"]
+    lines = (checkout / ".env").read_text().splitlines()
+    assert lines[:2] == ["VESTIGE_BRIDGE_PORT=1", "VESTIGE_BRIDGE_LOG_LEVEL=error"]
+    assert lines[2].startswith("VESTIGE_AUTH_TOKEN=")
+
+
+@pytest.mark.parametrize("variable", ["VESTIGE_MCP_PORT", "VESTIGE_BRIDGE_PORT"])
+def test_a_port_that_is_taken_is_one_sentence_naming_the_variable(
+    checkout: Path, ports: dict[str, str], variable: str
+) -> None:
+    taken = free_port()
+    with subprocess.Popen(
+        [NODE, "-e", f"require('net').createServer().listen({taken}, '127.0.0.1', () => console.log(1))"],
+        stdout=subprocess.PIPE,
+    ) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        said = refused(checkout, ports | {variable: str(taken)})
+        holder.kill()
+    assert f"Port {taken} on 127.0.0.1 is not free" in said
+    assert f"set {variable} to another port" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("value", ["many", "0", "70000"])
+def test_a_port_that_is_none_is_one_sentence(checkout: Path, ports: dict[str, str], value: str) -> None:
+    assert f"VESTIGE_MCP_PORT is '{value}'" in refused(checkout, ports | {"VESTIGE_MCP_PORT": value})
+
+
+@pytest.mark.parametrize(
+    ("script", "sentence"),
+    [
+        (None, "Python 3.11 or newer"),
+        ("#!/bin/sh\n[ $1 = -c ] && exit 1\necho Python 3.9.2\n", "Python 3.9.2 is too old"),
+        ("#!/bin/sh\ncase $2 in *ensurepip*) exit 1;; esac\n", "apt install python3-venv"),
+    ],
+    ids=["no python", "an old python", "a python without venv"],
+)
+def test_a_missing_prerequisite_is_one_sentence_that_names_the_package(
+    checkout: Path, tmp_path: Path, script: str | None, sentence: str
+) -> None:
+    (checkout / ".venv").unlink()
+    python = tmp_path / "python"
+    if script is not None:
+        python.write_text(script)
+        python.chmod(0o755)
+    said = refused(checkout, {"PYTHON": str(python)})
+    assert sentence in said
+
+
+@pytest.mark.parametrize("host", ["localhost", "192.0.2.1"])
+def test_the_gateway_ends_when_it_cannot_listen_where_it_was_told(host: str) -> None:
+    gateway = ROOT / "docker/gateway"
+    done = subprocess.run(
+        [
+            NODE,
+            "--import",
+            gateway / "bind.js",
+            gateway / "node_modules/supergateway/dist/index.js",
+            *("--stdio", "true", "--outputTransport", "streamableHttp", "--stateful", "--port", str(free_port())),
+        ],
+        env={**os.environ, "GATEWAY_HOST": host},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.returncode == 1
+    assert host in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_gateway_listens_on_loopback_only(checkout: Path, ports: dict[str, str]) -> None:
+    with running(checkout, ports) as terminal:
+        listening = [
+            connection.laddr.ip
+            for process in terminal.processes()
+            for connection in process.net_connections("tcp")
+            if connection.status == psutil.CONN_LISTEN
+        ]
+    assert listening == ["127.0.0.1", "127.0.0.1"]

@@ -1,0 +1,401 @@
+from __future__ import annotations
+
+import json
+from typing import NoReturn
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from unit import json_texts
+from unit.json_texts import ID, TOKEN
+from vestige_bridge.errors import BodyTooLarge, InvalidMessage, ParseError, UpstreamTimeout
+from vestige_bridge.jsonrpc import (
+    AnyMessage,
+    Notification,
+    Request,
+    Response,
+    build_error,
+    build_method_not_found,
+    build_notification,
+    build_request,
+    build_result,
+    is_token,
+    parse_body,
+    parse_message,
+    replace_member,
+    token_key,
+)
+
+
+def parse_request(text: str) -> Request:
+    message = parse_message(text)
+    assert isinstance(message, Request)
+    return message
+
+
+def parse_notification(text: str) -> Notification:
+    message = parse_message(text)
+    assert isinstance(message, Notification)
+    return message
+
+
+def parse_response(text: str) -> Response:
+    message = parse_message(text)
+    assert isinstance(message, Response)
+    return message
+
+
+def is_strict_json(text: str) -> bool:
+    def refuse(name: str) -> NoReturn:
+        raise ValueError(name)
+
+    try:
+        json.loads(text, parse_int=float, parse_constant=refuse)
+    except ValueError:
+        return False
+    return True
+
+
+@given(json_texts.requests(), json_texts.ids, json_texts.ids)
+def test_a_request_changes_by_its_id_and_its_token_alone(template: str, spelled_id: str, token: str) -> None:
+    text = template.replace(ID, spelled_id).replace(TOKEN, token)
+    request = parse_request(text)
+    assert request.progress_token is not None
+    assert request.spelled_id == spelled_id
+    assert request.spelled(request.progress_token) == token
+    assert request.spliced((request.progress_token, "8"), (request.id, "7")) == (
+        template.replace(ID, "7").replace(TOKEN, "8").encode()
+    )
+    assert request.encoded() == request.spliced() == text.encode()
+
+
+@given(json_texts.requests(), json_texts.ids)
+def test_a_request_is_understood_as_any_reader_of_json_understands_it(template: str, spelled_id: str) -> None:
+    text = template.replace(ID, spelled_id).replace(TOKEN, "1")
+    request = parse_request(text)
+    read = json.loads(text, parse_int=float)
+    assert request.method == read["method"]
+    assert request.name == read["params"]["name"]
+    assert request.id.value == read["id"]
+    assert {key: request.spelled(value) for key, value in request.members.items()}.keys() == read.keys()
+    for key, value in request.members.items():
+        assert json.loads(request.spelled(value), parse_int=float) == read[key]
+
+
+@given(json_texts.responses(), json_texts.ids)
+def test_a_response_changes_by_its_id_alone(template: str, spelled_id: str) -> None:
+    response = parse_response(template.replace(ID, "17"))
+    assert response.id is not None
+    assert response.spliced((response.id, spelled_id)) == template.replace(ID, spelled_id).encode()
+
+
+_fragments = st.lists(
+    st.sampled_from(
+        [*'{}[]",:', " ", "\n", "\x0b", "\ufeff", "\u00a0", "1", "-", "01", "1.", ".5", "1e", "+1", "NaN", "Infinity"]
+        + [
+            "-Infinity",
+            "null",
+            "nul",
+            "true",
+            "'a'",
+            '"a"',
+            r'"\x"',
+            r'"\u12"',
+            '"\t"',
+            '"\x00"',
+            "//",
+            '"id":1',
+            "9" * 5000,
+        ]
+    ),
+    max_size=8,
+).map("".join)
+
+
+@st.composite
+def _damaged(draw: st.DrawFn) -> str:
+    text = draw(json_texts.requests() | json_texts.values).replace(ID, "1").replace(TOKEN, "1")
+    begin, end = sorted(draw(st.tuples(st.integers(0, len(text)), st.integers(0, len(text)))))
+    return text[:begin] + draw(_fragments) + text[end:]
+
+
+@given(_fragments | json_texts.values | _damaged())
+@example("")
+@example(" \n")
+@example('{"a":1}{"a":1}')
+@example('{"a":1,}')
+@example('{"a" 1}')
+@example('{"a":1 "b":2}')
+@example('{"a":')
+@example("{")
+@example("{1:2}")
+@example("[1,]")
+@example("[] []")
+@example("[1 2]")
+@example('{"params":{"_meta":{"a":1,}}}')
+def test_what_a_strict_reader_of_json_refuses_is_a_parse_error_and_nothing_else_is(text: str) -> None:
+    parses = True
+    members: object = []
+    try:
+        members = parse_body(text.encode())
+    except ParseError:
+        parses = False
+    except InvalidMessage:
+        pass
+    assert parses == is_strict_json(text)
+    assert not any(isinstance(member, ParseError) for member in (members if isinstance(members, list) else []))
+
+
+@given(st.binary(max_size=20))
+@example(b'"\xff"')
+@example(b'"\xed\xa0\x80"')
+@example(b"\xff\xfe{\x00}\x00")
+def test_bytes_that_are_no_utf_8_are_a_parse_error(body: bytes) -> None:
+    try:
+        text = body.decode()
+    except UnicodeDecodeError:
+        with pytest.raises(ParseError, match="UTF-8"):
+            parse_body(body)
+    else:
+        if not is_strict_json(text):
+            with pytest.raises(ParseError):
+                parse_body(body)
+
+
+@pytest.mark.parametrize(
+    "opening", ["[", '{"a":', '{"jsonrpc":"2.0","id":1,"method":"x","params":', '{"params":{"_meta":{"a":']
+)
+@pytest.mark.parametrize("closed", [True, False])
+def test_nesting_beyond_the_parser_is_a_parse_error(opening: str, closed: bool) -> None:
+    text = opening + "[" * 100_000 + ("]" * 100_000 + "}" * opening.count("{") if closed else "")
+    with pytest.raises(ParseError):
+        parse_body(text.encode())
+
+
+def test_nesting_that_is_deep_and_sane_passes() -> None:
+    nested = "[" * 200 + "]" * 200
+    assert parse_request(f'{{"jsonrpc":"2.0","id":1,"method":"x","params":{{"a":{nested}}}}}').method == "x"
+
+
+_READ_LEVELS = {
+    '{{"jsonrpc":"2.0","id":1,"method":"x",{member}}}': ["jsonrpc", "id", "method", "params", "result", "x-unknown"],
+    '{{"jsonrpc":"2.0","id":1,"method":"x","params":{{{member}}}}}': [
+        "name",
+        "_meta",
+        "requestId",
+        "progressToken",
+        "protocolVersion",
+    ],
+    '{{"jsonrpc":"2.0","id":1,"method":"x","params":{{"_meta":{{{member}}}}}}}': [
+        "progressToken",
+        "io.modelcontextprotocol/protocolVersion",
+    ],
+}
+
+
+@pytest.mark.parametrize(("level", "key"), [(level, key) for level, keys in _READ_LEVELS.items() for key in keys])
+@given(data=st.data())
+def test_a_repeated_key_that_the_bridge_reads_is_refused_however_it_is_spelled(
+    level: str, key: str, data: st.DataObject
+) -> None:
+    first, second = data.draw(json_texts.spellings(key)), data.draw(json_texts.spellings(key))
+    value, other = data.draw(json_texts.values), data.draw(json_texts.values)
+    with pytest.raises(InvalidMessage, match="twice") as refusal:
+        parse_message(level.format(member=f"{first}:{value},{second}:{other}"))
+    assert refusal.value.request_id == (None if key == "id" else "1")
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        '{"a":1,"a":2}',
+        '{"arguments":{"name":1,"name":2,"_meta":{},"_meta":{},"id":1,"id":2}}',
+        '{"_meta":{"x":1,"x":2}}',
+        '{"_meta":{"x":{"progressToken":1,"progressToken":2}}}',
+        '[{"name":1,"name":2}]',
+        '{"_meta":[{"progressToken":1,"progressToken":2}]}',
+    ],
+)
+def test_a_repeated_key_that_the_bridge_does_not_read_passes_as_it_is(params: str) -> None:
+    text = f'{{"jsonrpc":"2.0","id":1,"method":"x","params":{params}}}'
+    assert parse_request(text).encoded() == text.encode()
+
+
+def test_a_key_spelled_with_escapes_is_the_key_it_spells() -> None:
+    request = parse_request(
+        r'{"jsonrpc":"2.0","\u0069d":7,"m\u0065thod":"tools\/call","params":{"n\u0061me":"\u0061"}}'
+    )
+    assert (request.spelled_id, request.method, request.name) == ("7", "tools/call", "a")
+
+
+def test_an_id_with_an_escape_is_returned_as_it_was_spelled() -> None:
+    assert parse_request(r'{"jsonrpc":"2.0","id":"\u0061","method":"x"}').spelled_id == r'"\u0061"'
+
+
+@pytest.mark.parametrize("spelled_id", ["null", "true", "false", "{}", "[]", "[1]", '{"id":1}'])
+def test_an_id_that_is_neither_string_nor_number_is_refused(spelled_id: str) -> None:
+    with pytest.raises(InvalidMessage, match='"id"') as refusal:
+        parse_message(f'{{"jsonrpc":"2.0","id":{spelled_id},"method":"x"}}')
+    assert refusal.value.request_id is None
+
+
+@pytest.mark.parametrize("token", ["null", "true", "{}", "[]"])
+def test_a_progress_token_that_is_neither_string_nor_number_is_refused(token: str) -> None:
+    with pytest.raises(InvalidMessage, match="progressToken") as refusal:
+        parse_message(f'{{"jsonrpc":"2.0","id":"a","method":"x","params":{{"_meta":{{"progressToken":{token}}}}}}}')
+    assert refusal.value.request_id == '"a"'
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("null", "object"),
+        ("1", "object"),
+        ('"x"', "object"),
+        ("{}", "jsonrpc"),
+        ('{"id":5,"method":"x"}', "jsonrpc"),
+        ('{"jsonrpc":2.0,"id":5,"method":"x"}', "jsonrpc"),
+        ('{"jsonrpc":"1.0","id":5,"method":"x"}', "jsonrpc"),
+        ('{"jsonrpc":"2.0","id":5}', "method"),
+        ('{"jsonrpc":"2.0","id":5,"method":null}', "method"),
+        ('{"jsonrpc":"2.0","id":5,"method":7}', "method"),
+        ('{"jsonrpc":"2.0","id":5,"result":1,"error":{}}', "method"),
+        ('{"jsonrpc":"2.0","id":true,"result":1}', "id"),
+    ],
+)
+def test_json_that_is_no_message_is_refused_with_its_id_if_it_has_one(text: str, why: str) -> None:
+    with pytest.raises(InvalidMessage, match=why) as refusal:
+        parse_message(text)
+    assert not isinstance(refusal.value, ParseError)
+    assert refusal.value.request_id == ("5" if '"id":5' in text else None)
+
+
+def test_a_message_with_a_method_and_no_id_is_a_notification() -> None:
+    assert (
+        parse_notification('{"jsonrpc":"2.0","method":"notifications/initialized"}').method
+        == "notifications/initialized"
+    )
+
+
+@pytest.mark.parametrize("spelled_id", ["", '"id":null,'])
+def test_a_response_without_an_id_belongs_to_no_request(spelled_id: str) -> None:
+    response = parse_response(f'{{"jsonrpc":"2.0",{spelled_id}"error":{{"code":-32700}}}}')
+    assert response.id is None
+    assert response.error == {"code": -32700}
+    assert response.result is None
+
+
+def test_a_response_with_a_result_has_no_error() -> None:
+    response = parse_response('{"jsonrpc":"2.0","id":1,"result":{"a":[1]}}')
+    assert response.error is None
+    assert response.result == {"a": [1]}
+
+
+@pytest.mark.parametrize("error", ["null", "1", '"x"', "[]"])
+def test_an_error_that_is_no_object_has_no_members(error: str) -> None:
+    assert parse_response(f'{{"jsonrpc":"2.0","id":1,"error":{error}}}').error is None
+
+
+@pytest.mark.parametrize("params", ["[1]", "null", '"name"', '{"name":1}', '{"_meta":1}'])
+def test_params_of_another_shape_have_no_name_and_no_token(params: str) -> None:
+    request = parse_request(f'{{"jsonrpc":"2.0","id":1,"method":"x","params":{params}}}')
+    assert request.name is None
+    assert request.progress_token is None
+
+
+def test_a_token_key_tells_strings_from_numbers_and_not_spellings_of_a_string() -> None:
+    def key(spelled: str) -> str:
+        request = parse_request(f'{{"jsonrpc":"2.0","id":{spelled},"method":"x"}}')
+        assert is_token(request.id)
+        return token_key(request, request.id)
+
+    assert key('"a"') == key(r'"\u0061"')
+    assert len({key(spelled) for spelled in ("1", '"1"', "1.0", r'"\"1"')}) == 4
+
+
+@given(st.lists(json_texts.requests(with_token=False) | json_texts.values, min_size=1, max_size=4), json_texts.spaces)
+def test_a_batch_is_read_member_by_member_in_its_order(members: list[str], space: str) -> None:
+    texts = [member.replace(ID, str(index)) for index, member in enumerate(members)]
+    batch = parse_body(f"{space}[{space}{','.join(texts)}{space}]{space}".encode())
+    assert isinstance(batch, list)
+    assert len(batch) == len(texts)
+    for text, member in zip(texts, batch, strict=True):
+        alone: AnyMessage | InvalidMessage
+        try:
+            alone = parse_message(text.strip(" \t\r\n"))
+        except InvalidMessage as error:
+            assert isinstance(member, InvalidMessage)
+            assert (member.message, member.request_id) == (error.message, error.request_id)
+        else:
+            assert member == alone
+
+
+@pytest.mark.parametrize("body", [b"[]", b" [ \n] "])
+def test_an_empty_batch_is_refused(body: bytes) -> None:
+    with pytest.raises(InvalidMessage, match="empty") as refusal:
+        parse_body(body)
+    assert not isinstance(refusal.value, ParseError)
+
+
+def test_a_request_of_the_bridge_is_one_that_it_reads_itself() -> None:
+    request = build_request("tools/list", {"cursor": "ü"}, request_id=3)
+    assert json.loads(request.encoded()) == {
+        "jsonrpc": "2.0",
+        "id": 3,
+        "method": "tools/list",
+        "params": {"cursor": "ü"},
+    }
+    assert (request.method, request.spelled_id) == ("tools/list", "3")
+
+
+def test_a_message_of_the_bridge_without_params_has_none() -> None:
+    assert json.loads(build_request("ping").encoded()) == {"jsonrpc": "2.0", "id": 0, "method": "ping"}
+    assert json.loads(build_notification("notifications/initialized")) == {
+        "jsonrpc": "2.0",
+        "method": "notifications/initialized",
+    }
+
+
+def test_a_notification_of_the_bridge_carries_its_params() -> None:
+    built = parse_notification(build_notification("notifications/cancelled", {"requestId": 4}).decode())
+    assert built.spelled(built.params["requestId"]) == "4"
+
+
+@given(json_texts.ids, json_texts.values)
+def test_a_result_of_the_bridge_is_a_response_with_the_id_as_it_was_spelled(spelled_id: str, result: str) -> None:
+    response = parse_response(build_result(spelled_id, result).decode())
+    assert response.id is not None
+    assert response.spelled(response.id) == spelled_id
+    assert response.spelled(response.members["result"]) == result
+
+
+@given(json_texts.ids, st.text())
+def test_an_error_object_is_a_response_with_the_id_as_it_was_spelled(spelled_id: str, message: str) -> None:
+    response = parse_response(build_error(UpstreamTimeout(message), spelled_id).decode())
+    assert response.id is not None
+    assert response.spelled(response.id) == spelled_id
+    assert response.error == {"code": -32012, "message": message}
+
+
+def test_an_error_object_carries_data_only_if_there_is_some() -> None:
+    error = BodyTooLarge("Too large.", detail="a secret", data={"limit_bytes": 5})
+    assert json.loads(build_error(error, None)) == {
+        "jsonrpc": "2.0",
+        "id": None,
+        "error": {"code": -32014, "message": "Too large.", "data": {"limit_bytes": 5}},
+    }
+
+
+def test_a_method_that_is_not_offered_is_answered_with_its_code() -> None:
+    assert json.loads(build_method_not_found('"a"'))["error"]["code"] == -32601
+
+
+@given(json_texts.members([("protocolVersion", ID)]), json_texts.values)
+def test_replacing_a_member_changes_its_value_alone(template: str, before: str) -> None:
+    replaced = replace_member(template.replace(ID, before), "protocolVersion", "2025-06-18")
+    assert replaced == template.replace(ID, '"2025-06-18"')
+
+
+def test_replacing_a_member_that_is_not_there_changes_nothing() -> None:
+    assert replace_member(' {"a":{"protocolVersion":1}}', "protocolVersion", 2) == ' {"a":{"protocolVersion":1}}'
