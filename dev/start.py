@@ -58,27 +58,28 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to honcho too
     signal.signal(signal.SIGTERM, forward)
     signal.signal(signal.SIGHUP, forward)
-    address = f"http://{'127.0.0.1' if bridge_host in ('0.0.0.0', '::') else bridge_host}:{bridge_port}"
+    address = f"http://{reachable(bridge_host)}:{bridge_port}"
     while honcho.poll() is None and not ready(f"{address}/readyz"):
         time.sleep(0.5)
     if honcho.poll() is None:
-        announce(address, environ["VESTIGE_AUTH_TOKEN"])
+        announce(address, first_token(environ))
     status = honcho.wait()
     return 0 if status == 128 + signal.SIGINT else status
 
 
 def settings() -> dict[str, str]:
-    """The environment over .env, in which a token is made once when none is there and none was refused."""
+    """The environment over .env, in which a token is made once when nothing there says who may call."""
     environ = {name: value for name, value in dotenv.dotenv_values(DOTENV).items() if value}
     environ.update({name: value for name, value in os.environ.items() if value})
-    token = environ.setdefault("VESTIGE_AUTH_TOKEN", "")
-    if not token and environ.get("VESTIGE_ALLOW_ANONYMOUS", "").strip().lower() not in TRUE:
-        token = environ["VESTIGE_AUTH_TOKEN"] = secrets.token_urlsafe(32)
-        text = DOTENV.read_text() if DOTENV.exists() else ""
-        with open(os.open(DOTENV, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "a") as file:
-            os.fchmod(file.fileno(), 0o600)
-            file.write("\n" * (text != "" and not text.endswith("\n")) + f"VESTIGE_AUTH_TOKEN={token}\n")
-        print(f"Made a token and wrote it to .env: {token}")
+    anonymous = environ.get("VESTIGE_ALLOW_ANONYMOUS", "").strip().lower() in TRUE
+    if anonymous or environ.get("VESTIGE_AUTH_TOKEN") or environ.get("VESTIGE_AUTH_TOKEN_FILE"):
+        return environ
+    token = environ["VESTIGE_AUTH_TOKEN"] = secrets.token_urlsafe(32)
+    text = DOTENV.read_text() if DOTENV.exists() else ""
+    with os.fdopen(os.open(DOTENV, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "a") as file:
+        os.fchmod(file.fileno(), 0o600)
+        file.write("\n" * (text != "" and not text.endswith("\n")) + f"VESTIGE_AUTH_TOKEN={token}\n")
+    print(f"Made a token and wrote it to .env: {token}")
     return environ
 
 
@@ -114,13 +115,24 @@ def memory_server(environ: dict[str, str]) -> tuple[str, str]:
         return shlex.join(command), f"Vestige ({vestige}), kept under .dev/vestige/."
     window = environ.setdefault("VESTIGE_BRIDGE_UPSTREAM_CONCURRENCY", "1")
     command = ["exec", "env", f"MEMORY_FILE_PATH={STATE / 'memory.jsonl'}", str(NODE), str(SERVER_MEMORY)]
+    kept = "server-memory, kept in .dev/memory.jsonl, because vestige-mcp is neither on PATH nor in .tools/bin."
     return shlex.join(command), (
-        "server-memory, kept in .dev/memory.jsonl, because vestige-mcp is neither on PATH nor in .tools/bin. It loses "
-        f"overlapping writes by itself, so calls go to it one by one (VESTIGE_BRIDGE_UPSTREAM_CONCURRENCY={window})."
+        f"{kept}\nIt loses overlapping writes, so calls go to it one by one (VESTIGE_BRIDGE_UPSTREAM_CONCURRENCY=1)."
         if window == "1"
-        else "server-memory, kept in .dev/memory.jsonl, because vestige-mcp is neither on PATH nor in .tools/bin. It may "
-        f"lose overlapping writes: VESTIGE_BRIDGE_UPSTREAM_CONCURRENCY is {window}, and 1 would keep them all."
+        else f"{kept}\nIt loses overlapping writes: VESTIGE_BRIDGE_UPSTREAM_CONCURRENCY is {window}, 1 would keep all."
     )
+
+
+def reachable(host: str) -> str:
+    """Where a process on this machine reaches one that listens on the host, as a URL spells it."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - nothing is bound here
+    return f"[{host}]" if ":" in host else host
+
+
+def first_token(environ: dict[str, str]) -> str:
+    """A token that the bridge takes; empty when it takes everybody."""
+    file = environ.get("VESTIGE_AUTH_TOKEN_FILE")
+    return Path(file).read_text().split("\n")[0].split()[-1] if file else environ.get("VESTIGE_AUTH_TOKEN", "")
 
 
 def ready(url: str) -> bool:
@@ -135,13 +147,11 @@ def ready(url: str) -> bool:
 def announce(address: str, token: str) -> None:
     """What is running, and a line to paste."""
     body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/list"})
-    curl = ["curl", "-sS", f"{address}/mcp", "-H", "Content-Type: application/json", "-d", body]
-    if token:
-        curl[3:3] = ["-H", f"Authorization: Bearer {token}"]
+    authorization = ["-H", f"Authorization: Bearer {token}"] if token else []
+    curl = ["curl", "-sS", f"{address}/mcp", *authorization, "-H", "Content-Type: application/json", "-d", body]
     print(
-        f"\nReady: any MCP client, or curl, can call {address}/mcp"
-        + (" with the token in .env" if token else " without a token")
-        + f". Try:\n\n  {shlex.join(curl)}\n\nCtrl-C ends both.\n",
+        f"\nReady: any MCP client, or curl, can call {address}/mcp with{'' if token else 'out'} a token. Try:\n\n"
+        f"  {shlex.join(curl)}\n\nCtrl-C ends both.\n",
         flush=True,
     )
 

@@ -6,9 +6,8 @@ import asyncio
 import logging
 
 import pytest
-from multidict import CIMultiDict
-
 from harness import JSON, TOKEN, Bridge, BridgeProcess, ScriptedUpstream, bridge, environment, until
+from multidict import CIMultiDict
 
 PING = {"jsonrpc": "2.0", "id": 7, "method": "ping"}
 
@@ -51,7 +50,7 @@ async def test_two_authorization_headers_answer_401_although_one_is_right(script
         assert response.status == 401
 
 
-@pytest.mark.parametrize("value", [b"Bearer \xff\xfe", "Bearer tökén".encode(), "Bearer ｔ".encode()])
+@pytest.mark.parametrize("value", [b"Bearer \xff\xfe", "Bearer tökén".encode(), "Bearer \uff54".encode()])
 async def test_bytes_beyond_ascii_in_the_header_answer_401(scripted: Bridge, value: bytes) -> None:
     host, port = scripted.origin.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from itertools import chain
 from pathlib import Path
 
 from harness import NODE, ROOT, TOKEN, Bridge, Gateway, bridge, until
@@ -14,6 +15,11 @@ CLIENTS = {
     "python-2": ([ROOT / ".venv-mcp-2/bin/python", ROOT / "tests/clients/python_2.py"], 5),
     "typescript-1": ([NODE, ROOT / "tests/clients/typescript_1.mjs"], 5),
 }
+
+
+def names_kept(memory_file: Path) -> list[str]:
+    """The names of the memories in the store."""
+    return [json.loads(line)["name"] for line in memory_file.read_text().splitlines()]
 
 
 async def run(served: Bridge, kind: str, command: list[Path], clients: int) -> list[str]:
@@ -53,11 +59,10 @@ async def test_twenty_clients_of_three_sdks_share_one_process_and_lose_nothing(
         watching.cancel()
         graph = json.loads((await served.call("read_graph")).text)
 
-    acknowledged = sum(lists, [])
+    acknowledged = [*chain.from_iterable(lists)]
     assert len(acknowledged) == len(set(acknowledged)) == 400
     assert {entity["name"] for entity in graph["entities"]} == set(acknowledged)
-    kept = [json.loads(line)["name"] for line in memory_file.read_text().splitlines()]
-    assert sorted(kept) == sorted(acknowledged)
+    assert sorted(names_kept(memory_file)) == sorted(acknowledged)
     assert len(servers) == 1
 
 

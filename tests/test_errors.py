@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-
-from harness import JSON, SSE, TOKEN, Bridge, Received, ScriptedUpstream, bridge, call_body
+from harness import JSON, SSE, TOKEN, Bridge, Received, ScriptedUpstream, bridge, call_body, until
 
 PING = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
 LIMIT = 1_048_576
@@ -206,9 +205,8 @@ async def test_too_many_requests_in_flight_answer_503_at_once(upstream: Scripted
     upstream.on("tools/call", hang)
     async with bridge(upstream.url, MAX_IN_FLIGHT="4", UPSTREAM_CONCURRENCY="2") as served:
         calls = [asyncio.create_task(served.call("write", id=n)) for n in range(4)]
+        await until(lambda: upstream.count("tools/call") == 2)
         async with asyncio.timeout(5):
-            while upstream.count("tools/call") < 2:
-                await asyncio.sleep(0.01)
             refused = await served.call("write", id="fifth")
         assert upstream.count("tools/call") == 2
         hanging.set()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from itertools import cycle
 from typing import Any
 
 import pytest
-
 from harness import Bridge, Gateway, bridge, call_body
 
 LONG = "trigger-long-running-operation"
@@ -27,11 +27,8 @@ async def test_a_thousand_requests_with_one_id_get_a_thousand_right_answers(
         for number, spelling in numbered:
             if number >= 1000:
                 return
-            body = (
-                '{"jsonrpc":"2.0","id":%s,"method":"tools/call","params":{"name":"echo","arguments":{"message":"m%d"}}}'
-                % (spelling, number)
-            )
-            answer = await everything.post(body.encode())
+            body = json.dumps(call_body("echo", {"message": f"m{number}"}, id="@"))
+            answer = await everything.post(body.replace('"@"', spelling).encode())
             assert answer.text == f"Echo: m{number}"
             assert b'"id":%s' % spelling.encode() in answer.body.replace(b" ", b"")
             right += 1

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-
 from harness import Bridge, Received, ScriptedUpstream, bridge, call_body, until
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-
 from harness import Bridge, BridgeProcess, ScriptedUpstream, bridge, environment, until
 
 PING = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
@@ -37,7 +36,7 @@ async def test_initialize_with_an_unknown_version_is_offered_the_latest(scripted
 async def test_each_client_gets_a_session_id_of_its_own(scripted: Bridge) -> None:
     ids = {(await scripted.post(initialize("2025-11-25"))).headers["Mcp-Session-Id"] for _ in range(20)}
     assert len(ids) == 20
-    assert all(id.isascii() and id.isprintable() and " " not in id for id in ids)
+    assert all(it.isascii() and it.isprintable() and " " not in it for it in ids)
 
 
 async def test_a_session_id_from_before_a_restart_is_served(upstream: ScriptedUpstream) -> None:

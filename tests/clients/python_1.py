@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from itertools import chain
 
 from mcp import ClientSession
 from mcp.client.streamable_http import streamablehttp_client
@@ -15,7 +16,7 @@ from mcp.client.streamable_http import streamablehttp_client
 
 async def write(url: str, token: str, count: int, name: str) -> list[str]:
     """One client: it initialises, lists the tools, and returns the names that were acknowledged."""
-    acknowledged = []
+    acknowledged: list[str] = []
     async with (
         streamablehttp_client(url, headers={"Authorization": f"Bearer {token}"}) as (read, send, _),
         ClientSession(read, send) as session,
@@ -28,14 +29,14 @@ async def write(url: str, token: str, count: int, name: str) -> list[str]:
             result = await session.call_tool("create_entities", {"entities": [entity]})
             assert not result.isError, result
             assert result.structuredContent == {"entities": [entity]}, result
-            acknowledged.append(entity["name"])
+            acknowledged.append(f"{name}-{number}")
     return acknowledged
 
 
 async def main(url: str, token: str, count: str, *names: str) -> None:
     """Prints the acknowledged names as one JSON array."""
     lists = await asyncio.gather(*(write(url, token, int(count), name) for name in names))
-    print(json.dumps(sum(lists, [])))
+    print(json.dumps([*chain.from_iterable(lists)]))
 
 
 asyncio.run(main(*sys.argv[1:]))

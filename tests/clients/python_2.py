@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from itertools import chain
 
 import httpx2
 from mcp.client import Client
@@ -16,7 +17,7 @@ from mcp.client.streamable_http import streamable_http_client
 
 async def write(url: str, token: str, count: int, name: str) -> list[str]:
     """One client: it connects in the mode that it finds, lists the tools, and returns the names acknowledged."""
-    acknowledged = []
+    acknowledged: list[str] = []
     headers = {"Authorization": f"Bearer {token}"}
     async with (
         httpx2.AsyncClient(headers=headers, timeout=60) as http_client,
@@ -29,14 +30,14 @@ async def write(url: str, token: str, count: int, name: str) -> list[str]:
             result = await client.call_tool("create_entities", {"entities": [entity]})
             assert not result.is_error, result
             assert result.structured_content == {"entities": [entity]}, result
-            acknowledged.append(entity["name"])
+            acknowledged.append(f"{name}-{number}")
     return acknowledged
 
 
 async def main(url: str, token: str, count: str, *names: str) -> None:
     """Prints the acknowledged names as one JSON array."""
     lists = await asyncio.gather(*(write(url, token, int(count), name) for name in names))
-    print(json.dumps(sum(lists, [])))
+    print(json.dumps([*chain.from_iterable(lists)]))
 
 
 asyncio.run(main(*sys.argv[1:]))
