@@ -7,8 +7,10 @@ counts as none, because that is what an unset variable of a compose file or a ch
 from __future__ import annotations
 
 import dataclasses
+import ipaddress
 import logging
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -19,6 +21,7 @@ _TRUE: Final = frozenset({"true", "1", "yes", "on"})
 _FALSE: Final = frozenset({"false", "0", "no", "off"})
 _LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 _LOG_FORMATS: Final = ("text", "json")
+_host_name = re.compile(r"[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?").fullmatch
 
 
 def _setting(variable: str, default: str, parse: Callable[[str], Any], help_text: str) -> Any:  # noqa: ANN401
@@ -29,7 +32,16 @@ def _text(value: str) -> str:
     return value
 
 
+def _host(value: str) -> str:
+    if not _host_name(value):
+        ipaddress.ip_address(value)
+    return value
+
+
 def _url(value: str) -> str:
+    # urlsplit would pass over line breaks, and the first request would stumble over spaces.
+    if not value.isprintable() or " " in value:
+        raise ValueError
     parts = urlsplit(value)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
         raise ValueError
@@ -66,10 +78,11 @@ def _seconds(value: str) -> float:
 
 
 def _origins(value: str) -> frozenset[str]:
-    origins = frozenset(part.strip().rstrip("/") for part in value.split(",") if part.strip())
+    # Browsers send the scheme and the host in lower case (RFC 6454, section 6.2), and both are compared as they are.
+    origins = frozenset(part.strip().rstrip("/").lower() for part in value.split(",") if part.strip())
     for origin in origins:
         parts = urlsplit(origin)
-        if not parts.scheme or not parts.netloc or parts.path:
+        if not parts.netloc or f"{parts.scheme}://{parts.netloc}" != origin:
             raise ValueError
     return origins
 
@@ -88,6 +101,7 @@ _log_format = _one_of(_LOG_FORMATS)
 
 _ALLOWED: Final[Mapping[Callable[[str], Any], str]] = {
     _text: "any text",
+    _host: "a host name or an IP address, without a port",
     _url: "an address such as http://localhost:3100/mcp, without user name and fragment",
     _switch: "true/false, 1/0, yes/no or on/off",
     _port: "a whole number from 0 to 65535",
@@ -121,7 +135,7 @@ class Settings:
     allow_anonymous: bool = _setting(
         "VESTIGE_ALLOW_ANONYMOUS", "false", _switch, "Lets everybody in without a token. Not for production."
     )
-    host: str = _setting("VESTIGE_BRIDGE_HOST", "127.0.0.1", _text, "The address to listen on.")
+    host: str = _setting("VESTIGE_BRIDGE_HOST", "127.0.0.1", _host, "The address to listen on.")
     port: int = _setting("VESTIGE_BRIDGE_PORT", "8000", _port, "The port to listen on; 0 takes a free one.")
     request_timeout_seconds: float = _setting(
         "VESTIGE_BRIDGE_REQUEST_TIMEOUT_SECONDS",
@@ -230,4 +244,5 @@ def describe() -> list[tuple[str, str, str]]:
 
 
 def _shown(variable: str, value: str) -> str:
-    return "the value" if "TOKEN" in variable else repr(value)
+    # What stands before an "@" in an address may be a password.
+    return "the value" if "TOKEN" in variable or "@" in value else repr(value)
