@@ -62,7 +62,9 @@ def accepted(headers: RawHeaders) -> Accepted:
         media_type, *parameters = (part.strip() for part in item.split(b";"))
         qualities[media_type] = all(not re.fullmatch(rb"q\s*=\s*0(\.0*)?", part) for part in parameters)
     event_stream = qualities.get(b"text/event-stream", False)
-    json = any(qualities.get(name, False) for name in (b"application/json", b"application/*", b"*/*"))
+    # The most specific range that is named decides.
+    ranges = (b"application/json", b"application/*", b"*/*")
+    json = next((qualities[name] for name in ranges if name in qualities), False)
     return Accepted(json=json or not event_stream, event_stream=event_stream)
 
 
