@@ -1,7 +1,8 @@
 """Server-sent events: a decoder that is proof against any chunking, and an encoder.
 
 Follows the HTML Living Standard, section 9.2.6 "Interpreting an event stream". Data stays bytes: what an event
-carries is relayed as it came.
+carries is relayed as it came. An event whose data is empty, which the standard would dispatch, carries no message and
+is passed over: MCP servers send such events to give a stream its first id.
 """
 
 from __future__ import annotations
