@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from unit import json_texts
-from unit.json_texts import ID, TOKEN
+from unit.json_texts import ID, TOKEN, Speller
 from vestige_bridge.errors import BodyTooLarge, InvalidMessage, ParseError, UpstreamTimeout
 from vestige_bridge.jsonrpc import (
     AnyMessage,
@@ -46,6 +46,13 @@ def parse_response(text: str) -> Response:
     return message
 
 
+def parsed(text: str) -> AnyMessage | InvalidMessage:
+    try:
+        return parse_message(text)
+    except InvalidMessage as error:
+        return error
+
+
 def is_strict_json(text: str) -> bool:
     def refuse(name: str) -> NoReturn:
         raise ValueError(name)
@@ -57,7 +64,7 @@ def is_strict_json(text: str) -> bool:
     return True
 
 
-@given(json_texts.requests(), json_texts.ids, json_texts.ids)
+@given(json_texts.requests, json_texts.ids, json_texts.ids)
 def test_a_request_changes_by_its_id_and_its_token_alone(template: str, spelled_id: str, token: str) -> None:
     text = template.replace(ID, spelled_id).replace(TOKEN, token)
     request = parse_request(text)
@@ -70,7 +77,7 @@ def test_a_request_changes_by_its_id_and_its_token_alone(template: str, spelled_
     assert request.encoded() == request.spliced() == text.encode()
 
 
-@given(json_texts.requests(), json_texts.ids)
+@given(json_texts.requests, json_texts.ids)
 def test_a_request_is_understood_as_any_reader_of_json_understands_it(template: str, spelled_id: str) -> None:
     text = template.replace(ID, spelled_id).replace(TOKEN, "1")
     request = parse_request(text)
@@ -83,39 +90,24 @@ def test_a_request_is_understood_as_any_reader_of_json_understands_it(template: 
         assert json.loads(request.spelled(value), parse_int=float) == read[key]
 
 
-@given(json_texts.responses(), json_texts.ids)
+@given(json_texts.responses, json_texts.ids)
 def test_a_response_changes_by_its_id_alone(template: str, spelled_id: str) -> None:
     response = parse_response(template.replace(ID, "17"))
     assert response.id is not None
     assert response.spliced((response.id, spelled_id)) == template.replace(ID, spelled_id).encode()
 
 
-_fragments = st.lists(
-    st.sampled_from(
-        [*'{}[]",:', " ", "\n", "\x0b", "\ufeff", "\u00a0", "1", "-", "01", "1.", ".5", "1e", "+1", "NaN", "Infinity"]
-        + [
-            "-Infinity",
-            "null",
-            "nul",
-            "true",
-            "'a'",
-            '"a"',
-            r'"\x"',
-            r'"\u12"',
-            '"\t"',
-            '"\x00"',
-            "//",
-            '"id":1',
-            "9" * 5000,
-        ]
-    ),
-    max_size=8,
-).map("".join)
+_FRAGMENTS = [
+    *("{", "}", "[", "]", '"', ",", ":", " ", "\n", "\x0b", "\ufeff", "\u00a0", "//", "'a'", '"a"', '"id":1'),
+    *(r'"\x"', r'"\u12"', '"\t"', '"\x00"', "null", "nul", "true", "NaN", "Infinity", "-Infinity"),
+    *("1", "-", "01", "1.", ".5", "1e", "+1", "9" * 5000),
+]
+_fragments = st.lists(st.sampled_from(_FRAGMENTS), max_size=8).map("".join)
 
 
 @st.composite
 def _damaged(draw: st.DrawFn) -> str:
-    text = draw(json_texts.requests() | json_texts.values).replace(ID, "1").replace(TOKEN, "1")
+    text = draw(json_texts.requests | json_texts.values).replace(ID, "1").replace(TOKEN, "1")
     begin, end = sorted(draw(st.tuples(st.integers(0, len(text)), st.integers(0, len(text)))))
     return text[:begin] + draw(_fragments) + text[end:]
 
@@ -195,14 +187,13 @@ _READ_LEVELS = {
 
 
 @pytest.mark.parametrize(("level", "key"), [(level, key) for level, keys in _READ_LEVELS.items() for key in keys])
-@given(data=st.data())
+@given(speller=json_texts.spellers)
 def test_a_repeated_key_that_the_bridge_reads_is_refused_however_it_is_spelled(
-    level: str, key: str, data: st.DataObject
+    level: str, key: str, speller: Speller
 ) -> None:
-    first, second = data.draw(json_texts.spellings(key)), data.draw(json_texts.spellings(key))
-    value, other = data.draw(json_texts.values), data.draw(json_texts.values)
+    members = [f"{speller.spelled(key)}:{speller.value()}" for _ in range(2)]
     with pytest.raises(InvalidMessage, match="twice") as refusal:
-        parse_message(level.format(member=f"{first}:{value},{second}:{other}"))
+        parse_message(level.format(member=",".join(members)))
     assert refusal.value.request_id == (None if key == "id" else "1")
 
 
@@ -314,19 +305,16 @@ def test_a_token_key_tells_strings_from_numbers_and_not_spellings_of_a_string() 
     assert len({key(spelled) for spelled in ("1", '"1"', "1.0", r'"\"1"')}) == 4
 
 
-@given(st.lists(json_texts.requests(with_token=False) | json_texts.values, min_size=1, max_size=4), json_texts.spaces)
-def test_a_batch_is_read_member_by_member_in_its_order(members: list[str], space: str) -> None:
-    texts = [member.replace(ID, str(index)) for index, member in enumerate(members)]
-    batch = parse_body(f"{space}[{space}{','.join(texts)}{space}]{space}".encode())
+@given(st.lists(json_texts.requests | json_texts.responses | json_texts.values, min_size=1, max_size=4))
+def test_a_batch_is_read_member_by_member_in_its_order(members: list[str]) -> None:
+    texts = [member.replace(ID, str(index)).replace(TOKEN, "1") for index, member in enumerate(members)]
+    batch = parse_body(f" [\n{','.join(texts)} ]\r\n".encode())
     assert isinstance(batch, list)
     assert len(batch) == len(texts)
     for text, member in zip(texts, batch, strict=True):
-        alone: AnyMessage | InvalidMessage
-        try:
-            alone = parse_message(text.strip(" \t\r\n"))
-        except InvalidMessage as error:
-            assert isinstance(member, InvalidMessage)
-            assert (member.message, member.request_id) == (error.message, error.request_id)
+        alone = parsed(text.strip(" \t\r\n"))
+        if isinstance(alone, InvalidMessage) and isinstance(member, InvalidMessage):
+            assert (member.message, member.request_id) == (alone.message, alone.request_id)
         else:
             assert member == alone
 
@@ -391,8 +379,9 @@ def test_a_method_that_is_not_offered_is_answered_with_its_code() -> None:
     assert json.loads(build_method_not_found('"a"'))["error"]["code"] == -32601
 
 
-@given(json_texts.members([("protocolVersion", ID)]), json_texts.values)
-def test_replacing_a_member_changes_its_value_alone(template: str, before: str) -> None:
+@given(json_texts.spellers)
+def test_replacing_a_member_changes_its_value_alone(speller: Speller) -> None:
+    template, before = speller.members([("protocolVersion", ID)]), speller.value()
     replaced = replace_member(template.replace(ID, before), "protocolVersion", "2025-06-18")
     assert replaced == template.replace(ID, '"2025-06-18"')
 

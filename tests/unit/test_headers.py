@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vestige_bridge import headers
+from vestige_bridge.headers import Accepted
+
+ALLOWED = frozenset({"https://app.example.com"})
+
+BOTH = Accepted(json=True, event_stream=True)
+JSON_ONLY = Accepted(json=True, event_stream=False)
+STREAM_ONLY = Accepted(json=False, event_stream=True)
+
+
+@pytest.mark.parametrize(
+    ("accept", "accepted"),
+    [
+        ([], JSON_ONLY),
+        ([b""], JSON_ONLY),
+        ([b"*/*"], JSON_ONLY),
+        ([b"text/*"], JSON_ONLY),
+        ([b"text/html"], JSON_ONLY),
+        ([b"application/json"], JSON_ONLY),
+        ([b"application/json, text/event-stream"], BOTH),
+        ([b"application/json", b"text/event-stream"], BOTH),
+        ([b"*/*, text/event-stream"], BOTH),
+        ([b"application/*;q=0.1,TEXT/Event-Stream;charset=utf-8"], BOTH),
+        ([b"text/event-stream"], STREAM_ONLY),
+        ([b"text/event-stream, application/json;q=0"], STREAM_ONLY),
+        ([b"text/event-stream, application/json;q=0, */*"], STREAM_ONLY),
+        ([b"text/event-stream;q=0.001"], STREAM_ONLY),
+        ([b"text/event-stream;q=0"], JSON_ONLY),
+        ([b"text/event-stream; Q = 0.000, */*"], JSON_ONLY),
+        ([b"text/event-stream;q=0., application/json"], JSON_ONLY),
+    ],
+)
+def test_an_event_stream_has_to_be_named_and_json_is_the_default(accept: list[bytes], accepted: Accepted) -> None:
+    assert headers.accepted([(b"accept", value) for value in accept]) == accepted
+
+
+@given(st.lists(st.binary(max_size=30), max_size=3))
+def test_every_client_is_taken_to_accept_something(accept: list[bytes]) -> None:
+    accepted = headers.accepted([(b"accept", value) for value in accept])
+    assert accepted.json or accepted.event_stream
+
+
+@pytest.mark.parametrize(
+    ("content_type", "is_json"),
+    [
+        (None, False),
+        (b"", False),
+        (b"application/json", True),
+        (b"Application/JSON ; charset=UTF-8", True),
+        (b'application/json;charset="utf8"', True),
+        (b"application/json;charset=latin-1", False),
+        (b"application/json;version=2", True),
+        (b"application/jsonx", False),
+        (b"application/x-ndjson", False),
+        (b"text/plain", False),
+        (b"text/plain, application/json", False),
+    ],
+)
+def test_json_is_what_says_so_in_utf_8(content_type: bytes | None, is_json: bool) -> None:
+    assert headers.is_json([] if content_type is None else [(b"content-type", content_type)]) is is_json
+
+
+@pytest.mark.parametrize(
+    ("encodings", "compressed"),
+    [([], False), ([b""], False), ([b" Identity"], False), ([b"gzip"], True), ([b"identity", b"br"], True)],
+)
+def test_a_body_is_compressed_when_an_encoding_says_so(encodings: list[bytes], compressed: bool) -> None:
+    assert headers.is_compressed([(b"content-encoding", value) for value in encodings]) is compressed
+
+
+@pytest.mark.parametrize(("value", "length"), [(None, None), (b"17", 17), (b"-1", None), (b"1e3", None), (b"", None)])
+def test_a_content_length_is_a_whole_number_or_none(value: bytes | None, length: int | None) -> None:
+    assert headers.content_length([] if value is None else [(b"content-length", value)]) == length
+
+
+@pytest.mark.parametrize(
+    ("authorization", "token"),
+    [
+        ([], None),
+        ([b""], None),
+        ([b"Bearer"], None),
+        ([b"Bearer  "], None),
+        ([b"Basic abc"], None),
+        ([b"Bearerabc"], None),
+        ([b"abc"], None),
+        ([b"Bearer abc"], b"abc"),
+        ([b" bEARER   abc "], b"abc"),
+        ([b"Bearer abc def"], b"abc def"),
+        ([b"Bearer \xff\x00"], b"\xff\x00"),
+        ([b"Bearer abc", b"Bearer abc"], None),
+        ([b"", b"Bearer abc"], None),
+    ],
+)
+def test_a_token_comes_from_exactly_one_bearer_header(authorization: list[bytes], token: bytes | None) -> None:
+    assert headers.bearer_token([(b"authorization", value) for value in authorization]) == token
+
+
+@pytest.mark.parametrize("value", [b"abc", b"a.b_c:d+e/f=g-1", b"x" * 128])
+def test_a_request_id_that_is_fit_for_a_log_is_taken_over(value: bytes) -> None:
+    assert headers.request_id([(b"x-request-id", value)]).encode() == value
+
+
+@pytest.mark.parametrize("value", [None, b"", b"a b", b"a\nb", b"x" * 129, b"\xff", b'"'])
+def test_a_request_id_that_is_not_is_made_anew(value: bytes | None) -> None:
+    raw = [] if value is None else [(b"x-request-id", value)]
+    made = {headers.request_id(raw) for _ in range(10)}
+    assert len(made) == 10
+    assert all(len(request_id) == 16 for request_id in made)
+
+
+@given(st.binary(max_size=300))
+def test_a_header_is_read_only_if_it_is_visible_ascii(value: bytes) -> None:
+    text = headers.text([(b"x-agent-id", value)], b"x-agent-id")
+    fits = 0 < len(value) <= 256 and value.strip(b" ") == value and all(0x20 <= byte < 0x7F for byte in value)
+    assert text == (value.decode("ascii") if fits else None)
+
+
+def test_nothing_crosses_upstream_but_what_is_named() -> None:
+    raw = [
+        (b"authorization", b"Bearer secret"),
+        (b"cookie", b"secret"),
+        (b"host", b"example.com"),
+        (b"mcp-session-id", b"of the client"),
+        (b"mcp-protocol-version", b"2025-06-18"),
+        (b"x-vestige-principal", b"somebody else"),
+        (b"x-agent-id", b"an agent"),
+        (b"x-request-id", b"of the client"),
+        (b"traceparent", b"00-1-2-01"),
+        (b"x-forwarded-for", b"10.0.0.1"),
+    ]
+    assert headers.upstream_headers(raw, "alice", "7") == {
+        "x-agent-id": "an agent",
+        "traceparent": "00-1-2-01",
+        "x-vestige-principal": "alice",
+        "x-request-id": "7",
+    }
+
+
+def test_a_header_that_could_break_a_request_does_not_cross() -> None:
+    raw = [(b"x-agent-id", b"a\r\nAuthorization: Bearer x"), (b"traceparent", b"")]
+    assert headers.upstream_headers(raw, "alice", "7").keys() == {"x-vestige-principal", "x-request-id"}
+
+
+@pytest.mark.parametrize(
+    ("origins", "host", "allowed"),
+    [
+        ([], b"memory.example.com", True),
+        ([b"https://app.example.com"], b"memory.example.com", True),
+        ([b"https://app.example.com", b"https://app.example.com"], b"memory.example.com", False),
+        ([b"https://app.example.com.evil.example"], b"memory.example.com", False),
+        ([b"http://app.example.com"], b"memory.example.com", False),
+        ([b"https://app.example.com:8443"], b"memory.example.com", False),
+        ([b"null"], b"localhost:8000", False),
+        ([b""], b"localhost:8000", False),
+        ([b"\xff"], b"localhost", False),
+        ([b"http://["], b"localhost", False),
+        ([b"http://localhost:5173"], b"127.0.0.1:8000", True),
+        ([b"http://[::1]:5173"], b"[::1]:8000", True),
+        ([b"http://localhost:5173"], b"memory.example.com", False),
+        ([b"http://evil.example"], b"localhost:8000", False),
+        ([b"http://localhost.evil.example"], b"localhost:8000", False),
+        ([b"http://localhost@evil.example"], b"localhost:8000", False),
+        ([b"http://127.0.0.1"], None, False),
+        ([b"http://127.0.0.1"], b"[", False),
+    ],
+)
+def test_a_page_may_call_if_its_origin_is_allowed_or_both_ends_are_loopback(
+    origins: list[bytes], host: bytes | None, allowed: bool
+) -> None:
+    raw = [(b"origin", origin) for origin in origins] + ([] if host is None else [(b"host", host)])
+    assert headers.origin_allowed(raw, ALLOWED) is allowed
+
+
+@given(st.binary(max_size=40), st.binary(max_size=40))
+def test_no_origin_and_no_host_can_break_the_question(origin: bytes, host: bytes) -> None:
+    raw = [(b"origin", origin), (b"host", host)]
+    assert headers.origin_allowed(raw, frozenset()) <= (b"localhost" in origin.lower() or b"1" in origin)
+
+
+def test_cors_headers_name_the_one_origin_and_vary_by_it() -> None:
+    cors = dict(headers.cors_headers(b"https://app.example.com"))
+    assert cors[b"access-control-allow-origin"] == b"https://app.example.com"
+    assert cors[b"vary"] == b"Origin"
+    assert {b"mcp-session-id", b"mcp-protocol-version"} <= set(
+        cors[b"access-control-expose-headers"].lower().split(b", ")
+    )

@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import dataclasses
+import logging
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vestige_bridge.errors import SettingsError
+from vestige_bridge.settings import Settings, describe
+
+DEFAULTS = {
+    "mcp_url": "http://localhost:3100/mcp",
+    "auth_token": "",
+    "auth_token_file": "",
+    "allow_anonymous": False,
+    "host": "127.0.0.1",
+    "port": 8000,
+    "request_timeout_seconds": 120,
+    "connect_timeout_seconds": 5,
+    "check_interval_seconds": 10,
+    "check_timeout_seconds": 5,
+    "heartbeat_seconds": 15,
+    "drain_seconds": 20,
+    "max_body_bytes": 1_048_576,
+    "max_answer_bytes": 67_108_864,
+    "max_in_flight": 512,
+    "upstream_concurrency": 64,
+    "allowed_origins": frozenset(),
+    "upstream_token": "",
+    "log_level": "info",
+    "log_format": "text",
+}
+
+SWITCH = {"true": True, "1": True, "Yes": True, "ON": True, "False": False, "0": False, "no": False, "oFF": False}
+SECONDS = {"0.5": 0.5, "86400": 86400, "1e2": 100}
+COUNT = {"1": 1, "007": 7, "1099511627776": 2**40}
+GOOD: dict[str, tuple[str, dict[str, object]]] = {
+    "VESTIGE_MCP_URL": (
+        "mcp_url",
+        {url: url for url in ("https://vestige.example.com", "http://[::1]:3928/mcp", "HTTP://h:1/a?b=c")},
+    ),
+    "VESTIGE_AUTH_TOKEN": ("auth_token", {" secret\n": "secret", "!~": "!~"}),
+    "VESTIGE_AUTH_TOKEN_FILE": ("auth_token_file", {"/run/secrets/my tokens": "/run/secrets/my tokens"}),
+    "VESTIGE_ALLOW_ANONYMOUS": ("allow_anonymous", dict(SWITCH)),
+    "VESTIGE_BRIDGE_HOST": ("host", {"0.0.0.0": "0.0.0.0", "::": "::", "bridge.internal": "bridge.internal"}),
+    "VESTIGE_BRIDGE_PORT": ("port", {"0": 0, "65535": 65535}),
+    "VESTIGE_BRIDGE_REQUEST_TIMEOUT_SECONDS": ("request_timeout_seconds", dict(SECONDS)),
+    "VESTIGE_BRIDGE_CONNECT_TIMEOUT_SECONDS": ("connect_timeout_seconds", dict(SECONDS)),
+    "VESTIGE_BRIDGE_CHECK_INTERVAL_SECONDS": ("check_interval_seconds", dict(SECONDS)),
+    "VESTIGE_BRIDGE_CHECK_TIMEOUT_SECONDS": ("check_timeout_seconds", dict(SECONDS)),
+    "VESTIGE_BRIDGE_HEARTBEAT_SECONDS": ("heartbeat_seconds", dict(SECONDS)),
+    "VESTIGE_BRIDGE_DRAIN_SECONDS": ("drain_seconds", dict(SECONDS)),
+    "VESTIGE_BRIDGE_MAX_BODY_BYTES": ("max_body_bytes", dict(COUNT)),
+    "VESTIGE_BRIDGE_MAX_ANSWER_BYTES": ("max_answer_bytes", dict(COUNT)),
+    "VESTIGE_BRIDGE_MAX_IN_FLIGHT": ("max_in_flight", dict(COUNT)),
+    "VESTIGE_BRIDGE_UPSTREAM_CONCURRENCY": ("upstream_concurrency", dict(COUNT)),
+    "VESTIGE_BRIDGE_ALLOWED_ORIGINS": (
+        "allowed_origins",
+        {
+            "https://a.example": frozenset({"https://a.example"}),
+            " HTTPS://A.example/ ,, http://b.example:8443 ": frozenset({"https://a.example", "http://b.example:8443"}),
+        },
+    ),
+    "VESTIGE_BRIDGE_UPSTREAM_TOKEN": ("upstream_token", {"secret\n": "secret"}),
+    "VESTIGE_BRIDGE_LOG_LEVEL": ("log_level", {"DEBUG": "debug", "warning": "warning", "Error": "error"}),
+    "VESTIGE_BRIDGE_LOG_FORMAT": ("log_format", {"JSON": "json", "text": "text"}),
+}
+
+NO_SECONDS = ["0", "-1", "nan", "inf", "86401", "5s", "1,5"]
+NO_COUNT = ["0", "-1", "1.0", "1e3", "+1", "1099511627777", "٣", "1_000", "9" * 5000]
+BAD = {
+    "VESTIGE_MCP_URL": [
+        *("localhost:3100", "/mcp", "ftp://h/mcp", "http://", "http://:3100", "http://h:0/mcp", "http://h:99999/mcp"),
+        *("http://[/mcp", "http://name:password@h/mcp", "http://h/mcp#x", "http://my host/mcp", "http://h/m\ncp"),
+    ],
+    "VESTIGE_AUTH_TOKEN": ["se cret", "se\ncret", "sécret", "se\x7fcret"],
+    "VESTIGE_ALLOW_ANONYMOUS": ["maybe", "2", "truee", "y"],
+    "VESTIGE_BRIDGE_HOST": ["my host", "a..b", "127.0.0.1:8000"],
+    "VESTIGE_BRIDGE_PORT": ["-1", "65536", "http", "80.0", "٣"],
+    "VESTIGE_BRIDGE_REQUEST_TIMEOUT_SECONDS": NO_SECONDS,
+    "VESTIGE_BRIDGE_CONNECT_TIMEOUT_SECONDS": NO_SECONDS,
+    "VESTIGE_BRIDGE_CHECK_INTERVAL_SECONDS": NO_SECONDS,
+    "VESTIGE_BRIDGE_CHECK_TIMEOUT_SECONDS": NO_SECONDS,
+    "VESTIGE_BRIDGE_HEARTBEAT_SECONDS": NO_SECONDS,
+    "VESTIGE_BRIDGE_DRAIN_SECONDS": NO_SECONDS,
+    "VESTIGE_BRIDGE_MAX_BODY_BYTES": NO_COUNT,
+    "VESTIGE_BRIDGE_MAX_ANSWER_BYTES": NO_COUNT,
+    "VESTIGE_BRIDGE_MAX_IN_FLIGHT": NO_COUNT,
+    "VESTIGE_BRIDGE_UPSTREAM_CONCURRENCY": NO_COUNT,
+    "VESTIGE_BRIDGE_ALLOWED_ORIGINS": [
+        "*",
+        "app.example",
+        "https://a.example/page",
+        "https://a.example?x",
+        "https://[",
+    ],
+    "VESTIGE_BRIDGE_UPSTREAM_TOKEN": ["se cret", "sécret"],
+    "VESTIGE_BRIDGE_LOG_LEVEL": ["trace", "20", "critical"],
+    "VESTIGE_BRIDGE_LOG_FORMAT": ["xml"],
+}
+
+
+def cases(values: dict[str, list[str]]) -> list[tuple[str, str]]:
+    return [(variable, value) for variable, texts in values.items() for value in texts]
+
+
+def problems(environ: dict[str, str]) -> list[str]:
+    with pytest.raises(SettingsError) as refusal:
+        Settings.from_environ(environ)
+    return refusal.value.problems
+
+
+def test_without_variables_every_setting_has_its_default() -> None:
+    assert dataclasses.asdict(Settings.from_environ({})) == DEFAULTS
+
+
+def test_every_variable_is_described_and_tested() -> None:
+    described = [variable for variable, _, _ in describe()]
+    assert len(described) == len(dataclasses.fields(Settings))
+    assert set(described) == set(GOOD)
+    assert set(described) == {*BAD, "VESTIGE_AUTH_TOKEN_FILE"}
+    assert all(help_text.endswith(".") for _, _, help_text in describe())
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"), cases({variable: list(values) for variable, (_, values) in GOOD.items()}), ids=repr
+)
+def test_a_variable_sets_its_setting_and_no_other(variable: str, value: str) -> None:
+    name, values = GOOD[variable]
+    settings = Settings.from_environ({variable: value})
+    assert dataclasses.asdict(settings) == DEFAULTS | {name: values[value]}
+
+
+@pytest.mark.parametrize(("variable", "value"), cases(BAD), ids=lambda value: repr(value[:40]))
+def test_a_mistake_is_one_line_that_names_the_variable(variable: str, value: str) -> None:
+    (problem,) = problems({variable: value})
+    assert problem.startswith(f"{variable}: ")
+    assert problem.endswith(".")
+    assert problem.isprintable()
+
+
+@pytest.mark.parametrize("variable", list(GOOD))
+@pytest.mark.parametrize("value", ["", " ", "\n"])
+def test_an_empty_value_counts_as_none(variable: str, value: str) -> None:
+    assert dataclasses.asdict(Settings.from_environ({variable: value})) == DEFAULTS
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    told = problems({"VESTIGE_BRIDGE_PORT": "x", "VESTIGE_MCP_URL": "x", "VESTIGE_BRIDGE_UPSTREAM_TOKEN": "x y"})
+    assert [problem.partition(":")[0] for problem in told] == [
+        "VESTIGE_MCP_URL",
+        "VESTIGE_BRIDGE_PORT",
+        "VESTIGE_BRIDGE_UPSTREAM_TOKEN",
+    ]
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"VESTIGE_AUTH_TOKEN": "hidden value"},
+        {"VESTIGE_BRIDGE_UPSTREAM_TOKEN": "hidden\x00"},
+        {"VESTIGE_MCP_URL": "http://name:hidden@h/mcp"},
+        {"VESTIGE_AUTH_TOKEN": "hidden", "VESTIGE_ALLOW_ANONYMOUS": "true"},
+    ],
+)
+def test_no_mistake_shows_a_secret(environ: dict[str, str]) -> None:
+    assert "hidden" not in str(problems(environ))
+
+
+@pytest.mark.parametrize(
+    ("environ", "names"),
+    [
+        ({"VESTIGE_AUTH_TOKEN": "a", "VESTIGE_ALLOW_ANONYMOUS": "true"}, 2),
+        ({"VESTIGE_AUTH_TOKEN": "a", "VESTIGE_AUTH_TOKEN_FILE": "/f"}, 2),
+        ({"VESTIGE_AUTH_TOKEN_FILE": "/f", "VESTIGE_ALLOW_ANONYMOUS": "1"}, 2),
+        ({"VESTIGE_AUTH_TOKEN": "a", "VESTIGE_AUTH_TOKEN_FILE": "/f", "VESTIGE_ALLOW_ANONYMOUS": "on"}, 3),
+    ],
+)
+def test_two_ways_in_are_a_mistake_that_names_them(environ: dict[str, str], names: int) -> None:
+    (problem,) = problems(environ)
+    assert (
+        sum(
+            variable in problem.replace("VESTIGE_AUTH_TOKEN_FILE", "FILE")
+            for variable in ("VESTIGE_AUTH_TOKEN", "FILE", "VESTIGE_ALLOW_ANONYMOUS")
+        )
+        == names
+    )
+
+
+def test_a_token_and_a_switch_that_is_off_go_together() -> None:
+    settings = Settings.from_environ({"VESTIGE_AUTH_TOKEN": "a", "VESTIGE_ALLOW_ANONYMOUS": "false"})
+    assert settings.auth_token == "a"
+
+
+@given(st.dictionaries(st.sampled_from(list(GOOD)), st.text(max_size=12), max_size=6))
+def test_whatever_is_set_gives_settings_or_lines(environ: dict[str, str]) -> None:
+    told = []
+    try:
+        Settings.from_environ(environ)
+    except SettingsError as error:
+        told = error.problems
+    assert all(problem.isprintable() for problem in told)
+
+
+def test_settings_do_not_change() -> None:
+    settings = Settings.from_environ({})
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        settings.port = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("level", ["debug", "info", "warning", "error"])
+def test_a_log_level_is_numbered_as_the_logging_module_does(level: str) -> None:
+    settings = Settings.from_environ({"VESTIGE_BRIDGE_LOG_LEVEL": level})
+    assert settings.logging_level == getattr(logging, level.upper())
