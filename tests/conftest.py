@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from aiohttp.test_utils import TestServer
+
 from harness import SERVER_EVERYTHING, SERVER_MEMORY, Bridge, Gateway, ScriptedUpstream, bridge
 
 

@@ -6,8 +6,9 @@ import asyncio
 import logging
 
 import pytest
-from harness import JSON, TOKEN, Bridge, BridgeProcess, ScriptedUpstream, bridge, environment, until
 from multidict import CIMultiDict
+
+from harness import JSON, TOKEN, Bridge, BridgeProcess, ScriptedUpstream, bridge, environment, until
 
 PING = {"jsonrpc": "2.0", "id": 7, "method": "ping"}
 

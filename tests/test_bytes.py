@@ -6,6 +6,7 @@ import re
 
 import pytest
 from aiohttp import web
+
 from harness import SSE, Bridge, Received, ScriptedUpstream
 
 ODD = [

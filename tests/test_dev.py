@@ -18,6 +18,7 @@ from typing import Any
 
 import psutil
 import pytest
+
 from harness import NODE, ROOT, SERVER_EVERYTHING, free_port
 
 READY = "Ctrl-C ends both."

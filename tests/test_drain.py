@@ -6,6 +6,7 @@ import asyncio
 
 import psutil
 import pytest
+
 from harness import BridgeProcess, Gateway, ScriptedUpstream, environment, free_port, until
 
 LONG = "trigger-long-running-operation"

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+
 from harness import JSON, SSE, TOKEN, Bridge, Received, ScriptedUpstream, bridge, call_body, until
 
 PING = {"jsonrpc": "2.0", "id": 1, "method": "ping"}

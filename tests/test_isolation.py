@@ -8,6 +8,7 @@ from itertools import cycle
 from typing import Any
 
 import pytest
+
 from harness import Bridge, Gateway, bridge, call_body
 
 LONG = "trigger-long-running-operation"

@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 import aiohttp
+
 from harness import Bridge, BridgeProcess, Gateway, Received, ScriptedUpstream, bridge, environment, free_port, until
 from test_sessions import PING, initialize
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+
 from harness import Bridge, Received, ScriptedUpstream, bridge, call_body, until
 
 

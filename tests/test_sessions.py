@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+
 from harness import Bridge, BridgeProcess, ScriptedUpstream, bridge, environment, until
 
 PING = {"jsonrpc": "2.0", "id": 1, "method": "ping"}

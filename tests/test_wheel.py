@@ -9,6 +9,7 @@ import venv
 from pathlib import Path
 
 import pytest
+
 from harness import ROOT, BridgeProcess, ScriptedUpstream, environment, until
 
 
