@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from vestige_bridge.errors import Cancelled, UpstreamTimeout
+from vestige_bridge.exchange import PROGRESS_LIMIT_BYTES, Answered, Exchange
+from vestige_bridge.jsonrpc import Response, build_request, build_result, parse_message
+from vestige_bridge.multiplexer import Caller
+
+
+def new_exchange(ends: list[Exchange] | None = None, *, repeatable: bool = False) -> Exchange:
+    return Exchange(
+        build_request("tools/call", request_id=7),
+        Caller("alice"),
+        headers={},
+        repeatable=repeatable,
+        on_end=([] if ends is None else ends).append,
+    )
+
+
+def answer(exchange: Exchange, result: str = "{}") -> bytes:
+    data = build_result("7", result)
+    response = parse_message(data.decode())
+    assert isinstance(response, Response)
+    exchange.answer(response, data)
+    return data
+
+
+async def test_progress_comes_before_the_answer_in_the_order_in_which_it_came() -> None:
+    exchange = new_exchange()
+    exchange.take_progress(b"1")
+    exchange.take_progress(b"2")
+    data = answer(exchange)
+    assert [await exchange.next(), await exchange.next()] == [b"1", b"2"]
+    answered = await exchange.next()
+    assert isinstance(answered, Answered)
+    assert (answered.data, answered.streamed) == (data, False)
+
+
+async def test_the_answer_says_whether_it_was_streamed() -> None:
+    exchange = new_exchange()
+    exchange.streamed = True
+    answer(exchange)
+    assert (await exchange.result()).streamed
+
+
+async def test_a_reader_that_waits_is_woken_by_what_comes() -> None:
+    exchange = new_exchange()
+    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+        step = group.create_task(exchange.next())
+        await asyncio.wait([step], timeout=0)
+        exchange.take_progress(b"1")
+    assert step.result() == b"1"
+    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+        result = group.create_task(exchange.result())
+        await asyncio.wait([result], timeout=0)
+        exchange.take_progress(b"2")
+        data = answer(exchange)
+    assert result.result().data == data
+
+
+async def test_when_nothing_comes_in_time_there_is_no_news() -> None:
+    assert await new_exchange().next(0.001) is None
+
+
+async def test_an_exchange_ends_once_and_by_what_came_first() -> None:
+    ends: list[Exchange] = []
+    exchange = new_exchange(ends)
+    assert not exchange.ended
+    data = answer(exchange)
+    answer(exchange, '"another"')
+    exchange.fail(UpstreamTimeout("Late."))
+    assert exchange.ended
+    assert ends == [exchange]
+    assert (await exchange.result()).data == data
+
+
+@pytest.mark.parametrize(
+    ("sent", "repeatable", "outcome", "retryable"),
+    [
+        (False, False, "not_sent", True),
+        (False, True, "not_sent", True),
+        (True, False, "unknown", False),
+        (True, True, "unknown", True),
+    ],
+)
+async def test_an_error_says_whether_upstream_may_have_seen_the_request(
+    sent: bool, repeatable: bool, outcome: str, retryable: bool
+) -> None:
+    exchange = new_exchange(repeatable=repeatable)
+    exchange.sent = sent
+    exchange.fail(UpstreamTimeout("Late.", data={"a": 1}))
+    with pytest.raises(UpstreamTimeout) as failure:
+        await exchange.result()
+    assert failure.value.request_id == "7"
+    assert failure.value.data == {"a": 1, "outcome": outcome, "retryable": retryable}
+
+
+async def test_progress_that_came_before_an_error_is_still_read() -> None:
+    exchange = new_exchange()
+    exchange.take_progress(b"1")
+    exchange.fail(Cancelled("No more."))
+    assert await exchange.next() == b"1"
+    for _ in range(2):
+        with pytest.raises(Cancelled):
+            await exchange.next()
+
+
+async def test_progress_that_a_slow_reader_leaves_is_bounded_and_the_newest_stays() -> None:
+    exchange = new_exchange()
+    for number in range(1000):
+        exchange.take_progress(b"%04d" % number + b"x" * 1020)
+    answer(exchange)
+    kept = []
+    while isinstance(step := await exchange.next(), bytes):
+        kept.append(step)
+    assert sum(map(len, kept)) <= PROGRESS_LIMIT_BYTES < sum(map(len, kept)) + 1024
+    assert [step[:4] for step in kept] == [b"%04d" % number for number in range(1000 - len(kept), 1000)]
+
+
+async def test_one_step_of_progress_is_kept_however_large_it_is() -> None:
+    exchange = new_exchange()
+    exchange.take_progress(b"small")
+    exchange.take_progress(b"x" * (PROGRESS_LIMIT_BYTES + 1))
+    assert await exchange.next() == b"x" * (PROGRESS_LIMIT_BYTES + 1)
+    assert await exchange.next(0.001) is None
+
+
+async def test_an_exchange_expires_when_nothing_comes_in_time() -> None:
+    exchange, expired = new_exchange(), asyncio.Event()
+    exchange.set_deadline(0.001, lambda late: expired.set() if late is exchange else None)
+    async with asyncio.timeout(5):
+        await expired.wait()
+
+
+async def test_a_step_of_progress_starts_the_deadline_anew() -> None:
+    exchange, expired = new_exchange(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    started_at = loop.time()
+    exchange.set_deadline(0.2, lambda _: expired.set())
+    stepped_at = started_at
+    while stepped_at < started_at + 0.1:
+        assert await exchange.next(0.02) is None
+        stepped_at = loop.time()
+    exchange.take_progress(b"1")
+    async with asyncio.timeout(5):
+        await expired.wait()
+    assert loop.time() - stepped_at >= 0.19
+
+
+async def test_an_exchange_that_ended_does_not_expire() -> None:
+    expired: list[Exchange] = []
+    exchange = new_exchange()
+    exchange.set_deadline(0.001, expired.append)
+    answer(exchange)
+    exchange.take_progress(b"too late")
+    assert await new_exchange().next(0.05) is None
+    assert expired == []
