@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -17,6 +18,7 @@ from vestige_bridge.auth import Authentication
 from vestige_bridge.errors import BridgeError, InternalError, MethodNotAllowed, NotFound
 from vestige_bridge.health import HealthEndpoints
 from vestige_bridge.monitor import Monitor
+from vestige_bridge.per_client import ClientSessions
 from vestige_bridge.proxy import McpEndpoint
 from vestige_bridge.responses import error_response
 from vestige_bridge.session import Session
@@ -42,15 +44,16 @@ def build_app(settings: Settings) -> Starlette:
     monitor = Monitor(settings.check_interval_seconds)
     session = Session(upstream, settings, report=monitor.record)
     health = HealthEndpoints(session, monitor)
-    mcp = McpEndpoint(session, settings)
+    client_sessions = ClientSessions(upstream, settings)
+    mcp = McpEndpoint(session, settings, client_sessions if settings.session_mode == "per-client" else None)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        async with upstream, session, monitor.watching(session):
+        async with upstream, session, client_sessions, monitor.watching(session):
             yield
 
     async def drain() -> None:
-        await session.drain(settings.drain_seconds)
+        await asyncio.gather(session.drain(settings.drain_seconds), client_sessions.drain(settings.drain_seconds))
 
     app = Starlette(
         routes=[

@@ -4,7 +4,10 @@
     ├── SettingsError                   start-up only: one line per mistake, exit status 2
     ├── InvalidMessage                  the body is not a JSON-RPC message we can serve
     │   ├── ParseError                  … not even JSON
-    │   └── UnsupportedProtocolVersion
+    │   ├── UnsupportedProtocolVersion
+    │   ├── HeaderMismatch              a modern request whose headers say something else than its body
+    │   ├── InvalidParams
+    │   └── MethodNotFound
     ├── AuthenticationError             no token, or a wrong one
     ├── AuthenticationNotConfigured
     ├── Forbidden
@@ -91,6 +94,18 @@ class ParseError(InvalidMessage):
 
 class UnsupportedProtocolVersion(InvalidMessage):
     """The client declares a protocol version that is not spoken here."""
+
+
+class HeaderMismatch(InvalidMessage):
+    """The headers of a modern request do not say what its body says (MCP 2026-07-28, basic/transports)."""
+
+
+class InvalidParams(InvalidMessage):
+    """The params lack what the protocol asks for (JSON-RPC 2.0, section 5.1)."""
+
+
+class MethodNotFound(InvalidMessage):
+    """The method does not exist in the protocol version that the request declares."""
 
 
 class AuthenticationError(BridgeError):
@@ -194,6 +209,9 @@ RENDERINGS: Final[Mapping[type[BridgeError], Rendering]] = MappingProxyType(
         ParseError: Rendering(400, -32700),
         InvalidMessage: Rendering(400, -32600),
         UnsupportedProtocolVersion: Rendering(400, -32022),
+        HeaderMismatch: Rendering(400, -32020),
+        InvalidParams: Rendering(400, -32602),
+        MethodNotFound: Rendering(404, -32601),
         AuthenticationError: Rendering(401, -32015),
         AuthenticationNotConfigured: Rendering(500, -32603),
         Forbidden: Rendering(403, -32016),

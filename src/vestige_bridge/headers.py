@@ -5,6 +5,7 @@ The law of this room: nothing crosses unless it is named here. Names are lowerca
 
 from __future__ import annotations
 
+import base64
 import re
 import secrets
 from collections.abc import Iterable, Mapping
@@ -21,6 +22,9 @@ HOST: Final = b"host"
 ORIGIN: Final = b"origin"
 PROTOCOL_VERSION: Final = b"mcp-protocol-version"
 SESSION_ID: Final = b"mcp-session-id"
+LAST_EVENT_ID: Final = b"last-event-id"
+METHOD: Final = b"mcp-method"
+NAME: Final = b"mcp-name"
 AGENT_ID: Final = b"x-agent-id"
 PRINCIPAL: Final = b"x-vestige-principal"
 REQUEST_ID: Final = b"x-request-id"
@@ -31,6 +35,7 @@ RawHeaders = Iterable[tuple[bytes, bytes]]
 _CROSSES_UPSTREAM: Final = (AGENT_ID, TRACEPARENT)
 _visible_ascii = re.compile(rb"[\x21-\x7e](?:[\x20-\x7e]{0,254}[\x21-\x7e])?").fullmatch
 _request_id = re.compile(rb"[A-Za-z0-9._:+/=-]{1,128}").fullmatch
+_base64_value = re.compile(rb"=\?base64\?(.*)\?=").fullmatch
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -108,6 +113,22 @@ def text(headers: RawHeaders, name: bytes) -> str | None:
     """A header's value when it is visible ASCII of at most 256 characters."""
     value = get(headers, name)
     return value.decode("ascii") if value is not None and _visible_ascii(value) else None
+
+
+def mirrored(headers: RawHeaders, name: bytes) -> str | None:
+    """The value of a header that mirrors a part of the body (MCP 2026-07-28, basic/transports).
+
+    What cannot stand in a header comes as ``=?base64?…?=``. ``None`` when it is missing, there twice, or spoilt.
+    """
+    values = get_all(headers, name)
+    if len(values) != 1:
+        return None
+    value = values[0].strip(b" \t")
+    encoded = _base64_value(value)
+    try:
+        return (base64.b64decode(encoded.group(1), validate=True) if encoded else value).decode()
+    except ValueError:
+        return None
 
 
 def upstream_headers(headers: RawHeaders, principal: str, request_id: str) -> dict[str, str]:

@@ -17,8 +17,29 @@ from typing import Final, NoReturn
 
 from vestige_bridge.errors import RENDERINGS, BridgeError, InvalidMessage, ParseError
 
-READ_IN_PARAMS: Final = frozenset({"name", "_meta", "requestId", "progressToken", "protocolVersion"})
-READ_IN_META: Final = frozenset({"progressToken", "io.modelcontextprotocol/protocolVersion"})
+READ_IN_PARAMS: Final = frozenset(
+    {
+        "_meta",
+        "inputResponses",
+        "level",
+        "name",
+        "notifications",
+        "progressToken",
+        "protocolVersion",
+        "requestId",
+        "requestState",
+        "uri",
+    }
+)
+READ_IN_META: Final = frozenset(
+    {
+        "progressToken",
+        "io.modelcontextprotocol/clientCapabilities",
+        "io.modelcontextprotocol/clientInfo",
+        "io.modelcontextprotocol/logLevel",
+        "io.modelcontextprotocol/protocolVersion",
+    }
+)
 
 _skip_space = re.compile(r"[ \t\n\r]*").match
 
@@ -33,14 +54,24 @@ _decode = json.JSONDecoder(parse_int=float, parse_constant=_refuse_constant).raw
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """A JSON value and the place ``text[start:end]`` where it is spelled."""
+    """The value of a member, and the places where it and its key are spelled.
 
+    Attributes:
+        key_start: where the key begins.
+        start: where the value begins.
+        end: where the value ends.
+        value: the value itself; ``None`` for an object whose members are kept apart.
+    """
+
+    key_start: int
     start: int
     end: int
     value: object
 
 
 _EMPTY: Final[Mapping[str, Value]] = {}
+Visit = Callable[[str, int, int], int]
+"""Told of a member's key, where the key begins and where the value begins; returns where the value ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +238,7 @@ def build_request(method: str, params: Mapping[str, object] | None = None, *, re
     message: dict[str, object] = {"jsonrpc": "2.0", "id": request_id, "method": method}
     if params is not None:
         message["params"] = params
-    request = parse_message(_dump(message))
+    request = parse_message(dump(message))
     if not isinstance(request, Request):
         raise TypeError("a message with a method and an id is a request")
     return request
@@ -218,7 +249,7 @@ def build_notification(method: str, params: Mapping[str, object] | None = None) 
     message: dict[str, object] = {"jsonrpc": "2.0", "method": method}
     if params is not None:
         message["params"] = params
-    return _dump(message).encode()
+    return dump(message).encode()
 
 
 def build_result(spelled_id: str, spelled_result: str) -> bytes:
@@ -236,7 +267,7 @@ def build_error(error: BridgeError, spelled_id: str | None) -> bytes:
     members: dict[str, object] = {"code": RENDERINGS[type(error)].code, "message": error.message}
     if error.data:
         members["data"] = error.data
-    return f'{{"jsonrpc":"2.0","id":{spelled_id or "null"},"error":{_dump(members)}}}'.encode()
+    return f'{{"jsonrpc":"2.0","id":{spelled_id or "null"},"error":{dump(members)}}}'.encode()
 
 
 def build_method_not_found(spelled_id: str) -> bytes:
@@ -244,23 +275,36 @@ def build_method_not_found(spelled_id: str) -> bytes:
     return f'{{"jsonrpc":"2.0","id":{spelled_id},"error":{{"code":-32601,"message":"Method not found"}}}}'.encode()
 
 
-def replace_member(text: str, key: str, value: object) -> str:
-    """The JSON object in ``text`` with the value of one of its members replaced, all else as it was."""
-    places: list[tuple[int, int]] = []
+def members_of(text: str, start: int = 0) -> dict[str, Value]:
+    """The members of the object that opens at ``start`` of a text that is known to be JSON."""
+    found: dict[str, Value] = {}
 
-    def visit(name: str, start: int) -> int:
-        end = _decode(text, start)[1]
-        if name == key:
-            places.append((start, end))
+    def visit(key: str, key_start: int, value_start: int) -> int:
+        value, end = _decode(text, value_start)
+        found[key] = Value(key_start, value_start, end, value)
         return end
 
-    _members(text, _after_space(text, 0), visit)
-    for start, end in reversed(places):
-        text = text[:start] + _dump(value) + text[end:]
-    return text
+    _members(text, _after_space(text, start), visit)
+    return found
 
 
-def _dump(value: object) -> str:
+def replace_member(text: str, key: str, value: object) -> str:
+    """The JSON object in ``text`` with the value of one of its members replaced, all else as it was."""
+    member = members_of(text)[key]
+    return text[: member.start] + dump(value) + text[member.end :]
+
+
+def add_members(text: str, start: int, members: Mapping[str, str]) -> str:
+    """The text with members, given as JSON, put first into the object that opens at ``start``."""
+    if not members:
+        return text
+    rest = _after_space(text, start + 1)
+    spelled = ",".join(f"{dump(key)}:{value}" for key, value in members.items())
+    return f"{text[: start + 1]}{spelled}{'' if text[rest] == '}' else ','}{text[start + 1 :]}"
+
+
+def dump(value: object) -> str:
+    """JSON without spaces."""
     return json.dumps(value, separators=(",", ":"))
 
 
@@ -280,17 +324,15 @@ def _parse_object(
     meta: dict[str, Value] = {}
     repeated: set[str] = set()
 
-    def visitor(
-        found: dict[str, Value], read: frozenset[str] | None, nested: str, inner: Callable[[str, int], int] | None
-    ) -> Callable[[str, int], int]:
-        def visit(key: str, start: int) -> int:
+    def visitor(found: dict[str, Value], read: frozenset[str] | None, nested: str, inner: Visit | None) -> Visit:
+        def visit(key: str, key_start: int, start: int) -> int:
             if inner is not None and key == nested and text[start : start + 1] == "{":
                 value, end = None, _members(text, start, inner)
             else:
                 value, end = _decode(text, start)
             if key in found and (read is None or key in read):
                 repeated.add(key)
-            found[key] = Value(start, end, value)
+            found[key] = Value(key_start, start, end, value)
             return end
 
         return visit
@@ -312,7 +354,7 @@ def _parse_object(
     return members, params, meta or _EMPTY, repeated
 
 
-def _members(text: str, start: int, visit: Callable[[str, int], int]) -> int:
+def _members(text: str, start: int, visit: Visit) -> int:
     """Calls ``visit(key, value_start)``, which returns the value's end, for each member; returns the object's end."""
     index = _after_space(text, start + 1)
     if text[index : index + 1] == "}":
@@ -320,11 +362,12 @@ def _members(text: str, start: int, visit: Callable[[str, int], int]) -> int:
     while True:
         if text[index : index + 1] != '"':
             raise ValueError("a key is wanted")
+        key_start = index
         key, index = _decode(text, index)
         index = _after_space(text, index)
         if text[index : index + 1] != ":":
             raise ValueError("a colon is wanted")
-        index = _after_space(text, visit(key, _after_space(text, index + 1)))
+        index = _after_space(text, visit(key, key_start, _after_space(text, index + 1)))
         if text[index : index + 1] == "}":
             return index + 1
         if text[index : index + 1] != ",":

@@ -77,9 +77,9 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Unattributed:
-    """A message that belongs to no call in flight; ``method`` is ``None`` for a response."""
+    """A message that belongs to no call in flight: a notification, or a response that comes too late (``None``)."""
 
-    method: str | None
+    notification: Notification | None
 
 
 class Multiplexer(Generic[C]):
@@ -155,7 +155,7 @@ class Multiplexer(Generic[C]):
             client_token = None if call is None else call.request.progress_token
             if call is not None and client_token is not None:
                 return Progress(call, message.spliced((token, call.request.spelled(client_token))))
-        return Unattributed(message.method)
+        return Unattributed(message)
 
     def _route_response(self, response: Response) -> Answer[C] | Unattributed:
         call = None if response.id is None else self._known(response.id)

@@ -15,9 +15,20 @@ from vestige_bridge import sse
 from vestige_bridge.errors import BridgeError, Cancelled
 from vestige_bridge.exchange import Answered, Exchange
 from vestige_bridge.headers import Accepted
+from vestige_bridge.hub import Listener
 from vestige_bridge.jsonrpc import build_error
 
 ClientLeft = Callable[[], Awaitable[bool]]
+Shape = Callable[[bytes], tuple[int, bytes]]
+Tag = Callable[[bytes], bytes]
+
+
+def _as_it_is(data: bytes) -> tuple[int, bytes]:
+    return 200, data
+
+
+def _unchanged(data: bytes) -> bytes:
+    return data
 
 
 class Relay:
@@ -37,18 +48,29 @@ class Relay:
         self._client_left = client_left
         self._streaming = False
 
-    async def answer(self, data: bytes, *, streamed: bool = False, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
+    async def answer(
+        self,
+        data: bytes,
+        *,
+        status: int = 200,
+        streamed: bool = False,
+        headers: Sequence[tuple[bytes, bytes]] = (),
+    ) -> None:
         """Sends the answer: as the last event if there is a stream or has to be one, otherwise as JSON."""
-        if self._streaming or not self._accepted.json or (streamed and self._accepted.event_stream):
+        if self._streaming or (status == 200 and self._wants_stream(streamed)):
             await self._start_stream(headers)
             await self._send({"type": "http.response.body", "body": sse.encode_event(data)})
             return
         raw = [(b"content-type", b"application/json"), (b"content-length", str(len(data)).encode()), *headers]
-        await self._send({"type": "http.response.start", "status": 200, "headers": raw})
+        await self._send({"type": "http.response.start", "status": status, "headers": raw})
         await self._send({"type": "http.response.body", "body": data})
 
-    async def exchange(self, exchange: Exchange) -> None:
+    async def exchange(self, exchange: Exchange, shape: Shape = _as_it_is) -> None:
         """Relays an exchange to its end.
+
+        Parameters:
+            exchange: the exchange.
+            shape: gives the HTTP status and the bytes in which the answer goes to the client.
 
         Errors:
             BridgeError: the exchange failed, and nothing was sent to the client yet.
@@ -61,7 +83,31 @@ class Relay:
         except BridgeError as error:
             return await self._fail(error)
         if not await self._client_left():
-            await self.answer(news.data, streamed=news.streamed)
+            status, data = shape(news.data)
+            await self.answer(data, status=status, streamed=news.streamed)
+
+    async def notifications(
+        self, listener: Listener, *, first: bytes = sse.HEARTBEAT, tag: Tag = _unchanged, last: bytes = b""
+    ) -> None:
+        """Relays what a listener hears until it is closed or its client leaves.
+
+        Parameters:
+            listener: where the notifications come from.
+            first: what opens the stream, so that the client knows that it is open.
+            tag: changes each notification on its way.
+            last: what ends the stream when it is closed on our side.
+        """
+        await self._write(first)
+        while True:
+            data = await listener.next(self._heartbeat_seconds)
+            if data is not None:
+                await self._write(sse.encode_event(tag(data)))
+            elif listener.closed:
+                return await self._send({"type": "http.response.body", "body": last})
+            else:
+                await self._write(sse.HEARTBEAT)
+                if await self._client_left():
+                    return None
 
     async def batch(self, members: Sequence[Exchange | bytes]) -> None:
         """Relays the members of a batch: their progress as it comes, their answers together and in order."""
@@ -100,6 +146,9 @@ class Relay:
         await self._start_stream()
         body = b"" if cancelled else sse.encode_event(build_error(error, error.request_id))
         await self._send({"type": "http.response.body", "body": body})
+
+    def _wants_stream(self, streamed: bool) -> bool:
+        return not self._accepted.json or (streamed and self._accepted.event_stream)
 
     async def _write(self, data: bytes) -> None:
         await self._start_stream()

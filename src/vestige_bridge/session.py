@@ -22,11 +22,13 @@ from vestige_bridge.errors import (
     SessionLost,
     UpstreamConnectError,
     UpstreamDisconnected,
+    UpstreamError,
     UpstreamProtocolError,
     UpstreamTimeout,
     UpstreamUnavailable,
 )
 from vestige_bridge.exchange import Answered, Exchange
+from vestige_bridge.hub import Hub
 from vestige_bridge.jsonrpc import Notification, Request, Response, build_notification, build_request
 from vestige_bridge.modern import LEGACY_VERSIONS
 from vestige_bridge.multiplexer import Caller
@@ -54,6 +56,9 @@ REPEATABLE_METHODS: Final = frozenset(
 REDISCOVERY_DELAY_SECONDS: Final = 1.0
 """How long announcements of changed tools are gathered before upstream is asked for the list again."""
 
+LISTEN_AGAIN_SECONDS: Final = 1.0
+"""How long to wait before the session's own stream is opened again after it ended."""
+
 _METHOD_NOT_FOUND: Final = -32601
 _BRIDGE: Final = Caller("vestige-bridge")
 _MAX_TOOL_PAGES: Final = 100
@@ -70,6 +75,7 @@ class Session:
     Attributes:
         held: the upstream session, while there is one.
         tools: the tools that upstream announced, each with whether running it twice is as good as once.
+        hub: who hears which notification.
         sessions_opened: how many upstream sessions were opened so far.
         draining: whether new requests are refused.
     """
@@ -77,6 +83,7 @@ class Session:
     def __init__(self, upstream: Upstream, settings: Settings, report: Callable[[BridgeError | None], None]) -> None:
         self.held: HeldSession | None = None
         self.tools: Mapping[str, bool] = MappingProxyType({})
+        self.hub = Hub()
         self.sessions_opened = 0
         self.draining = False
         self._upstream = upstream
@@ -98,6 +105,7 @@ class Session:
         self._idle.set()
         self._connecting: asyncio.Task[HeldSession] | None = None
         self._rediscovering: asyncio.Task[None] | None = None
+        self._listening: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         """Opens nothing: the upstream session is opened when somebody needs it."""
@@ -152,8 +160,19 @@ class Session:
             return False
         cancelled = notification.spliced((notification.params["requestId"], str(exchange.wire_id)))
         exchange.fail(Cancelled("The client cancelled the request."))
-        self._abandon(exchange, cancelled)
+        self._withdraw(exchange, cancelled)
         return True
+
+    def abandon(self, exchange: Exchange, reason: str) -> None:
+        """Ends a request whose client does not want its answer any more.
+
+        Parameters:
+            exchange: the request.
+            reason: a sentence for upstream.
+        """
+        if not exchange.ended:
+            exchange.fail(Cancelled("The client cancelled the request."))
+            self._withdraw(exchange, _cancelled(exchange, reason))
 
     async def notify(self, notification: Notification, headers: Mapping[str, str]) -> None:
         """Passes a client's notification on.
@@ -208,9 +227,23 @@ class Session:
             raise UpstreamUnavailable("There is no session with Vestige.")
         await self._discover(self.held, self._settings.check_timeout_seconds)
 
+    async def subscribe(self, uris: frozenset[str]) -> None:
+        """Has upstream tell of these resources."""
+        held = await self.connected()
+        for uri in sorted(uris):
+            await self._ask_quietly(held, "resources/subscribe", {"uri": uri})
+
+    def unsubscribe_unwanted(self, uris: frozenset[str]) -> None:
+        """Has upstream tell no more of those of these resources that nobody wants to hear of now."""
+        held = self.held
+        if held is not None:
+            for uri in uris - self.hub.uris:
+                self._tasks.start(self._ask_quietly(held, "resources/unsubscribe", {"uri": uri}))
+
     async def drain(self, timeout_seconds: float) -> None:
         """Takes no more requests and waits for those in flight; those that do not end in time are answered 504."""
         self.draining = True
+        self.hub.close()
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_seconds):
                 await self._idle.wait()
@@ -266,10 +299,9 @@ class Session:
 
     def _expire(self, exchange: Exchange) -> None:
         exchange.fail(UpstreamTimeout("No answer came in time."))
-        params = {"requestId": exchange.wire_id, "reason": "No answer came in time."}
-        self._abandon(exchange, build_notification("notifications/cancelled", params))
+        self._withdraw(exchange, _cancelled(exchange, "No answer came in time."))
 
-    def _abandon(self, exchange: Exchange, cancelled: bytes) -> None:
+    def _withdraw(self, exchange: Exchange, cancelled: bytes) -> None:
         """Stops the work on an exchange that ended without an answer, and has upstream stop, too."""
         driver, held, wire_id = self._drivers[exchange], self._wire.under_way(exchange), exchange.wire_id
         if held is None or wire_id is None:
@@ -308,8 +340,11 @@ class Session:
             raise
 
     def _lose(self, held: HeldSession) -> None:
-        if self.held is held:
-            self.held = None
+        if self.held is not held:
+            return
+        self.held = None
+        if self._listening is not None:
+            self._listening.cancel()
 
     async def _connect(self) -> HeldSession:
         try:
@@ -320,6 +355,8 @@ class Session:
         self.held = held
         self.sessions_opened += 1
         self._report(None)
+        self._listening = self._tasks.start(self._listen(held))
+        self._tasks.start(self._restore(held))
         return held
 
     async def _handshake(self) -> HeldSession:
@@ -378,8 +415,38 @@ class Session:
             log.info("Vestige tools discovered (%d): %s", len(tools), ", ".join(tools))
         self.tools = MappingProxyType(tools)
 
-    def _take_notification(self, method: str) -> None:
-        changed = method == "notifications/tools/list_changed"
+    async def _listen(self, held: HeldSession) -> None:
+        """Keeps the session's own stream open, if upstream has one."""
+        while self.held is held:
+            try:
+                await self._wire.listen(held)
+            except SessionLost as error:
+                self._report(error)
+                return self._lose(held)
+            except UpstreamProtocolError as error:
+                log.debug("Upstream has no stream of its own: %s", error)
+                return None
+            except UpstreamError as error:
+                log.debug("Upstream's own stream was cut: %s", error)
+            await asyncio.sleep(LISTEN_AGAIN_SECONDS)
+
+    async def _restore(self, held: HeldSession) -> None:
+        """Asks a new session for what clients asked of the last one."""
+        level = self.hub.level
+        asked = [] if level is None else [("logging/setLevel", {"level": level})]
+        asked += [("resources/subscribe", {"uri": uri}) for uri in sorted(self.hub.uris)]
+        for method, params in asked:
+            await self._ask_quietly(held, method, params)
+
+    async def _ask_quietly(self, held: HeldSession, method: str, params: Mapping[str, object]) -> None:
+        try:
+            await self._ask(held, method, params, timeout_seconds=self._settings.check_timeout_seconds)
+        except BridgeError as error:
+            log.debug("Upstream did not answer %s: %s", method, error)
+
+    def _take_notification(self, notification: Notification) -> None:
+        self.hub.publish(notification)
+        changed = notification.method == "notifications/tools/list_changed"
         if changed and (self._rediscovering is None or self._rediscovering.done()):
             self._rediscovering = self._tasks.start(self._rediscover())
 
@@ -391,6 +458,11 @@ class Session:
             await self.discover_tools()
 
 
+def _cancelled(exchange: Exchange, reason: str) -> bytes:
+    """The bridge's own ``notifications/cancelled`` (MCP 2025-11-25, basic/utilities/cancellation)."""
+    return build_notification("notifications/cancelled", {"requestId": exchange.wire_id, "reason": reason})
+
+
 def _read_initialize(response: Response, session_id: str | None) -> HeldSession:
     """The session that an InitializeResult opens."""
     result = response.result
@@ -398,12 +470,13 @@ def _read_initialize(response: Response, session_id: str | None) -> HeldSession:
         raise UpstreamProtocolError(
             "Vestige refused the handshake.", detail=f"error {(response.error or {}).get('code')}"
         )
-    version, server = result.get("protocolVersion"), result.get("serverInfo")
+    version, server, capabilities = (result.get(key) for key in ("protocolVersion", "serverInfo", "capabilities"))
     if version not in LEGACY_VERSIONS or not isinstance(server, dict):
         raise UpstreamProtocolError("Vestige speaks no protocol version known here.", detail=f"version {version!r}")
     return HeldSession(
         session_id=session_id,
         protocol_version=version,
+        capabilities=capabilities if isinstance(capabilities, dict) else {},
         initialize_result=response.spelled(response.members["result"]),
         server_name=str(server.get("name", "")),
         server_version=str(server.get("version", "")),

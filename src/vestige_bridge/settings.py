@@ -22,6 +22,7 @@ _FALSE: Final = frozenset({"false", "0", "no", "off"})
 _LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 _LOG_FORMATS: Final = ("text", "json")
 _host_name = re.compile(r"[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?").fullmatch
+_SESSION_MODES: Final = ("shared", "per-client")
 
 
 def _setting(variable: str, default: str, parse: Callable[[str], Any], help_text: str) -> Any:  # noqa: ANN401
@@ -98,6 +99,7 @@ def _one_of(choices: tuple[str, ...]) -> Callable[[str], str]:
 
 _log_level = _one_of(_LOG_LEVELS)
 _log_format = _one_of(_LOG_FORMATS)
+_session_mode = _one_of(_SESSION_MODES)
 
 _ALLOWED: Final[Mapping[Callable[[str], Any], str]] = {
     _text: "any text",
@@ -110,6 +112,7 @@ _ALLOWED: Final[Mapping[Callable[[str], Any], str]] = {
     _origins: "origins such as https://app.example.com, separated by commas",
     _log_level: " or ".join(_LOG_LEVELS),
     _log_format: " or ".join(_LOG_FORMATS),
+    _session_mode: " or ".join(_SESSION_MODES),
 }
 
 
@@ -137,6 +140,21 @@ class Settings:
     )
     host: str = _setting("VESTIGE_BRIDGE_HOST", "127.0.0.1", _host, "The address to listen on.")
     port: int = _setting("VESTIGE_BRIDGE_PORT", "8000", _port, "The port to listen on; 0 takes a free one.")
+    session_mode: str = _setting(
+        "VESTIGE_BRIDGE_SESSION_MODE",
+        "shared",
+        _session_mode,
+        "One upstream session for all, or one for each legacy client, for an upstream that holds many in one process.",
+    )
+    max_client_sessions: int = _setting(
+        "VESTIGE_BRIDGE_MAX_CLIENT_SESSIONS", "64", _count, "How many sessions per-client mode holds at a time."
+    )
+    client_session_idle_seconds: float = _setting(
+        "VESTIGE_BRIDGE_CLIENT_SESSION_IDLE_SECONDS",
+        "1800",
+        _seconds,
+        "How long a client's own session may be idle in per-client mode before it is ended.",
+    )
     request_timeout_seconds: float = _setting(
         "VESTIGE_BRIDGE_REQUEST_TIMEOUT_SECONDS",
         "120",

@@ -103,6 +103,31 @@ class UpstreamReply:
         return b"".join(pieces)
 
 
+class ForwardedReply:
+    """The reply to a client's own HTTP request, passed on as it is.
+
+    Attributes:
+        status: its HTTP status.
+        content_type: its media type, lowercase, without parameters.
+        session_id: the session that it names.
+    """
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self._response = response
+        self.status = response.status
+        self.content_type = response.content_type
+        self.session_id = response.headers.get("mcp-session-id")
+
+    async def read(self) -> bytes:
+        """The next bytes of the body as they arrive; none at its end.
+
+        Errors:
+            UpstreamDisconnected: the body was cut.
+        """
+        with _translated():
+            return await self._response.content.readany()
+
+
 class Upstream:
     """One MCP endpoint and the connections to it.
 
@@ -155,13 +180,31 @@ class Upstream:
             UpstreamDisconnected: the endpoint hung up.
             UpstreamProtocolError: the endpoint answered something that is not MCP.
         """
-        all_headers = {"Content-Type": _JSON, "Accept": _ACCEPT, **headers}
-        with _translated():
-            async with self._client.post(self._url, data=body, headers=all_headers, allow_redirects=False) as response:
-                refusal = None
-                if not _carries_messages(response):
-                    refusal = _refusal(response, has_session="mcp-session-id" in headers)
-                yield UpstreamReply(response, self._max_answer_bytes, refusal)
+        async with self._open("POST", {"Content-Type": _JSON, "Accept": _ACCEPT, **headers}, body) as response:
+            yield self._reply(response, headers)
+
+    @contextlib.asynccontextmanager
+    async def get(self, headers: Mapping[str, str]) -> AsyncIterator[UpstreamReply]:
+        """Opens the session's own stream (MCP 2025-11-25, basic/transports, listening for messages).
+
+        Errors:
+            As for ``post``.
+        """
+        async with self._open("GET", {"Accept": sse.CONTENT_TYPE, **headers}, None) as response:
+            yield self._reply(response, headers)
+
+    @contextlib.asynccontextmanager
+    async def forward(
+        self, method: str, headers: Mapping[str, str], body: bytes | None
+    ) -> AsyncIterator[ForwardedReply]:
+        """Sends a client's own HTTP request on and opens the reply to it, whatever that is.
+
+        Errors:
+            UpstreamConnectError, UpstreamDisconnected, UpstreamProtocolError: there is no whole response.
+        """
+        content = {} if body is None else {"Content-Type": _JSON}
+        async with self._open(method, {"Accept": _ACCEPT, **content, **headers}, body) as response:
+            yield ForwardedReply(response)
 
     async def delete(self, headers: Mapping[str, str]) -> None:
         """Ends the session that the headers name; an endpoint that is gone has ended it already."""
@@ -169,6 +212,22 @@ class Upstream:
             async with asyncio.timeout(DELETE_TIMEOUT_SECONDS):
                 async with self._client.delete(self._url, headers=headers, allow_redirects=False):
                     pass
+
+    def _reply(self, response: aiohttp.ClientResponse, headers: Mapping[str, str]) -> UpstreamReply:
+        refusal = None
+        if not _carries_messages(response):
+            refusal = _refusal(response, has_session="mcp-session-id" in headers)
+        return UpstreamReply(response, self._max_answer_bytes, refusal)
+
+    @contextlib.asynccontextmanager
+    async def _open(
+        self, method: str, headers: Mapping[str, str], body: bytes | None
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        with _translated():
+            async with self._client.request(
+                method, self._url, data=body, headers=headers, allow_redirects=False
+            ) as response:
+                yield response
 
     @property
     def _client(self) -> aiohttp.ClientSession:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from vestige_bridge.errors import BridgeError, InvalidMessage, UpstreamDisconnected, UpstreamProtocolError
@@ -36,6 +36,7 @@ class HeldSession:
     Attributes:
         session_id: as upstream minted it; ``None`` for an upstream that keeps no sessions.
         protocol_version: the version negotiated with upstream.
+        capabilities: what upstream offers, from its InitializeResult.
         initialize_result: upstream's InitializeResult, as it is spelled.
         server_name: upstream's name, from the same.
         server_version: upstream's version, from the same.
@@ -43,6 +44,7 @@ class HeldSession:
 
     session_id: str | None = None
     protocol_version: str | None = None
+    capabilities: Mapping[str, object] = field(default_factory=dict)
     initialize_result: str = ""
     server_name: str = ""
     server_version: str = ""
@@ -62,7 +64,7 @@ class Wire:
         tasks: owner of the replies to upstream's own requests.
         on_answer: called for each answer.
         on_server_died: called when the process behind a session has ended.
-        on_notification: called with the method of each notification that belongs to no exchange.
+        on_notification: called with each notification that belongs to no exchange.
     """
 
     def __init__(
@@ -72,7 +74,7 @@ class Wire:
         *,
         on_answer: Callable[[], None],
         on_server_died: Callable[[HeldSession], None],
-        on_notification: Callable[[str], None],
+        on_notification: Callable[[Notification], None],
     ) -> None:
         self._upstream = upstream
         self._tasks = tasks
@@ -160,6 +162,18 @@ class Wire:
             if reply.refusal is not None:
                 raise reply.refusal
 
+    async def listen(self, held: HeldSession) -> None:
+        """Reads the session's own stream, which brings what comes when no request is in flight, until it ends.
+
+        Errors:
+            SessionLost, UpstreamError: there is no such stream, or it was cut.
+        """
+        async with self._upstream.get(held.headers) as reply:
+            async for message in reply.messages():
+                self._deliver(message, held)
+            if reply.refusal is not None:
+                raise reply.refusal
+
     def _deliver(self, data: bytes, held: HeldSession) -> None:
         """Hands a message of upstream's to whom it belongs."""
         try:
@@ -178,8 +192,8 @@ class Wire:
             else:
                 routed.call.answer(routed.response, routed.data)
                 self._on_answer()
-        elif routed.method is not None:
-            self._on_notification(routed.method)
+        elif routed.notification is not None:
+            self._on_notification(routed.notification)
 
     def _cut(self, exchange: Exchange, held: HeldSession) -> None:
         """Ends the attempt at an exchange whose answer will not come, because nobody is left to give it."""

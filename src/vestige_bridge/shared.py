@@ -1,0 +1,185 @@
+"""Legacy clients and plain posters on the held session.
+
+The law of this room: a client sees a session of its own and shares one with all. What it says about itself stays here;
+what it asks of upstream is merged with what the others ask.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import OrderedDict
+from typing import Final
+
+from starlette.responses import Response as HttpResponse
+
+from vestige_bridge import headers
+from vestige_bridge.errors import BridgeError, InvalidMessage, NotFound, Overloaded
+from vestige_bridge.exchange import Exchange
+from vestige_bridge.hub import LEVELS
+from vestige_bridge.jsonrpc import (
+    AnyMessage,
+    Notification,
+    Request,
+    Response,
+    build_error,
+    build_result,
+    dump,
+    parse_message,
+    replace_member,
+)
+from vestige_bridge.modern import LEGACY_VERSIONS
+from vestige_bridge.multiplexer import Caller
+from vestige_bridge.session import Session
+from vestige_bridge.settings import Settings
+from vestige_bridge.visit import Visit
+
+MAX_ENDED_SESSIONS: Final = 65_536
+"""How many sessions that were ended by their clients are remembered."""
+
+_KEPT_NOTIFICATIONS: Final = frozenset(
+    {"notifications/initialized", "notifications/progress", "notifications/roots/list_changed"}
+)
+"""What a client says about itself, which upstream would take for something said about the session of all."""
+
+
+class SharedSession:
+    """What ``/mcp`` does for those who share the held session (MCP 2025-11-25, basic/transports).
+
+    Parameters:
+        session: the held session.
+        settings: limits and timeouts.
+    """
+
+    def __init__(self, session: Session, settings: Settings) -> None:
+        self._session = session
+        self._settings = settings
+        self._ended: OrderedDict[Caller, None] = OrderedDict()
+
+    def require_not_ended(self, caller: Caller) -> None:
+        """Refuses what comes for a session that its client has ended.
+
+        Errors:
+            NotFound: it has.
+        """
+        if caller in self._ended:
+            raise NotFound("This session was ended by its client; send initialize to begin another.")
+
+    async def serve(self, visit: Visit, message: AnyMessage) -> None:
+        """Answers one message."""
+        message = _servable(message)
+        if isinstance(message, Notification):
+            await self._take(visit, message)
+            return await visit.respond(HttpResponse(status_code=202))
+        self._session.admit(1)
+        if message.method == "initialize":
+            version = _negotiated_version(message)
+            minted = (headers.SESSION_ID, f"{version}.{secrets.token_hex(16)}".encode())
+            return await visit.relay.answer(await self._initialize(message, version), headers=[minted])
+        opened = self._open(visit, message)
+        if isinstance(opened, bytes):
+            return await visit.relay.answer(opened)
+        await visit.relay.exchange(opened)
+
+    async def serve_batch(self, visit: Visit, members: list[AnyMessage | InvalidMessage]) -> None:
+        """Answers a batch (MCP 2025-03-26, basic/transports; JSON-RPC 2.0, section 6)."""
+        visit.record.method = "batch"
+        requests = sum(isinstance(member, Request) for member in members)
+        if requests > self._settings.max_in_flight:
+            raise InvalidMessage(f"A batch may hold {self._settings.max_in_flight} requests.")
+        self._session.admit(requests)
+        answers: list[Exchange | bytes] = []
+        for member in members:
+            try:
+                if isinstance(member, InvalidMessage):
+                    raise member
+                message = _servable(member)
+                if isinstance(message, Notification):
+                    await self._take(visit, message)
+                elif message.method == "initialize":
+                    raise InvalidMessage("initialize cannot be part of a batch.", request_id=message.spelled_id)
+                else:
+                    answers.append(self._open(visit, message))
+            except BridgeError as error:
+                answers.append(build_error(error, error.request_id))
+        if not answers:
+            return await visit.respond(HttpResponse(status_code=202))
+        await visit.relay.batch(answers)
+
+    async def listen(self, visit: Visit) -> None:
+        """Gives a client its stream of notifications (MCP 2025-11-25, basic/transports, listening for messages)."""
+        if visit.caller.session_id is None:
+            raise InvalidMessage("Name your session in the header Mcp-Session-Id; initialize gives you one.")
+        if self._session.draining:
+            raise Overloaded("The bridge is shutting down.")
+        listener = self._session.hub.listen(visit.caller)
+        try:
+            await visit.relay.notifications(listener)
+        finally:
+            self._session.hub.remove(visit.caller, listener)
+
+    async def end(self, visit: Visit) -> None:
+        """Ends the client's own session; the shared one stays (MCP 2025-11-25, basic/transports)."""
+        caller = visit.caller
+        if caller.session_id is None:
+            raise InvalidMessage("Name the session to end in the header Mcp-Session-Id.")
+        self._ended[caller] = None
+        if len(self._ended) > MAX_ENDED_SESSIONS:
+            self._ended.popitem(last=False)
+        uris = self._session.hub.uris
+        self._session.hub.forget(caller)
+        self._session.unsubscribe_unwanted(uris)
+        await visit.respond(HttpResponse(status_code=204))
+
+    async def _initialize(self, request: Request, version: str) -> bytes:
+        """Upstream's own InitializeResult, with the version negotiated for this client."""
+        held = await self._session.connected()
+        return build_result(request.spelled_id, replace_member(held.initialize_result, "protocolVersion", version))
+
+    async def _take(self, visit: Visit, notification: Notification) -> None:
+        if notification.method == "notifications/cancelled":
+            self._session.cancel(visit.caller, notification)
+        elif notification.method not in _KEPT_NOTIFICATIONS:
+            await self._session.notify(notification, visit.upstream_headers)
+
+    def _open(self, visit: Visit, request: Request) -> Exchange | bytes:
+        """The exchange that a request becomes, or the answer of one that upstream has no part in."""
+        merged = self._merge(visit.caller, request)
+        if isinstance(merged, bytes):
+            return merged
+        return self._session.request(merged, visit.caller, visit.upstream_headers)
+
+    def _merge(self, caller: Caller, request: Request) -> Request | bytes:
+        """Makes of what a client wants to hear what upstream has to be asked for on behalf of all who listen."""
+        hub = self._session.hub
+        uri, level = request.params.get("uri"), request.params.get("level")
+        if caller.session_id is None:
+            return request
+        if request.method == "logging/setLevel" and level is not None and level.value in LEVELS:
+            hub.set_level(caller, level.value)
+            merged = parse_message(request.spliced((level, dump(hub.level))).decode())
+            return merged if isinstance(merged, Request) else request
+        if request.method == "resources/subscribe" and uri is not None and isinstance(uri.value, str):
+            hub.subscribe(caller, uri.value)
+        if request.method == "resources/unsubscribe" and uri is not None and isinstance(uri.value, str):
+            hub.unsubscribe(caller, uri.value)
+            if uri.value in hub.uris:
+                return build_result(request.spelled_id, "{}")
+        return request
+
+
+def _servable(message: AnyMessage) -> Request | Notification:
+    """The message, unless it must not or cannot go upstream."""
+    if isinstance(message, Response):
+        raise InvalidMessage("Nobody waits for this response: the bridge asks its clients nothing.")
+    named_as_notification = message.method.startswith("notifications/")
+    if isinstance(message, Notification) and not named_as_notification:
+        raise InvalidMessage('A request needs an "id"; a notification has a method that begins "notifications/".')
+    if isinstance(message, Request) and named_as_notification:
+        raise InvalidMessage('A notification has no "id".', request_id=message.spelled_id)
+    return message
+
+
+def _negotiated_version(request: Request) -> str:
+    """The version that the client asked for if it is spoken here, otherwise the latest (MCP 2025-11-25, lifecycle)."""
+    asked = request.params.get("protocolVersion")
+    return asked.value if asked is not None and asked.value in LEGACY_VERSIONS else LEGACY_VERSIONS[0]
