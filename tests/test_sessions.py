@@ -88,15 +88,16 @@ async def test_requests_travel_with_the_bridges_session_and_the_negotiated_versi
     assert "text/event-stream" in received["Accept"]
 
 
-async def test_a_modern_request_is_told_which_versions_are_spoken(scripted: Bridge) -> None:
+async def test_a_request_of_an_unknown_version_is_told_which_versions_are_spoken(scripted: Bridge) -> None:
     answer = await scripted.post(
         {"jsonrpc": "2.0", "id": 3, "method": "server/discover", "params": {}},
-        {"MCP-Protocol-Version": "2026-07-28", "Mcp-Method": "server/discover"},
+        {"MCP-Protocol-Version": "2031-01-01", "Mcp-Method": "server/discover"},
     )
     assert answer.status == 400
     assert answer.json["id"] == 3
     assert answer.error["code"] == -32022
-    assert "2025-11-25" in answer.error["data"]["supported"]
+    assert answer.error["data"]["requested"] == "2031-01-01"
+    assert {"2026-07-28", "2025-11-25"} <= set(answer.error["data"]["supported"])
 
 
 async def test_the_upstream_session_is_ended_when_the_bridge_stops(upstream: ScriptedUpstream) -> None:

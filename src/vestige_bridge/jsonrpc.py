@@ -289,9 +289,9 @@ def members_of(text: str, start: int = 0) -> dict[str, Value]:
 
 
 def replace_member(text: str, key: str, value: object) -> str:
-    """The JSON object in ``text`` with the value of one of its members replaced, all else as it was."""
-    member = members_of(text)[key]
-    return text[: member.start] + dump(value) + text[member.end :]
+    """The JSON object in ``text`` with the value of one of its members, if it is there, replaced; all else as it was."""
+    member = members_of(text).get(key)
+    return text if member is None else text[: member.start] + dump(value) + text[member.end :]
 
 
 def add_members(text: str, start: int, members: Mapping[str, str]) -> str:
