@@ -289,7 +289,7 @@ def members_of(text: str, start: int = 0) -> dict[str, Value]:
 
 
 def replace_member(text: str, key: str, value: object) -> str:
-    """The JSON object in ``text`` with the value of one of its members, if it is there, replaced; all else as it was."""
+    """The JSON object in ``text`` with the value of one member, if it is there, replaced; all else as it was."""
     member = members_of(text).get(key)
     return text if member is None else text[: member.start] + dump(value) + text[member.end :]
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import base64
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -119,6 +121,31 @@ def test_a_header_is_read_only_if_it_is_visible_ascii(value: bytes) -> None:
     text = headers.text([(b"x-agent-id", value)], b"x-agent-id")
     fits = 0 < len(value) <= 256 and value.strip(b" ") == value and all(0x20 <= byte < 0x7F for byte in value)
     assert text == (value.decode("ascii") if fits else None)
+
+
+@pytest.mark.parametrize(
+    ("values", "mirrored"),
+    [
+        ([], None),
+        ([b"tools/call"], "tools/call"),
+        ([b" search\t"], "search"),
+        (["größe".encode()], "größe"),
+        ([b"\xff"], None),
+        ([b"=?base64?Z3LDtsOfZQ==?="], "größe"),
+        ([b"=?base64??="], ""),
+        ([b"=?base64?Z3LDt?="], None),
+        ([b"=?base64?/w==?="], None),
+        ([b"search", b"search"], None),
+    ],
+)
+def test_a_header_that_mirrors_the_body_is_read_plain_or_in_base64(values: list[bytes], mirrored: str | None) -> None:
+    assert headers.mirrored([(b"mcp-name", value) for value in values], b"mcp-name") == mirrored
+
+
+@given(st.text())
+def test_any_name_survives_its_base64(name: str) -> None:
+    value = b"=?base64?" + base64.b64encode(name.encode()) + b"?="
+    assert headers.mirrored([(b"mcp-name", value)], b"mcp-name") == name
 
 
 def test_nothing_crosses_upstream_but_what_is_named() -> None:

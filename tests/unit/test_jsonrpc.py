@@ -15,12 +15,14 @@ from vestige_bridge.jsonrpc import (
     Notification,
     Request,
     Response,
+    add_members,
     build_error,
     build_method_not_found,
     build_notification,
     build_request,
     build_result,
     is_token,
+    members_of,
     parse_body,
     parse_message,
     replace_member,
@@ -384,6 +386,29 @@ def test_replacing_a_member_changes_its_value_alone(speller: Speller) -> None:
     template, before = speller.members([("protocolVersion", ID)]), speller.value()
     replaced = replace_member(template.replace(ID, before), "protocolVersion", "2025-06-18")
     assert replaced == template.replace(ID, '"2025-06-18"')
+
+
+@given(json_texts.spellers)
+def test_adding_a_member_leaves_the_others_as_they_were(speller: Speller) -> None:
+    text = speller.members([("id", speller.value())])
+    added = add_members(text, 0, {"resultType": '"complete"', "ttlMs": "0"})
+    assert added == '{"resultType":"complete","ttlMs":0,' + text[1:]
+    assert members_of(added).keys() == {"resultType", "ttlMs", *members_of(text)}
+
+
+@pytest.mark.parametrize("empty", ["{}", "{ }", "{\r\n\t}"])
+def test_a_member_is_added_to_an_empty_object_without_a_comma(empty: str) -> None:
+    assert json.loads(add_members(empty, 0, {"a": "1"})) == {"a": 1}
+    assert add_members(empty, 0, {}) == empty
+
+
+@given(json_texts.spellers)
+def test_the_members_of_an_object_are_those_that_any_reader_finds(speller: Speller) -> None:
+    text = speller.members([("id", speller.value()), ("_meta", speller.value())])
+    found = {key: text[member.start : member.end] for key, member in members_of(text).items()}
+    assert {key: json.loads(value, parse_int=float) for key, value in found.items()} == json.loads(
+        text, parse_int=float
+    )
 
 
 def test_replacing_a_member_that_is_not_there_changes_nothing() -> None:
