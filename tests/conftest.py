@@ -26,9 +26,18 @@ def memory_gateway(memory_file: Path) -> Iterator[Gateway]:
     gateway.stop()
 
 
+@pytest.fixture(scope="session")
+def shared_gateway() -> Iterator[Gateway]:
+    """supergateway with server-everything behind it, for tests that leave both running."""
+    gateway = Gateway(SERVER_EVERYTHING)
+    gateway.start()
+    yield gateway
+    gateway.stop()
+
+
 @pytest.fixture
 def everything_gateway() -> Iterator[Gateway]:
-    """supergateway with server-everything behind it."""
+    """supergateway with server-everything behind it, for tests that end one of the two."""
     gateway = Gateway(SERVER_EVERYTHING)
     gateway.start()
     yield gateway
@@ -52,7 +61,7 @@ async def scripted(upstream: ScriptedUpstream) -> AsyncIterator[Bridge]:
 
 
 @pytest.fixture
-async def everything(everything_gateway: Gateway) -> AsyncIterator[Bridge]:
+async def everything(shared_gateway: Gateway) -> AsyncIterator[Bridge]:
     """A bridge in front of server-everything."""
-    async with bridge(everything_gateway.url) as served:
+    async with bridge(shared_gateway.url) as served:
         yield served

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from harness import Bridge, Gateway, bridge, call_body
+from harness import Bridge, Gateway, bridge, call_body, until
 
 LONG = "trigger-long-running-operation"
 
@@ -18,7 +18,7 @@ LONG = "trigger-long-running-operation"
     "spellings", [["1"], ['"1"'], ["1", "1.0"]], ids=["the number 1", "the string 1", "1 and 1.0 mixed"]
 )
 async def test_a_thousand_requests_with_one_id_get_a_thousand_right_answers(
-    everything: Bridge, everything_gateway: Gateway, spellings: list[str]
+    everything: Bridge, shared_gateway: Gateway, spellings: list[str]
 ) -> None:
     numbered = iter(enumerate(cycle(spellings)))
     right = 0
@@ -36,7 +36,7 @@ async def test_a_thousand_requests_with_one_id_get_a_thousand_right_answers(
 
     await asyncio.gather(*(caller() for _ in range(50)))
     assert right == 1000
-    assert len(everything_gateway.servers) == 1
+    await until(lambda: len(shared_gateway.servers) == 1)
 
 
 def long_call(steps: int, *, seconds: float, id: Any, token: Any = 1) -> dict[str, Any]:
@@ -87,11 +87,12 @@ async def test_cancelling_the_oldest_call_leaves_the_others_their_progress(every
     assert_own(await watch(everything, late), late)
 
 
-async def test_a_call_that_timed_out_leaves_the_others_their_progress(everything_gateway: Gateway) -> None:
-    async with bridge(everything_gateway.url, REQUEST_TIMEOUT_SECONDS="1.5") as served:
+async def test_a_call_that_timed_out_leaves_the_others_their_progress(shared_gateway: Gateway) -> None:
+    async with bridge(shared_gateway.url, REQUEST_TIMEOUT_SECONDS="4") as served:
+        await until(served.ready)
         silent = asyncio.create_task(served.call(LONG, {"duration": 30, "steps": 1}, id="silent"))
         await asyncio.sleep(0.3)
-        calls = [long_call(steps, seconds=4, id=steps) for steps in range(6, 15)]
+        calls = [long_call(steps, seconds=6, id=steps) for steps in range(6, 15)]
         streams = await asyncio.gather(*(watch(served, call) for call in calls))
         timed_out = await silent
     assert timed_out.status == 504
@@ -102,8 +103,8 @@ async def test_a_call_that_timed_out_leaves_the_others_their_progress(everything
         assert_own(messages, call)
 
 
-async def test_a_cancelled_call_does_not_block_a_window_of_one(everything_gateway: Gateway) -> None:
-    async with bridge(everything_gateway.url, UPSTREAM_CONCURRENCY="1") as served:
+async def test_a_cancelled_call_does_not_block_a_window_of_one(shared_gateway: Gateway) -> None:
+    async with bridge(shared_gateway.url, UPSTREAM_CONCURRENCY="1") as served:
         long = asyncio.create_task(served.call(LONG, {"duration": 30, "steps": 1}, id="long"))
         await asyncio.sleep(0.5)
         waiting = asyncio.create_task(served.call("echo", {"message": "next"}, id=2))
@@ -118,8 +119,8 @@ async def test_a_cancelled_call_does_not_block_a_window_of_one(everything_gatewa
     assert cancelled.json["id"] == "long"
 
 
-async def test_a_call_that_waits_in_the_window_can_be_cancelled(everything_gateway: Gateway) -> None:
-    async with bridge(everything_gateway.url, UPSTREAM_CONCURRENCY="1") as served:
+async def test_a_call_that_waits_in_the_window_can_be_cancelled(shared_gateway: Gateway) -> None:
+    async with bridge(shared_gateway.url, UPSTREAM_CONCURRENCY="1") as served:
         first = asyncio.create_task(served.call(LONG, {"duration": 1.5, "steps": 1}, id=1))
         await asyncio.sleep(0.3)
         waiting = asyncio.create_task(served.call("echo", {"message": "never"}, id=2))
@@ -138,15 +139,13 @@ async def test_a_cancellation_of_another_session_counts_for_nothing(everything: 
     assert "completed" in (await call).text
 
 
-async def test_a_client_that_goes_away_leaves_the_session_in_order(
-    everything: Bridge, everything_gateway: Gateway
-) -> None:
+async def test_a_client_that_goes_away_leaves_the_session_in_order(everything: Bridge, shared_gateway: Gateway) -> None:
     for _ in range(5):
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.3):
                 await watch(everything, long_call(5, seconds=1, id=1))
     assert (await everything.call("echo", {"message": "still here"})).text == "Echo: still here"
-    assert len(everything_gateway.servers) == 1
+    await until(lambda: len(shared_gateway.servers) == 1)
 
 
 async def test_progress_is_sent_on_when_it_comes(everything: Bridge) -> None:
