@@ -51,6 +51,7 @@ def build_app(settings: Settings) -> Starlette:
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         async with upstream, session, client_sessions, monitor.watching(session):
             yield
+            await health.close()
 
     async def drain() -> None:
         await asyncio.gather(session.drain(settings.drain_seconds), client_sessions.drain(settings.drain_seconds))

@@ -91,7 +91,7 @@ def is_compressed(headers: RawHeaders) -> bool:
 def content_length(headers: RawHeaders) -> int | None:
     """The length that the client declares, in bytes; ``None`` without one."""
     value = get(headers, CONTENT_LENGTH)
-    return int(value) if value is not None and value.isdigit() else None
+    return int(value) if value is not None and len(value) < 20 and value.isdigit() else None
 
 
 def bearer_token(headers: RawHeaders) -> bytes | None:

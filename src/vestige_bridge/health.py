@@ -37,6 +37,10 @@ class HealthEndpoints:
         self._deep_check: asyncio.Task[bool] | None = None
         self._deep_check_at = 0.0
 
+    async def close(self) -> None:
+        """Ends a deep check that is under way."""
+        await self._tasks.close()
+
     async def livez(self, request: Request) -> Response:
         """200 while the process runs."""
         return json_response({"status": "alive"})

@@ -166,7 +166,11 @@ class Monitor:
     async def _run(self, connection: Connection) -> None:
         while True:
             self._wake.clear()
-            await self.step(connection)
+            try:
+                await self.step(connection)
+            except Exception:
+                # Whatever a bug does to one check, the next one is made.
+                log.exception("A check failed in a way that nobody foresaw")
             try:
                 async with asyncio.timeout(self.delay_seconds()):
                     await self._wake.wait()

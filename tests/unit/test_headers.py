@@ -142,7 +142,7 @@ def test_a_header_that_mirrors_the_body_is_read_plain_or_in_base64(values: list[
     assert headers.mirrored([(b"mcp-name", value) for value in values], b"mcp-name") == mirrored
 
 
-@given(st.text())
+@given(st.text(alphabet="aZ /=?é→𝄞\t\x00"))
 def test_any_name_survives_its_base64(name: str) -> None:
     value = b"=?base64?" + base64.b64encode(name.encode()) + b"?="
     assert headers.mirrored([(b"mcp-name", value)], b"mcp-name") == name

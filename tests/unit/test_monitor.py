@@ -174,3 +174,28 @@ async def test_a_failure_that_a_client_saw_wakes_the_watch_at_once(upstream: Scr
         assert not monitor.ready
         await until(lambda: monitor.ready)
     assert upstream.sessions_opened == 2
+
+
+class Broken:
+    """A connection whose checks fail in a way that nobody foresaw, until they do not."""
+
+    def __init__(self) -> None:
+        self.held: object | None = object()
+        self.checks = 0
+        self.enough = asyncio.Event()
+
+    async def connected(self) -> object:
+        return self.held
+
+    async def check(self) -> None:
+        self.checks += 1
+        if self.checks == 3:
+            self.enough.set()
+        raise KeyError("a bug")
+
+
+async def test_a_bug_in_a_check_does_not_end_the_watch(caplog: pytest.LogCaptureFixture) -> None:
+    broken = Broken()
+    async with asyncio.timeout(5), Monitor(0.001).watching(broken):
+        await broken.enough.wait()
+    assert "A check failed in a way that nobody foresaw" in caplog.text
