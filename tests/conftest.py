@@ -5,10 +5,18 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from aiohttp.test_utils import TestServer
 
 from harness import SERVER_EVERYTHING, SERVER_MEMORY, Bridge, Gateway, ScriptedUpstream, bridge
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_process_is_left() -> Iterator[None]:
+    """Whatever the tests started has ended with them."""
+    yield
+    assert not psutil.Process().children(recursive=True)
 
 
 @pytest.fixture
