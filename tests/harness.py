@@ -146,6 +146,7 @@ class Bridge:
     http: aiohttp.ClientSession
     token: str | None = TOKEN
     headers: dict[str, str] = field(default_factory=dict)
+    drain: Callable[[], Awaitable[None]] | None = None
 
     @property
     def url(self) -> str:
@@ -216,9 +217,10 @@ def environment(upstream: str, **variables: str) -> dict[str, str]:
 async def bridge(upstream: str, **variables: str) -> AsyncIterator[Bridge]:
     """A bridge in this process, on a real socket."""
     settings = Settings.from_environ(environment(upstream, **variables))
+    app = build_app(settings)
     listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
     config = uvicorn.Config(
-        build_app(settings),
+        app,
         http="httptools",
         ws="none",
         lifespan="on",
@@ -232,7 +234,8 @@ async def bridge(upstream: str, **variables: str) -> AsyncIterator[Bridge]:
     connector = aiohttp.TCPConnector(limit=0)
     try:
         async with aiohttp.ClientSession(connector=connector) as http:
-            yield Bridge(f"http://127.0.0.1:{listener.getsockname()[1]}", http, settings.auth_token or None)
+            origin = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            yield Bridge(origin, http, settings.auth_token or None, drain=app.state.drain)
     finally:
         server.should_exit = True
         await serving
