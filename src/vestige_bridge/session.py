@@ -13,7 +13,6 @@ from contextlib import suppress
 from types import MappingProxyType, TracebackType
 from typing import Any, Final, Self
 
-from vestige_bridge import __version__
 from vestige_bridge.errors import (
     BridgeError,
     Cancelled,
@@ -29,29 +28,22 @@ from vestige_bridge.errors import (
 )
 from vestige_bridge.exchange import Answered, Exchange
 from vestige_bridge.hub import Hub
-from vestige_bridge.jsonrpc import Notification, Request, Response, build_notification, build_request
-from vestige_bridge.modern import LEGACY_VERSIONS
+from vestige_bridge.jsonrpc import Notification, Request, build_notification, build_request
+from vestige_bridge.lifecycle import (
+    REPEATABLE_METHODS,
+    HeldSession,
+    build_initialize,
+    read_initialize,
+    read_tool_page,
+    tool_repeatable,
+)
 from vestige_bridge.multiplexer import Caller
 from vestige_bridge.settings import Settings
 from vestige_bridge.tasks import Tasks
 from vestige_bridge.upstream import Upstream
-from vestige_bridge.wire import HeldSession, Wire
+from vestige_bridge.wire import Wire
 
 log = logging.getLogger(__name__)
-
-REPEATABLE_METHODS: Final = frozenset(
-    {
-        "ping",
-        "completion/complete",
-        "prompts/get",
-        "prompts/list",
-        "resources/list",
-        "resources/read",
-        "resources/templates/list",
-        "tools/list",
-    }
-)
-"""The methods that change nothing, so that running one twice is as good as once."""
 
 REDISCOVERY_DELAY_SECONDS: Final = 1.0
 """How long announcements of changed tools are gathered before upstream is asked for the list again."""
@@ -59,7 +51,6 @@ REDISCOVERY_DELAY_SECONDS: Final = 1.0
 LISTEN_AGAIN_SECONDS: Final = 1.0
 """How long to wait before the session's own stream is opened again after it ended."""
 
-_METHOD_NOT_FOUND: Final = -32601
 _BRIDGE: Final = Caller("vestige-bridge")
 _MAX_TOOL_PAGES: Final = 100
 
@@ -366,18 +357,13 @@ class Session:
         again by those who cannot wait.
         """
         timeout_seconds = self._settings.request_timeout_seconds
-        params = {
-            "protocolVersion": LEGACY_VERSIONS[0],
-            "capabilities": {},
-            "clientInfo": {"name": "vestige-bridge", "version": __version__},
-        }
         held = HeldSession()
         exchange = self._start(
-            build_request("initialize", params), _BRIDGE, {}, timeout_seconds, lambda it: self._wire.attempt(it, held)
+            build_initialize(), _BRIDGE, {}, timeout_seconds, lambda it: self._wire.attempt(it, held)
         )
         try:
             answered = await exchange.result()
-            held = _read_initialize(answered.response, exchange.opened_session_id)
+            held = read_initialize(answered.response, exchange.opened_session_id)
             await self._wire.send(build_notification("notifications/initialized"), held, {})
             await self._discover(held, timeout_seconds)
         except BaseException:
@@ -406,8 +392,8 @@ class Session:
         for _ in range(_MAX_TOOL_PAGES):
             params = None if cursor is None else {"cursor": cursor}
             response = (await self._ask(held, "tools/list", params, timeout_seconds=timeout_seconds)).response
-            page = _read_tool_page(response)
-            tools |= {tool["name"]: _tool_repeatable(tool) for tool in page.get("tools", [])}
+            page = read_tool_page(response)
+            tools |= {tool["name"]: tool_repeatable(tool) for tool in page.get("tools", [])}
             cursor = page.get("nextCursor")
             if not isinstance(cursor, str):
                 break
@@ -461,43 +447,3 @@ class Session:
 def _cancelled(exchange: Exchange, reason: str) -> bytes:
     """The bridge's own ``notifications/cancelled`` (MCP 2025-11-25, basic/utilities/cancellation)."""
     return build_notification("notifications/cancelled", {"requestId": exchange.wire_id, "reason": reason})
-
-
-def _read_initialize(response: Response, session_id: str | None) -> HeldSession:
-    """The session that an InitializeResult opens."""
-    result = response.result
-    if not isinstance(result, dict):
-        raise UpstreamProtocolError(
-            "Vestige refused the handshake.", detail=f"error {(response.error or {}).get('code')}"
-        )
-    version, server, capabilities = (result.get(key) for key in ("protocolVersion", "serverInfo", "capabilities"))
-    if version not in LEGACY_VERSIONS or not isinstance(server, dict):
-        raise UpstreamProtocolError("Vestige speaks no protocol version known here.", detail=f"version {version!r}")
-    return HeldSession(
-        session_id=session_id,
-        protocol_version=version,
-        capabilities=capabilities if isinstance(capabilities, dict) else {},
-        initialize_result=response.spelled(response.members["result"]),
-        server_name=str(server.get("name", "")),
-        server_version=str(server.get("version", "")),
-    )
-
-
-def _read_tool_page(response: Response) -> Mapping[str, Any]:
-    """A page of ``tools/list``; an upstream that knows no tools has none."""
-    page = response.result
-    if (response.error or {}).get("code") == _METHOD_NOT_FOUND:
-        return {}
-    if not isinstance(page, dict) or not isinstance(page.get("tools"), list):
-        raise UpstreamProtocolError("Vestige did not list its tools.")
-    if not all(isinstance(tool, dict) and isinstance(tool.get("name"), str) for tool in page["tools"]):
-        raise UpstreamProtocolError("Vestige listed a tool without a name.")
-    return page
-
-
-def _tool_repeatable(tool: Mapping[str, Any]) -> bool:
-    """Whether the tool announces that calling it twice is as good as once (MCP 2025-11-25, ToolAnnotations)."""
-    annotations = tool.get("annotations")
-    if not isinstance(annotations, dict):
-        return False
-    return annotations.get("readOnlyHint") is True or annotations.get("idempotentHint") is True

@@ -16,6 +16,7 @@ from vestige_bridge.errors import InvalidMessage, MethodNotFound
 from vestige_bridge.exchange import Exchange
 from vestige_bridge.hub import RESOURCE_UPDATED, Listener
 from vestige_bridge.jsonrpc import AnyMessage, Notification, Request, Response
+from vestige_bridge.lifecycle import HeldSession
 from vestige_bridge.modern import (
     DISCOVER,
     LISTEN,
@@ -30,7 +31,6 @@ from vestige_bridge.modern import (
 from vestige_bridge.multiplexer import Caller
 from vestige_bridge.session import Session
 from vestige_bridge.visit import Visit
-from vestige_bridge.wire import HeldSession
 
 
 class StatelessRequests:

@@ -9,13 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Final
 
 from vestige_bridge.errors import BridgeError, InvalidMessage, UpstreamDisconnected, UpstreamProtocolError
 from vestige_bridge.exchange import Exchange
-from vestige_bridge.headers import PROTOCOL_VERSION, SESSION_ID
 from vestige_bridge.jsonrpc import Notification, build_request
+from vestige_bridge.lifecycle import HeldSession
 from vestige_bridge.multiplexer import Answer, Caller, Multiplexer, Progress, Reply
 from vestige_bridge.tasks import Tasks
 from vestige_bridge.upstream import Upstream
@@ -27,33 +26,6 @@ LINGER_SECONDS: Final = 5.0
 
 _SERVER_DIED: Final = {"code": -32603.0, "message": "MCP server process failed"}
 """What supergateway answers when the process of its MCP server ended; no answer of that server's."""
-
-
-@dataclass(frozen=True, slots=True)
-class HeldSession:
-    """One upstream session, from its handshake on.
-
-    Attributes:
-        session_id: as upstream minted it; ``None`` for an upstream that keeps no sessions.
-        protocol_version: the version negotiated with upstream.
-        capabilities: what upstream offers, from its InitializeResult.
-        initialize_result: upstream's InitializeResult, as it is spelled.
-        server_name: upstream's name, from the same.
-        server_version: upstream's version, from the same.
-    """
-
-    session_id: str | None = None
-    protocol_version: str | None = None
-    capabilities: Mapping[str, object] = field(default_factory=dict)
-    initialize_result: str = ""
-    server_name: str = ""
-    server_version: str = ""
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """The headers that every message on this session carries (MCP 2025-11-25, basic/transports)."""
-        named = {SESSION_ID.decode(): self.session_id, PROTOCOL_VERSION.decode(): self.protocol_version}
-        return {name: value for name, value in named.items() if value is not None}
 
 
 class Wire:

@@ -1,0 +1,119 @@
+"""The lifecycle of a legacy MCP session: what opens it, and what upstream says of itself (MCP 2025-11-25).
+
+The law of this room: messages in, facts out. Of a tool only its name is read, and whether calling it twice is harmless.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from vestige_bridge import __version__
+from vestige_bridge.errors import UpstreamProtocolError
+from vestige_bridge.headers import PROTOCOL_VERSION, SESSION_ID
+from vestige_bridge.jsonrpc import Request, Response, build_request
+from vestige_bridge.modern import LEGACY_VERSIONS
+
+REPEATABLE_METHODS: Final = frozenset(
+    {
+        "ping",
+        "completion/complete",
+        "prompts/get",
+        "prompts/list",
+        "resources/list",
+        "resources/read",
+        "resources/templates/list",
+        "tools/list",
+    }
+)
+"""The methods that change nothing, so that running one twice is as good as once."""
+
+_METHOD_NOT_FOUND: Final = -32601
+
+
+@dataclass(frozen=True, slots=True)
+class HeldSession:
+    """One upstream session, from its handshake on.
+
+    Attributes:
+        session_id: as upstream minted it; ``None`` for an upstream that keeps no sessions.
+        protocol_version: the version negotiated with upstream.
+        capabilities: what upstream offers, from its InitializeResult.
+        initialize_result: upstream's InitializeResult, as it is spelled.
+        server_name: upstream's name, from the same.
+        server_version: upstream's version, from the same.
+    """
+
+    session_id: str | None = None
+    protocol_version: str | None = None
+    capabilities: Mapping[str, object] = field(default_factory=dict)
+    initialize_result: str = ""
+    server_name: str = ""
+    server_version: str = ""
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers that every message on this session carries (MCP 2025-11-25, basic/transports)."""
+        named = {SESSION_ID.decode(): self.session_id, PROTOCOL_VERSION.decode(): self.protocol_version}
+        return {name: value for name, value in named.items() if value is not None}
+
+
+def build_initialize() -> Request:
+    """The request that opens a session: our latest legacy version, and nothing that upstream could ask of us."""
+    return build_request(
+        "initialize",
+        {
+            "protocolVersion": LEGACY_VERSIONS[0],
+            "capabilities": {},
+            "clientInfo": {"name": "vestige-bridge", "version": __version__},
+        },
+    )
+
+
+def read_initialize(response: Response, session_id: str | None) -> HeldSession:
+    """The session that an InitializeResult opens.
+
+    Errors:
+        UpstreamProtocolError: upstream refused, or speaks no version that is known here.
+    """
+    result = response.result
+    if not isinstance(result, dict):
+        raise UpstreamProtocolError(
+            "Vestige refused the handshake.", detail=f"error {(response.error or {}).get('code')}"
+        )
+    version, server, capabilities = (result.get(key) for key in ("protocolVersion", "serverInfo", "capabilities"))
+    if version not in LEGACY_VERSIONS or not isinstance(server, dict):
+        raise UpstreamProtocolError("Vestige speaks no protocol version known here.", detail=f"version {version!r}")
+    return HeldSession(
+        session_id=session_id,
+        protocol_version=version,
+        capabilities=capabilities if isinstance(capabilities, dict) else {},
+        initialize_result=response.spelled(response.members["result"]),
+        server_name=str(server.get("name", "")),
+        server_version=str(server.get("version", "")),
+    )
+
+
+def read_tool_page(response: Response) -> Mapping[str, Any]:
+    """A page of ``tools/list``; an upstream that knows no tools has none.
+
+    Errors:
+        UpstreamProtocolError: the page lists no tools, or one without a name.
+    """
+    page = response.result
+    if (response.error or {}).get("code") == _METHOD_NOT_FOUND:
+        return {}
+    if not isinstance(page, dict) or not isinstance(page.get("tools"), list):
+        raise UpstreamProtocolError("Vestige did not list its tools.")
+    if not all(isinstance(tool, dict) and isinstance(tool.get("name"), str) for tool in page["tools"]):
+        raise UpstreamProtocolError("Vestige listed a tool without a name.")
+    return page
+
+
+def tool_repeatable(tool: Mapping[str, Any]) -> bool:
+    """Whether the tool announces that calling it twice is as good as once (MCP 2025-11-25, ToolAnnotations)."""
+    annotations = tool.get("annotations")
+    if not isinstance(annotations, dict):
+        return False
+    return annotations.get("readOnlyHint") is True or annotations.get("idempotentHint") is True
