@@ -382,7 +382,10 @@ class ScriptedUpstream:
         """What a server without a fault answers."""
         if received.method == "initialize":
             return self._open(received)
-        if received.http.headers.get("Mcp-Session-Id") not in self.sessions:
+        if "Mcp-Session-Id" not in received.http.headers:
+            error = {"code": -32000, "message": "Bad Request: No valid session ID provided"}
+            return web.json_response({"jsonrpc": "2.0", "id": None, "error": error}, status=400)
+        if received.http.headers["Mcp-Session-Id"] not in self.sessions:
             error = {"code": -32001, "message": "Session not found"}
             return web.json_response({"jsonrpc": "2.0", "id": None, "error": error}, status=404)
         if "id" not in received.message:
