@@ -35,6 +35,18 @@ lint: .venv/lint.stamp .venv/test.stamp ## Check style, types and the direction 
 	$(bin)/lint-imports --no-logo
 	$(bin)/mypy
 
+##@ OpenClaw
+
+with-node := PATH="$(CURDIR)/$(bin):$$PATH"
+
+.PHONY: test-openclaw
+test-openclaw: .venv/dev.stamp docker/gateway/node_modules openclaw-plugin/node_modules ## Run the plugin's tests on a real bridge.
+	$(with-node) npm test --prefix openclaw-plugin
+
+.PHONY: lint-openclaw
+lint-openclaw: openclaw-plugin/node_modules ## Check the plugin's types and style.
+	$(with-node) npm run check --prefix openclaw-plugin
+
 ##@ Change
 
 .PHONY: format
@@ -45,13 +57,14 @@ format: .venv/lint.stamp ## Rewrite the code in the house's format.
 .PHONY: clean
 clean: ## Remove what was installed and built; the memory in .dev/ and .env stay.
 	rm -rf .venv .venv-mcp-1 .venv-mcp-2 docker/gateway/node_modules tests/node_modules
+	rm -rf openclaw-plugin/node_modules openclaw-plugin/dist
 	rm -rf build dist htmlcov .coverage* .hypothesis .*_cache .import_linter_cache src/*.egg-info
 
 .PHONY: help
 help: ## List these targets.
 	@awk 'BEGIN { FS = ":.*## " } \
 		/^##@ / { printf "\n%s\n", substr($$0, 5) } \
-		/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+		/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: test-tools
 test-tools: .venv/dev.stamp .venv/test.stamp .venv-mcp-1/stamp .venv-mcp-2/stamp docker/gateway/node_modules tests/node_modules

@@ -1,0 +1,158 @@
+/** JSON-RPC to the bridge's `POST /mcp`: no handshake and no session, one request, one response. */
+
+import { setTimeout as sleep } from "node:timers/promises";
+import { describeFetchFailure, describeRefusal, describeTimeout, VestigeError } from "./errors.ts";
+import { asArray, asObject, asString, isObject, parseJson, type JsonObject } from "./json.ts";
+import type { Settings } from "./settings.ts";
+
+export interface Tool {
+  name: string;
+  description: string;
+  inputSchema: JsonObject;
+  annotations: JsonObject;
+}
+
+export interface ToolResult {
+  /** The text blocks, joined. */
+  text: string;
+  failed: boolean;
+}
+
+/** For whom a request is made, and how long it may take. */
+export interface Caller {
+  agentId?: string | undefined;
+  signal?: AbortSignal | undefined;
+  /** Less than the settings' time limit, when the caller cannot wait that long. */
+  timeoutSeconds?: number | undefined;
+}
+
+/** How long an answer to `tools/list` is believed. */
+const TOOLS_FRESH_MS = 60_000;
+/** The longest that a retry waits, whatever `Retry-After` says. */
+const RETRY_WAIT_MS = 5_000;
+
+export class VestigeClient {
+  readonly settings: Settings;
+  #tools: { list: Tool[]; at: number } | undefined;
+
+  constructor(settings: Settings) {
+    this.settings = settings;
+  }
+
+  /** What the memory server announces. */
+  async listTools(caller: Caller): Promise<Tool[]> {
+    if (this.#tools !== undefined && Date.now() - this.#tools.at < TOOLS_FRESH_MS) return this.#tools.list;
+    const list: Tool[] = [];
+    let cursor: string | undefined;
+    do {
+      const page = asObject(await this.#request("tools/list", cursor === undefined ? {} : { cursor }, caller));
+      list.push(...asArray(page["tools"]).filter(isObject).map(readTool));
+      cursor = asString(page["nextCursor"]);
+    } while (cursor !== undefined);
+    this.#tools = { list, at: Date.now() };
+    return list;
+  }
+
+  async callTool(name: string, args: JsonObject, caller: Caller): Promise<ToolResult> {
+    try {
+      const result = asObject(await this.#request("tools/call", { name, arguments: args }, caller));
+      const failed = result["isError"] === true;
+      return { text: failed ? this.#redact(readText(result)) : readText(result), failed };
+    } catch (error) {
+      // Another version of Vestige may stand behind the bridge by now.
+      this.#tools = undefined;
+      throw error;
+    }
+  }
+
+  /** The bridge's own health document, whatever its status. */
+  async health(): Promise<JsonObject> {
+    const signal = AbortSignal.timeout(this.settings.timeoutSeconds * 1000);
+    const response = await this.#fetch(this.settings.health, { redirect: "manual", signal }, signal);
+    const body = await response.json().catch(() => undefined);
+    if (!isObject(body)) throw new VestigeError(describeRefusal(response.status, body, false));
+    return body;
+  }
+
+  async #request(method: string, params: JsonObject, caller: Caller): Promise<unknown> {
+    const seconds = Math.min(caller.timeoutSeconds ?? Infinity, this.settings.timeoutSeconds);
+    const timeout = AbortSignal.timeout(seconds * 1000);
+    const signal = caller.signal === undefined ? timeout : AbortSignal.any([timeout, caller.signal]);
+    try {
+      const first = await this.#post(method, params, caller, signal);
+      if (first.retryAfterMs === undefined) return this.#read(first);
+      await sleep(first.retryAfterMs, undefined, { signal });
+      return this.#read(await this.#post(method, params, caller, signal));
+    } catch (error) {
+      if (caller.signal?.aborted) throw new VestigeError("The call was cancelled.", { cause: error });
+      if (timeout.aborted) throw new VestigeError(describeTimeout(seconds), { cause: error });
+      throw error;
+    }
+  }
+
+  async #post(method: string, params: JsonObject, caller: Caller, signal: AbortSignal): Promise<Answer> {
+    const { endpoint, authToken } = this.settings;
+    const id = crypto.randomUUID();
+    const headers: Record<string, string> = { "content-type": "application/json", accept: "application/json" };
+    if (authToken !== undefined) headers["authorization"] = `Bearer ${authToken}`;
+    if (caller.agentId !== undefined) headers["x-agent-id"] = encodeURIComponent(caller.agentId);
+    const body = JSON.stringify({ jsonrpc: "2.0", id, method, params });
+    // A redirect is never followed: it would carry the token to an address that nobody wrote down.
+    const response = await this.#fetch(endpoint, { method: "POST", headers, body, redirect: "manual", signal }, signal);
+    const text = await response.text().catch((error: unknown) => this.#failed(error, signal));
+    const answer = parseJson(text);
+    return { id, status: response.status, body: answer, retryAfterMs: retryAfterMs(response, answer) };
+  }
+
+  async #fetch(url: string, init: RequestInit, signal: AbortSignal): Promise<Response> {
+    return fetch(url, init).catch((error: unknown) => this.#failed(error, signal));
+  }
+
+  /** An abort goes on as it is, so that whoever set the signal can say which it was. */
+  #failed(error: unknown, signal: AbortSignal): never {
+    if (signal.aborted) throw error;
+    throw new VestigeError(describeFetchFailure(error, this.settings.endpoint), { cause: error });
+  }
+
+  #read({ id, status, body }: Answer): unknown {
+    const message = asObject(body);
+    if (status === 200 && message["id"] === id && "result" in message) return message["result"];
+    throw new VestigeError(this.#redact(describeRefusal(status, body, this.settings.authToken !== undefined)));
+  }
+
+  /** What a server says is passed on, but never with the token in it. */
+  #redact(text: string): string {
+    const { authToken } = this.settings;
+    return authToken === undefined ? text : text.replaceAll(authToken, "***");
+  }
+}
+
+interface Answer {
+  id: string;
+  status: number;
+  body: unknown;
+  /** Present when the bridge says that a repeat cannot run anything twice. */
+  retryAfterMs: number | undefined;
+}
+
+function retryAfterMs(response: Response, body: unknown): number | undefined {
+  if (asObject(asObject(asObject(body)["error"])["data"])["retryable"] !== true) return undefined;
+  const seconds = Number(response.headers.get("retry-after") ?? 0.25);
+  return Math.min(Number.isFinite(seconds) ? seconds * 1000 : 0, RETRY_WAIT_MS);
+}
+
+function readTool(tool: JsonObject): Tool {
+  return {
+    name: asString(tool["name"]) ?? "",
+    description: asString(tool["description"]) ?? "",
+    inputSchema: asObject(tool["inputSchema"]),
+    annotations: asObject(tool["annotations"]),
+  };
+}
+
+function readText(result: JsonObject): string {
+  const blocks = asArray(result["content"]).map(asObject);
+  const texts = blocks.map((block) => asString(block["text"]) ?? `[${asString(block["type"]) ?? "content"}]`);
+  if (texts.length === 0 && "structuredContent" in result) return JSON.stringify(result["structuredContent"]);
+  return texts.join("\n");
+}

@@ -1,0 +1,32 @@
+/**
+ * Moves settings from `plugins.vestige.settings`, where the deployment guide shows them, to where OpenClaw
+ * wants them. OpenClaw refuses to start with the former; `openclaw doctor --fix` calls this.
+ */
+
+import { isObject, type JsonObject } from "./json.ts";
+import { CONFIG_PATH } from "./settings.ts";
+
+interface LegacyConfigRule {
+  path: string[];
+  message: string;
+}
+
+export const legacyConfigRules: LegacyConfigRule[] = [
+  {
+    path: ["plugins", "vestige"],
+    message: `plugins.vestige belongs at ${CONFIG_PATH}. Run "openclaw doctor --fix".`,
+  },
+];
+
+/** Settings that already stand in the right place win; what was there besides `settings` is kept too. */
+export function normalizeCompatibilityConfig({ cfg }: { cfg: JsonObject }): { config: JsonObject; changes: string[] } {
+  const plugins = cfg["plugins"];
+  if (!isObject(plugins) || !isObject(plugins["vestige"])) return { config: cfg, changes: [] };
+  const { vestige, ...others } = plugins;
+  const { settings, ...rest } = vestige;
+  const entries = isObject(others["entries"]) ? others["entries"] : {};
+  const entry = isObject(entries["vestige"]) ? entries["vestige"] : {};
+  const config = { ...rest, ...(isObject(settings) ? settings : {}), ...(isObject(entry["config"]) ? entry["config"] : {}) };
+  const moved = { ...others, entries: { ...entries, vestige: { enabled: true, ...entry, config } } };
+  return { config: { ...cfg, plugins: moved }, changes: [`Moved plugins.vestige to ${CONFIG_PATH}.`] };
+}

@@ -1,0 +1,92 @@
+/** What agents and people do with the memory, said in the plugin's own terms. */
+
+import type { Caller, Tool, ToolResult, VestigeClient } from "./client.ts";
+import { ToolInputError, VestigeError } from "./errors.ts";
+import type { JsonObject } from "./json.ts";
+import { isDestructive, plan, type Intent, type Intents } from "./mapping.ts";
+import { readMemories, type Memory } from "./memories.ts";
+
+export interface Outcome {
+  text: string;
+  /** The tool of the memory server that did it. */
+  tool: string;
+}
+
+const FIND_BY_HANDLE =
+  "This Vestige finds a memory by its exact id or tag only, never by words: " +
+  "pass one of those, or call vestige_recall_context for an overview.";
+
+/** Carries out `intent`; throws when the server has no tool for it or the tool fails. */
+export async function perform<I extends Intent>(
+  client: VestigeClient,
+  intent: I,
+  input: Intents[I],
+  caller: Caller,
+): Promise<Outcome> {
+  const { tool, calls, rank, byHandle } = await plan(intent, input, await client.listTools(caller));
+  const texts = await callAll(client, tool, calls, caller);
+  if (rank !== undefined) {
+    const results = readMemories(texts, rank.query).slice(0, rank.limit);
+    return { tool, text: JSON.stringify({ results }, undefined, 2) };
+  }
+  const text = texts.join("\n");
+  return { tool, text: byHandle && text.includes('"error"') ? `${text}\n${FIND_BY_HANDLE}` : text };
+}
+
+/** The memories that fit `query`; undefined when the server cannot look for words at all. */
+export async function findMemories(
+  client: VestigeClient,
+  query: string,
+  limit: number,
+  caller: Caller,
+): Promise<Memory[] | undefined> {
+  const { tool, calls, byHandle } = await plan("search", { query, limit }, await client.listTools(caller));
+  if (byHandle) return undefined;
+  return readMemories(await callAll(client, tool, calls, caller), query).slice(0, limit);
+}
+
+/** Calls any announced tool by its own name. A call that can destroy something must be confirmed. */
+export async function callAny(
+  client: VestigeClient,
+  name: string,
+  args: JsonObject,
+  confirm: boolean,
+  caller: Caller,
+): Promise<Outcome> {
+  const tools = await client.listTools(caller);
+  const tool = tools.find((candidate) => candidate.name === name);
+  if (tool === undefined) {
+    throw new ToolInputError(`There is no tool named ${name}. There are: ${tools.map((t) => t.name).join(", ")}.`);
+  }
+  if (isDestructive(tool, args) && !confirm) {
+    throw new ToolInputError(`${name} can destroy memories for good: repeat the call with confirm set to true if you mean it.`);
+  }
+  return { tool: name, text: succeeded(await client.callTool(name, args, caller)) };
+}
+
+/** The announced tools, one a line; or everything about the one that is named. */
+export function describeTools(tools: Tool[], name: string | undefined): string {
+  if (name === undefined) {
+    return tools.map((tool) => `${tool.name}: ${firstSentence(tool.description)}`).join("\n");
+  }
+  const tool = tools.find((candidate) => candidate.name === name);
+  if (tool === undefined) {
+    throw new ToolInputError(`There is no tool named ${name}. There are: ${tools.map((t) => t.name).join(", ")}.`);
+  }
+  return JSON.stringify(tool, undefined, 2);
+}
+
+async function callAll(client: VestigeClient, tool: string, calls: JsonObject[], caller: Caller): Promise<string[]> {
+  const texts: string[] = [];
+  for (const args of calls) texts.push(succeeded(await client.callTool(tool, args, caller)));
+  return texts;
+}
+
+function succeeded({ text, failed }: ToolResult): string {
+  if (failed) throw new VestigeError(`Vestige could not do that: ${text.slice(0, 2000)}`);
+  return text;
+}
+
+function firstSentence(text: string): string {
+  return /^.*?[.!?](?=\s|$)/s.exec(text)?.[0].replace(/\s+/g, " ") ?? text;
+}

@@ -1,0 +1,74 @@
+/**
+ * The slice of OpenClaw's plugin API that this plugin touches.
+ *
+ * OpenClaw hands the API to `register()` at run time, so nothing is imported from it and the plugin has no
+ * dependency; these types name only what is used here.
+ */
+
+export interface Logger {
+  info(message: string): void;
+  warn(message: string): void;
+}
+
+export interface ToolContext {
+  agentId?: string;
+}
+
+export interface AgentToolResult {
+  content: { type: "text"; text: string }[];
+  details: Record<string, unknown>;
+}
+
+export interface AgentTool {
+  name: string;
+  label: string;
+  description: string;
+  parameters: Record<string, unknown>;
+  /** Marks results as text that others wrote. */
+  resultContentSource?: "network";
+  execute(callId: string, params: unknown, signal?: AbortSignal): Promise<AgentToolResult>;
+}
+
+export interface BeforePromptBuildEvent {
+  prompt: string;
+  /** The user's own request before history is added; an empty string means that there is none. */
+  currentUserMessage?: string;
+}
+
+export interface BeforePromptBuildContext {
+  agentId?: string;
+  trigger?: string;
+  inputProvenance?: { kind?: string };
+  toolAuthority?: { allows(toolName: string): boolean; assertActive(): void };
+}
+
+/** The part of a commander command that the CLI uses. */
+export interface Command {
+  command(nameAndArguments: string): Command;
+  description(text: string): Command;
+  option(flags: string, description: string): Command;
+  action(run: (...args: unknown[]) => Promise<void>): Command;
+}
+
+export interface PluginApi {
+  config: unknown;
+  pluginConfig?: unknown;
+  registrationMode: string;
+  logger: Logger;
+  registerTool(
+    tool: (context: ToolContext) => AgentTool,
+    options: { name: string; optional?: boolean },
+  ): void;
+  registerCli(
+    register: (context: { program: Command }) => void,
+    options: { descriptors: { name: string; description: string; hasSubcommands: boolean }[] },
+  ): void;
+  on(
+    hook: "before_prompt_build",
+    handler: (
+      event: BeforePromptBuildEvent,
+      context: BeforePromptBuildContext,
+    ) => Promise<{ prependContext: string } | undefined>,
+    options: { requiresToolAuthority: true },
+  ): void;
+}

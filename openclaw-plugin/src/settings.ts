@@ -1,0 +1,99 @@
+/**
+ * The operator's settings, from `plugins.entries.vestige.config`.
+ *
+ * They are read when something is called, not when the plugin loads: an agent then learns what is wrong with
+ * them in one sentence, and OpenClaw itself always starts.
+ */
+
+import { asObject } from "./json.ts";
+
+export const CONFIG_PATH = "plugins.entries.vestige.config";
+
+export interface Settings {
+  /** The bridge's MCP endpoint. */
+  endpoint: string;
+  /** The bridge's health document. */
+  health: string;
+  /** Absent for a bridge that lets everybody in. */
+  authToken: string | undefined;
+  /** Bounds a whole call, its retry included. */
+  timeoutSeconds: number;
+  recall: RecallSettings;
+}
+
+export interface RecallSettings {
+  enabled: boolean;
+  /** Length of everything that a recall may put before a prompt. */
+  maxChars: number;
+  /** Between 0 and 1; a memory that scores less is left out. */
+  minScore: number;
+  timeoutSeconds: number;
+}
+
+export class SettingsError extends Error {
+  override readonly name = "SettingsError";
+}
+
+/** Validates `config`; throws a SettingsError whose message tells the operator what to set. */
+export function readSettings(config: unknown): Settings {
+  const values = asObject(config);
+  const base = readServerUrl(values["serverUrl"]);
+  return {
+    endpoint: `${base}/mcp`,
+    health: `${base}/health`,
+    authToken: readToken(values["authToken"]),
+    timeoutSeconds: readNumber(values, "timeoutSeconds", 30),
+    recall: readRecallSettings(config),
+  };
+}
+
+/** The recall settings by themselves: whether to hook into prompts is decided before any address is needed. */
+export function readRecallSettings(config: unknown): RecallSettings {
+  const values = asObject(config);
+  return {
+    enabled: values["autoRecall"] === true,
+    maxChars: readNumber(values, "recallMaxChars", 1000),
+    minScore: readNumber(values, "recallMinScore", 0.5),
+    timeoutSeconds: readNumber(values, "recallTimeoutSeconds", 2),
+  };
+}
+
+/** The bridge's base address, without trailing slashes and without a trailing `/mcp`. */
+function readServerUrl(value: unknown): string {
+  if (typeof value !== "string" || value.trim() === "") {
+    throw new SettingsError(
+      `Vestige has no address: set ${CONFIG_PATH}.serverUrl to the bridge, for example http://localhost:8000.`,
+    );
+  }
+  const wrong = (problem: string): SettingsError =>
+    new SettingsError(`${CONFIG_PATH}.serverUrl ${problem}; it should look like http://localhost:8000.`);
+  const url = URL.parse(value.trim());
+  if (url === null) throw wrong("is not a URL");
+  if (url.protocol !== "http:" && url.protocol !== "https:") throw wrong("must start with http:// or https://");
+  if (url.username !== "" || url.password !== "") {
+    throw wrong("must not carry a user name or password (the token belongs in authToken)");
+  }
+  if (url.search !== "" || url.hash !== "") throw wrong("must not carry a query or a fragment");
+  const path = url.pathname.replace(/\/+$/, "").replace(/\/mcp$/, "").replace(/\/+$/, "");
+  return url.origin + path;
+}
+
+function readToken(value: unknown): string | undefined {
+  if (value === undefined || value === null) return undefined;
+  if (typeof value !== "string") {
+    throw new SettingsError(
+      `${CONFIG_PATH}.authToken is a secret reference that was not resolved: check it with "openclaw secrets audit".`,
+    );
+  }
+  const token = value.trim();
+  // A header with such a character would fail later, in words that repeat the token.
+  if (/[^\x21-\x7e]/.test(token)) {
+    throw new SettingsError(`${CONFIG_PATH}.authToken contains a character that no token has (a space or a line break?).`);
+  }
+  return token === "" ? undefined : token;
+}
+
+function readNumber(values: Record<string, unknown>, name: string, otherwise: number): number {
+  const value = values[name];
+  return typeof value === "number" && Number.isFinite(value) && value >= 0 ? value : otherwise;
+}
