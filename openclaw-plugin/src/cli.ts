@@ -20,39 +20,40 @@ function addCommands(program: Command, client: () => VestigeClient): void {
   vestige
     .command("status")
     .description("Show the bridge, Vestige behind it, its tools and whether the token is good")
-    .action(() => report(() => describeStatus(client())));
+    .action(() => print(() => describeStatus(client())));
   vestige
     .command("search <query...>")
     .description("Search the memory")
     .option("--limit <number>", "most results to show")
-    .action((words, options) =>
-      report(async () => {
-        const limit = Number(asObject(options)["limit"] ?? 10);
-        if (!Number.isInteger(limit) || limit < 1) throw new Error("--limit must be a whole number of at least 1.");
-        return (await perform(client(), "search", { query: (words as string[]).join(" "), limit }, {})).text;
-      }),
-    );
+    .action((words, options) => print(() => search(client(), words as string[], asObject(options)["limit"] ?? 10)));
 }
 
-/** Prints what `run` gives, or why there is nothing, with exit status 1. */
-async function report(run: () => Promise<string>): Promise<void> {
+/** Prints what `lines` gives, and why it ends early if it does, with exit status 1. */
+async function print(lines: () => AsyncGenerator<string>): Promise<void> {
   try {
-    process.stdout.write(`${await run()}\n`);
+    for await (const line of lines()) process.stdout.write(`${line}\n`);
   } catch (error) {
     process.stderr.write(`${error instanceof Error ? error.message : String(error)}\n`);
     process.exitCode = 1;
   }
 }
 
-async function describeStatus(client: VestigeClient): Promise<string> {
+async function* search(client: VestigeClient, words: string[], most: unknown): AsyncGenerator<string> {
+  const limit = Number(most);
+  if (!Number.isInteger(limit) || limit < 1) throw new Error("--limit must be a whole number of at least 1.");
+  yield (await perform(client, "search", { query: words.join(" "), limit }, {})).text;
+}
+
+/** What can be said, from the nearest part to the farthest; throws at the part that fails. */
+export async function* describeStatus(client: VestigeClient): AsyncGenerator<string> {
   const { endpoint, authToken } = client.settings;
   const health = await client.health();
-  const lines = [`bridge    ${endpoint}, ${asString(health["status"]) ?? "no status"}`];
-  const tools = await client.listTools({});
+  yield `bridge    ${endpoint}, ${asString(health["status"]) ?? "no status"}`;
   const server = asObject(health["vestige"]);
-  lines.push(`vestige   ${asString(server["name"]) ?? "unnamed"} ${asString(server["version"]) ?? ""}`.trimEnd());
-  lines.push(`token     ${authToken === undefined ? "none, and none is wanted" : "accepted"}`);
-  lines.push(`tools     ${tools.length}: ${tools.map(({ name }) => name).join(", ")}`);
+  yield `vestige   ${[server["name"], server["version"]].map(asString).join(" ").trim() || "not connected"}`;
+  const tools = await client.listTools({});
+  yield `token     ${authToken === undefined ? "none, and none is wanted" : "accepted"}`;
+  yield `tools     ${tools.length}: ${tools.map(({ name }) => name).join(", ")}`;
   const names = {
     vestige_search: plan("search", { query: "" }, tools),
     vestige_remember: plan("remember", { content: "" }, tools),
@@ -60,7 +61,6 @@ async function describeStatus(client: VestigeClient): Promise<string> {
     vestige_forget: plan("forget", { id: "" }, tools),
   };
   for (const [name, planned] of Object.entries(names)) {
-    lines.push(`${name} → ${await planned.then(({ tool }) => tool, () => "not to be had on this server")}`);
+    yield `${name} → ${await planned.then(({ tool }) => tool, () => "not to be had on this server")}`;
   }
-  return lines.join("\n");
 }

@@ -60,14 +60,16 @@ export function describeRefusal(status: number, body: unknown, hasToken: boolean
   switch (status) {
     case 403:
       return `vestige-bridge does not allow this: ${sentence(message)} The token may be a read-only one.`;
+    case 404:
+      return `vestige-bridge has no such address: ${sentence(message)} Check ${CONFIG_PATH}.serverUrl.`;
     case 413:
       return `That is too large for Vestige: ${sentence(message)} Store less at once.`;
     case 500:
-      return `vestige-bridge is not set up: ${sentence(message)} Whoever runs it has to fix that.`;
+      return `vestige-bridge cannot serve: ${sentence(message)} Whoever runs it finds the cause in its log.`;
     case 502:
       return `Vestige broke off in the middle: ${sentence(message)}${hint}`;
     case 503:
-      return `Vestige is starting or away: ${sentence(message)} Nothing was changed; try again in a moment.`;
+      return `Vestige is starting or away: ${sentence(message)}${hint || " Nothing was changed; try again in a moment."}`;
     case 504:
       return `Vestige took too long: ${sentence(message)}${hint}`;
     default:

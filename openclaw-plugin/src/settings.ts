@@ -78,11 +78,13 @@ function readServerUrl(value: unknown): string {
   return url.origin + path;
 }
 
-function readToken(value: unknown): string | undefined {
+function readToken(configured: unknown): string | undefined {
+  const value = fromEnvironment(configured) ?? configured;
   if (value === undefined || value === null) return undefined;
   if (typeof value !== "string") {
     throw new SettingsError(
-      `${CONFIG_PATH}.authToken is a secret reference that was not resolved: check it with "openclaw secrets audit".`,
+      `${CONFIG_PATH}.authToken is a secret reference that was not resolved: in a terminal set the variable that it ` +
+        `names; a reference to a file or a program is resolved by the gateway only ("openclaw secrets audit" checks it).`,
     );
   }
   const token = value.trim();
@@ -91,6 +93,12 @@ function readToken(value: unknown): string | undefined {
     throw new SettingsError(`${CONFIG_PATH}.authToken contains a character that no token has (a space or a line break?).`);
   }
   return token === "" ? undefined : token;
+}
+
+/** The gateway resolves secret references before it loads the plugin; a command in a terminal does not. */
+function fromEnvironment(value: unknown): string | undefined {
+  const { source, id } = asObject(value);
+  return source === "env" && typeof id === "string" ? process.env[id] : undefined;
 }
 
 function readNumber(values: Record<string, unknown>, name: string, otherwise: number): number {

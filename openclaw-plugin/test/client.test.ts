@@ -66,6 +66,10 @@ test("an address where nothing listens is answered so", async () => {
   assert.match(await failure(clientOf(`http://127.0.0.1:${await freePort()}`).listTools({})), /Nothing answers at http/);
 });
 
+test("an address with a wrong path is answered with which setting to check", async () => {
+  assert.match(await failure(clientOf(`${stack.url}/memory`).listTools({})), /has no such address: .*Check .*serverUrl\.$/);
+});
+
 test("a request that Vestige refuses carries Vestige's own words", async () => {
   const { text, failed } = await clientOf(stack.url).callTool("no_such_tool", {}, {});
   assert.equal(failed, true);

@@ -42,7 +42,13 @@ test("a token that no header can carry is refused without being shown", () => {
   assert.throws(() => readSettings({ serverUrl, authToken: "abc def" }), (error: Error) => !error.message.includes("abc"));
 });
 
+test("a reference to the environment is resolved where OpenClaw did not", () => {
+  process.env["VESTIGE_TOKEN_OF_THE_TEST"] = "abc";
+  const authToken = { source: "env", provider: "default", id: "VESTIGE_TOKEN_OF_THE_TEST" };
+  assert.equal(readSettings({ serverUrl, authToken }).authToken, "abc");
+});
+
 test("an unresolved secret reference is named as one", () => {
-  const authToken = { source: "env", provider: "default", id: "VESTIGE_TOKEN" };
+  const authToken = { source: "env", provider: "default", id: "VESTIGE_TOKEN_THAT_IS_NOT_SET" };
   assert.throws(() => readSettings({ serverUrl, authToken }), /secret reference/);
 });

@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import { createServer } from "node:http";
 import { once } from "node:events";
 import { after, test } from "node:test";
+import { describeStatus } from "../src/cli.ts";
 import { plan } from "../src/mapping.ts";
 import { VestigeClient } from "../src/client.ts";
 import { readSettings } from "../src/settings.ts";
@@ -33,6 +34,20 @@ test("the live tools of server-memory are mapped", async () => {
     mapped.map(({ tool }) => tool),
     ["search_nodes", "create_entities", "search_nodes", "read_graph", "delete_entities"],
   );
+});
+
+test("the status goes from the nearest part to the farthest, and stops at the one that fails", async () => {
+  const lines: string[] = [];
+  const status = async (authToken: string): Promise<void> => {
+    lines.length = 0;
+    for await (const line of describeStatus(new VestigeClient(readSettings({ serverUrl: stack.url, authToken })))) lines.push(line);
+  };
+  await status(TOKEN);
+  assert.deepEqual(lines.slice(0, 3), [`bridge    ${stack.url}/mcp, ok`, lines[1], "token     accepted"]);
+  assert.match(lines[1] ?? "", /^vestige {3}memory-server \d/);
+  assert.ok(lines.includes("vestige_forget → delete_entities"));
+  await assert.rejects(status("wrong"), /does not accept the token/);
+  assert.equal(lines.length, 2);
 });
 
 test("what one agent remembers, another finds in other words, and forgetting removes it", async () => {
