@@ -84,8 +84,9 @@ export class VestigeClient {
       await sleep(first.retryAfterMs, undefined, { signal });
       return this.#read(await this.#post(method, params, caller, signal));
     } catch (error) {
-      if (caller.signal?.aborted) throw new VestigeError("The call was cancelled.", { cause: error });
-      if (timeout.aborted) throw new VestigeError(describeTimeout(seconds), { cause: error });
+      // No cause is attached: OpenClaw would append it to the sentence that the agent reads.
+      if (caller.signal?.aborted) throw new VestigeError("The call was cancelled.");
+      if (timeout.aborted) throw new VestigeError(describeTimeout(seconds));
       throw error;
     }
   }
@@ -111,7 +112,7 @@ export class VestigeClient {
   /** An abort goes on as it is, so that whoever set the signal can say which it was. */
   #failed(error: unknown, signal: AbortSignal): never {
     if (signal.aborted) throw error;
-    throw new VestigeError(describeFetchFailure(error, this.settings.endpoint), { cause: error });
+    throw new VestigeError(describeFetchFailure(error, this.settings.endpoint));
   }
 
   #read({ id, status, body }: Answer): unknown {

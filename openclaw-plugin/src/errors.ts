@@ -47,9 +47,10 @@ export function describeRefusal(status: number, body: unknown, hasToken: boolean
   const message = asString(error["message"]);
   const hint = asObject(error["data"])["outcome"] === "unknown" ? MAY_HAVE_RUN : "";
   if (status === 401) {
+    // OpenClaw masks whatever follows "token:" in an error, so no colon comes after that word.
     return hasToken
-      ? `vestige-bridge does not accept the token: put a valid one in ${CONFIG_PATH}.authToken.`
-      : `vestige-bridge wants a token: put it in ${CONFIG_PATH}.authToken.`;
+      ? `Put a valid token into ${CONFIG_PATH}.authToken, since vestige-bridge does not accept this one.`
+      : `Put a token into ${CONFIG_PATH}.authToken, since vestige-bridge wants one.`;
   }
   if (status >= 300 && status < 400) {
     return `The address answers with a redirect: set ${CONFIG_PATH}.serverUrl to where vestige-bridge really is.`;

@@ -77,9 +77,7 @@ export function describeTools(tools: Tool[], name: string | undefined): string {
 }
 
 async function callAll(client: VestigeClient, tool: string, calls: JsonObject[], caller: Caller): Promise<string[]> {
-  const texts: string[] = [];
-  for (const args of calls) texts.push(succeeded(await client.callTool(tool, args, caller)));
-  return texts;
+  return Promise.all(calls.map(async (args) => succeeded(await client.callTool(tool, args, caller))));
 }
 
 function succeeded({ text, failed }: ToolResult): string {

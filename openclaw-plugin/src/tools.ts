@@ -13,6 +13,8 @@ interface ToolDefinition {
   parameters: JsonObject;
   /** The operator has to allow it by name. */
   optional?: true;
+  /** It returns what others wrote, so OpenClaw wraps it as untrusted. */
+  resultContentSource?: "network";
   run: (client: VestigeClient, params: Params, caller: Caller) => Promise<Outcome>;
 }
 
@@ -26,6 +28,7 @@ const TOOLS: ToolDefinition[] = [
     parameters: object({ query: string("What to look for, in a few plain words."), limit: integer("Most results to return.") }, [
       "query",
     ]),
+    resultContentSource: "network",
     run: (client, params, caller) =>
       perform(client, "search", { query: params.text("query"), ...params.optionalInteger("limit") }, caller),
   },
@@ -62,6 +65,7 @@ const TOOLS: ToolDefinition[] = [
       topics: strings("What the session is about."),
       codebase: string("Name of the project or repository, if there is one."),
     }),
+    resultContentSource: "network",
     run: (client, params, caller) =>
       perform(client, "recallContext", { ...params.optionalTexts("topics"), ...params.optionalText("codebase") }, caller),
   },
@@ -114,6 +118,7 @@ const TOOLS: ToolDefinition[] = [
       ["tool"],
     ),
     optional: true,
+    resultContentSource: "network",
     run: (client, params, caller) =>
       callAny(client, params.text("tool"), params.object("arguments"), params.flag("confirm"), caller),
   },
@@ -126,7 +131,6 @@ export function registerTools(api: PluginApi, client: () => VestigeClient): void
       ({ agentId }): AgentTool => ({
         name,
         ...about,
-        resultContentSource: "network",
         async execute(_callId, params, signal) {
           const { text, tool } = await run(client(), new Params(params), { agentId, signal });
           return { content: [{ type: "text", text }], details: { tool } };

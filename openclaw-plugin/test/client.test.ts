@@ -46,13 +46,13 @@ test("the announced tools are listed, and a tool is called", async () => {
 test("a wrong token is answered with where to put a valid one", async () => {
   assert.equal(
     await failure(clientOf(stack.url, "wrong").listTools({})),
-    "vestige-bridge does not accept the token: put a valid one in plugins.entries.vestige.config.authToken.",
+    "Put a valid token into plugins.entries.vestige.config.authToken, since vestige-bridge does not accept this one.",
   );
 });
 
 test("a missing token is answered with where to put one", async () => {
   const client = new VestigeClient(readSettings({ serverUrl: stack.url }));
-  assert.match(await failure(client.listTools({})), /wants a token: put it in plugins\.entries\.vestige\.config\.authToken/);
+  assert.match(await failure(client.listTools({})), /^Put a token into plugins\.entries\.vestige\.config\.authToken/);
 });
 
 test("an unknown host is answered with which setting to check", async () => {

@@ -46,7 +46,7 @@ test("the status goes from the nearest part to the farthest, and stops at the on
   assert.deepEqual(lines.slice(0, 3), [`bridge    ${stack.url}/mcp, ok`, lines[1], "token     accepted"]);
   assert.match(lines[1] ?? "", /^vestige {3}memory-server \d/);
   assert.ok(lines.includes("vestige_forget → delete_entities"));
-  await assert.rejects(status("wrong"), /does not accept the token/);
+  await assert.rejects(status("wrong"), /does not accept this one/);
   assert.equal(lines.length, 2);
 });
 
