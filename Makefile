@@ -47,6 +47,10 @@ test-openclaw: .venv/dev.stamp docker/gateway/node_modules openclaw-plugin/node_
 lint-openclaw: openclaw-plugin/node_modules ## Check the plugin's types and style.
 	$(with-node) npm run check --prefix openclaw-plugin
 
+.PHONY: e2e-openclaw
+e2e-openclaw: .venv/dev.stamp docker/gateway/node_modules openclaw-plugin/node_modules ## Use all of the plugin on a real OpenClaw.
+	$(with-node) node openclaw-plugin/e2e/run.ts
+
 ##@ Change
 
 .PHONY: format

@@ -1,0 +1,305 @@
+/**
+ * The plugin's whole life on the real OpenClaw, with the real bridge, supergateway and server-memory behind it.
+ * Every step prints what it saw; the first that sees something else ends the run with exit status 1.
+ */
+
+import assert from "node:assert/strict";
+import { mkdtemp, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import { Stack, stop, TOKEN, waitFor } from "../test/stack.ts";
+import { ScriptedModel, textOf, type Message } from "./model.ts";
+import { installOpenClaw, OpenClaw, run, type Ran } from "./openclaw.ts";
+
+const PLUGIN = join(import.meta.dirname, "..");
+const TOOLS = ["vestige_search", "vestige_remember", "vestige_recall_context", "vestige_forget", "vestige_tools", "vestige_call"];
+const MEMORY = "The billing service keeps its invoices in the database PostgreSQL 16";
+const QUESTION = "Which database does the billing service keep its invoices in?";
+
+const started = performance.now();
+
+/** Runs one step and prints what it returns. */
+async function step(name: string, work: () => Promise<string>): Promise<void> {
+  const start = performance.now();
+  const saw = await work();
+  console.log(`✔ ${name} (${((performance.now() - start) / 1000).toFixed(1)} s)\n    ${saw.trim().replaceAll("\n", "\n    ")}`);
+}
+
+function succeeded({ status, stdout, stderr }: Ran): string {
+  assert.equal(status, 0, stdout + stderr);
+  return stdout;
+}
+
+/** What is worth printing of a command's output. */
+function brief(text: string, lines = 6): string {
+  return text.split("\n").filter((line) => /\w/.test(line)).slice(0, lines).join("\n");
+}
+
+const directory = await mkdtemp(join(tmpdir(), "openclaw-e2e-"));
+const { home, fresh } = await installOpenClaw();
+console.log(`OpenClaw is ${fresh ? "now" : "already"} installed (${seconds()} s)`);
+
+const stack = await Stack.start();
+const model = new ScriptedModel();
+const openclaw = new OpenClaw(home, join(directory, "state"), { VESTIGE_TOKEN: TOKEN });
+try {
+  await installed();
+  await rescued();
+  await checked();
+  await Promise.all([gatewayStarted(), native()]);
+  await used();
+  await recalled();
+  await disturbed();
+  console.log(`every step passed (${seconds()} s)`);
+} catch (error) {
+  console.log(`the gateway's last lines:\n${openclaw.log.split("\n").slice(-25).join("\n")}`);
+  throw error;
+} finally {
+  await openclaw.stopGateway();
+  model.stop();
+  await stack.stop();
+  await rm(directory, { recursive: true, force: true });
+}
+
+function seconds(): string {
+  return ((performance.now() - started) / 1000).toFixed(0);
+}
+
+async function installed(): Promise<void> {
+  let tarball = "";
+  await step("npm pack", async () => {
+    const packed = await run("npm", ["pack", "--json", "--pack-destination", directory], { cwd: PLUGIN });
+    const output = succeeded(packed);
+    const [{ filename, size, files }] = JSON.parse(output.slice(output.indexOf("[\n"))) as [{ filename: string; size: number; files: unknown[] }];
+    tarball = join(directory, filename);
+    return `${filename}: ${size} bytes, ${files.length} files`;
+  });
+  await step("openclaw plugins install npm-pack:…", async () => {
+    await openclaw.writeConfig(await openclaw.baseConfig());
+    return brief(succeeded(await openclaw.cli("plugins", "install", `npm-pack:${tarball}`, "--force", "--accept-capabilities")), 9);
+  });
+}
+
+/** The deployment guide's own block, which OpenClaw refuses, becomes the block that it wants. */
+async function rescued(): Promise<void> {
+  const settings = { serverUrl: `${stack.url}///`, authToken: TOKEN };
+  await step("config validate, with the guide's block pasted in", async () => {
+    const config = await openclaw.readConfig();
+    await openclaw.writeConfig({ ...config, plugins: { ...(config["plugins"] as object), vestige: { settings } } });
+    const { status, stdout, stderr } = await openclaw.cli("config", "validate");
+    assert.notEqual(status, 0, stdout + stderr);
+    assert.match(stdout + stderr, /Unrecognized key: "vestige"[^]*openclaw doctor --fix/);
+    return `exit status ${status}\n${brief(stdout + stderr)}`;
+  });
+  await step("doctor --fix", async () => {
+    succeeded(await openclaw.cli("doctor", "--fix", "--non-interactive"));
+    const { plugins } = (await openclaw.readConfig()) as { plugins: { vestige?: unknown; entries: { vestige: { config: unknown } } } };
+    assert.equal(plugins.vestige, undefined);
+    assert.deepEqual(plugins.entries.vestige.config, settings);
+    return `plugins.entries.vestige = ${JSON.stringify(plugins.entries.vestige)}`;
+  });
+}
+
+async function checked(): Promise<void> {
+  await step("openclaw vestige status, with the rescued settings", async () => {
+    const output = succeeded(await openclaw.cli("vestige", "status"));
+    assert.match(output, /token +accepted/);
+    assert.match(output, /vestige_search → search_nodes/);
+    return output;
+  });
+  await configureAgents();
+  await Promise.all([
+    step("config validate, with a secret reference, agents and a model", async () => {
+      return brief(succeeded(await openclaw.cli("config", "validate")));
+    }),
+    step("plugins doctor", async () => {
+      const output = succeeded(await openclaw.cli("plugins", "doctor"));
+      assert.match(output, /checks passed/);
+      return brief(output);
+    }),
+    step("plugins inspect vestige --runtime --json", async () => {
+      const inspected = JSON.parse(succeeded(await openclaw.cli("plugins", "inspect", "vestige", "--runtime", "--json"))) as {
+        tools: { names: string[]; optional: boolean }[];
+        diagnostics: unknown[];
+      };
+      assert.deepEqual(inspected.tools.flatMap(({ names }) => names), TOOLS);
+      assert.deepEqual(inspected.diagnostics, []);
+      return inspected.tools.map(({ names, optional }) => `${names.join()}${optional ? " (optional)" : ""}`).join("\n");
+    }),
+  ]);
+}
+
+async function gatewayStarted(): Promise<void> {
+  await step("gateway run", async () => {
+    await openclaw.startGateway();
+    return "the gateway is ready";
+  });
+}
+
+/** Two agents, a scripted model, the token by reference, the optional tools allowed, and recall switched on. */
+async function configureAgents(): Promise<void> {
+  const config = await openclaw.readConfig();
+  const scripted = { id: "scripted", name: "Scripted", reasoning: false, input: ["text"], contextWindow: 100_000, maxTokens: 1000 };
+  await openclaw.writeConfig({
+    ...config,
+    agents: { defaults: { model: { primary: "local/scripted" }, skipBootstrap: true, systemAgent: { agentId: "main" } }, ownership: "explicit", entries: { main: {}, writer: {}, reader: {} } },
+    models: { providers: { local: { baseUrl: await model.start(), apiKey: "none", api: "openai-completions", models: [scripted] } } },
+    tools: { alsoAllow: ["vestige"] },
+    plugins: {
+      entries: {
+        vestige: {
+          enabled: true,
+          hooks: { allowConversationAccess: true },
+          config: {
+            serverUrl: `${stack.url}/mcp`,
+            authToken: { source: "env", provider: "default", id: "VESTIGE_TOKEN" },
+            timeoutSeconds: 10,
+            autoRecall: true,
+            recallTimeoutSeconds: 10,
+          },
+        },
+      },
+    },
+  });
+}
+
+async function used(): Promise<void> {
+  await step("an agent remembers, another finds it", async () => {
+    await call("vestige_remember", { content: MEMORY, tags: ["billing"] }, "writer");
+    const found = await call("vestige_search", { query: "what database does billing use" }, "reader");
+    assert.match(found, /PostgreSQL 16/);
+    for (const agent of ["writer", "reader"]) assert.match(stack.bridgeLog, new RegExp(`agent=${agent}`));
+    return `${found}\nthe bridge's log names both agents`;
+  });
+  await step("vestige_recall_context", async () => {
+    const context = await call("vestige_recall_context", { topics: ["billing"] }, "reader");
+    assert.match(context, /PostgreSQL 16/);
+    return brief(context);
+  });
+  await step("vestige_tools", async () => {
+    const list = await call("vestige_tools", {});
+    assert.match(list, /^read_graph: /m);
+    return brief(list, 20);
+  });
+  await step("vestige_call", async () => {
+    const entities = [{ name: "Ada", entityType: "person", observations: ["writes programs"] }];
+    await call("vestige_call", { tool: "create_entities", arguments: { entities } });
+    const graph = await call("vestige_call", { tool: "read_graph", arguments: {} });
+    assert.match(graph, /Ada/);
+    return `read_graph holds Ada and ${graph.split('"entityType"').length - 2} more`;
+  });
+  await step("vestige_forget, first without confirm", async () => {
+    const refused = await openclaw.invoke("vestige_forget", { id: "Ada" });
+    assert.equal(refused.status, 400);
+    await call("vestige_forget", { id: "Ada", confirm: true });
+    assert.doesNotMatch(await call("vestige_search", { query: "Ada writes programs" }), /Ada/);
+    return `400 ${refused.text}\nthen, confirmed, it is gone`;
+  });
+  await step("openclaw vestige search", async () => {
+    const output = succeeded(await openclaw.cli("vestige", "search", "invoices", "PostgreSQL"));
+    assert.match(output, /PostgreSQL 16/);
+    return output;
+  });
+}
+
+async function call(tool: string, args: unknown, agentId?: string): Promise<string> {
+  const { status, text } = await openclaw.invoke(tool, args, agentId);
+  assert.equal(status, 200, `${tool}: ${text}`);
+  return text;
+}
+
+/** What the model is told in the user's name is what the hook made of it. */
+async function recalled(): Promise<void> {
+  await step("autoRecall puts the memory before a user's prompt", async () => {
+    const prompt = await promptAfter("reader", QUESTION);
+    assert.match(prompt, /<vestige-memories>[^]*PostgreSQL 16[^]*<\/vestige-memories>[^]*Which database/);
+    return prompt.slice(prompt.indexOf("<vestige-memories>"));
+  });
+  await step("a prompt that nothing fits is left alone", async () => {
+    assert.doesNotMatch(await promptAfter("writer", "Suggest names for the marketing department's party"), /vestige-memories/);
+    return "no memory stands before it";
+  });
+}
+
+/** Everything that the model reads in the user's name when a user writes `message` in the agent's chat. */
+async function promptAfter(agentId: string, message: string): Promise<string> {
+  const known = model.prompts.length;
+  succeeded(await openclaw.chat(agentId, message));
+  let prompt: Message[] | undefined;
+  await waitFor("the turn", 120, () => {
+    prompt = model.prompts.slice(known).find((messages) => userText(messages).includes(message));
+    return Promise.resolve(prompt !== undefined);
+  });
+  return userText(prompt ?? []);
+}
+
+function userText(messages: Message[]): string {
+  return messages.filter(({ role }) => role === "user").map(textOf).join("\n");
+}
+
+/** What an agent reads when it calls vestige_search now, the way OpenClaw offers plugins' tools to it by default. */
+async function searchAsAgent(): Promise<string> {
+  model.say({ tool: "tool_call", args: { id: "vestige_search", args: { query: "invoices" } } }, "Understood.");
+  await openclaw.ask("writer", "Please look it up");
+  const answer = (model.prompts.at(-1) ?? []).findLast(({ role }: Message) => role === "tool");
+  assert.ok(answer, "the tool was called");
+  return textOf(answer);
+}
+
+async function disturbed(): Promise<void> {
+  await step("the bridge is killed in the middle of a call", async () => {
+    stack.gateway.kill("SIGSTOP");
+    const start = performance.now();
+    const reading = searchAsAgent();
+    await sleep(3000);
+    await stop(stack.bridge, "SIGKILL");
+    const text = await reading;
+    stack.gateway.kill("SIGCONT");
+    assert.match(text, /hung up before it answered|Nothing answers at|did not answer within/);
+    assert.ok(performance.now() - start < 30_000);
+    return `the agent reads: ${text}`;
+  });
+  await step("the bridge is back, the next call works", async () => {
+    await stack.startBridge();
+    const text = await searchAsAgent();
+    assert.match(text, /PostgreSQL 16/);
+    return brief(text);
+  });
+  await step("Vestige is away", async () => {
+    await stop(stack.gateway);
+    const text = await searchAsAgent();
+    assert.match(text, /Vestige is starting or away/);
+    return `the agent reads: ${text}`;
+  });
+  await step("Vestige is back, the next call works", async () => {
+    await stack.startGateway();
+    const text = await searchAsAgent();
+    assert.match(text, /PostgreSQL 16/);
+    return brief(text);
+  });
+  await step("the bridge wants another token", async () => {
+    await stop(stack.bridge);
+    await stack.startBridge("another-token");
+    const text = await searchAsAgent();
+    assert.match(text, /Put a valid token into plugins\.entries\.vestige\.config\.authToken/);
+    assert.doesNotMatch(text, new RegExp(TOKEN));
+    return `the agent reads: ${text}`;
+  });
+  await stop(stack.bridge);
+  await stack.startBridge();
+}
+
+/** The way without the plugin. */
+async function native(): Promise<void> {
+  await step("openclaw mcp probe vestige, without the plugin", async () => {
+    const plain = new OpenClaw(home, join(directory, "plain"), { VESTIGE_AUTH_TOKEN: TOKEN });
+    const headers = { Authorization: "Bearer ${VESTIGE_AUTH_TOKEN}" };
+    const vestige = { url: `${stack.url}/mcp`, transport: "streamable-http", headers };
+    await plain.writeConfig({ ...(await plain.baseConfig()), mcp: { servers: { vestige } } });
+    const output = succeeded(await plain.cli("mcp", "probe", "vestige", "--json"));
+    const { servers } = JSON.parse(output) as { servers: { vestige: { tools: number } } };
+    assert.ok(servers.vestige.tools >= 9);
+    return `${servers.vestige.tools} tools`;
+  });
+}
