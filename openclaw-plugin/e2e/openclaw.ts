@@ -132,13 +132,7 @@ export class OpenClaw {
     return { status: response.status, text: body.result?.content.map(({ text }) => text).join("\n") ?? body.error?.message ?? "" };
   }
 
-  /** A user's turn in the agent's chat. OpenClaw answers once the turn has begun. */
-  async chat(agentId: string, message: string): Promise<Ran> {
-    const params = { sessionKey: `agent:${agentId}:main`, message, idempotencyKey: crypto.randomUUID() };
-    return this.cli("gateway", "call", "chat.send", "--json", "--params", JSON.stringify(params));
-  }
-
-  /** A turn with `agentId` from start to end; gives the agent's reply. */
+  /** A user's turn with `agentId`; gives the agent's reply. */
   async ask(agentId: string, content: string): Promise<string> {
     const response = await this.#post("/v1/chat/completions", { model: `openclaw/${agentId}`, messages: [{ role: "user", content }] });
     const text = await response.text();

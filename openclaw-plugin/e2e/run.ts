@@ -8,7 +8,7 @@ import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { Stack, stop, TOKEN, waitFor } from "../test/stack.ts";
+import { Stack, stop, TOKEN } from "../test/stack.ts";
 import { ScriptedModel, textOf, type Message } from "./model.ts";
 import { installOpenClaw, OpenClaw, run, type Ran } from "./openclaw.ts";
 
@@ -222,16 +222,13 @@ async function recalled(): Promise<void> {
   });
 }
 
-/** Everything that the model reads in the user's name when a user writes `message` in the agent's chat. */
+/** Everything that the model reads in the user's name when a user says `message` to the agent. */
 async function promptAfter(agentId: string, message: string): Promise<string> {
   const known = model.prompts.length;
-  succeeded(await openclaw.chat(agentId, message));
-  let prompt: Message[] | undefined;
-  await waitFor("the turn", 120, () => {
-    prompt = model.prompts.slice(known).find((messages) => userText(messages).includes(message));
-    return Promise.resolve(prompt !== undefined);
-  });
-  return userText(prompt ?? []);
+  await openclaw.ask(agentId, message);
+  const prompt = model.prompts.slice(known).find((messages) => userText(messages).includes(message));
+  assert.ok(prompt, "the model was asked");
+  return userText(prompt);
 }
 
 function userText(messages: Message[]): string {

