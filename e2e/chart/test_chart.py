@@ -1,0 +1,383 @@
+"""What the chart renders, sentence by sentence, seen through `helm template`."""
+
+import base64
+import itertools
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+CHART = ROOT / "charts" / "vestige"
+VALUES_PROD = Path(__file__).with_name("values-prod.yaml")
+HELM = os.environ.get("HELM") or shutil.which("helm") or "helm"
+OLDEST, NEWEST = "1.29", "1.37"
+TOKEN = "a-token-of-32-characters-or-more"
+
+Manifest = dict[str, Any]
+
+
+def helm(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([HELM, *arguments], capture_output=True, text=True, timeout=60, check=False)
+
+
+def template(*arguments: str, release: str = "vestige", version: str = "1.35") -> subprocess.CompletedProcess[str]:
+    return helm("template", release, str(CHART), "-n", "openclaw", "--kube-version", f"{version}.0", *arguments)
+
+
+def render(*arguments: str, token: str | None = TOKEN, **options: str) -> dict[str, Manifest]:
+    """The rendered objects by kind; the chart has one of each, its test pod aside."""
+    auth = [] if token is None else ["--set-string", f"auth.token={token}"]
+    result = template(*auth, *arguments, **options)
+    assert result.returncode == 0, result.stderr
+    return {document["kind"]: document for document in yaml.safe_load_all(result.stdout) if document}
+
+
+def refusal(*arguments: str) -> str:
+    result = template(*arguments)
+    assert result.returncode != 0, result.stdout
+    return result.stderr
+
+
+def pod(objects: dict[str, Manifest]) -> Manifest:
+    spec: Manifest = objects["Deployment"]["spec"]["template"]["spec"]
+    return spec
+
+
+def containers(objects: dict[str, Manifest]) -> tuple[Manifest, Manifest]:
+    [vestige], [bridge] = pod(objects)["initContainers"], pod(objects)["containers"]
+    return vestige, bridge
+
+
+def environment(container: Manifest) -> dict[str, str]:
+    return {entry["name"]: entry.get("value", "") for entry in container.get("env", [])}
+
+
+@pytest.fixture(scope="module")
+def default() -> dict[str, Manifest]:
+    return render()
+
+
+def test_lint_finds_nothing_even_when_strict() -> None:
+    result = helm("lint", "--strict", str(CHART), "--set", f"auth.token={TOKEN}")
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_one_pod_runs_both_containers_and_is_replaced_as_a_whole(default: dict[str, Manifest]) -> None:
+    spec = default["Deployment"]["spec"]
+    vestige, bridge = containers(default)
+    assert (spec["replicas"], spec["strategy"]) == (1, {"type": "Recreate"})
+    assert (vestige["name"], bridge["name"]) == ("vestige-mcp", "bridge")
+
+
+def test_vestige_is_a_sidecar_that_starts_first_and_ends_last(default: dict[str, Manifest]) -> None:
+    vestige, _ = containers(default)
+    assert vestige["restartPolicy"] == "Always"
+    assert yaml.safe_load((CHART / "Chart.yaml").read_text())["kubeVersion"] == ">=1.29.0-0"
+
+
+@pytest.mark.parametrize("count", ["0", "2"])
+def test_another_number_of_replicas_refuses_with_the_reason(count: str) -> None:
+    assert "one Vestige process owns the SQLite file" in refusal(
+        "--set", f"auth.token={TOKEN}", "--set", f"replicaCount={count}"
+    )
+
+
+def test_the_volume_is_at_data_in_both_and_read_only_in_the_bridge(default: dict[str, Manifest]) -> None:
+    vestige, bridge = containers(default)
+    assert {"name": "data", "mountPath": "/data"} in vestige["volumeMounts"]
+    assert {"name": "data", "mountPath": "/data", "readOnly": True} in bridge["volumeMounts"]
+    assert {"name": "data", "persistentVolumeClaim": {"claimName": "vestige"}} in pod(default)["volumes"]
+
+
+def test_the_claim_outlives_the_release(default: dict[str, Manifest]) -> None:
+    claim = default["PersistentVolumeClaim"]
+    assert claim["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
+    assert claim["spec"]["accessModes"] == ["ReadWriteOnce"]
+
+
+def test_the_claim_follows_its_values() -> None:
+    claim = render(
+        "--set", "persistence.size=9Gi,persistence.storageClass=fast,persistence.accessMode=ReadWriteOncePod",
+        "--set", "persistence.annotations.team=memory",
+    )["PersistentVolumeClaim"]  # fmt: skip
+    assert claim["spec"] == {
+        "accessModes": ["ReadWriteOncePod"],
+        "storageClassName": "fast",
+        "resources": {"requests": {"storage": "9Gi"}},
+    }
+    assert claim["metadata"]["annotations"]["team"] == "memory"
+
+
+def test_an_existing_claim_is_taken_and_none_is_made() -> None:
+    objects = render("--set", "persistence.existingClaim=mine")
+    assert "PersistentVolumeClaim" not in objects
+    assert {"name": "data", "persistentVolumeClaim": {"claimName": "mine"}} in pod(objects)["volumes"]
+
+
+def test_the_service_leads_port_8000_to_the_bridge(default: dict[str, Manifest]) -> None:
+    service = default["Service"]["spec"]
+    assert service["ports"] == [{"name": "http", "port": 8000, "targetPort": "http"}]
+    assert containers(default)[1]["ports"] == [{"name": "http", "containerPort": 8000}]
+    assert service["selector"].items() <= default["Deployment"]["spec"]["template"]["metadata"]["labels"].items()
+
+
+def test_release_vestige_gives_objects_named_vestige(default: dict[str, Manifest]) -> None:
+    for kind in ("Deployment", "Service", "PersistentVolumeClaim", "NetworkPolicy"):
+        assert default[kind]["metadata"]["name"] == "vestige"
+    assert render(release="memory")["Deployment"]["metadata"]["name"] == "memory-vestige"
+    assert render("--set", "fullnameOverride=m")["Deployment"]["metadata"]["name"] == "m"
+    assert render("--set", "nameOverride=m", release="r")["Deployment"]["metadata"]["name"] == "r-m"
+
+
+def test_labels_are_the_recommended_ones_and_no_others(default: dict[str, Manifest]) -> None:
+    for manifest in default.values():
+        assert all(label.startswith("app.kubernetes.io/") for label in manifest["metadata"]["labels"])
+
+
+def test_the_guides_values_file_is_taken_word_for_word() -> None:
+    objects = render("-f", str(VALUES_PROD))
+    vestige, bridge = containers(objects)
+    assert vestige["image"] == "123456789.dkr.ecr.us-west-2.amazonaws.com/vestige-mcp:v0.2.0"
+    assert bridge["image"] == "123456789.dkr.ecr.us-west-2.amazonaws.com/vestige-bridge:v0.2.0"
+    assert vestige["resources"]["limits"] == {"cpu": "500m", "memory": "512Mi"}
+    assert bridge["resources"]["limits"] == {"cpu": "250m", "memory": "256Mi"}
+    assert objects["PersistentVolumeClaim"]["spec"]["resources"]["requests"]["storage"] == "10Gi"
+    [rule] = objects["Ingress"]["spec"]["rules"]
+    assert rule["host"] == "vestige.internal.yourcompany.com"
+
+
+def test_there_is_no_ingress_without_hosts(default: dict[str, Manifest]) -> None:
+    assert "Ingress" not in default
+
+
+def test_an_ingress_without_certificate_is_plain() -> None:
+    ingress = render("--set", "ingress.hosts[0].host=a.example,ingress.hosts[0].paths[0].path=/",
+                     "--set", "ingress.hosts[0].paths[0].pathType=Prefix,ingress.className=nginx",
+                     "--set", "ingress.tls[0].secretName=tls,ingress.tls[0].hosts[0]=a.example")["Ingress"]  # fmt: skip
+    assert "annotations" not in ingress["metadata"]
+    assert ingress["spec"]["ingressClassName"] == "nginx"
+    assert ingress["spec"]["tls"] == [{"secretName": "tls", "hosts": ["a.example"]}]
+
+
+def test_an_ingress_with_certificate_is_an_internal_https_load_balancer() -> None:
+    ingress = render("-f", str(VALUES_PROD), "--set", "ingress.idleTimeoutSeconds=90")["Ingress"]
+    annotations = {key.rpartition("/")[2]: value for key, value in ingress["metadata"]["annotations"].items()}
+    assert annotations["scheme"] == "internal"
+    assert annotations["listen-ports"] == '[{"HTTPS":443}]'
+    assert annotations["certificate-arn"] == "arn:aws:acm:us-west-2:123456789:certificate/your-cert-id"
+    assert annotations["healthcheck-path"] == "/readyz"
+    assert annotations["load-balancer-attributes"] == "idle_timeout.timeout_seconds=90"
+    assert ingress["spec"]["ingressClassName"] == "alb"
+
+
+def test_own_ingress_annotations_win() -> None:
+    ingress = render("-f", str(VALUES_PROD), "--set-string",
+                     r"ingress.annotations.alb\.ingress\.kubernetes\.io/scheme=internet-facing")["Ingress"]  # fmt: skip
+    assert ingress["metadata"]["annotations"]["alb.ingress.kubernetes.io/scheme"] == "internet-facing"
+
+
+def test_no_token_refuses_with_both_ways_out() -> None:
+    sentence = refusal()
+    assert "auth.token" in sentence and "auth.existingSecret" in sentence
+
+
+def test_an_upgrade_without_token_says_how_to_keep_the_values() -> None:
+    assert "--reset-then-reuse-values" in refusal("--is-upgrade", "--set", "vestigeImage.tag=v0.2.0")
+
+
+@pytest.mark.parametrize("token", ["fifteen-letters", "   \n", "short"])
+def test_a_token_below_16_characters_refuses(token: str) -> None:
+    assert "shorter than 16 characters" in refusal("--set-string", f"auth.token={token}")
+
+
+def test_the_token_is_a_file_from_the_charts_secret(default: dict[str, Manifest]) -> None:
+    _, bridge = containers(default)
+    assert base64.b64decode(default["Secret"]["data"]["token"]).decode() == TOKEN
+    assert environment(bridge)["VESTIGE_AUTH_TOKEN_FILE"] == "/etc/vestige/auth/token"
+    assert {"name": "auth", "mountPath": "/etc/vestige/auth", "readOnly": True} in bridge["volumeMounts"]
+    [auth] = [volume["secret"] for volume in pod(default)["volumes"] if volume["name"] == "auth"]
+    assert auth == {"secretName": "vestige-auth", "defaultMode": 0o440, "items": [{"key": "token", "path": "token"}]}
+
+
+def test_an_existing_secret_is_taken_with_its_key_and_none_is_made() -> None:
+    objects = render("--set", "auth.existingSecret=mine,auth.secretKey=bearer", token=None)
+    assert "Secret" not in objects
+    [auth] = [volume["secret"] for volume in pod(objects)["volumes"] if volume["name"] == "auth"]
+    assert (auth["secretName"], auth["items"]) == ("mine", [{"key": "bearer", "path": "token"}])
+
+
+def test_the_token_appears_nowhere_but_in_the_secret() -> None:
+    objects = render()
+    del objects["Secret"]
+    assert TOKEN not in json.dumps(objects) and base64.b64encode(TOKEN.encode()).decode() not in json.dumps(objects)
+
+
+def test_vestiges_container_never_has_the_token() -> None:
+    vestige, _ = containers(render())
+    assert "VESTIGE_AUTH_TOKEN" not in environment(vestige)
+    assert [mount["name"] for mount in vestige["volumeMounts"]] == ["data"]
+    assert "must not set VESTIGE_AUTH_TOKEN" in refusal(
+        "--set", f"auth.token={TOKEN}", "--set", "vestige.extraEnv[0].name=VESTIGE_AUTH_TOKEN"
+    )
+
+
+def test_the_probes_have_the_guides_numbers(default: dict[str, Manifest]) -> None:
+    vestige, bridge = containers(default)
+    for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+        assert vestige[probe]["exec"] == {"command": ["vestige-probe"]}
+    assert (vestige["startupProbe"]["failureThreshold"], vestige["startupProbe"]["periodSeconds"]) == (30, 10)
+    assert bridge["startupProbe"]["httpGet"] == {"path": "/health", "port": "http"}
+    assert (bridge["startupProbe"]["failureThreshold"], bridge["startupProbe"]["periodSeconds"]) == (12, 5)
+    assert bridge["livenessProbe"]["httpGet"] == {"path": "/health", "port": "http"}
+    assert (bridge["livenessProbe"]["failureThreshold"], bridge["livenessProbe"]["periodSeconds"]) == (18, 20)
+    assert bridge["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "http"}
+
+
+def test_probe_paths_and_numbers_are_values() -> None:
+    _, bridge = containers(render("--set", "bridgeProbes.liveness.path=/livez,bridgeProbes.liveness.periodSeconds=7"))
+    assert bridge["livenessProbe"]["httpGet"]["path"] == "/livez"
+    assert bridge["livenessProbe"]["periodSeconds"] == 7
+
+
+def test_the_pod_is_hardened(default: dict[str, Manifest]) -> None:
+    spec = pod(default)
+    assert spec["automountServiceAccountToken"] is False
+    assert spec["enableServiceLinks"] is False
+    security = spec["securityContext"]
+    assert security["runAsNonRoot"] is True
+    assert security["runAsUser"] == security["runAsGroup"] == security["fsGroup"] == 10001
+    assert security["seccompProfile"] == {"type": "RuntimeDefault"}
+    for container in containers(default):
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+
+
+def test_the_network_policy_lets_port_8000_in_and_nothing_else(default: dict[str, Manifest]) -> None:
+    policy = default["NetworkPolicy"]["spec"]
+    assert policy["policyTypes"] == ["Ingress"]
+    assert policy["ingress"] == [{"ports": [{"protocol": "TCP", "port": 8000}]}]
+    assert "NetworkPolicy" not in render("--set", "networkPolicy.enabled=false")
+    narrowed = render("--set", "networkPolicy.from[0].namespaceSelector.matchLabels.team=agents")["NetworkPolicy"]
+    assert narrowed["spec"]["ingress"][0]["from"] == [{"namespaceSelector": {"matchLabels": {"team": "agents"}}}]
+
+
+def test_vestige_outlives_the_bridges_drain(default: dict[str, Manifest]) -> None:
+    drain = int(environment(containers(default)[1])["VESTIGE_BRIDGE_DRAIN_SECONDS"])
+    assert pod(default)["terminationGracePeriodSeconds"] > drain
+    assert "larger than bridge.drainSeconds" in refusal(
+        "--set", f"auth.token={TOKEN},bridge.drainSeconds=60,terminationGracePeriodSeconds=60"
+    )
+
+
+def test_a_digest_wins_over_the_tag() -> None:
+    digest = "sha256:" + "0" * 64
+    vestige, _ = containers(render("--set", f"vestigeImage.digest={digest},vestigeImage.tag=v9"))
+    assert vestige["image"] == f"vestige-mcp@{digest}"
+
+
+def test_the_chart_version_is_the_default_tag() -> None:
+    version = yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]
+    assert [container["image"].rpartition(":")[2] for container in containers(render())] == [version, version]
+
+
+def test_options_of_scheduling_and_environment_reach_the_pod() -> None:
+    objects = render(
+        "--set", "imagePullSecrets[0].name=registry,nodeSelector.disk=ssd,priorityClassName=high",
+        "--set", "tolerations[0].key=memory,tolerations[0].operator=Exists",
+        "--set-json", 'affinity={"nodeAffinity":{}}',
+        "--set", "podAnnotations.note=yes-please,podLabels.team=memory",
+        "--set", "service.type=NodePort,service.port=80,service.annotations.note=outer",
+        "--set", "vestige.extraEnv[0].name=RUST_LOG,vestige.extraEnv[0].value=warn",
+        "--set", "bridge.extraEnv[0].name=VESTIGE_BRIDGE_LOG_LEVEL,bridge.extraEnv[0].value=debug,bridge.logFormat=text",
+    )  # fmt: skip
+    spec = pod(objects)
+    vestige, bridge = containers(objects)
+    metadata = objects["Deployment"]["spec"]["template"]["metadata"]
+    assert spec["imagePullSecrets"] == [{"name": "registry"}]
+    assert spec["nodeSelector"] == {"disk": "ssd"}
+    assert spec["priorityClassName"] == "high"
+    assert spec["tolerations"] == [{"key": "memory", "operator": "Exists"}]
+    assert spec["affinity"] == {"nodeAffinity": {}}
+    assert metadata["annotations"]["note"] == "yes-please" and metadata["labels"]["team"] == "memory"
+    assert objects["Service"]["spec"]["type"] == "NodePort"
+    assert objects["Service"]["spec"]["ports"][0]["port"] == 80
+    assert objects["Service"]["metadata"]["annotations"] == {"note": "outer"}
+    assert environment(vestige) == {"RUST_LOG": "warn"}
+    assert environment(bridge)["VESTIGE_BRIDGE_LOG_LEVEL"] == "debug"
+    assert environment(bridge)["VESTIGE_BRIDGE_LOG_FORMAT"] == "text"
+
+
+def test_the_test_hook_calls_a_tool_through_the_service(default: dict[str, Manifest]) -> None:
+    hook = default["Pod"]
+    [container] = hook["spec"]["containers"]
+    assert hook["metadata"]["annotations"]["helm.sh/hook"] == "test"
+    assert environment(container)["URL"] == "http://vestige.openclaw.svc:8000/mcp"
+    compile(container["args"][0], "call.py", "exec")
+    chosen = render("--set", "test.tool=search", "--set-json", 'test.arguments={"query":"x"}')["Pod"]
+    asked = environment(chosen["spec"]["containers"][0])
+    assert (asked["TOOL"], asked["ARGUMENTS"]) == ("search", '{"query":"x"}')
+
+
+def test_the_test_pod_is_not_behind_the_service(default: dict[str, Manifest]) -> None:
+    labels = default["Pod"]["metadata"]["labels"]
+    assert not default["Service"]["spec"]["selector"].items() <= labels.items()
+
+
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        ("vestigeImag.tag=v1", "vestigeImag"),
+        ("bridge.portt=1", "portt"),
+        ("service.port=eight", "port"),
+        ("persistence.size=big", "size"),
+        ("persistence.accessMode=Sometimes", "accessMode"),
+        ("ingress.certificateArn=my-cert", "certificateArn"),
+        ("auth.token=1234567890123456", "token"),
+    ],
+)
+def test_the_schema_refuses_and_names_what_it_refuses(setting: str, named: str) -> None:
+    assert named in refusal("--set", f"auth.token={TOKEN}", "--set", setting)
+
+
+def test_every_value_has_a_sentence_of_its_own_or_of_its_group() -> None:
+    lines = (CHART / "values.yaml").read_text().splitlines()
+    group_has_sentence = False
+    for above, line in itertools.pairwise(["", *lines]):
+        key = re.match(r"( {0,2})[a-zA-Z]+:(.*)", line)
+        if key is None:
+            continue
+        commented = above.lstrip().startswith("#")
+        if not key[1]:
+            group_has_sentence = commented
+            assert commented or not key[2], line
+        else:
+            assert commented or group_has_sentence, line
+
+
+def test_the_schema_knows_every_value() -> None:
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    assert set(values) == set(schema["properties"]) - {"global"}
+    assert schema["additionalProperties"] is False
+
+
+@pytest.mark.parametrize("version", [OLDEST, NEWEST])
+@pytest.mark.parametrize("values", [[], ["-f", str(VALUES_PROD)]])
+def test_objects_satisfy_the_schemas_of_kubernetes(version: str, values: list[str]) -> None:
+    for manifest in render(*values, version=version).values():
+        kubernetes_validate.validate(manifest, version, strict=True)
+
+
+def test_an_older_kubernetes_is_refused() -> None:
+    assert "kubeVersion" in template("--set", f"auth.token={TOKEN}", version="1.28").stderr
