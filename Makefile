@@ -51,6 +51,92 @@ lint-openclaw: openclaw-plugin/node_modules ## Check the plugin's types and styl
 e2e-openclaw: .venv/dev.stamp docker/gateway/node_modules openclaw-plugin/node_modules ## Use all of the plugin on a real OpenClaw.
 	$(with-node) node openclaw-plugin/e2e/run.ts
 
+##@ Deploy
+
+# The images: REGISTRY and TAG, or the guide's ECR_VESTIGE and ECR_BRIDGE. DRY_RUN=1 prints what would be done.
+CONTAINER_TOOL ?= $(shell docker/container-tool)
+REGISTRY ?= localhost
+ECR_VESTIGE ?= $(REGISTRY)/vestige-mcp
+ECR_BRIDGE ?= $(REGISTRY)/vestige-bridge
+TAG ?=
+tag = $(or $(TAG),local)
+BUILD_ARGS ?=
+RELEASE ?= vestige
+NAMESPACE ?= openclaw
+HELM ?= $(or $(shell command -v helm),.tools/bin/helm)
+HELM_ARGS ?=
+run = $(if $(DRY_RUN),@echo,)
+image_values = --set vestigeImage.repository=$(ECR_VESTIGE) --set vestigeImage.tag=$(tag) \
+	--set bridgeImage.repository=$(ECR_BRIDGE) --set bridgeImage.tag=$(tag)
+
+.PHONY: images
+images: ## Build both images.
+	$(run) $(CONTAINER_TOOL) build $(BUILD_ARGS) --build-arg VERSION=$(tag) -t $(ECR_VESTIGE):$(tag) -f docker/Dockerfile.vestige .
+	$(run) $(CONTAINER_TOOL) build $(BUILD_ARGS) --build-arg VERSION=$(tag) -t $(ECR_BRIDGE):$(tag) -f docker/Dockerfile.bridge .
+
+.PHONY: login
+login: ecr = $(firstword $(subst /, ,$(ECR_VESTIGE)))
+login: ## Log in to the ECR registry of ECR_VESTIGE.
+	$(if $(DRY_RUN),@echo ')aws ecr get-login-password --region $(word 4,$(subst ., ,$(ecr))) | $(CONTAINER_TOOL) login --username AWS --password-stdin $(ecr)$(if $(DRY_RUN),')
+
+.PHONY: push
+push: ## Push both images as TAG; ALLOW_DIRTY=1 takes uncommitted changes along.
+	@test -n '$(TAG)' || { echo 'TAG is empty. Say which version this is: make push TAG=v0.1.0.' >&2; exit 2; }
+	@test -n '$(ALLOW_DIRTY)' || test -z "$$(git status --porcelain)" || \
+		{ echo 'There are uncommitted changes. Commit them, or say ALLOW_DIRTY=1.' >&2; exit 2; }
+	$(run) $(CONTAINER_TOOL) push $(ECR_VESTIGE):$(TAG)
+	$(run) $(CONTAINER_TOOL) push $(ECR_BRIDGE):$(TAG)
+
+.PHONY: install
+install: $(HELM) ## Install the chart; HELM_ARGS brings the token: "--set auth.existingSecret=…".
+	$(run) $(HELM) install $(RELEASE) charts/vestige --namespace $(NAMESPACE) --create-namespace $(image_values) $(HELM_ARGS)
+
+.PHONY: upgrade
+upgrade: $(HELM) ## Upgrade to TAG, keeping every value that was given before.
+	@test -n '$(TAG)' || { echo 'TAG is empty. Say which version to go to: make upgrade TAG=v0.2.0.' >&2; exit 2; }
+	$(run) $(HELM) upgrade $(RELEASE) charts/vestige --namespace $(NAMESPACE) --reset-then-reuse-values \
+		--set vestigeImage.tag=$(TAG) --set bridgeImage.tag=$(TAG) $(HELM_ARGS)
+
+.PHONY: uninstall
+uninstall: $(HELM) ## Uninstall the chart; the memory stays in its PersistentVolumeClaim.
+	$(run) $(HELM) uninstall $(RELEASE) --namespace $(NAMESPACE)
+	@echo 'The memory is kept. To delete it too: kubectl delete pvc --namespace $(NAMESPACE) $(RELEASE)'
+
+.PHONY: status
+status: ## Show the release's pod, Service and claim.
+	$(run) kubectl get pods,services,ingresses,persistentvolumeclaims --namespace $(NAMESPACE) -l app.kubernetes.io/instance=$(RELEASE)
+
+.PHONY: logs
+logs: ## Follow the logs of both containers.
+	$(run) kubectl logs --namespace $(NAMESPACE) -l app.kubernetes.io/instance=$(RELEASE) --all-containers --prefix --follow
+
+.PHONY: port-forward
+port-forward: ## Lead port 8000 of this machine to the Service.
+	$(run) kubectl port-forward --namespace $(NAMESPACE) svc/$(RELEASE) 8000:8000
+
+.PHONY: chart-lint
+chart-lint: $(HELM) .venv-e2e/stamp ## Lint the chart and test what it renders.
+	$(HELM) lint --strict charts/vestige --set auth.token=a-token-for-the-linter-alone
+	HELM='$(HELM)' .venv-e2e/bin/python -m pytest -c e2e/pytest.ini e2e/chart $(PYTEST_ARGS)
+
+.PHONY: chart-package
+chart-package: $(HELM) ## Package the chart into dist/.
+	$(HELM) package charts/vestige --destination dist
+
+.PHONY: deploy-lint
+deploy-lint: .venv-e2e/stamp .tools/bin/actionlint ## Check the Dockerfiles, shell scripts and workflows.
+	@e2e/packages
+	.venv-e2e/bin/hadolint docker/Dockerfile.vestige docker/Dockerfile.bridge
+	shellcheck $$(git grep --cached -lE '^#!.*(ba)?sh')
+	.tools/bin/actionlint
+	.venv-e2e/bin/mypy --strict e2e
+
+.PHONY: e2e
+e2e: $(HELM) .venv-e2e/stamp ## Build the images and walk through the guide on the cluster of KUBECONFIG.
+	@e2e/packages
+	HELM='$(abspath $(HELM))' CONTAINERS_CONF='$(CURDIR)/e2e/containers.conf' PATH="$(CURDIR)/.venv-e2e/bin:$$PATH" \
+		.venv-e2e/bin/python -m pytest -c e2e/pytest.ini e2e/walk $(PYTEST_ARGS)
+
 ##@ Change
 
 .PHONY: format
@@ -62,6 +148,8 @@ format: .venv/lint.stamp ## Rewrite the code in the house's format.
 clean: ## Remove what was installed and built; the memory in .dev/ and .env stay.
 	rm -rf .venv .venv-mcp-1 .venv-mcp-2 docker/gateway/node_modules tests/node_modules
 	rm -rf openclaw-plugin/node_modules openclaw-plugin/dist
+
+	rm -rf .venv .venv-e2e .venv-mcp-1 .venv-mcp-2 docker/gateway/node_modules tests/node_modules
 	rm -rf build dist htmlcov .coverage* .hypothesis .*_cache .import_linter_cache src/*.egg-info
 
 .PHONY: help
@@ -69,6 +157,8 @@ help: ## List these targets.
 	@awk 'BEGIN { FS = ":.*## " } \
 		/^##@ / { printf "\n%s\n", substr($$0, 5) } \
 		/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+		/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: test-tools
 test-tools: .venv/dev.stamp .venv/test.stamp .venv-mcp-1/stamp .venv-mcp-2/stamp docker/gateway/node_modules tests/node_modules
@@ -80,6 +170,18 @@ test-tools: .venv/dev.stamp .venv/test.stamp .venv-mcp-1/stamp .venv-mcp-2/stamp
 	@echo "Installing the bridge and its tools for: $*."
 	@$(pip) --editable '.[$*]'
 	@touch $@
+
+.venv-e2e/stamp: e2e/requirements.txt
+	@PYTHON='$(PYTHON)' dev/make-venv.sh .venv-e2e
+	@echo "Installing what the deployment tests need."
+	@$(pip) --requirement e2e/requirements.txt
+	@touch $@
+
+.tools/bin/helm: GO_PACKAGE := helm.sh/helm/v3/cmd/helm@v3.22.0
+.tools/bin/actionlint: GO_PACKAGE := github.com/rhysd/actionlint/cmd/actionlint@v1.7.12
+.tools/bin/%:
+	@echo "Building $*."
+	@GOBIN='$(abspath $(@D))' go install $(GO_PACKAGE)
 
 .venv-mcp-1/stamp: MCP := mcp>=1.30,<2
 .venv-mcp-2/stamp: MCP := mcp>=2.3,<3

@@ -1,0 +1,77 @@
+"""docker/compose.yaml as a person runs it, without Kubernetes."""
+
+import os
+import socket
+from collections.abc import Iterator
+
+import pytest
+from walking import ROOT, Client, Images, Refused, attempt, eventually, run, saw
+
+TOKEN = "a-token-for-compose-of-32-letters"
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+@pytest.fixture(scope="module")
+def compose(tool: str) -> list[str]:
+    command = ["docker", "compose"] if tool == "docker" else ["podman-compose"]
+    return [*command, "-f", str(ROOT / "docker" / "compose.yaml")]
+
+
+@pytest.fixture(scope="module")
+def client(compose: list[str], images: Images) -> Iterator[Client]:
+    port = free_port()
+    os.environ.update(
+        VESTIGE_AUTH_TOKEN=TOKEN,
+        VESTIGE_BRIDGE_PUBLISH=f"127.0.0.1:{port}",
+        VESTIGE_IMAGE=f"{images.vestige}:{images.tag}",
+        BRIDGE_IMAGE=f"{images.bridge}:{images.tag}",
+    )
+    run(*compose, "up", "--detach", "--no-build", timeout=300)
+    try:
+        yield Client("127.0.0.1", port, TOKEN)
+    finally:
+        attempt(*compose, "down", "--volumes", timeout=300)
+        for name in ("VESTIGE_AUTH_TOKEN", "VESTIGE_BRIDGE_PUBLISH", "VESTIGE_IMAGE", "BRIDGE_IMAGE"):
+            del os.environ[name]
+
+
+def ready(client: Client) -> bool:
+    try:
+        return client.request("GET", "/readyz").status == 200
+    except Refused:
+        return False
+
+
+def test_without_a_token_compose_refuses(compose: list[str], images: Images) -> None:
+    done = attempt(*compose, "config", env={"VESTIGE_AUTH_TOKEN": ""})
+    assert done.returncode != 0 and "VESTIGE_AUTH_TOKEN" in done.stdout + done.stderr
+    saw((done.stdout + done.stderr).strip().splitlines()[-1])
+
+
+def test_one_command_gives_a_memory(client: Client) -> None:
+    eventually("the bridge", lambda: ready(client))
+    client.remember("compose keeps this").result  # noqa: B018 -- asks for the result: an error would raise
+    assert client.search("compose keeps") == ["compose keeps this"]
+    saw("a memory was written and read")
+
+
+def test_only_the_bridge_is_published_and_on_loopback(client: Client, tool: str) -> None:
+    published = run(tool, "ps", "--filter", "name=vestige", "--format", "{{.Names}} {{.Ports}}").stdout.strip().splitlines()
+    saw("; ".join(published))
+    assert len(published) == 2
+    assert [line for line in published if "->" in line] == [line for line in published if "bridge" in line]
+    assert all("127.0.0.1:" in line for line in published if "->" in line)
+
+
+@pytest.mark.parametrize("service", ["vestige-mcp", "bridge"])
+def test_either_container_is_restarted_alone(service: str, client: Client, compose: list[str]) -> None:
+    run(*compose, "restart", service, timeout=120)
+    eventually("the bridge", lambda: ready(client))
+    assert client.search("compose keeps") == ["compose keeps this"]
+    saw(f"{service} was restarted; the memory is there")

@@ -1,0 +1,446 @@
+"""The deployment guide on a real cluster, from the installation to the uninstallation, in its order."""
+
+import asyncio
+import json
+import re
+import socket
+import subprocess
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mcp import ClientSession
+from mcp.client.streamable_http import streamablehttp_client
+from walking import (
+    CHART,
+    E2E,
+    HELM,
+    NAMESPACE,
+    ROOT,
+    Callers,
+    Client,
+    Images,
+    attempt,
+    eventually,
+    helm,
+    in_bridge,
+    in_vestige,
+    kubectl,
+    log,
+    pod,
+    port_forward,
+    restarts,
+    run,
+    running_pods,
+    saw,
+    service,
+)
+
+TOKEN = "your-secure-token-here"
+SENTENCE = "The lighthouse at Cape Farewell is green."
+
+
+@pytest.fixture(scope="module")
+def client() -> Client:
+    return Client(*service(), TOKEN)
+
+
+def rolled_out() -> None:
+    kubectl("rollout", "status", "deployment/vestige", "--timeout=5m", timeout=330)
+
+
+def gone(name: str) -> bool:
+    return name not in kubectl("get", "pods", "-o", "name")
+
+
+def flags(images: Images) -> list[str]:
+    return [
+        "--set", f"vestigeImage.repository={images.vestige}", "--set", f"vestigeImage.tag={images.tag}",
+        "--set", f"bridgeImage.repository={images.bridge}", "--set", f"bridgeImage.tag={images.tag}",
+        "--set", f"auth.token={TOKEN}",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def namespace() -> None:
+    """A namespace that takes nothing but what Pod Security calls restricted."""
+    attempt("kubectl", "delete", "namespace", NAMESPACE, "--ignore-not-found", timeout=180)
+    run("kubectl", "create", "namespace", NAMESPACE)
+    run("kubectl", "label", "namespace", NAMESPACE, "pod-security.kubernetes.io/enforce=restricted")
+
+
+def test_the_api_server_takes_every_object(loaded: Images) -> None:
+    for values in ([], ["-f", str(E2E / "chart" / "values-prod.yaml")]):
+        rendered = run(HELM, "template", "vestige", CHART, "--namespace", NAMESPACE, "--kube-version", "1.35.0",
+                       *values, "--set", f"auth.token={TOKEN}").stdout  # fmt: skip
+        taken = subprocess.run(["kubectl", "apply", "--dry-run=server", "-f", "-"], input=rendered,
+                               capture_output=True, text=True, check=True)  # fmt: skip
+        assert "Warning" not in taken.stderr, taken.stderr
+        saw(", ".join(line.split()[0] for line in taken.stdout.splitlines()))
+
+
+def test_installing_as_the_guide_says_gives_two_ready_containers(loaded: Images) -> None:
+    notes = run(HELM, "install", "vestige", CHART, "--namespace", NAMESPACE, "--create-namespace", *flags(loaded)).stdout
+    assert "kubectl port-forward" in notes
+    rolled_out()
+    line = kubectl("get", "pods", "-l", "app.kubernetes.io/name=vestige", "--no-headers").strip()
+    assert line.split()[1] == "2/2"
+    saw(line)
+
+
+def test_both_logs_say_what_a_person_looks_for() -> None:
+    start = next(line for line in log("vestige-mcp").splitlines() if "supergateway" in line)
+    tools = next(line for line in log("bridge").splitlines() if "Vestige tools discovered" in line)
+    assert "vestige-mcp 3.1.0" in start and "127.0.0.1 port 3100" in start
+    saw(start)
+    saw(json.loads(tools)["message"])
+
+
+def test_health_and_readyz_answer_through_a_port_forward() -> None:
+    with port_forward("svc/vestige", 8000) as port:
+        for path in ("/health", "/readyz"):
+            answer = Client("127.0.0.1", port, "").request("GET", path)
+            assert answer.status == 200
+            saw(f"{path}: {answer.body}")
+
+
+def test_the_first_call_of_the_notes_works_as_printed() -> None:
+    notes = helm("get", "notes", "vestige")
+    block = textwrap.dedent(notes.partition("Make a first call:\n")[2].partition("\nInside the cluster")[0])
+    script = block.replace("&\n", "&\nforward=$!; trap 'kill $forward' EXIT; sleep 3\n", 1)
+    done = run("bash", "-c", script)
+    names = [tool["name"] for tool in json.loads(done.stdout[done.stdout.index('{"jsonrpc"'):])["result"]["tools"]]  # fmt: skip
+    assert "search" in names
+    saw(f"tools: {', '.join(names)}")
+
+
+def test_an_sdk_client_writes_and_reads_a_memory(client: Client) -> None:
+    async def talk() -> str:
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        url = f"http://{client.host}:{client.port}/mcp"
+        async with streamablehttp_client(url, headers=headers) as (receive, send, _), ClientSession(receive, send) as session:
+            await session.initialize()
+            await session.call_tool("smart_ingest", {"content": SENTENCE})
+            found = await session.call_tool("search", {"query": "Cape Farewell"})
+            return json.dumps(found.structuredContent)
+
+    found = asyncio.run(talk())
+    assert SENTENCE in found
+    saw(found)
+
+
+def test_no_message_body_is_in_the_logs() -> None:
+    for container in ("vestige-mcp", "bridge"):
+        text = log(container)
+        assert "Cape Farewell" not in text and TOKEN not in text
+        saw(f"{container}: {len(text.splitlines())} lines, no word of what was said")
+
+
+def test_a_wrong_token_and_none_are_refused(client: Client) -> None:
+    for token in ("another-token-of-16-letters", ""):
+        answer = Client(client.host, client.port, token).ask("tools/list")
+        assert (answer.status, answer.body["error"]["code"]) == (401, -32015)
+    saw("401, -32015 for a wrong token and for an empty one")
+
+
+def test_port_3100_is_refused_from_outside_the_pod() -> None:
+    address = pod()["status"]["podIP"]
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((address, 3100), timeout=5)
+    with socket.create_connection((address, 8000), timeout=5):
+        saw(f"{address}: 3100 is refused, 8000 is open")
+
+
+def test_inside_the_pod_port_3100_listens_on_loopback_alone() -> None:
+    lines = in_vestige("sh", "-c", "cat /proc/net/tcp /proc/net/tcp6").stdout.splitlines()
+    listening = {line.split()[1] for line in lines if len(line.split()) > 3 and line.split()[3] == "0A"}
+    assert {address for address in listening if address.endswith(":0C1C")} == {"0100007F:0C1C"}
+    saw(f"listening: {sorted(listening)}")
+
+
+def test_the_processes_have_no_more_rights_than_they_need() -> None:
+    for container in (in_vestige, in_bridge):
+        status = container("sh", "-c", "cat /proc/1/status; touch /probe 2>&1 || true").stdout
+        assert re.search(r"^Uid:\s+10001\s", status, re.M)
+        assert re.search(r"^Gid:\s+10001\s", status, re.M)
+        assert re.search(r"^CapEff:\s+0+$", status, re.M)
+        assert re.search(r"^NoNewPrivs:\s+1$", status, re.M)
+        assert "Read-only file system" in status
+    assert in_bridge("sh", "-c", "touch /data/x").returncode != 0
+    assert "VESTIGE_AUTH_TOKEN" not in in_vestige("sh", "-c", "tr '\\0' '\\n' </proc/1/environ").stdout
+    saw("user 10001, no capability, no new privileges, read-only root, /data read-only in the bridge")
+
+
+def test_the_probe_is_quick_and_leaves_nothing_behind() -> None:
+    node = "for p in /proc/[0-9]*; do case $(readlink $p/exe) in *node*) echo ${p#/proc/};; esac; done"
+    [process] = in_vestige("sh", "-c", node).stdout.split()
+    look = f"ls -A /data /tmp; ls -d /proc/[0-9]* | wc -l; ls /proc/{process}/fd | wc -l"
+    memory = f"awk '/VmRSS/ {{ print $2 }}' /proc/{process}/status"
+    before = in_vestige("sh", "-c", look).stdout
+    resident = int(in_vestige("sh", "-c", memory).stdout)
+    began = time.monotonic()
+    assert in_vestige("sh", "-c", "for i in $(seq 20); do vestige-probe || exit 1; done").returncode == 0
+    each = (time.monotonic() - began) / 20
+    # The probe's own request, 10,000 times in all.
+    requests = """
+        import http.client
+        connection = http.client.HTTPConnection("127.0.0.1", 3100)
+        for _ in range(9980):
+            connection.request("POST", "/mcp", '{"jsonrpc":"2.0","id":"probe","method":"ping"}',
+                               {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"})
+            response = connection.getresponse()
+            assert response.status == 400 and b"-32000" in response.read()
+        """
+    done = in_bridge("python3", "-c", textwrap.dedent(requests), timeout=400)
+    assert done.returncode == 0, done.stderr
+    assert each < 1
+    after = eventually("the same files, processes and descriptors", lambda: in_vestige("sh", "-c", look).stdout == before and before)
+    grown = int(in_vestige("sh", "-c", memory).stdout) - resident
+    assert grown < 100 * 1024, f"{grown} kB more"
+    saw(f"{each * 1000:.0f} ms each; after 10,000: {after.split()[-2]} processes, {after.split()[-1]} descriptors, {grown} kB more")
+
+
+def test_a_rotated_secret_takes_effect_without_a_restart(client: Client) -> None:
+    other = Client(client.host, client.port, "the-next-token-of-this-memory")
+    assert other.ask("tools/list").status == 401
+    both = json.dumps({"stringData": {"token": f"old {TOKEN}\nnew {other.token}\n"}})
+    kubectl("patch", "secret", "vestige-auth", "-p", both)
+    began = time.monotonic()
+    eventually("the new token", lambda: other.ask("tools/list").status == 200, 150)
+    assert client.ask("tools/list").status == 200
+    assert restarts("bridge") == 0
+    saw(f"the new token was taken after {time.monotonic() - began:.0f} s, the old one goes on, nothing was restarted")
+
+
+def test_helm_test_calls_a_tool_through_the_service() -> None:
+    printed = helm("test", "vestige", "--logs")
+    assert re.search(r"Phase:\s+Succeeded", printed)
+    saw(next(line for line in printed.splitlines() if line.startswith("system_status:")))
+
+
+def test_the_doctor_names_every_layer() -> None:
+    done = in_bridge("vestige-bridge", "doctor")
+    assert done.returncode == 0, done.stdout + done.stderr
+    saw(done.stdout)
+    assert in_bridge("vestige-bridge", "doctor", "--quiet").returncode == 0
+
+
+def test_a_killed_vestige_is_replaced_by_the_next_call(client: Client) -> None:
+    assert in_vestige("sh", "-c", "kill -9 $(pidof vestige-mcp)").returncode == 0
+    assert SENTENCE in client.search("Cape Farewell")
+    died = eventually("the death in the log", lambda: [line for line in log("vestige-mcp").splitlines() if "killed by signal 9" in line])
+    assert (restarts("vestige-mcp"), restarts("bridge")) == (0, 0)
+    saw(died[-1])
+
+
+def test_a_killed_supergateway_is_restarted_and_calls_go_on(client: Client) -> None:
+    with Callers(client, 8, "gateway-killed") as callers:
+        in_vestige("sh", "-c", "for p in /proc/[0-9]*; do case $(readlink $p/exe) in *node*) kill -9 ${p#/proc/};; esac; done")
+        eventually("the restart", lambda: restarts("vestige-mcp") == 1, 90)
+        callers.goes_on()
+    callers.nothing_is_lost()
+    assert restarts("bridge") == 0
+    saw("the Vestige container was restarted once, the bridge not at all")
+
+
+def test_a_full_volume_fails_writes_and_nothing_else(client: Client) -> None:
+    free = int(in_vestige("sh", "-c", "df --output=avail -B1 /data | tail -n 1").stdout)
+    in_vestige("sh", "-c", f"fallocate -l {free} /data/filler; dd if=/dev/zero of=/data/filler-2 bs=4k 2>/dev/null")
+    try:
+        answer = eventually("a write to fail", lambda: (a := client.remember("x" * 200_000)).result.get("isError", False) and a)
+        saw(f"a write: {json.dumps(answer.result['content'])[:160]}")
+        assert SENTENCE in client.search("Cape Farewell")
+        assert client.request("GET", "/health").status == client.request("GET", "/readyz").status == 200
+    finally:
+        in_vestige("sh", "-c", "rm /data/filler /data/filler-2")
+    assert client.remember("there is room again").content["id"]
+    saw("reads, /health and /readyz went on; with room again, so did writes")
+
+
+class TestRestore:
+    """vestige-restore, under 8 callers of the bridge."""
+
+    @pytest.fixture(scope="class")
+    def backup(self, client: Client) -> str:
+        path: str = client.call("backup").content["path"]
+        return path
+
+    @pytest.fixture(scope="class", autouse=True)
+    def files(self, backup: str) -> None:
+        export = json.dumps([{"type": "text", "text": json.dumps({"results": [{"content": "from a JSON export"}]})}])
+        script = f"""
+            cp {backup} /data/backup.db
+            echo 'just a text' > /data/note.txt
+            printf '%s' '{export}' > /data/export.json
+            sqlite3 /data/foreign.db 'CREATE TABLE customers (name TEXT)'
+            size=$(stat -c %s {backup})
+            cp {backup} /data/damaged.db
+            dd if=/dev/urandom of=/data/damaged.db bs=1 seek=4200 count=$((size - 4300)) conv=notrunc 2>/dev/null
+        """
+        assert in_vestige("sh", "-ec", script).returncode == 0
+
+    @pytest.mark.parametrize(
+        ("argument", "reason"),
+        [
+            ("/data/note.txt", "neither an SQLite database nor JSON"),
+            ("/data/foreign.db", "not one of Vestige's"),
+            ("/data/damaged.db", "is damaged"),
+            ("/data/nothing.db", "there is no file"),
+            ("/data", "not a file that can be read"),
+            ("/data/vestige.db", "today's database itself"),
+            ("", "usage: vestige-restore FILE"),
+        ],
+    )
+    def test_what_is_no_backup_changes_nothing_and_says_why(self, argument: str, reason: str, client: Client) -> None:
+        client.remember(f"before {argument or 'no argument'}")
+        before = client.search("")
+        started = log("vestige-mcp").count("Vestige started")
+        done = in_vestige("vestige-restore", *([argument] if argument else []))
+        assert done.returncode != 0
+        assert reason in done.stderr
+        assert client.search("") == before
+        assert log("vestige-mcp").count("Vestige started") == started
+        saw(done.stderr.splitlines()[0])
+
+    def test_an_sqlite_backup_comes_back_under_callers(self, client: Client) -> None:
+        client.remember("written after the backup")
+        with Callers(client, 8, "restored-under") as callers:
+            done = in_vestige("vestige-restore", "/data/backup.db")
+            assert done.returncode == 0, done.stderr
+            callers.goes_on()
+        assert not callers.faults, callers.faults
+        assert client.search("written after the backup") == []
+        assert SENTENCE in client.search("Cape Farewell")
+        kept = done.stdout.split()[-1]
+        assert in_vestige("sqlite3", kept, "SELECT count(*) FROM knowledge_nodes WHERE content = 'written after the backup'").stdout == "1\n"
+        saw(done.stdout)
+
+    def test_a_json_export_goes_to_vestiges_own_tool(self, client: Client) -> None:
+        before = client.search("")
+        done = in_vestige("vestige-restore", "/data/export.json")
+        assert done.returncode == 0, done.stderr
+        assert client.search("") == ["from a JSON export", *before]
+        saw(done.stdout)
+
+    def test_killed_at_any_point_one_whole_database_is_there(self, client: Client) -> None:
+        script = """
+            for ms in $(seq 0 15 600); do
+              vestige-restore /data/backup.db >/dev/null 2>&1 &
+              sleep "$(awk "BEGIN { print $ms / 1000 }")"
+              kill -9 $! 2>/dev/null && killed=$((killed + 1))
+              wait $! 2>/dev/null
+              sqlite3 'file:/data/vestige.db?mode=ro' 'PRAGMA integrity_check; SELECT count(*) > 0 FROM knowledge_nodes' | grep -qx ok || exit 1
+            done
+            echo "$killed"
+            """
+        with Callers(client, 8, "restore-killed") as callers:
+            done = in_vestige("bash", "-c", textwrap.dedent(script), timeout=300)
+            assert done.returncode == 0, done.stdout + done.stderr
+            callers.goes_on()
+        assert not callers.faults, callers.faults
+        assert SENTENCE in client.search("Cape Farewell")
+        assert in_vestige("vestige-restore", "/data/backup.db").returncode == 0
+        assert in_vestige("sh", "-c", "ls -d /data/.restore").returncode != 0
+        saw(f"killed {done.stdout.strip()} times at 41 points; a whole database each time")
+
+
+def watch_the_end(name: str, seen: Path) -> subprocess.Popen[bytes]:
+    """Writes every state of a pod to a file, until it is gone."""
+    with seen.open("wb") as out:
+        return subprocess.Popen(
+            ["kubectl", "get", "pod", "-n", NAMESPACE, name, "--watch", "-o", "json"], stdout=out, stderr=subprocess.DEVNULL
+        )
+
+
+def ends(seen: Path) -> dict[str, dict[str, object]]:
+    """How each container of the watched pod ended."""
+    text, decoder, found = seen.read_text(), json.JSONDecoder(), {}
+    at = 0
+    while at < len(text.rstrip()):
+        state, at = decoder.raw_decode(text, at)
+        at += len(text[at:]) - len(text[at:].lstrip())
+        for status in [*state["status"].get("containerStatuses", []), *state["status"].get("initContainerStatuses", [])]:
+            if "terminated" in status["state"]:
+                found[status["name"]] = status["state"]["terminated"]
+    return found
+
+
+@pytest.fixture
+def watched(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    name, seen = pod()["metadata"]["name"], tmp_path / "states"
+    process = watch_the_end(name, seen)
+    yield name, seen
+    process.terminate()
+    process.wait()
+
+
+def ended_in_order(seen: Path) -> None:
+    both = eventually("the end of both containers", lambda: len(found := ends(seen)) == 2 and found, 90)
+    assert {name: end["exitCode"] for name, end in both.items()} == {"bridge": 0, "vestige-mcp": 0}
+    assert str(both["bridge"]["finishedAt"]) <= str(both["vestige-mcp"]["finishedAt"])
+    saw(f"the bridge ended at {both['bridge']['finishedAt']}, Vestige at {both['vestige-mcp']['finishedAt']}, both with 0")
+
+
+def test_a_deleted_pod_answers_what_it_accepted_and_loses_nothing(client: Client, watched: tuple[str, Path]) -> None:
+    name, seen = watched
+    with Callers(client, 32, "pod-deleted") as callers:
+        kubectl("delete", "pod", name, "--wait=false")
+        ended_in_order(seen)
+        eventually("another pod", lambda: gone(name) and running_pods())
+        rolled_out()
+        callers.goes_on()
+    assert not callers.faults, callers.faults
+    callers.nothing_is_lost()
+    assert SENTENCE in client.search("Cape Farewell")
+
+
+def test_an_upgrade_without_the_old_values_says_what_to_add(loaded: Images) -> None:
+    done = attempt(HELM, "upgrade", "vestige", CHART, "--namespace", NAMESPACE,
+                   "--set", f"vestigeImage.tag={loaded.next_tag}", "--set", f"bridgeImage.tag={loaded.next_tag}")  # fmt: skip
+    assert done.returncode != 0 and "--reset-then-reuse-values" in done.stderr
+    saw(done.stderr.strip())
+
+
+def test_an_upgrade_by_tag_answers_what_it_accepted(loaded: Images, client: Client, watched: tuple[str, Path]) -> None:
+    _, seen = watched
+    with Callers(client, 32, "upgraded") as callers:
+        run("make", "upgrade", f"TAG={loaded.next_tag}", cwd=ROOT)
+        rolled_out()
+        callers.goes_on()
+    ended_in_order(seen)
+    assert not callers.faults, callers.faults
+    callers.nothing_is_lost()
+    tags = [container["image"].rpartition(":")[2] for kind in ("containers", "initContainers") for container in pod()["spec"][kind]]
+    assert tags == [loaded.next_tag] * 2
+    saw(f"both containers run {loaded.next_tag}")
+
+
+def test_more_memory_is_given_without_losing_the_other_values(loaded: Images, client: Client) -> None:
+    helm("upgrade", "vestige", CHART, "--reset-then-reuse-values",
+         "--set", "vestigeResources.limits.memory=768Mi", "--set", "bridgeResources.limits.memory=384Mi")  # fmt: skip
+    rolled_out()
+    limits = [pod()["spec"][kind][0]["resources"]["limits"]["memory"] for kind in ("initContainers", "containers")]
+    assert limits == ["768Mi", "384Mi"]
+    assert SENTENCE in client.search("Cape Farewell")
+    saw(f"limits are {limits}")
+
+
+def test_a_rollback_goes_back_and_keeps_the_memory(loaded: Images, client: Client) -> None:
+    helm("rollback", "vestige", "1")
+    rolled_out()
+    assert pod()["spec"]["containers"][0]["image"].endswith(loaded.tag)
+    assert SENTENCE in client.search("Cape Farewell")
+    saw(f"back on {loaded.tag}, the memory is there")
+
+
+def test_an_uninstallation_keeps_the_memory_for_the_next_installation(loaded: Images) -> None:
+    printed = run("make", "uninstall", cwd=ROOT).stdout
+    assert "The memory is kept" in printed
+    eventually("no pod", lambda: not kubectl("get", "pods", "-l", "app.kubernetes.io/name=vestige", "-o", "name"), 90)
+    saw(kubectl("get", "pvc", "vestige", "--no-headers").strip())
+    run("make", "install", f"TAG={loaded.tag}", f"HELM_ARGS=--set auth.token={TOKEN}", cwd=ROOT)
+    rolled_out()
+    assert SENTENCE in Client(*service(), TOKEN).search("Cape Farewell")
+    saw("installed again: the memory is there")
