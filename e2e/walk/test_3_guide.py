@@ -10,9 +10,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from mcp import ClientSession
-from mcp.client.streamable_http import streamablehttp_client
+from mcp.client.streamable_http import streamable_http_client
 from walking import (
     CHART,
     E2E,
@@ -118,9 +119,12 @@ def test_the_first_call_of_the_notes_works_as_printed() -> None:
 
 def test_an_sdk_client_writes_and_reads_a_memory(client: Client) -> None:
     async def talk() -> str:
-        headers = {"Authorization": f"Bearer {TOKEN}"}
         url = f"http://{client.host}:{client.port}/mcp"
-        async with streamablehttp_client(url, headers=headers) as (receive, send, _), ClientSession(receive, send) as session:
+        async with (
+            httpx.AsyncClient(headers={"Authorization": f"Bearer {TOKEN}"}, timeout=60) as http,
+            streamable_http_client(url, http_client=http) as (receive, send, _),
+            ClientSession(receive, send) as session,
+        ):
             await session.initialize()
             await session.call_tool("smart_ingest", {"content": SENTENCE})
             found = await session.call_tool("search", {"query": "Cape Farewell"})
@@ -249,7 +253,7 @@ def test_a_full_volume_fails_writes_and_nothing_else(client: Client) -> None:
     free = int(in_vestige("sh", "-c", "df --output=avail -B1 /data | tail -n 1").stdout)
     in_vestige("sh", "-c", f"fallocate -l {free} /data/filler; dd if=/dev/zero of=/data/filler-2 bs=4k 2>/dev/null")
     try:
-        answer = eventually("a write to fail", lambda: (a := client.remember("x" * 200_000)).result.get("isError", False) and a)
+        answer = eventually("a write to fail", lambda: (a := client.remember("x" * 50_000)).result.get("isError", False) and a)
         saw(f"a write: {json.dumps(answer.result['content'])[:160]}")
         assert SENTENCE in client.search("Cape Farewell")
         assert client.request("GET", "/health").status == client.request("GET", "/readyz").status == 200
