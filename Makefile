@@ -119,6 +119,11 @@ chart-lint: $(HELM) .venv-e2e/stamp ## Lint the chart and test what it renders.
 	$(HELM) lint --strict charts/vestige --set auth.token=a-token-for-the-linter-alone
 	HELM='$(HELM)' .venv-e2e/bin/python -m pytest -c e2e/pytest.ini e2e/chart $(PYTEST_ARGS)
 
+.PHONY: version
+version: ## Print the version; make version NEW=0.2.0 sets it for package, chart and images.
+	@test -z '$(NEW)' || sed -i -E 's/^(version = |version: |appVersion: ")[0-9][^"]*/\1$(NEW)/' setup.cfg charts/vestige/Chart.yaml
+	@sed -n 's/^version = //p' setup.cfg
+
 .PHONY: chart-package
 chart-package: $(HELM) ## Package the chart into dist/.
 	$(HELM) package charts/vestige --destination dist

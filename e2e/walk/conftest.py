@@ -1,4 +1,4 @@
-"""What the walk stands on: the two images, built for real from a release that is served on loopback, and a namespace."""
+"""What the walk stands on: the two images, built for real from a release that is served on loopback."""
 
 import functools
 import hashlib
@@ -90,7 +90,9 @@ def loaded(images: Images, tool: str) -> Images:
     """The images, in the cluster that KUBECONFIG names."""
     load = os.environ.get("LOAD_IMAGE")
     assert os.environ.get("KUBECONFIG"), "KUBECONFIG names no cluster"
-    assert load, "LOAD_IMAGE is not set: it is the command that takes an image into the cluster (kind load docker-image …)"
+    assert load, (
+        "LOAD_IMAGE is not set: it is the command that takes an image into the cluster (kind load docker-image …)"
+    )
     for name in (images.vestige, images.bridge):
         for tag in (images.tag, images.next_tag):
             run("sh", "-c", f"{load} {name}:{tag}", timeout=600)

@@ -62,7 +62,9 @@ def test_one_command_gives_a_memory(client: Client) -> None:
 
 
 def test_only_the_bridge_is_published_and_on_loopback(client: Client, tool: str) -> None:
-    published = run(tool, "ps", "--filter", "name=vestige", "--format", "{{.Names}} {{.Ports}}").stdout.strip().splitlines()
+    published = (
+        run(tool, "ps", "--filter", "name=vestige", "--format", "{{.Names}} {{.Ports}}").stdout.strip().splitlines()
+    )
     saw("; ".join(published))
     assert len(published) == 2
     assert [line for line in published if "->" in line] == [line for line in published if "bridge" in line]

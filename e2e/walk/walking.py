@@ -49,7 +49,9 @@ def attempt(*command: str, cwd: Path | None = None, env: dict[str, str] | None =
 
 def run(*command: str, cwd: Path | None = None, env: dict[str, str] | None = None, timeout: float = 120) -> Done:
     done = attempt(*command, cwd=cwd, env=env, timeout=timeout)
-    assert done.returncode == 0, f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+    assert done.returncode == 0, (
+        f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+    )
     return done
 
 
@@ -92,11 +94,24 @@ def restarts(container: str) -> int:
 
 
 def in_vestige(*command: str, timeout: float = 120) -> Done:
-    return attempt("kubectl", "-n", NAMESPACE, "exec", pod()["metadata"]["name"], "-c", "vestige-mcp", "--", *command, timeout=timeout)
+    return attempt(
+        "kubectl",
+        "-n",
+        NAMESPACE,
+        "exec",
+        pod()["metadata"]["name"],
+        "-c",
+        "vestige-mcp",
+        "--",
+        *command,
+        timeout=timeout,
+    )
 
 
 def in_bridge(*command: str, timeout: float = 120) -> Done:
-    return attempt("kubectl", "-n", NAMESPACE, "exec", pod()["metadata"]["name"], "-c", "bridge", "--", *command, timeout=timeout)
+    return attempt(
+        "kubectl", "-n", NAMESPACE, "exec", pod()["metadata"]["name"], "-c", "bridge", "--", *command, timeout=timeout
+    )
 
 
 def log(container: str) -> str:
@@ -154,7 +169,9 @@ class Client:
             connection.close()
 
     def ask(self, method: str, params: Json | None = None, identifier: object = 1) -> Answer:
-        return self.request("POST", "/mcp", {"jsonrpc": "2.0", "id": identifier, "method": method, "params": params or {}})
+        return self.request(
+            "POST", "/mcp", {"jsonrpc": "2.0", "id": identifier, "method": method, "params": params or {}}
+        )
 
     def call(self, tool: str, **arguments: object) -> Answer:
         return self.ask("tools/call", {"name": tool, "arguments": arguments})
@@ -176,7 +193,7 @@ class Callers:
     label: str
     outcomes: Counter[str] = field(default_factory=Counter)
     acknowledged: set[str] = field(default_factory=set)
-    faults: list[str] = field(default_factory=list)
+    faults: dict[str, str] = field(default_factory=dict)
 
     def __enter__(self) -> Self:
         self._stop = threading.Event()
@@ -210,7 +227,7 @@ class Callers:
             return "not connected"
         except Broken as error:
             with self._lock:
-                self.faults.append(f"{content}: {error}")
+                self.faults[content] = str(error)
             return "broken"
         if answer.status == 200 and "result" in answer.body and not answer.body["result"].get("isError"):
             with self._lock:
@@ -222,7 +239,15 @@ class Callers:
     def goes_on(self, timeout: float = 120) -> None:
         """Waits until every caller could have been answered again."""
         before = len(self.acknowledged)
-        eventually("the callers to be answered again", lambda: len(self.acknowledged) > before + 2 * self.count, timeout)
+        eventually(
+            "the callers to be answered again", lambda: len(self.acknowledged) > before + 2 * self.count, timeout
+        )
+
+    def everything_accepted_was_answered(self) -> None:
+        """A connection not yet accepted when the listener closes is reset by the kernel; its call never ran."""
+        ran = set(self.client.search(self.label)) & set(self.faults)
+        assert not ran, {content: self.faults[content] for content in ran}
+        saw(f"{len(self.faults)} connections were reset before they were accepted; none of their calls ran")
 
     def nothing_is_lost(self) -> None:
         kept = set(self.client.search(self.label))

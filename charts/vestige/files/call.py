@@ -1,10 +1,12 @@
 """Calls one tool through the Service and prints its answer; any error ends it with a status other than 0."""
+
 import json
 import os
 import urllib.request
+from typing import Any
 
 
-def ask(method, params):
+def ask(method: str, params: dict[str, Any]) -> dict[str, Any]:
     token = open("/etc/vestige/auth/token").readline().split()[-1]
     body = json.dumps({"jsonrpc": "2.0", "id": "helm-test", "method": method, "params": params}).encode()
     headers = {"Authorization": "Bearer " + token, "Content-Type": "application/json"}
@@ -12,11 +14,12 @@ def ask(method, params):
         answer = json.load(response)
     if "result" not in answer:
         raise SystemExit(f"{method}: {answer}")
-    return answer["result"]
+    result: dict[str, Any] = answer["result"]
+    return result
 
 
-def reads_without_arguments(tool):
-    return tool.get("annotations", {}).get("readOnlyHint") and not tool["inputSchema"].get("required")
+def reads_without_arguments(tool: dict[str, Any]) -> bool:
+    return bool(tool.get("annotations", {}).get("readOnlyHint") and not tool["inputSchema"].get("required"))
 
 
 tools = ask("tools/list", {})["tools"]

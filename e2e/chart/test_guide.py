@@ -1,0 +1,104 @@
+"""The commands of docs/deployment.md that need AWS, a registry or a new cluster, as far as they go without one."""
+
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from test_chart import HELM, ROOT
+
+TEXT = (ROOT / "docs" / "deployment.md").read_text()
+ECR = "123456789.dkr.ecr.us-west-2.amazonaws.com"
+ENVIRONMENT = {
+    "ECR_VESTIGE": f"{ECR}/vestige-mcp",
+    "ECR_BRIDGE": f"{ECR}/vestige-bridge",
+    "PATH": "/usr/local/bin:/usr/bin:/bin",
+    "DRY_RUN": "1",
+    "ALLOW_DIRTY": "1",
+}
+COMMANDS = [
+    line
+    for block in re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)
+    for line in block.replace("\\\n", " ").splitlines()
+    if line
+]
+HELM_COMMANDS = [command for command in COMMANDS if re.match("helm (install|upgrade) ", command)]
+MAKE_COMMANDS = [
+    command
+    for command in [*COMMANDS, *re.findall(r"`(make [^`]+)`", TEXT)]
+    if re.match("make (?!e2e|chart-lint)", command)
+]
+
+
+def shell(command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["bash", "-c", command], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_every_command_is_known_to_a_test() -> None:
+    known = ("export ", "make ", "docker ", "helm ", "kubectl ", "curl ")
+    assert [command for command in COMMANDS if not command.startswith(known)] == []
+
+
+@pytest.mark.parametrize("command", HELM_COMMANDS)
+def test_helm_renders_what_the_guide_installs(command: str, tmp_path: Path) -> None:
+    values = re.search(r"```yaml\n# values-prod.yaml\n(.*?)```", TEXT, re.DOTALL)
+    assert values
+    (tmp_path / "values-prod.yaml").write_text(values[1])
+    rendered = re.sub("^helm (install|upgrade)", f"{shlex.quote(HELM)} template --kube-version 1.35.0", command)
+    rendered = rendered.replace("values-prod.yaml", str(tmp_path / "values-prod.yaml"))
+    if "--reset-then-reuse-values" in command:
+        rendered = rendered.replace(
+            "--reset-then-reuse-values", "--is-upgrade --set auth.token=a-token-of-an-earlier-install"
+        )
+    done = shell(rendered)
+    assert done.returncode == 0, done.stderr
+    assert "kind: Deployment" in done.stdout
+
+
+@pytest.mark.parametrize("command", MAKE_COMMANDS)
+def test_make_says_what_it_would_do(command: str) -> None:
+    done = shell(f"HELM={shlex.quote(shutil.which(HELM) or HELM)} {command} CONTAINER_TOOL=docker")
+    assert done.returncode == 0, done.stderr
+    assert re.search("docker|helm", done.stdout)
+
+
+def test_the_guides_login_goes_to_the_registry_of_the_image() -> None:
+    said = shell("make login CONTAINER_TOOL=docker").stdout.strip()
+    assert said == (
+        f"aws ecr get-login-password --region us-west-2 | docker login --username AWS --password-stdin {ECR}"
+    )
+
+
+@pytest.mark.parametrize("goal", ["push", "upgrade"])
+def test_an_empty_tag_is_refused(goal: str) -> None:
+    done = shell(f"HELM={shlex.quote(shutil.which(HELM) or HELM)} make {goal}")
+    assert done.returncode != 0
+    assert "TAG is empty" in done.stderr
+
+
+def test_a_push_of_uncommitted_changes_is_refused(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True)
+    environment = {"PATH": ENVIRONMENT["PATH"], "DRY_RUN": "1"}
+    done = subprocess.run(
+        ["make", "push", "TAG=v1", "CONTAINER_TOOL=docker"], cwd=tmp_path, env=environment,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "uncommitted changes" in done.stderr
+
+
+def test_compose_images_are_the_dockerfiles_of_this_repository() -> None:
+    text = (ROOT / "docker" / "compose.yaml").read_text()
+    for name in re.findall("dockerfile: (.*)", text):
+        assert (ROOT / name).is_file()
+
+
+def test_there_is_one_version() -> None:
+    [package] = re.findall(r"^version = (.+)$", (ROOT / "setup.cfg").read_text(), re.MULTILINE)
+    chart = (ROOT / "charts" / "vestige" / "Chart.yaml").read_text()
+    assert re.findall(r"^(?:version|appVersion): \"?([^\"\n]+)", chart, re.MULTILINE) == [package, package]
