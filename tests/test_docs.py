@@ -15,6 +15,7 @@ from vestige_bridge.settings import describe
 
 DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
 VARIABLES = {variable: default for variable, default, _ in describe()}
+DOCKER = "\n".join(path.read_text() for path in [*ROOT.glob("docker/Dockerfile.*"), ROOT / "docker/compose.yaml"])
 
 
 def test_every_setting_is_documented_with_its_default() -> None:
@@ -33,8 +34,9 @@ def test_every_setting_stands_in_the_example_with_its_default() -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
 def test_a_document_names_only_settings_that_exist(document: Path) -> None:
-    named = set(re.findall(r"\bVESTIGE_[A-Z_]*[A-Z]\b", document.read_text()))
-    assert named <= VARIABLES.keys() | {"VESTIGE_MCP_PORT"}
+    named = set(re.findall(r"\bVESTIGE_[A-Z0-9_]*[A-Z0-9]\b", document.read_text()))
+    docker = set(re.findall(r"(?:ARG |\$\{)(VESTIGE_[A-Z0-9_]+)", DOCKER))
+    assert named <= VARIABLES.keys() | {"VESTIGE_MCP_PORT"} | docker
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
@@ -44,9 +46,9 @@ def test_the_links_of_a_document_lead_somewhere(document: Path) -> None:
 
 
 def test_every_make_target_that_is_named_exists() -> None:
-    targets = set(re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z0-9-]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE))
     text = "\n".join(document.read_text() for document in DOCUMENTS)
-    named = set(re.findall(r"(?:^|`)make ([a-z-]+)", text, re.MULTILINE))
+    named = set(re.findall(r"(?:^|`)make ([a-z0-9-]+)", text, re.MULTILINE))
     assert named
     assert named <= targets
 
