@@ -52,7 +52,7 @@ _CACHEABLE: Final = frozenset(
 _NOT_CACHED: Final[Mapping[str, str]] = {"ttlMs": "0", "cacheScope": '"private"'}
 """The one honest hint for an upstream that gives none: what it says may change at once, and is for this caller."""
 
-_STATUSES: Final[Mapping[float, int]] = {-32601: 404, -32602: 400, -32600: 400, -32700: 400}
+_STATUSES: Final[Mapping[float, int]] = {-32601: 404, -32602: 400, -32600: 400, -32700: 400, -32021: 400}
 _LEGACY_RESOURCE_NOT_FOUND: Final = -32002
 _INVALID_PARAMS: Final = -32602
 _LIST_CHANGED: Final[Mapping[str, tuple[str, str]]] = {

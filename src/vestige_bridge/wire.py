@@ -112,13 +112,16 @@ class Wire:
 
         A cancelled request gets no answer, and supergateway would count it as pending for ever: it sends the
         notifications of the whole session to the stream of its oldest pending request. A ``ping`` under the same id
-        is answered at once, and with that answer the id is settled.
+        is answered at once, and with that answer the id is settled. A server that finds the cancellation and that
+        ``ping`` in one read takes the one for the other's; so another ``ping`` goes between them, whose answer shows
+        that the cancellation was read.
         """
-        ping = build_request("ping", request_id=wire_id).encoded()
+        read, settled = (build_request("ping", request_id=it).encoded() for it in (-wire_id, wire_id))
         try:
             async with asyncio.timeout(LINGER_SECONDS):
                 await self.send(cancelled, held, headers)
-                await self.send(ping, held, headers)
+                await self.send(read, held, headers)
+                await self.send(settled, held, headers)
         except (BridgeError, TimeoutError) as error:
             log.debug("Upstream could not be told of a cancelled request: %s", error)
 
