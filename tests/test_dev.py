@@ -71,6 +71,8 @@ class Terminal:
                 self.screen += os.read(self._terminal, 65536).decode()
             except BlockingIOError:
                 time.sleep(0.02)
+            except OSError as error:  # nobody holds the other end any more
+                raise AssertionError(self.screen) from error
 
     def processes(self) -> list[psutil.Process]:
         """make and everything that it started."""
