@@ -17,6 +17,6 @@ export default {
     registerCommands(api, client);
     registerTools(api, client);
     const recall = readRecallSettings(api.pluginConfig);
-    if (recall.enabled && api.registrationMode === "full") registerRecall(api, recall, client);
+    if (recall.enabled) registerRecall(api, recall, client);
   },
 };

@@ -22,7 +22,10 @@ const CLOSING = "</vestige-memories>";
 /** Hooks into prompt building. A failing recall is logged, and the prompt goes on without it. */
 export function registerRecall(api: PluginApi, settings: RecallSettings, client: () => VestigeClient): void {
   if (!conversationAccess(api.config)) {
-    api.logger.warn(`autoRecall is on, but OpenClaw lets no plugin read prompts unasked: set ${ALLOW} to true.`);
+    // OpenClaw registers a plugin several times, and once in full.
+    if (api.registrationMode === "full") {
+      api.logger.warn(`autoRecall is on, but OpenClaw lets no plugin read prompts unasked: set ${ALLOW} to true.`);
+    }
     return;
   }
   let handleOnlyReported = false;
