@@ -5,7 +5,7 @@ import socket
 from collections.abc import Iterator
 
 import pytest
-from walking import ROOT, Client, Images, Refused, attempt, eventually, run, saw
+from walking import ROOT, Client, Images, attempt, eventually, run, saw
 
 TOKEN = "a-token-for-compose-of-32-letters"
 
@@ -41,13 +41,6 @@ def client(compose: list[str], images: Images) -> Iterator[Client]:
             del os.environ[name]
 
 
-def ready(client: Client) -> bool:
-    try:
-        return client.request("GET", "/readyz").status == 200
-    except Refused:
-        return False
-
-
 def test_without_a_token_compose_refuses(compose: list[str], images: Images) -> None:
     done = attempt(*compose, "config", env={"VESTIGE_AUTH_TOKEN": ""})
     assert done.returncode != 0 and "VESTIGE_AUTH_TOKEN" in done.stdout + done.stderr
@@ -55,7 +48,7 @@ def test_without_a_token_compose_refuses(compose: list[str], images: Images) -> 
 
 
 def test_one_command_gives_a_memory(client: Client) -> None:
-    eventually("the bridge", lambda: ready(client))
+    eventually("the bridge", client.is_answered)
     client.remember("compose keeps this").result  # noqa: B018 -- asks for the result: an error would raise
     assert client.search("compose keeps") == ["compose keeps this"]
     saw("a memory was written and read")
@@ -74,6 +67,6 @@ def test_only_the_bridge_is_published_and_on_loopback(client: Client, tool: str)
 @pytest.mark.parametrize("service", ["vestige-mcp", "bridge"])
 def test_either_container_is_restarted_alone(service: str, client: Client, compose: list[str]) -> None:
     run(*compose, "restart", service, timeout=120)
-    eventually("the bridge", lambda: ready(client))
+    eventually("the bridge", client.is_answered)
     assert client.search("compose keeps") == ["compose keeps this"]
     saw(f"{service} was restarted; the memory is there")

@@ -173,6 +173,13 @@ class Client:
             "POST", "/mcp", {"jsonrpc": "2.0", "id": identifier, "method": method, "params": params or {}}
         )
 
+    def is_answered(self) -> bool:
+        """Whether Vestige can be reached now; a bridge that is not ready is not connected to."""
+        try:
+            return self.ask("tools/list").status == 200
+        except Refused:
+            return False
+
     def call(self, tool: str, **arguments: object) -> Answer:
         return self.ask("tools/call", {"name": tool, "arguments": arguments})
 
