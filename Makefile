@@ -29,7 +29,7 @@ coverage: .venv/test.stamp ## Report the coverage of the last test run.
 	$(bin)/coverage report
 
 .PHONY: lint
-lint: .venv/lint.stamp .venv/test.stamp ## Check style, types and the direction of imports.
+lint: .venv/dev.stamp .venv/lint.stamp .venv/test.stamp ## Check style, types and the direction of imports.
 	$(bin)/ruff check .
 	$(bin)/ruff format --check .
 	$(bin)/lint-imports --no-logo

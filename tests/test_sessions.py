@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from aiohttp import web
 
-from harness import Bridge, BridgeProcess, ScriptedUpstream, bridge, environment, until
+from harness import Bridge, BridgeProcess, Received, ScriptedUpstream, bridge, environment, until
 
 PING = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
 
@@ -138,3 +139,22 @@ async def test_tools_are_read_page_by_page(upstream: ScriptedUpstream, caplog: p
     assert health.status == 200
     assert health.json["tools"] == 2
     assert "Vestige tools discovered (2): tool-0, tool-1" in caplog.text
+
+
+async def test_a_deep_check_that_finds_the_session_lost_renews_it(scripted: Bridge, upstream: ScriptedUpstream) -> None:
+    await until(scripted.ready)
+    upstream.sessions.clear()
+    health = await scripted.get("/health")
+    assert (health.status, health.json["status"], health.json["tools"]) == (200, "ok", 3)
+    assert upstream.sessions_opened == 2
+
+
+async def test_a_deep_check_says_so_when_no_session_can_be_opened(scripted: Bridge, upstream: ScriptedUpstream) -> None:
+    async def refuse(received: Received) -> web.StreamResponse:
+        return web.Response(status=503, text="not yet")
+
+    await until(scripted.ready)
+    upstream.sessions.clear()
+    upstream.on("initialize", refuse)
+    health = await scripted.get("/health")
+    assert (health.status, health.json["status"], health.json["tools"]) == (503, "unavailable", None)

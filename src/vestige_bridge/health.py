@@ -12,7 +12,7 @@ from typing import Final
 from starlette.requests import Request
 from starlette.responses import Response
 
-from vestige_bridge.errors import BridgeError
+from vestige_bridge.errors import BridgeError, SessionLost
 from vestige_bridge.monitor import Monitor
 from vestige_bridge.responses import json_response
 from vestige_bridge.session import Session
@@ -86,5 +86,13 @@ class HealthEndpoints:
             await self._session.discover_tools()
         except BridgeError as error:
             self._monitor.record(error)
+            return isinstance(error, SessionLost) and await self._renewed()
+        return True
+
+    async def _renewed(self) -> bool:
+        """Whether Vestige answers on a new session, after the check found the old one lost."""
+        try:
+            await self._session.connected()
+        except BridgeError:
             return False
         return True
