@@ -151,9 +151,7 @@ format: .venv/lint.stamp ## Rewrite the code in the house's format.
 
 .PHONY: clean
 clean: ## Remove what was installed and built; the memory in .dev/ and .env stay.
-	rm -rf .venv .venv-mcp-1 .venv-mcp-2 docker/gateway/node_modules tests/node_modules
 	rm -rf openclaw-plugin/node_modules openclaw-plugin/dist
-
 	rm -rf .venv .venv-e2e .venv-mcp-1 .venv-mcp-2 docker/gateway/node_modules tests/node_modules
 	rm -rf build dist htmlcov .coverage* .hypothesis .*_cache .import_linter_cache src/*.egg-info
 
