@@ -28,6 +28,10 @@ coverage: .venv/test.stamp ## Report the coverage of the last test run.
 	@! ls .coverage.* >/dev/null 2>&1 || $(bin)/coverage combine --quiet
 	$(bin)/coverage report
 
+.PHONY: conformance
+conformance: test-tools ## Run the public conformance suite directly and through the bridge, and compare.
+	PYTHONPATH=tests $(bin)/python -m conformance $(WRITE)
+
 .PHONY: lint
 lint: .venv/dev.stamp .venv/lint.stamp .venv/test.stamp ## Check style, types and the direction of imports.
 	$(bin)/ruff check .
@@ -151,8 +155,8 @@ format: .venv/lint.stamp ## Rewrite the code in the house's format.
 
 .PHONY: clean
 clean: ## Remove what was installed and built; the memory in .dev/ and .env stay.
+	rm -rf .venv .venv-e2e .venv-mcp-* docker/gateway/node_modules tests/node_modules tests/*/node_modules
 	rm -rf openclaw-plugin/node_modules openclaw-plugin/dist
-	rm -rf .venv .venv-e2e .venv-mcp-1 .venv-mcp-2 docker/gateway/node_modules tests/node_modules
 	rm -rf build dist htmlcov .coverage* .hypothesis .*_cache .import_linter_cache src/*.egg-info
 
 .PHONY: help
@@ -162,7 +166,7 @@ help: ## List these targets.
 		/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: test-tools
-test-tools: .venv/dev.stamp .venv/test.stamp .venv-mcp-1/stamp .venv-mcp-2/stamp docker/gateway/node_modules tests/node_modules
+test-tools: .venv/dev.stamp .venv/test.stamp .venv-mcp-1/stamp .venv-mcp-2/stamp docker/gateway/node_modules tests/node_modules tests/conformance/node_modules
 
 .venv/bin/pip:
 	@PYTHON='$(PYTHON)' dev/make-venv.sh .venv

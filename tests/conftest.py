@@ -9,7 +9,7 @@ import psutil
 import pytest
 from aiohttp.test_utils import TestServer
 
-from harness import SERVER_EVERYTHING, SERVER_MEMORY, Bridge, Gateway, ScriptedUpstream, bridge
+from harness import ROOT, SERVER_EVERYTHING, SERVER_MEMORY, Bridge, Gateway, ScriptedUpstream, bridge
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -72,4 +72,20 @@ async def scripted(upstream: ScriptedUpstream) -> AsyncIterator[Bridge]:
 async def everything(shared_gateway: Gateway) -> AsyncIterator[Bridge]:
     """A bridge in front of server-everything."""
     async with bridge(shared_gateway.url) as served:
+        yield served
+
+
+@pytest.fixture
+def features_gateway() -> Iterator[Gateway]:
+    """supergateway with a server behind it that has all that a legacy server can do."""
+    gateway = Gateway(ROOT / "tests/server.mjs")
+    gateway.start()
+    yield gateway
+    gateway.stop()
+
+
+@pytest.fixture
+async def features(features_gateway: Gateway) -> AsyncIterator[Bridge]:
+    """A bridge in front of that server."""
+    async with bridge(features_gateway.url) as served:
         yield served

@@ -1,0 +1,79 @@
+"""Prints one table, scenario by target, and exits with 1 below the bar.
+
+usage: PYTHONPATH=tests python -m conformance [--write]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from compatibility import package_version, write_section
+from conformance.suite import SUITE, VERSIONS, native_server, reached, run_suite
+from conformance.verdict import DIRECT, MODES, Outcome, Scenario, Target, judge, parse_excuses, table
+from harness import ROOT, SERVER_EVERYTHING, SUPERGATEWAY, Gateway
+
+EXCUSES = Path(__file__).parent / "exceptions.txt"
+COMPLETE = "legacy-features"
+AT_ONCE = 3
+
+
+async def measure() -> dict[Target, dict[Scenario, Outcome]]:
+    """Every scenario on every target."""
+    gate = asyncio.Semaphore(AT_ONCE)
+    async with AsyncExitStack() as stack:
+        upstreams = {}
+        for name, script in (("everything", SERVER_EVERYTHING), (COMPLETE, ROOT / "tests/server.mjs")):
+            gateway = Gateway(script)
+            stack.callback(gateway.stop)
+            await asyncio.to_thread(gateway.start)
+            upstreams[name] = gateway.url
+        upstreams["everything-http"] = await stack.enter_async_context(native_server(SERVER_EVERYTHING))
+
+        async def run(target: Target) -> dict[Scenario, Outcome]:
+            async with gate, reached(upstreams[target.server], target.way) as url:
+                outcomes: dict[Scenario, Outcome] = {}
+                for version in VERSIONS:
+                    outcomes |= await run_suite(url, version)
+                print(f"{target.server}, {target.way}: done", file=sys.stderr, flush=True)
+                return outcomes
+
+        targets = [Target(server, way) for server in upstreams for way in (DIRECT, *MODES)]
+        async with asyncio.TaskGroup() as group:
+            tasks = {target: group.create_task(run(target)) for target in targets}
+    return {target: task.result() for target, task in tasks.items()}
+
+
+def main() -> int:
+    """The exit status."""
+    parser = argparse.ArgumentParser(prog="make conformance")
+    parser.add_argument("--write", action="store_true", help="write the table to docs/compatibility.md")
+    arguments = parser.parse_args()
+    results = asyncio.run(measure())
+    excuses = parse_excuses(EXCUSES.read_text())
+    verdict = judge(results, excuses, COMPLETE)
+    lines = [table(results), "", "Gains, which fail directly and pass through the bridge:", ""]
+    for target, scenarios in verdict.gains.items():
+        names = ", ".join(f"{scenario.name} ({scenario.version})" for scenario in scenarios)
+        lines.append(f"- {target.server}, {target.way}: {names or 'none'}")
+    lines += ["", "Exceptions:", ""]
+    reasons: dict[str, list[str]] = {}
+    for it in excuses:
+        name = f"{it.scenario.name} ({it.scenario.version}), {it.mode}"
+        reasons.setdefault(it.reason, []).append(name)
+    lines += [f"- {reason}: {'; '.join(names)}." for reason, names in reasons.items()]
+    report = "\n".join(lines)
+    print(report)
+    if arguments.write:
+        parts = (SUITE.parents[1], SUPERGATEWAY.parents[1], SERVER_EVERYTHING.parents[1])
+        write_section("conformance", report, [package_version(part) for part in parts])
+    for failure in verdict.failures:
+        print(f"FAILED {failure}", file=sys.stderr)
+    return 1 if verdict.failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

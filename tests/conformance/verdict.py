@@ -1,0 +1,132 @@
+"""What the results of the conformance suite mean for the bridge.
+
+The bar: no scenario that passes directly fails through the bridge, and on a legacy server that has all that the suite
+asks for, every scenario of the modern era passes through the bridge. What cannot be so stands in a file with its
+reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+DIRECT: Final = "direct"
+MODES: Final = ("shared", "per-client")
+MODERN: Final = "2026-07-28"
+
+
+class Scenario(NamedTuple):
+    """A scenario of the suite, in the version of MCP that it was run in."""
+
+    version: str
+    name: str
+
+
+class Target(NamedTuple):
+    """An MCP server, and how the suite reached it: ``direct``, or through the bridge in one of its session modes."""
+
+    server: str
+    way: str
+
+
+class Outcome(NamedTuple):
+    """How many checks of a scenario passed and failed."""
+
+    passed: int
+    failed: int
+
+    @property
+    def passes(self) -> bool:
+        """Whether something was checked and nothing failed."""
+        return self.passed > 0 and self.failed == 0
+
+    def __str__(self) -> str:
+        """One cell of the table."""
+        if self.failed:
+            return f"✗ {self.passed}/{self.passed + self.failed}"
+        return "✓" if self.passed else "nothing checked"
+
+
+Results = Mapping[Target, Mapping[Scenario, Outcome]]
+
+
+@dataclass(frozen=True)
+class Excuse:
+    """A scenario that need not pass in one session mode, and why."""
+
+    mode: str
+    scenario: Scenario
+    reason: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the bar says.
+
+    Attributes:
+        failures: sentences, each about one breach of the bar; without any, the bridge passes.
+        gains: scenarios that fail directly and pass through the bridge, by the server and the mode.
+    """
+
+    failures: list[str]
+    gains: dict[Target, list[Scenario]]
+
+
+def parse_excuses(text: str) -> list[Excuse]:
+    """The exceptions of a file with lines ``mode | version | scenario | reason``.
+
+    ``both`` stands for both session modes; ``#`` begins a comment.
+    """
+    excuses = []
+    for line in text.splitlines():
+        if line.strip() and not line.startswith("#"):
+            mode, version, name, reason = (field.strip() for field in line.split("|", 3))
+            if mode not in (*MODES, "both") or not reason:
+                raise ValueError(f"not an exception: {line}")
+            modes = MODES if mode == "both" else (mode,)
+            excuses += [Excuse(it, Scenario(version, name), reason) for it in modes]
+    return excuses
+
+
+def judge(results: Results, excuses: Iterable[Excuse], complete: str) -> Verdict:
+    """The verdict on results.
+
+    Parameters:
+        results: the outcomes; of each server, the direct ones are among them.
+        excuses: what need not pass.
+        complete: the legacy server that has all that the suite asks for.
+    """
+    excused = {(excuse.mode, excuse.scenario) for excuse in excuses}
+    needed = set()
+    failures: list[str] = []
+    gains: dict[Target, list[Scenario]] = {}
+    for target, outcomes in results.items():
+        if target.way == DIRECT:
+            continue
+        direct = results[Target(target.server, DIRECT)]
+        gains[target] = [it for it in outcomes if outcomes[it].passes and not direct[it].passes]
+        for scenario in direct.keys() | outcomes.keys():
+            required = direct[scenario].passes or (target.server == complete and scenario.version == MODERN)
+            outcome = outcomes.get(scenario, Outcome(0, 0))
+            if not required or outcome.passes:
+                continue
+            if (target.way, scenario) in excused:
+                needed.add((target.way, scenario))
+            else:
+                failures.append(f"{scenario.version} {scenario.name}: {outcome} on {target.server}, {target.way}")
+    failures += [
+        f"{scenario.version} {scenario.name}, {mode}: passes, so its exception is not needed any more"
+        for mode, scenario in sorted(excused - needed)
+    ]
+    return Verdict(sorted(failures), gains)
+
+
+def table(results: Results) -> str:
+    """The results as a Markdown table: scenarios down, targets across."""
+    rows = [["version", "scenario", *(f"{target.server}, {target.way}" for target in results)]]
+    for scenario in sorted({scenario for outcomes in results.values() for scenario in outcomes}):
+        cells = (str(outcomes.get(scenario, "")) for outcomes in results.values())
+        rows.append([scenario.version, scenario.name, *cells])
+    rows.insert(1, ["---"] * len(rows[0]))
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
