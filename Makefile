@@ -32,6 +32,10 @@ coverage: .venv/test.stamp ## Report the coverage of the last test run.
 conformance: test-tools ## Run the public conformance suite directly and through the bridge, and compare.
 	PYTHONPATH=tests $(bin)/python -m conformance $(WRITE)
 
+.PHONY: interop
+interop: test-tools interop-tools ## Put real MCP clients, in two releases each, through the same behaviours.
+	PYTHONPATH=tests $(bin)/python -m interop $(WRITE)
+
 .PHONY: lint
 lint: .venv/dev.stamp .venv/lint.stamp .venv/test.stamp ## Check style, types and the direction of imports.
 	$(bin)/ruff check .
@@ -168,6 +172,10 @@ help: ## List these targets.
 .PHONY: test-tools
 test-tools: .venv/dev.stamp .venv/test.stamp .venv-mcp-1/stamp .venv-mcp-2/stamp docker/gateway/node_modules tests/node_modules tests/conformance/node_modules
 
+.PHONY: interop-tools
+interop-tools: .venv-mcp-1-previous/stamp .venv-mcp-2-previous/stamp .venv-mcp-fastmcp/stamp .venv-mcp-fastmcp-previous/stamp
+interop-tools: tests/interop/node_modules
+
 .venv/bin/pip:
 	@PYTHON='$(PYTHON)' dev/make-venv.sh .venv
 
@@ -188,11 +196,15 @@ test-tools: .venv/dev.stamp .venv/test.stamp .venv-mcp-1/stamp .venv-mcp-2/stamp
 	@echo "Building $*."
 	@GOBIN='$(abspath $(@D))' go install $(GO_PACKAGE)
 
-.venv-mcp-1/stamp: MCP := mcp>=1.30,<2
-.venv-mcp-2/stamp: MCP := mcp>=2.3,<3
+.venv-mcp-1/stamp: MCP := mcp==1.30.0
+.venv-mcp-1-previous/stamp: MCP := mcp==1.29.1
+.venv-mcp-2/stamp: MCP := mcp==2.3.0
+.venv-mcp-2-previous/stamp: MCP := mcp==2.2.0
+.venv-mcp-fastmcp/stamp: MCP := fastmcp-slim[client]==4.1.6
+.venv-mcp-fastmcp-previous/stamp: MCP := fastmcp-slim[client]==4.1.4
 .venv-mcp-%/stamp: Makefile
 	@PYTHON='$(PYTHON)' dev/make-venv.sh .venv-mcp-$*
-	@echo "Installing the Python MCP client $*.x, which the tests talk with."
+	@echo "Installing the Python MCP client $(MCP), which the tests talk with."
 	@$(pip) '$(MCP)'
 	@touch $@
 

@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -183,7 +183,7 @@ class Bridge:
         """Calls a tool."""
         return await self.post(call_body(tool, arguments, id=id), headers)
 
-    async def stream(self, body: dict[str, Any], headers: Headers | None = None) -> AsyncIterator[Any]:
+    async def stream(self, body: dict[str, Any], headers: Headers | None = None) -> AsyncGenerator[Any, None]:
         """POSTs a message as a client that takes event streams, and yields each message as it arrives."""
         sent = self.request_headers({**SSE, **(headers or {})})
         async with self.http.post(self.url, data=json.dumps(body).encode(), headers=sent) as response:

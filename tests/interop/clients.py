@@ -1,0 +1,172 @@
+"""The clients, and how each is started and told what to do."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final, Protocol
+
+from harness import NODE, ROOT
+
+HERE: Final = Path(__file__).parent
+MODERN: Final = "2026-07-28"
+ANSWER_SECONDS: Final = 40
+
+
+class Connected(Protocol):
+    """A client that is told what to do."""
+
+    async def show(self, behaviour: str) -> str:
+        """Does it, and answers ``ok``, ``n/a REASON`` or ``failed REASON``."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A client in one of its releases.
+
+    Attributes:
+        name: as the table names it.
+        connect: starts it with the address and the token.
+    """
+
+    name: str
+    connect: Callable[[str, str], AbstractAsyncContextManager[Connected]]
+
+
+class _Process:
+    """A client that runs in a process, and reads what to do from its standard input."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+
+    async def show(self, behaviour: str) -> str:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with suppress(BrokenPipeError, ConnectionResetError):
+            self._process.stdin.write(f"{behaviour}\n".encode())
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                while line := (await self._process.stdout.readline()).decode().strip():
+                    if line.startswith(("ok", "n/a", "failed")):
+                        return line
+        except TimeoutError:
+            return f"failed no answer in {ANSWER_SECONDS} s"
+        assert self._process.stderr is not None
+        log = (await self._process.stderr.read()).decode().strip()
+        return f"failed it ended: {log[-300:]}"
+
+
+@asynccontextmanager
+async def _process(
+    command: tuple[Path | str, ...], arguments: tuple[str, ...], url: str, token: str
+) -> AsyncIterator[_Process]:
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        *(url, token, *arguments),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        cwd=HERE.parent,
+    )
+    try:
+        yield _Process(process)
+    finally:
+        assert process.stdin is not None
+        process.stdin.close()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(5):
+                await process.communicate()
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+class _Inspector:
+    """The Inspector's command line, which makes a new connection for each command."""
+
+    def __init__(self, package: str, url: str, token: str) -> None:
+        launcher = HERE / "node_modules" / package / "clients/launcher/build/index.js"
+        header = f"Authorization: Bearer {token}"
+        self._command = [str(NODE), str(launcher), "--cli", url, "--transport", "http", "--header", header]
+
+    async def _run(self, *arguments: str) -> str:
+        process = await asyncio.create_subprocess_exec(
+            *(*self._command, *arguments),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                out, log = await process.communicate()
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        if process.returncode != 0:
+            raise RuntimeError(log.decode().strip()[-300:])
+        return out.decode()
+
+    async def _call(self, tool: str, *arguments: str) -> str:
+        pairs = [word for argument in arguments for word in ("--tool-arg", argument)]
+        result = json.loads(await self._run("--method", "tools/call", "--tool-name", tool, *pairs))
+        text: str = result["content"][0]["text"]
+        return text
+
+    async def show(self, behaviour: str) -> str:
+        try:
+            return await self._show(behaviour)
+        except (RuntimeError, TimeoutError, ValueError, KeyError) as error:
+            return f"failed {type(error).__name__} {' '.join(str(error).split())}"
+
+    async def _show(self, behaviour: str) -> str:
+        match behaviour:
+            case "connect" | "call":
+                done = await self._call("test_simple_text") == "This is a simple text response for testing."
+            case "list":
+                tools = json.loads(await self._run("--method", "tools/list"))["tools"]
+                done = "test_simple_text" in {tool["name"] for tool in tools}
+            case "200 kB":
+                done = await self._call("large", "characters=200000") == "x" * 200_000
+            case "20 at once":
+                return "n/a one command makes one call"
+            case _:
+                return "n/a its command line has no option for it"
+        return "ok" if done else "failed another answer"
+
+
+@asynccontextmanager
+async def _inspector(package: str, url: str, token: str) -> AsyncIterator[_Inspector]:
+    yield _Inspector(package, url, token)
+
+
+def _python(name: str, venv: str, module: str, *arguments: str) -> Kind:
+    command = (ROOT / f".venv-mcp-{venv}/bin/python", "-m", f"interop.{module}")
+    return Kind(name, partial(_process, command, arguments))
+
+
+def _node(name: str, script: str, *arguments: str) -> Kind:
+    return Kind(name, partial(_process, (NODE, HERE / script), arguments))
+
+
+CLIENTS: Final = (
+    _python("Python mcp 2.3.0", "2", "python_2"),
+    _python("Python mcp 2.3.0, modern only", "2", "python_2", MODERN),
+    _python("Python mcp 2.2.0", "2-previous", "python_2"),
+    _python("Python mcp 1.30.0", "1", "python_1"),
+    _python("Python mcp 1.29.1", "1-previous", "python_1"),
+    _python("FastMCP 4.1.6", "fastmcp", "fastmcp_client"),
+    _python("FastMCP 4.1.4", "fastmcp-previous", "fastmcp_client"),
+    _node("TypeScript client 2.4.0", "typescript_2.mjs", "@modelcontextprotocol/client"),
+    _node("TypeScript client 2.4.0, modern only", "typescript_2.mjs", "@modelcontextprotocol/client", MODERN),
+    _node("TypeScript client 2.3.1", "typescript_2.mjs", "client-previous"),
+    _node("TypeScript sdk 1.32.2", "typescript_1.mjs", "@modelcontextprotocol/sdk"),
+    _node("TypeScript sdk 1.32.1", "typescript_1.mjs", "sdk-previous"),
+    Kind("Inspector --cli 2.12.0", partial(_inspector, "inspector-newest")),
+    Kind("Inspector --cli 2.11.0", partial(_inspector, "inspector-previous")),
+)

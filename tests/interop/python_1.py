@@ -1,0 +1,59 @@
+"""The Python SDK 1.x.
+
+usage: python -m interop.python_1 URL TOKEN
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import mcp.types
+from mcp import ClientSession
+from mcp.client.streamable_http import streamablehttp_client
+
+from interop.driver import Progress, drive
+
+
+class Client:
+    def __init__(self, session: ClientSession) -> None:
+        self._session = session
+
+    async def tools(self) -> list[str]:
+        return [tool.name for tool in (await self._session.list_tools()).tools]
+
+    async def call(self, tool: str, arguments: dict[str, object], progress: Progress | None = None) -> str:
+        async def report(step: float, _total: float | None, _message: str | None) -> None:
+            if progress:
+                progress(step)
+
+        result = await self._session.call_tool(tool, arguments, progress_callback=report)
+        assert not result.isError, result
+        text: str = result.content[0].text
+        return text
+
+    async def cancel(self, tool: str, arguments: dict[str, object]) -> None:
+        # This SDK has no call that cancels a request; its users send the notification themselves.
+        started = asyncio.Event()
+        request_id = self._session._request_id
+        running = asyncio.create_task(self.call(tool, arguments, lambda _: started.set()))
+        await started.wait()
+        params = mcp.types.CancelledNotificationParams(requestId=request_id)
+        cancelled = mcp.types.CancelledNotification(method="notifications/cancelled", params=params)
+        await self._session.send_notification(mcp.types.ClientNotification(cancelled))
+        running.cancel()
+
+
+@asynccontextmanager
+async def connected(url: str, token: str) -> AsyncIterator[Client]:
+    async with (
+        streamablehttp_client(url, headers={"Authorization": f"Bearer {token}"}) as (read, write, _),
+        ClientSession(read, write) as session,
+    ):
+        await session.initialize()
+        yield Client(session)
+
+
+asyncio.run(drive(connected(*sys.argv[1:])))

@@ -1,0 +1,54 @@
+"""The Python SDK 2.x, in the era that it finds or in the one that it is told.
+
+usage: python -m interop.python_2 URL TOKEN [ERA]
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import httpx2
+import mcp.client
+from mcp.client.streamable_http import streamable_http_client
+
+from interop.driver import Progress, drive
+
+
+class Client:
+    def __init__(self, client: mcp.client.Client) -> None:
+        self._client = client
+
+    async def tools(self) -> list[str]:
+        return [tool.name for tool in (await self._client.list_tools()).tools]
+
+    async def call(self, tool: str, arguments: dict[str, object], progress: Progress | None = None) -> str:
+        async def report(step: float, _total: float | None, _message: str | None) -> None:
+            if progress:
+                progress(step)
+
+        result = await self._client.call_tool(tool, arguments, progress_callback=report)
+        assert not result.is_error, result
+        text: str = result.content[0].text
+        return text
+
+    async def cancel(self, tool: str, arguments: dict[str, object]) -> None:
+        started = asyncio.Event()
+        running = asyncio.create_task(self.call(tool, arguments, lambda _: started.set()))
+        await started.wait()
+        running.cancel()
+
+
+@asynccontextmanager
+async def connected(url: str, token: str, era: str = "auto") -> AsyncIterator[Client]:
+    headers = {"Authorization": f"Bearer {token}"}
+    async with (
+        httpx2.AsyncClient(headers=headers, timeout=60) as http_client,
+        mcp.client.Client(streamable_http_client(url, http_client=http_client), mode=era) as client,
+    ):
+        yield Client(client)
+
+
+asyncio.run(drive(connected(*sys.argv[1:])))
