@@ -134,7 +134,7 @@ class _Inspector:
             case "200 kB":
                 done = await self._call("large", "characters=200000") == "x" * 200_000
             case "20 at once":
-                return "n/a one command makes one call"
+                return "n/a its load test shows times, not answers"
             case _:
                 return "n/a its command line has no option for it"
         return "ok" if done else "failed another answer"
