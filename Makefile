@@ -36,6 +36,11 @@ conformance: test-tools ## Run the public conformance suite directly and through
 interop: test-tools interop-tools ## Put real MCP clients, in two releases each, through the same behaviours.
 	PYTHONPATH=tests $(bin)/python -m interop $(WRITE)
 
+.PHONY: interop-all
+interop-all: test-tools interop-tools ## The same with the clients that have to be built first; needs Go.
+	cd tests/interop/go && go build -o interop-newest . && go build -modfile=previous.mod -o interop-previous .
+	PYTHONPATH=tests $(bin)/python -m interop --all $(WRITE)
+
 .PHONY: lint
 lint: .venv/dev.stamp .venv/lint.stamp .venv/test.stamp ## Check style, types and the direction of imports.
 	$(bin)/ruff check .

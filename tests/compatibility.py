@@ -23,7 +23,7 @@ def write_section(name: str, report: str, versions: Iterable[str]) -> None:
     """Puts a report, with today's date and the versions it is about, between the page's two marks of that name."""
     today = dt.datetime.now(tz=dt.UTC).date()
     text = f"Measured on {today} with {', '.join(versions)}.\n\n{report}"
-    begin, end = f"<!-- {name}: made by `make {name} WRITE=--write` -->", f"<!-- end of {name} -->"
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
     page = PAGE.read_text()
     written, count = re.subn(
         f"{re.escape(begin)}.*?{re.escape(end)}", lambda _: f"{begin}\n\n{text}\n\n{end}", page, flags=re.DOTALL

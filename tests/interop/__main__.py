@@ -1,6 +1,6 @@
 """Prints one table, client by behaviour, and exits with 1 when a client fails at what it can do.
 
-usage: PYTHONPATH=tests python -m interop [--write]
+usage: PYTHONPATH=tests python -m interop [--write] [--all]
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from contextlib import AsyncExitStack
 
 from compatibility import package_version, write_section
 from harness import ROOT, SUPERGATEWAY, TOKEN, BridgeProcess, Gateway, environment, free_port, until
-from interop.clients import CLIENTS, Kind
+from interop.clients import BUILT_CLIENTS, CLIENTS, Kind
 
 BEHAVIOURS = ("connect", "list", "call", "progress", "cancel", "200 kB", "20 at once")
 BRIDGE_RESTARTED = "bridge restarted"
@@ -72,8 +72,9 @@ def main() -> int:
     """The exit status."""
     parser = argparse.ArgumentParser(prog="make interop")
     parser.add_argument("--write", action="store_true", help="write the table to docs/compatibility.md")
+    parser.add_argument("--all", action="store_true", help="also the clients that were built before")
     arguments = parser.parse_args()
-    results = asyncio.run(measure(CLIENTS))
+    results = asyncio.run(measure([*CLIENTS, *(BUILT_CLIENTS if arguments.all else ())]))
     columns = [*BEHAVIOURS, BRIDGE_RESTARTED, UPSTREAM_RESTARTED]
     rows = [["client", *columns], ["---"] * (len(columns) + 1)]
     failures, reasons = [], []

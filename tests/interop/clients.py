@@ -170,3 +170,8 @@ CLIENTS: Final = (
     Kind("Inspector --cli 2.12.0", partial(_inspector, "inspector-newest")),
     Kind("Inspector --cli 2.11.0", partial(_inspector, "inspector-previous")),
 )
+
+BUILT_CLIENTS: Final = (
+    Kind("Go SDK 1.8.0", partial(_process, (HERE / "go/interop-newest",), ())),
+    Kind("Go SDK 1.7.0", partial(_process, (HERE / "go/interop-previous",), ())),
+)
