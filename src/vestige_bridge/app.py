@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Final
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -25,6 +26,9 @@ from vestige_bridge.session import Session
 from vestige_bridge.settings import Settings
 from vestige_bridge.tokens import Tokens
 from vestige_bridge.upstream import Upstream
+
+_HTTP_SSE_PATHS: Final = frozenset({"/sse", "/sse/", "/message", "/messages", "/messages/"})
+"""Where clients of the transport that MCP 2025-03-26 replaced look for it."""
 
 
 def build_app(settings: Settings) -> Starlette:
@@ -79,6 +83,8 @@ def build_app(settings: Settings) -> Starlette:
 async def _refuse(request: Request, refusal: Exception) -> Response:
     """What the router does not know, in JSON."""
     error: BridgeError = NotFound("There is nothing here; POST a JSON-RPC message to /mcp.")
+    if request.url.path in _HTTP_SSE_PATHS:
+        error = NotFound("The HTTP+SSE transport is not served; use Streamable HTTP: POST JSON-RPC messages to /mcp.")
     if isinstance(refusal, HTTPException) and refusal.status_code == 405:
         error = MethodNotAllowed("This path takes GET.", headers=refusal.headers)
     return error_response(error)

@@ -27,7 +27,7 @@ async def put_through(kind: Kind) -> dict[str, str]:
     answers: dict[str, str] = {}
     gateway = Gateway(ROOT / "tests/server.mjs")
     await asyncio.to_thread(gateway.start)
-    environ = environment(gateway.url, PORT=str(free_port()), METRICS_PORT=str(free_port()), LOG_LEVEL="error")
+    environ = environment(gateway.url, PORT=str(free_port()), LOG_LEVEL="error")
     url = f"http://127.0.0.1:{environ['VESTIGE_BRIDGE_PORT']}/mcp"
     try:
         async with asyncio.timeout(CLIENT_SECONDS), AsyncExitStack() as stack:
@@ -68,13 +68,8 @@ async def measure(kinds: Iterable[Kind]) -> dict[str, dict[str, str]]:
     return {name: task.result() for name, task in tasks.items()}
 
 
-def main() -> int:
-    """The exit status."""
-    parser = argparse.ArgumentParser(prog="make interop")
-    parser.add_argument("--write", action="store_true", help="write the table to docs/compatibility.md")
-    parser.add_argument("--all", action="store_true", help="also the clients that were built before")
-    arguments = parser.parse_args()
-    results = asyncio.run(measure([*CLIENTS, *(BUILT_CLIENTS if arguments.all else ())]))
+def judge(results: dict[str, dict[str, str]]) -> tuple[str, list[str]]:
+    """The table with what a client cannot show, and the cells that break the bar."""
     columns = [*BEHAVIOURS, BRIDGE_RESTARTED, UPSTREAM_RESTARTED]
     rows = [["client", *columns], ["---"] * (len(columns) + 1)]
     failures, reasons = [], []
@@ -88,7 +83,18 @@ def main() -> int:
             elif word != "ok":
                 failures.append(f"{name}, {column}: {reason or word}")
         rows.append([name, *words])
-    report = "\n".join([*(f"| {' | '.join(row)} |" for row in rows), "", *(f"- {reason}." for reason in reasons)])
+    return "\n".join(
+        [*(f"| {' | '.join(row)} |" for row in rows), "", *(f"- {reason}." for reason in reasons)]
+    ), failures
+
+
+def main() -> int:
+    """The exit status."""
+    parser = argparse.ArgumentParser(prog="make interop")
+    parser.add_argument("--write", action="store_true", help="write the table to docs/compatibility.md")
+    parser.add_argument("--all", action="store_true", help="also the clients that were built before")
+    arguments = parser.parse_args()
+    report, failures = judge(asyncio.run(measure([*CLIENTS, *(BUILT_CLIENTS if arguments.all else ())])))
     print(report)
     if arguments.write:
         write_section("interop", report, [package_version(SUPERGATEWAY.parents[1])])
