@@ -158,3 +158,15 @@ async def test_a_deep_check_says_so_when_no_session_can_be_opened(scripted: Brid
     upstream.on("initialize", refuse)
     health = await scripted.get("/health")
     assert (health.status, health.json["status"], health.json["tools"]) == (503, "unavailable", None)
+
+
+async def test_a_handshake_without_a_session_to_answer_from_may_be_tried_again(upstream: ScriptedUpstream) -> None:
+    async def refuse(received: Received) -> web.StreamResponse:
+        return web.Response(status=503, text="not yet")
+
+    upstream.on("initialize", refuse)
+    async with bridge(upstream.url) as served:
+        answer = await served.post(initialize("2025-06-18"))
+    assert (answer.status, answer.error["code"], answer.json["id"]) == (503, -32010, "hello")
+    assert answer.error["data"] == {"outcome": "not_sent", "retryable": True}
+    assert answer.headers["Retry-After"]

@@ -176,7 +176,7 @@ class Session:
         try:
             return await self._notify_once(notification, headers)
         except SessionLost as error:
-            raise UpstreamUnavailable("The MCP endpoint keeps refusing its own session.") from error
+            raise _unavailable("The MCP endpoint keeps refusing its own session.", str(error)) from error
 
     async def connected(self) -> HeldSession:
         """The upstream session; opens one if there is none. All who wait share one handshake.
@@ -192,11 +192,11 @@ class Session:
             async with asyncio.timeout(self._settings.connect_timeout_seconds):
                 return await asyncio.shield(self._connecting)
         except TimeoutError:
-            raise UpstreamUnavailable("Vestige is still starting.", detail="the handshake takes its time") from None
+            raise _unavailable("Vestige is still starting.", "the handshake takes its time") from None
         except UpstreamConnectError as error:
-            raise UpstreamUnavailable(error.message, detail=error.detail) from error
+            raise _unavailable(error.message, error.detail) from error
         except BridgeError as error:
-            raise UpstreamUnavailable("No session with Vestige could be opened.", detail=str(error)) from error
+            raise _unavailable("No session with Vestige could be opened.", str(error)) from error
 
     async def check(self) -> None:
         """Asks upstream for a sign of life on the held session; opens none.
@@ -442,6 +442,11 @@ class Session:
         self._rediscovering = None
         with suppress(BridgeError):
             await self.discover_tools()
+
+
+def _unavailable(message: str, detail: str) -> UpstreamUnavailable:
+    """What those are told who wait for a session: nothing was sent, so they may try again."""
+    return UpstreamUnavailable(message, detail=detail, data={"outcome": "not_sent", "retryable": True})
 
 
 def _cancelled(exchange: Exchange, reason: str) -> bytes:
