@@ -72,6 +72,16 @@ def namespace() -> None:
     run("kubectl", "label", "namespace", NAMESPACE, "pod-security.kubernetes.io/enforce=restricted")
 
 
+GUIDE = (ROOT / "docs" / "deployment.md").read_text()
+
+
+def guide_commands(pattern: str) -> list[str]:
+    """The commands of the guide that match, as they stand there."""
+    blocks = re.findall(r"```bash\n(.*?)```", GUIDE, re.DOTALL)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [line for line in lines if re.fullmatch(pattern, line)]
+
+
 def test_the_api_server_takes_every_object(loaded: Images) -> None:
     for values in ([], ["-f", str(E2E / "chart" / "values-prod.yaml")]):
         rendered = run(HELM, "template", "vestige", CHART, "--namespace", NAMESPACE, "--kube-version", "1.35.0",
@@ -260,6 +270,23 @@ def test_a_killed_supergateway_is_restarted_and_calls_go_on(client: Client) -> N
     saw("the Vestige container was restarted once, the bridge not at all")
 
 
+def test_the_guides_commands_for_trouble_work_as_written(client: Client) -> None:
+    # Both containers have last words only after both were restarted; supergateway's was killed just before.
+    in_bridge("python3", "-c", "import os, signal; os.kill(1, signal.SIGTERM)")
+    eventually("the bridge's restart", lambda: restarts("bridge") == 1, 90)
+    eventually("an answer", client.is_answered)
+    commands = guide_commands(r"kubectl logs .* --previous")
+    assert len(commands) == 2
+    for command in commands:
+        saw(f"{command}: {run('sh', '-c', command).stdout.strip().splitlines()[-1][:100]}")
+    [ask] = re.findall(r"`(python3 -c [^`]+)`", GUIDE)
+    refused = in_bridge("sh", "-c", ask).stderr.strip().splitlines()[-1]
+    assert "HTTP Error 400" in refused
+    saw(f"{ask}: {refused}")
+    [create] = guide_commands(r"kubectl create secret .*")
+    saw(f"{create}: {run('sh', '-c', f'{create} --namespace {NAMESPACE} --dry-run=server').stdout.strip()}")
+
+
 def test_a_full_volume_fails_writes_and_nothing_else(client: Client) -> None:
     free = int(in_vestige("sh", "-c", "df --output=avail -B1 /data | tail -n 1").stdout)
     in_vestige("sh", "-c", f"fallocate -l {free} /data/filler; dd if=/dev/zero of=/data/filler-2 bs=4k 2>/dev/null")
@@ -434,13 +461,7 @@ def test_a_deleted_pod_answers_what_it_accepted_and_loses_nothing(client: Client
 
 
 def test_every_command_of_the_guide_for_a_running_release_works_as_written(client: Client) -> None:
-    text = (ROOT / "docs" / "deployment.md").read_text()
-    commands = [
-        line
-        for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
-        for line in block.replace("\\\n", " ").splitlines()
-        if re.match(r"kubectl (get|logs|exec)", line) and "--previous" not in line
-    ]
+    commands = guide_commands(r"kubectl (get|logs|exec) (?!.*--previous).*")
     in_vestige("sh", "-c", "cp $(ls /data/home/.local/share/backups/*.db | tail -n 1) /data/backup.db")
     assert len(commands) == 5
     for command in commands:
