@@ -170,3 +170,17 @@ async def test_a_handshake_without_a_session_to_answer_from_may_be_tried_again(u
     assert (answer.status, answer.error["code"], answer.json["id"]) == (503, -32010, "hello")
     assert answer.error["data"] == {"outcome": "not_sent", "retryable": True}
     assert answer.headers["Retry-After"]
+
+
+async def test_an_upstream_that_knows_no_handshake_is_refused_with_503_and_a_line_in_the_log(
+    upstream: ScriptedUpstream, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def unknown(received: Received) -> web.StreamResponse:
+        error = {"code": -32601, "message": "Method not found"}
+        return web.json_response({"jsonrpc": "2.0", "id": received.message["id"], "error": error}, status=404)
+
+    upstream.on("initialize", unknown)
+    async with bridge(upstream.url) as served:
+        answer = await served.call("any", id=9)
+    assert (answer.status, answer.error["code"], answer.json["id"]) == (503, -32010, 9)
+    assert "refused the handshake" in caplog.text
