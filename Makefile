@@ -189,6 +189,10 @@ interop-tools: tests/interop/node_modules
 	@$(pip) --editable '.[$*]'
 	@touch $@
 
+build/bench/%: bench/%.c bench/http.h
+	@mkdir -p $(@D)
+	cc -std=gnu17 -O2 -Wall -Wextra -o $@ $<
+
 .venv-e2e/stamp: e2e/requirements.txt
 	@PYTHON='$(PYTHON)' dev/make-venv.sh .venv-e2e
 	@echo "Installing what the deployment tests need."
