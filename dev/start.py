@@ -42,6 +42,7 @@ def main() -> int:
         end(f"VESTIGE_MCP_PORT and VESTIGE_BRIDGE_PORT are both {gateway_port}: change one of them.")
     environ["VESTIGE_MCP_URL"] = f"http://127.0.0.1:{gateway_port}/mcp"
     environ["MCP_SERVER"], memory = memory_server(environ)
+    environ.setdefault("VESTIGE_BRIDGE_STATE_DIR", str(STATE))
     # honcho kills what has not ended 5 s after the signal.
     environ.setdefault("VESTIGE_BRIDGE_DRAIN_SECONDS", "2")
     environ["GATEWAY_HOST"] = "127.0.0.1"

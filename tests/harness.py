@@ -273,12 +273,16 @@ class BridgeProcess:
                 yield served
             finally:
                 if self._process.poll() is None:
-                    self._process.kill()
-                    self._process.communicate()
+                    self.kill()
 
     def terminate(self) -> None:
         """Asks it to stop, as an init process does."""
         self._process.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Ends it as the out-of-memory killer does."""
+        self._process.kill()
+        self._process.communicate()
 
     async def ended(self, seconds: float = 30) -> tuple[int, str]:
         """Its exit status and what it wrote to standard error."""

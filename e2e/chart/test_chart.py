@@ -264,6 +264,14 @@ def test_the_pod_is_hardened(default: dict[str, Manifest]) -> None:
         }
 
 
+def test_the_bridge_keeps_its_session_where_a_restart_of_the_container_finds_it(default: dict[str, Manifest]) -> None:
+    vestige, bridge = containers(default)
+    [volume] = [volume for volume in pod(default)["volumes"] if "emptyDir" in volume]
+    [mount] = [mount for mount in bridge["volumeMounts"] if mount["name"] == volume["name"]]
+    assert mount == {"name": "state", "mountPath": environment(bridge)["VESTIGE_BRIDGE_STATE_DIR"]}
+    assert "state" not in [mount["name"] for mount in vestige["volumeMounts"]]
+
+
 def test_the_network_policy_lets_port_8000_in_and_nothing_else(default: dict[str, Manifest]) -> None:
     policy = default["NetworkPolicy"]["spec"]
     assert policy["policyTypes"] == ["Ingress"]

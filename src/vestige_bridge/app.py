@@ -24,6 +24,7 @@ from vestige_bridge.proxy import McpEndpoint
 from vestige_bridge.responses import error_response
 from vestige_bridge.session import Session
 from vestige_bridge.settings import Settings
+from vestige_bridge.state import SessionFile
 from vestige_bridge.tokens import Tokens
 from vestige_bridge.upstream import Upstream
 
@@ -37,7 +38,7 @@ def build_app(settings: Settings) -> Starlette:
     Its ``state.drain`` takes no more requests and waits for those in flight.
 
     Errors:
-        SettingsError: the token file that the settings name is of no use.
+        SettingsError: the token file or the state directory that the settings name is of no use.
     """
     upstream = Upstream(
         settings.mcp_url,
@@ -46,7 +47,7 @@ def build_app(settings: Settings) -> Starlette:
         max_answer_bytes=settings.max_answer_bytes,
     )
     monitor = Monitor(settings.check_interval_seconds)
-    session = Session(upstream, settings, report=monitor.record)
+    session = Session(upstream, settings, monitor.record, SessionFile.from_settings(settings))
     health = HealthEndpoints(session, monitor)
     client_sessions = ClientSessions(upstream, settings)
     mcp = McpEndpoint(session, settings, client_sessions if settings.session_mode == "per-client" else None)

@@ -122,6 +122,7 @@ def _examine_through_bridge(bridge: str) -> str:
 def _examine_alone(settings: Settings) -> str:
     """A handshake of our own, where there is no bridge to ask."""
     from vestige_bridge.session import Session  # noqa: PLC0415
+    from vestige_bridge.state import SessionFile  # noqa: PLC0415
     from vestige_bridge.upstream import Upstream  # noqa: PLC0415
 
     async def shake_hands() -> str:
@@ -131,7 +132,10 @@ def _examine_alone(settings: Settings) -> str:
             connect_timeout_seconds=settings.connect_timeout_seconds,
             max_answer_bytes=settings.max_answer_bytes,
         )
-        async with upstream, Session(upstream, settings, report=lambda _: None) as session:
+        async with (
+            upstream,
+            Session(upstream, settings, lambda _: None, SessionFile(None, settings.mcp_url)) as session,
+        ):
             held = await session.connected()
             return f"{held.server_name} {held.server_version} lists {len(session.tools)} tools"
 

@@ -39,6 +39,7 @@ from vestige_bridge.lifecycle import (
 )
 from vestige_bridge.multiplexer import Caller
 from vestige_bridge.settings import Settings
+from vestige_bridge.state import SessionFile
 from vestige_bridge.tasks import Tasks
 from vestige_bridge.upstream import Upstream
 from vestige_bridge.wire import Wire
@@ -62,6 +63,7 @@ class Session:
         upstream: the MCP endpoint.
         settings: limits and timeouts.
         report: told of each answer (``None``) and of each failure of the connection.
+        file: where the upstream session is written down.
 
     Attributes:
         held: the upstream session, while there is one.
@@ -71,7 +73,13 @@ class Session:
         draining: whether new requests are refused.
     """
 
-    def __init__(self, upstream: Upstream, settings: Settings, report: Callable[[BridgeError | None], None]) -> None:
+    def __init__(
+        self,
+        upstream: Upstream,
+        settings: Settings,
+        report: Callable[[BridgeError | None], None],
+        file: SessionFile,
+    ) -> None:
         self.held: HeldSession | None = None
         self.tools: Mapping[str, bool] = MappingProxyType({})
         self.hub = Hub()
@@ -80,6 +88,7 @@ class Session:
         self._upstream = upstream
         self._settings = settings
         self._report = report
+        self._file = file
         self._tasks = Tasks()
         self._wire = Wire(
             upstream,
@@ -111,6 +120,7 @@ class Session:
         if self.held is not None:
             await self._upstream.delete(self.held.headers)
             self.held = None
+        self._file.forget()
 
     def request(self, request: Request, caller: Caller, headers: Mapping[str, str]) -> Exchange:
         """Accepts a client's request and sees it through; the exchange says how it goes.
@@ -354,8 +364,10 @@ class Session:
         """Opens an upstream session (MCP 2025-11-25, basic/lifecycle).
 
         It may take as long as a request may: an MCP server that loads its models first must not be started again and
-        again by those who cannot wait.
+        again by those who cannot wait. What a bridge that was killed left open is ended first.
         """
+        if self._file.left_over is not None:
+            await self._upstream.delete(self._file.left_over.headers)
         timeout_seconds = self._settings.request_timeout_seconds
         held = HeldSession()
         exchange = self._start(
@@ -364,11 +376,13 @@ class Session:
         try:
             answered = await exchange.result()
             held = read_initialize(answered.response, exchange.opened_session_id)
+            self._file.keep(held)
             await self._wire.send(build_notification("notifications/initialized"), held, {})
             await self._discover(held, timeout_seconds)
         except BaseException:
             if exchange.opened_session_id is not None:
                 await self._upstream.delete(HeldSession(exchange.opened_session_id, held.protocol_version).headers)
+                self._file.forget()
             raise
         return held
 

@@ -204,6 +204,12 @@ class Settings:
     upstream_token: str = _setting(
         "VESTIGE_BRIDGE_UPSTREAM_TOKEN", "", _text, "The token that the bridge itself shows to the MCP endpoint."
     )
+    state_dir: str = _setting(
+        "VESTIGE_BRIDGE_STATE_DIR",
+        "",
+        _text,
+        "A directory for the id of the upstream session, so that the start after a kill ends the session left over.",
+    )
     log_level: str = _setting("VESTIGE_BRIDGE_LOG_LEVEL", "info", _log_level, "The least severe message to log.")
     log_format: str = _setting(
         "VESTIGE_BRIDGE_LOG_FORMAT", "text", _log_format, "Log lines for people, or one JSON object a line."

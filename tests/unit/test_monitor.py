@@ -27,6 +27,7 @@ from vestige_bridge.monitor import (
 )
 from vestige_bridge.session import Session
 from vestige_bridge.settings import Settings
+from vestige_bridge.state import SessionFile
 from vestige_bridge.upstream import Upstream
 
 outcomes = st.lists(st.none() | st.sampled_from(["connect", "timeout"]), max_size=30)
@@ -131,7 +132,7 @@ def test_the_log_tells_each_change_once_and_the_cause_of_a_loss(caplog: pytest.L
 def connection(url: str, monitor: Monitor) -> tuple[Upstream, Session]:
     settings = Settings.from_environ({"VESTIGE_MCP_URL": url, "VESTIGE_BRIDGE_CHECK_TIMEOUT_SECONDS": "2"})
     upstream = Upstream(url, token="", connect_timeout_seconds=2, max_answer_bytes=10_000)
-    return upstream, Session(upstream, settings, report=monitor.record)
+    return upstream, Session(upstream, settings, monitor.record, SessionFile.from_settings(settings))
 
 
 async def test_a_step_opens_the_session_and_the_next_ones_only_check_it(upstream: ScriptedUpstream) -> None:

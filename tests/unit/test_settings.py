@@ -32,6 +32,7 @@ DEFAULTS = {
     "upstream_concurrency": 64,
     "allowed_origins": frozenset(),
     "upstream_token": "",
+    "state_dir": "",
     "log_level": "info",
     "log_format": "text",
 }
@@ -70,6 +71,7 @@ GOOD: dict[str, tuple[str, dict[str, object]]] = {
         },
     ),
     "VESTIGE_BRIDGE_UPSTREAM_TOKEN": ("upstream_token", {"secret\n": "secret"}),
+    "VESTIGE_BRIDGE_STATE_DIR": ("state_dir", {"/var/lib/my state": "/var/lib/my state"}),
     "VESTIGE_BRIDGE_LOG_LEVEL": ("log_level", {"DEBUG": "debug", "warning": "warning", "Error": "error"}),
     "VESTIGE_BRIDGE_LOG_FORMAT": ("log_format", {"JSON": "json", "text": "text"}),
 }
@@ -129,7 +131,7 @@ def test_every_variable_is_described_and_tested() -> None:
     described = [variable for variable, _, _ in describe()]
     assert len(described) == len(dataclasses.fields(Settings))
     assert set(described) == set(GOOD)
-    assert set(described) == {*BAD, "VESTIGE_AUTH_TOKEN_FILE"}
+    assert set(described) == {*BAD, "VESTIGE_AUTH_TOKEN_FILE", "VESTIGE_BRIDGE_STATE_DIR"}
     assert all(help_text.endswith(".") for _, _, help_text in describe())
 
 
