@@ -31,7 +31,7 @@ _NOT_CONFIGURED: Final = (
 class Authentication:
     """ASGI middleware that lets a request to the MCP endpoint pass only with a valid bearer token (RFC 6750).
 
-    Who passes is put into ``scope["state"]["principal"]``: the name of the token.
+    Who passes is put into ``scope["state"]``: as ``principal`` the name of the token, and whether it is ``read_only``.
 
     Parameters:
         app: what is behind the door.
@@ -65,32 +65,32 @@ class Authentication:
                     send = _with_cors(send, origin)
                 if scope["method"] == "OPTIONS" and origin is not None:
                     return await _allow_preflight(send)
-                scope.setdefault("state", {})["principal"] = self._principal(scope)
+                scope.setdefault("state", {}).update(self._admitted(scope))
         except BridgeError as error:
             return await error_response(error)(scope, receive, send)
         await self._app(scope, receive, send)
 
-    def _principal(self, scope: Scope) -> str:
-        """The name of the token that the request carries.
+    def _admitted(self, scope: Scope) -> dict[str, object]:
+        """Who sends the request, by the token that it carries, and whether that one may only read.
 
         Errors:
             AuthenticationError: it carries none, more than one, or a wrong one.
         """
         if self._anonymous:
-            return "anonymous"
+            return {"principal": "anonymous", "read_only": False}
         token = headers.bearer_token(scope["headers"])
         if token is None:
             raise AuthenticationError(
                 "A token is needed: send one header `Authorization: Bearer <token>`.",
                 headers={"www-authenticate": _REALM},
             )
-        principal = self._tokens.principal(token)
-        if principal is None:
+        found = self._tokens.find(token)
+        if found is None:
             raise AuthenticationError(
                 "The token is not valid.",
                 headers={"www-authenticate": f'{_REALM}, error="invalid_token"'},
             )
-        return principal
+        return {"principal": found.name, "read_only": found.read_only}
 
 
 def _with_cors(send: Send, origin: bytes) -> Send:

@@ -1,6 +1,6 @@
 """The lifecycle of a legacy MCP session: what opens it, and what upstream says of itself (MCP 2025-11-25).
 
-The law of this room: messages in, facts out. Of a tool only its name is read, and whether calling it twice is harmless.
+The law of this room: messages in, facts out. Of a tool only its name is read, and what harm it says that it cannot do.
 """
 
 from __future__ import annotations
@@ -30,6 +30,19 @@ REPEATABLE_METHODS: Final = frozenset(
 """The methods that change nothing, so that running one twice is as good as once."""
 
 _METHOD_NOT_FOUND: Final = -32601
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """What a tool announces of itself (MCP 2025-11-25, ToolAnnotations).
+
+    Attributes:
+        read_only: whether calling it changes nothing.
+        repeatable: whether calling it twice is as good as once.
+    """
+
+    read_only: bool = False
+    repeatable: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +124,10 @@ def read_tool_page(response: Response) -> Mapping[str, Any]:
     return page
 
 
-def tool_repeatable(tool: Mapping[str, Any]) -> bool:
-    """Whether the tool announces that calling it twice is as good as once (MCP 2025-11-25, ToolAnnotations)."""
+def read_tool(tool: Mapping[str, Any]) -> Tool:
+    """What one tool of such a page announces; what it does not say is not taken for granted."""
     annotations = tool.get("annotations")
     if not isinstance(annotations, dict):
-        return False
-    return annotations.get("readOnlyHint") is True or annotations.get("idempotentHint") is True
+        return Tool()
+    read_only = annotations.get("readOnlyHint") is True
+    return Tool(read_only=read_only, repeatable=read_only or annotations.get("idempotentHint") is True)

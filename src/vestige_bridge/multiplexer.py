@@ -27,10 +27,11 @@ from vestige_bridge.jsonrpc import (
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Whom a request belongs to: a session id counts only together with its principal."""
+    """Whom a request belongs to: a session id counts only with its principal, and with what that one may do."""
 
     principal: str
     session_id: str | None = None
+    read_only: bool = False
 
 
 @dataclass(eq=False)

@@ -6,6 +6,8 @@ an error object. What is refused is refused before anything went upstream.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
@@ -13,6 +15,7 @@ from vestige_bridge.errors import BridgeError, InternalError, InvalidMessage, Me
 from vestige_bridge.jsonrpc import AnyMessage, Request, parse_body
 from vestige_bridge.modern import MODERN_VERSION, is_modern
 from vestige_bridge.per_client import ClientSessions
+from vestige_bridge.permission import CALL, require_read_only
 from vestige_bridge.responses import error_response
 from vestige_bridge.session import Session
 from vestige_bridge.settings import Settings
@@ -78,6 +81,8 @@ class McpEndpoint:
         if isinstance(message, list):
             return await self._post_batch(visit, message, body)
         visit.note(message, self._session.tools.__contains__)
+        if visit.caller.read_only:
+            _require_whole(await self._permitted([message]))
         if is_modern(message, visit.protocol_version):
             return await self._stateless.serve(visit, message)
         self._shared.require_not_ended(visit.caller)
@@ -85,14 +90,43 @@ class McpEndpoint:
             return await self._client_sessions.forward(visit, message, body)
         await self._shared.serve(visit, message)
 
-    async def _post_batch(self, visit: Visit, members: list[AnyMessage | InvalidMessage], body: bytes) -> None:
+    async def _post_batch(self, visit: Visit, members: Sequence[AnyMessage | BridgeError], body: bytes) -> None:
         for member in members:
-            if not isinstance(member, InvalidMessage) and is_modern(member, visit.protocol_version):
+            if not isinstance(member, BridgeError) and is_modern(member, visit.protocol_version):
                 raise InvalidMessage(f"{MODERN_VERSION} has no batches; send each request by itself.")
         self._shared.require_not_ended(visit.caller)
+        if visit.caller.read_only:
+            members = await self._permitted(members)
         if self._client_sessions is not None and visit.caller.session_id is not None:
+            if visit.caller.read_only:
+                _require_whole(members)
             return await self._client_sessions.forward(visit, None, body)
         await self._shared.serve_batch(visit, members)
+
+    async def _permitted(self, members: Sequence[AnyMessage | BridgeError]) -> list[AnyMessage | BridgeError]:
+        """What a read-only principal sends, with the reason in the place of each message that it may not send.
+
+        Errors:
+            UpstreamUnavailable: it calls a tool, and there is no session to know the tools by.
+        """
+        if any(isinstance(member, Request) and member.method == CALL for member in members):
+            await self._session.connected()
+        return [self._permitted_member(member) for member in members]
+
+    def _permitted_member(self, member: AnyMessage | BridgeError) -> AnyMessage | BridgeError:
+        try:
+            if not isinstance(member, BridgeError):
+                require_read_only(member, self._session.tools)
+        except BridgeError as error:
+            return error
+        return member
+
+
+def _require_whole(members: Sequence[AnyMessage | BridgeError]) -> None:
+    """Refuses what goes on as it is, or not at all, for the first member that may not be in it."""
+    for member in members:
+        if isinstance(member, BridgeError):
+            raise member
 
 
 def _belongs_to_session(visit: Visit, message: AnyMessage) -> bool:

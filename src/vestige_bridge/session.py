@@ -32,12 +32,14 @@ from vestige_bridge.jsonrpc import Notification, Request, build_notification, bu
 from vestige_bridge.lifecycle import (
     REPEATABLE_METHODS,
     HeldSession,
+    Tool,
     build_initialize,
     read_initialize,
+    read_tool,
     read_tool_page,
-    tool_repeatable,
 )
 from vestige_bridge.multiplexer import Caller
+from vestige_bridge.permission import CALL, require_read_only
 from vestige_bridge.settings import Settings
 from vestige_bridge.state import SessionFile
 from vestige_bridge.tasks import Tasks
@@ -67,7 +69,7 @@ class Session:
 
     Attributes:
         held: the upstream session, while there is one.
-        tools: the tools that upstream announced, each with whether running it twice is as good as once.
+        tools: the tools that upstream announced, by their names.
         hub: who hears which notification.
         sessions_opened: how many upstream sessions were opened so far.
         draining: whether new requests are refused.
@@ -81,7 +83,7 @@ class Session:
         file: SessionFile,
     ) -> None:
         self.held: HeldSession | None = None
-        self.tools: Mapping[str, bool] = MappingProxyType({})
+        self.tools: Mapping[str, Tool] = MappingProxyType({})
         self.hub = Hub()
         self.sessions_opened = 0
         self.draining = False
@@ -252,8 +254,8 @@ class Session:
 
     def repeatable(self, request: Request) -> bool:
         """Whether running the request twice is as good as once."""
-        if request.method == "tools/call":
-            return self.tools.get(request.name or "", False)
+        if request.method == CALL:
+            return self.tools.get(request.name or "", Tool()).repeatable
         return request.method in REPEATABLE_METHODS
 
     def _start(
@@ -318,6 +320,9 @@ class Session:
         replayed: set[type[BridgeError]] = set()
         while True:
             held = await self.connected()
+            if exchange.caller.read_only:
+                # A renewed session may have brought other tools since the request was let in.
+                require_read_only(exchange.request, self.tools)
             try:
                 await self._wire.attempt(exchange, held)
                 return
@@ -401,13 +406,13 @@ class Session:
         return await self._start(build_request(method, params), _BRIDGE, {}, timeout_seconds, drive).result()
 
     async def _discover(self, held: HeldSession, timeout_seconds: float) -> None:
-        tools: dict[str, bool] = {}
+        tools: dict[str, Tool] = {}
         cursor: object = None
         for _ in range(_MAX_TOOL_PAGES):
             params = None if cursor is None else {"cursor": cursor}
             response = (await self._ask(held, "tools/list", params, timeout_seconds=timeout_seconds)).response
             page = read_tool_page(response)
-            tools |= {tool["name"]: tool_repeatable(tool) for tool in page.get("tools", [])}
+            tools |= {tool["name"]: read_tool(tool) for tool in page.get("tools", [])}
             cursor = page.get("nextCursor")
             if not isinstance(cursor, str):
                 break

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Final
 
 from starlette.responses import Response as HttpResponse
@@ -80,7 +81,7 @@ class SharedSession:
             return await visit.relay.answer(opened)
         await visit.relay.exchange(opened)
 
-    async def serve_batch(self, visit: Visit, members: list[AnyMessage | InvalidMessage]) -> None:
+    async def serve_batch(self, visit: Visit, members: Sequence[AnyMessage | BridgeError]) -> None:
         """Answers a batch (MCP 2025-03-26, basic/transports; JSON-RPC 2.0, section 6)."""
         visit.record.method = "batch"
         requests = sum(isinstance(member, Request) for member in members)
@@ -90,7 +91,7 @@ class SharedSession:
         answers: list[Exchange | bytes] = []
         for member in members:
             try:
-                if isinstance(member, InvalidMessage):
+                if isinstance(member, BridgeError):
                     raise member
                 message = _servable(member)
                 if isinstance(message, Notification):

@@ -60,7 +60,7 @@ class StatelessRequests:
         if message.method == LISTEN:
             return await self._listen(visit, message, held)
         # No notification can name it, so no other era's cancellation can mean it.
-        caller = Caller(visit.principal, MODERN_VERSION)
+        caller = Caller(visit.principal, MODERN_VERSION, visit.caller.read_only)
         exchange = self._session.request(to_legacy(message), caller, visit.upstream_headers)
         watching = asyncio.create_task(self._cancel_when_client_leaves(visit, exchange))
         try:

@@ -23,40 +23,61 @@ log = logging.getLogger(__name__)
 LOOK_AGAIN_SECONDS: Final = 1.0
 """How often, at most, the file is looked at for a change."""
 
+READ_ONLY: Final = ":read-only"
+"""What follows the name of a principal that may change nothing."""
+
 _name = re.compile(r"[A-Za-z0-9._-]{1,64}").fullmatch
 _visible = re.compile(r"[\x21-\x7e]+").fullmatch
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A token and the name of who holds it: the principal."""
+    """A token, the name of who holds it, which is the principal, and whether that one may change nothing."""
 
     name: str
     value: bytes
+    read_only: bool = False
 
 
 def parse_tokens(text: str) -> tuple[Token, ...]:
-    """The tokens of a file: one a line, optionally with a name before it.
+    """The tokens of a file: one a line, optionally with a name before it, which may end in ``:read-only``.
 
     Errors:
         ValueError: a line is no token, or there is none; the line is told by its number, never by its text.
     """
-    tokens = []
+    tokens: list[Token] = []
     for number, line in enumerate(text.splitlines(), start=1):
         words = line.split()
         if not words:
             continue
-        name, value = ("default", *words) if len(words) == 1 else (words[0], words[-1])
+        named, value = ("default", *words) if len(words) == 1 else (words[0], words[-1])
+        name = named.removesuffix(READ_ONLY)
         if len(words) > 2:
             raise ValueError(f"line {number} holds more than a name and a token")
+        if len(words) == 1 and value.endswith(READ_ONLY):
+            raise ValueError(f"line {number} holds a name that ends in {READ_ONLY} and no token after it")
         if not _name(name):
-            raise ValueError(f"the name in line {number} may hold letters, digits, dots, dashes and underscores only")
+            raise ValueError(
+                f"the name in line {number} may hold letters, digits, dots, dashes and underscores only, "
+                f"and {READ_ONLY} at its end"
+            )
         if not _visible(value):
             raise ValueError(f"the token in line {number} holds something else than visible ASCII")
-        tokens.append(Token(name, value.encode()))
+        token = Token(name, value.encode(), read_only=name != named)
+        _require_unambiguous(token, tokens, number)
+        tokens.append(token)
     if not tokens:
         raise ValueError("it holds no token")
     return tuple(tokens)
+
+
+def _require_unambiguous(token: Token, tokens: list[Token], number: int) -> None:
+    """Refuses what would leave it to chance who a caller is, or what a principal may do."""
+    for other in tokens:
+        if other.value == token.value and other != token:
+            raise ValueError(f"the token in line {number} belongs to another name already")
+        if other.name == token.name and other.read_only != token.read_only:
+            raise ValueError(f"the name in line {number} stands in the file both with and without {READ_ONLY}")
 
 
 class Tokens:
@@ -97,13 +118,13 @@ class Tokens:
         """Whether there is any."""
         return bool(self._tokens)
 
-    def principal(self, token: bytes) -> str | None:
-        """The name of the token; ``None`` if it is not valid. Each one is compared, in constant time."""
+    def find(self, token: bytes) -> Token | None:
+        """The token that is shown; ``None`` if it is not valid. Each one is compared, in constant time."""
         self._look_again()
         found = None
         for candidate in self._tokens:
             if hmac.compare_digest(candidate.value, token):
-                found = candidate.name
+                found = candidate
         return found
 
     def _look_again(self) -> None:

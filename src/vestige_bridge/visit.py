@@ -72,7 +72,8 @@ class Visit:
         self.headers: list[tuple[bytes, bytes]] = scope["headers"]
         self.record: AccessRecord = scope["state"]["access"]
         self.principal: str = scope["state"]["principal"]
-        self.caller = Caller(self.principal, headers.text(self.headers, headers.SESSION_ID))
+        session_id = headers.text(self.headers, headers.SESSION_ID)
+        self.caller = Caller(self.principal, session_id, read_only=scope["state"]["read_only"])
         self.upstream_headers = headers.upstream_headers(self.headers, self.principal, self.record.request_id)
         self.protocol_version = headers.text(self.headers, headers.PROTOCOL_VERSION)
         self.accepted = headers.accepted(self.headers)

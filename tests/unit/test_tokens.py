@@ -28,6 +28,11 @@ def tokens_from(path: Path, text: str) -> Tokens:
     return Tokens(parse_tokens(text), path, clock=Clock())
 
 
+def name_of(tokens: Tokens, token: bytes) -> str | None:
+    found = tokens.find(token)
+    return None if found is None else found.name
+
+
 @pytest.mark.parametrize(
     ("text", "tokens"),
     [
@@ -35,6 +40,9 @@ def tokens_from(path: Path, text: str) -> Tokens:
         ("\n  abc \r\n\n", (Token("default", b"abc"),)),
         ("alice abc\nbob\tdef\n", (Token("alice", b"abc"), Token("bob", b"def"))),
         ("alice old\nalice new", (Token("alice", b"old"), Token("alice", b"new"))),
+        ("bob abc\neve:read-only def", (Token("bob", b"abc"), Token("eve", b"def", read_only=True))),
+        ("abc:def", (Token("default", b"abc:def"),)),
+        ("eve a:read-only", (Token("eve", b"a:read-only"),)),
     ],
 )
 def test_a_file_holds_one_token_a_line_with_or_without_a_name(text: str, tokens: tuple[Token, ...]) -> None:
@@ -51,6 +59,14 @@ def test_a_file_holds_one_token_a_line_with_or_without_a_name(text: str, tokens:
         ("x" * 65 + " secret", "name in line 1"),
         ("\n\nsécret", "token in line 3"),
         ("alice sec\x00ret", "token in line 1"),
+        (":read-only secret", "name in line 1"),
+        ("alice:read-write secret", "name in line 1"),
+        ("alice:read-only:read-only secret", "name in line 1"),
+        ("alice:READ-ONLY secret", "name in line 1"),
+        ("good\nsecret:read-only", "line 2 holds a name that ends in :read-only and no token"),
+        ("alice:read-only good\nalice secret", "name in line 2 stands in the file both with and without"),
+        ("alice secret\nalice:read-only secret", "token in line 2 belongs to another name"),
+        ("alice secret\nbob secret", "token in line 2 belongs to another name"),
     ],
 )
 def test_a_line_that_is_no_token_is_told_by_its_number_and_never_by_its_text(text: str, why: str) -> None:
@@ -65,14 +81,14 @@ def test_a_token_that_is_not_in_the_file_opens_nothing(text: str, token: bytes) 
         tokens = Tokens(parse_tokens(text))
     except ValueError:
         return
-    assert (tokens.principal(token) is not None) is (
+    assert (tokens.find(token) is not None) is (
         token in [line.split()[-1].encode() for line in text.splitlines() if line.strip()]
     )
 
 
 def test_two_tokens_of_one_name_are_valid_at_the_same_time() -> None:
     tokens = Tokens(parse_tokens("alice old\nalice new\nbob other"))
-    assert [tokens.principal(token) for token in (b"old", b"new", b"other", b"ol", b"")] == [
+    assert [name_of(tokens, token) for token in (b"old", b"new", b"other", b"ol", b"")] == [
         "alice",
         "alice",
         "bob",
@@ -83,22 +99,22 @@ def test_two_tokens_of_one_name_are_valid_at_the_same_time() -> None:
 
 def test_no_token_at_all_is_false() -> None:
     assert not Tokens(())
-    assert Tokens(()).principal(b"") is None
+    assert Tokens(()).find(b"") is None
     assert not Tokens.from_settings(Settings.from_environ({}))
 
 
 def test_the_token_of_the_environment_belongs_to_default() -> None:
     tokens = Tokens.from_settings(Settings.from_environ({"VESTIGE_AUTH_TOKEN": "abc\n"}))
     assert tokens
-    assert tokens.principal(b"abc") == "default"
+    assert name_of(tokens, b"abc") == "default"
 
 
 def test_a_file_that_changes_takes_effect_without_a_restart(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     tokens = tokens_from(tmp_path / "tokens", "alice old")
-    assert tokens.principal(b"old") == "alice"
+    assert name_of(tokens, b"old") == "alice"
     (tmp_path / "tokens").write_text("alice newer\nbob other")
-    assert [tokens.principal(token) for token in (b"old", b"newer", b"other")] == [None, "alice", "bob"]
+    assert [name_of(tokens, token) for token in (b"old", b"newer", b"other")] == [None, "alice", "bob"]
     assert [record.getMessage() for record in caplog.records] == ["The token file changed; 2 tokens are valid now"]
 
 
@@ -110,7 +126,7 @@ def test_a_file_that_is_swapped_as_kubernetes_does_takes_effect(tmp_path: Path) 
     tokens = Tokens(parse_tokens("old"), tmp_path / "data" / "tokens", clock=Clock())
     (tmp_path / "next").symlink_to("new")
     (tmp_path / "next").rename(tmp_path / "data")
-    assert [tokens.principal(token) for token in (b"old", b"new")] == [None, "default"]
+    assert [name_of(tokens, token) for token in (b"old", b"new")] == [None, "default"]
 
 
 @pytest.mark.parametrize(
@@ -125,12 +141,12 @@ def test_a_file_that_is_of_no_use_after_a_change_keeps_the_tokens_from_before(
         path.unlink()
     else:
         path.write_bytes(damage)
-    assert [tokens.principal(b"good") for _ in range(3)] == ["alice"] * 3
+    assert [name_of(tokens, b"good") for _ in range(3)] == ["alice"] * 3
     (record,) = caplog.records
     assert record.levelno == logging.ERROR
     assert "secret" not in record.getMessage()
     path.write_text("bob better")
-    assert [tokens.principal(token) for token in (b"good", b"better")] == [None, "bob"]
+    assert [name_of(tokens, token) for token in (b"good", b"better")] == [None, "bob"]
 
 
 def test_the_file_is_not_looked_at_for_every_request(tmp_path: Path) -> None:
@@ -138,7 +154,7 @@ def test_the_file_is_not_looked_at_for_every_request(tmp_path: Path) -> None:
     path.write_text("old")
     tokens = Tokens(parse_tokens("old"), path, clock=lambda: 1.0)
     path.write_text("a newer one")
-    assert tokens.principal(b"old") == "default"
+    assert name_of(tokens, b"old") == "default"
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\xff", b"a b c"], ids=["missing", "empty", "bytes", "words"])
@@ -158,4 +174,4 @@ def test_a_file_that_is_of_no_use_at_the_start_is_a_mistake_in_the_settings(
 def test_a_file_of_tokens_is_read_from_where_the_settings_say(tmp_path: Path) -> None:
     (tmp_path / "tokens").write_text("alice abc\n")
     tokens = Tokens.from_settings(Settings.from_environ({"VESTIGE_AUTH_TOKEN_FILE": str(tmp_path / "tokens")}))
-    assert tokens.principal(b"abc") == "alice"
+    assert name_of(tokens, b"abc") == "alice"
