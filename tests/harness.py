@@ -23,6 +23,7 @@ import uvicorn
 from aiohttp import web
 
 from vestige_bridge.app import build_app
+from vestige_bridge.metrics import Metrics
 from vestige_bridge.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -147,6 +148,7 @@ class Bridge:
     token: str | None = TOKEN
     headers: dict[str, str] = field(default_factory=dict)
     drain: Callable[[], Awaitable[None]] | None = None
+    metrics: Metrics | None = None
 
     @property
     def url(self) -> str:
@@ -193,6 +195,13 @@ class Bridge:
                 if line.startswith(b"data:"):
                     yield json.loads(line[5:])
 
+    def metric(self, name: str, /, **labels: str) -> float:
+        """The value of a metric, which is there."""
+        assert self.metrics is not None
+        value = self.metrics.registry.get_sample_value(f"vestige_bridge_{name}", labels)
+        assert value is not None, (name, labels)
+        return value
+
     async def ready(self) -> bool:
         """Whether it says that it is ready."""
         return (await self.get("/readyz")).status == 200
@@ -206,7 +215,8 @@ def call_body(tool: str, arguments: dict[str, Any] | None = None, *, id: Any = 1
 
 def environment(upstream: str, **variables: str) -> dict[str, str]:
     """The variables of a bridge for tests; those of the bridge are named without their prefix."""
-    environ = {"VESTIGE_MCP_URL": upstream, "VESTIGE_AUTH_TOKEN": TOKEN, "VESTIGE_BRIDGE_PORT": "0"}
+    environ = {"VESTIGE_MCP_URL": upstream, "VESTIGE_AUTH_TOKEN": TOKEN}
+    environ |= {"VESTIGE_BRIDGE_PORT": "0", "VESTIGE_BRIDGE_METRICS_PORT": "0"}
     environ |= {
         name if name.startswith("VESTIGE_") else f"VESTIGE_BRIDGE_{name}": value for name, value in variables.items()
     }
@@ -235,7 +245,7 @@ async def bridge(upstream: str, **variables: str) -> AsyncIterator[Bridge]:
     try:
         async with aiohttp.ClientSession(connector=connector) as http:
             origin = f"http://127.0.0.1:{listener.getsockname()[1]}"
-            yield Bridge(origin, http, settings.auth_token or None, drain=app.state.drain)
+            yield Bridge(origin, http, settings.auth_token or None, drain=app.state.drain, metrics=app.state.metrics)
     finally:
         server.should_exit = True
         await serving
@@ -247,9 +257,15 @@ class BridgeProcess:
     def __init__(self, environ: Mapping[str, str], command: list[str] | None = None, cwd: Path | None = None) -> None:
         port = environ["VESTIGE_BRIDGE_PORT"]
         self.port = free_port() if port == "0" else int(port) if port.isdigit() else 0
+        self.metrics_port = int(environ.get("VESTIGE_BRIDGE_METRICS_PORT", "0")) or free_port()
         self._process = subprocess.Popen(
             command or [sys.executable, "-m", "vestige_bridge"],
-            env={**_inherited(), **environ, "VESTIGE_BRIDGE_PORT": str(self.port or port)},
+            env={
+                **_inherited(),
+                **environ,
+                "VESTIGE_BRIDGE_PORT": str(self.port or port),
+                "VESTIGE_BRIDGE_METRICS_PORT": str(self.metrics_port),
+            },
             cwd=cwd,
             stderr=subprocess.PIPE,
             text=True,

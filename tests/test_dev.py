@@ -22,6 +22,7 @@ import pytest
 from harness import NODE, ROOT, SERVER_EVERYTHING, free_port
 
 READY = "Ctrl-C ends both."
+PORTS = ("VESTIGE_MCP_PORT", "VESTIGE_BRIDGE_PORT", "VESTIGE_BRIDGE_METRICS_PORT")
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def checkout(tmp_path: Path) -> Path:
 @pytest.fixture
 def ports() -> dict[str, str]:
     """Free ports for both processes."""
-    return {"VESTIGE_MCP_PORT": str(free_port()), "VESTIGE_BRIDGE_PORT": str(free_port())}
+    return {variable: str(free_port()) for variable in PORTS}
 
 
 def clean_environment(variables: dict[str, str]) -> dict[str, str]:
@@ -185,7 +186,7 @@ def test_the_environment_wins_over_dotenv_and_an_existing_file_is_kept(checkout:
     assert lines[2].startswith("VESTIGE_AUTH_TOKEN=")
 
 
-@pytest.mark.parametrize("variable", ["VESTIGE_MCP_PORT", "VESTIGE_BRIDGE_PORT"])
+@pytest.mark.parametrize("variable", PORTS)
 def test_a_port_that_is_taken_is_one_sentence_naming_the_variable(
     checkout: Path, ports: dict[str, str], variable: str
 ) -> None:
@@ -201,6 +202,13 @@ def test_a_port_that_is_taken_is_one_sentence_naming_the_variable(
     assert f"Port {taken} on 127.0.0.1 is not free" in said
     assert f"set {variable} to another port" in said
     assert "Traceback" not in said
+
+
+def test_a_port_that_is_given_twice_is_one_sentence_naming_both_variables(
+    checkout: Path, ports: dict[str, str]
+) -> None:
+    ports["VESTIGE_BRIDGE_METRICS_PORT"] = ports["VESTIGE_BRIDGE_PORT"]
+    assert "VESTIGE_BRIDGE_PORT and VESTIGE_BRIDGE_METRICS_PORT are both" in refused(checkout, ports)
 
 
 @pytest.mark.parametrize("value", ["many", "0", "70000"])
@@ -260,4 +268,4 @@ def test_the_gateway_listens_on_loopback_only(checkout: Path, ports: dict[str, s
             for connection in process.net_connections("tcp")
             if connection.status == psutil.CONN_LISTEN
         ]
-    assert listening == ["127.0.0.1", "127.0.0.1"]
+    assert listening == ["127.0.0.1"] * len(PORTS)

@@ -87,10 +87,12 @@ async def test_a_bad_setting_is_one_line_that_names_it_and_exit_status_2(variabl
     assert variable in log
 
 
-async def test_a_port_that_is_taken_is_one_line_and_exit_status_1(everything_gateway: Gateway) -> None:
+@pytest.mark.parametrize("variable", ["VESTIGE_BRIDGE_PORT", "VESTIGE_BRIDGE_METRICS_PORT"])
+async def test_a_port_that_is_taken_is_one_line_and_exit_status_1(everything_gateway: Gateway, variable: str) -> None:
     port = str(everything_gateway.port)
-    process = BridgeProcess(environment(everything_gateway.url, PORT=port))
+    process = BridgeProcess(environment(everything_gateway.url) | {variable: port})
     status, log = await process.ended()
     assert status == 1
-    assert "VESTIGE_BRIDGE_PORT" in log
+    assert len(log.splitlines()) == 1
+    assert variable in log
     assert port in log

@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 CLIENT_CLOSED_REQUEST: Final = 499
 QUIET_PATHS: Final = frozenset({"/health", "/readyz", "/livez"})
+ENDPOINT_PATHS: Final = frozenset({"/mcp", "/mcp/"})
 
 
 @dataclass(slots=True)
@@ -40,17 +41,23 @@ class AccessRecord:
     client_left: bool = False
 
 
+Observe = Callable[[str, AccessRecord, int, int, float], None]
+"""Told of each request that is over: its path, its record, its status, the bytes sent, and the seconds it took."""
+
+
 class AccessLog:
     """ASGI middleware that logs each request once it is over, and returns its ``X-Request-Id``.
 
     Parameters:
         app: what is logged.
         draining: whether the bridge is about to stop, so that clients are told to close their connections.
+        observe: told of each request that is over.
     """
 
-    def __init__(self, app: ASGIApp, draining: Callable[[], bool]) -> None:
+    def __init__(self, app: ASGIApp, draining: Callable[[], bool], observe: Observe) -> None:
         self._app = app
         self._draining = draining
+        self._observe = observe
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes the request on and watches what is answered."""
@@ -75,7 +82,10 @@ class AccessLog:
         try:
             await self._app(scope, receive, send_watched)
         finally:
-            self._write(scope, record, status, sent_bytes, time.perf_counter() - started_at)
+            seconds = time.perf_counter() - started_at
+            status = CLIENT_CLOSED_REQUEST if record.client_left else status
+            self._observe(scope["path"], record, status, sent_bytes, seconds)
+            self._write(scope, record, status, sent_bytes, seconds)
 
     def _write(self, scope: Scope, record: AccessRecord, status: int, sent_bytes: int, seconds: float) -> None:
         level = logging.DEBUG if scope["path"] in QUIET_PATHS and status < 400 else logging.INFO
@@ -83,13 +93,13 @@ class AccessLog:
             return
         fields = {
             "http": scope["method"],
-            "path": scope["path"] if scope["path"] in QUIET_PATHS | {"/mcp", "/mcp/"} else "other",
+            "path": scope["path"] if scope["path"] in QUIET_PATHS | ENDPOINT_PATHS else "other",
             "method": record.method,
             "tool": record.tool,
             "principal": scope["state"].get("principal"),
             "agent": headers.text(scope["headers"], headers.AGENT_ID),
             "request_id": record.request_id,
-            "status": CLIENT_CLOSED_REQUEST if record.client_left else status,
+            "status": status,
             "duration_ms": round(seconds * 1000, 1),
             "bytes": sent_bytes,
         }

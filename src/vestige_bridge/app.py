@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
@@ -15,9 +16,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from vestige_bridge.access import AccessLog
-from vestige_bridge.auth import Authentication
+from vestige_bridge.auth import REFUSALS, Authentication
 from vestige_bridge.errors import BridgeError, InternalError, MethodNotAllowed, NotFound
 from vestige_bridge.health import HealthEndpoints
+from vestige_bridge.metrics import Metrics
 from vestige_bridge.monitor import Monitor
 from vestige_bridge.per_client import ClientSessions
 from vestige_bridge.proxy import McpEndpoint
@@ -35,7 +37,7 @@ _HTTP_SSE_PATHS: Final = frozenset({"/sse", "/sse/", "/message", "/messages", "/
 def build_app(settings: Settings) -> Starlette:
     """The bridge as an ASGI application, to be run with its lifespan.
 
-    Its ``state.drain`` takes no more requests and waits for those in flight.
+    Its ``state.drain`` takes no more requests and waits for those in flight; its ``state.metrics`` are for another app.
 
     Errors:
         SettingsError: the token file or the state directory that the settings name is of no use.
@@ -51,6 +53,15 @@ def build_app(settings: Settings) -> Starlette:
     health = HealthEndpoints(session, monitor)
     client_sessions = ClientSessions(upstream, settings)
     mcp = McpEndpoint(session, settings, client_sessions if settings.session_mode == "per-client" else None)
+    tokens, refusals = Tokens.from_settings(settings), Counter(dict.fromkeys(REFUSALS, 0))
+    metrics = Metrics(
+        settings=settings,
+        session=session,
+        client_sessions=client_sessions,
+        monitor=monitor,
+        tokens=tokens,
+        refusals=refusals,
+    )
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -70,14 +81,15 @@ def build_app(settings: Settings) -> Starlette:
             Route("/livez", health.livez),
         ],
         middleware=[
-            Middleware(AccessLog, draining=lambda: session.draining),
-            Middleware(Authentication, settings=settings, tokens=Tokens.from_settings(settings)),
+            Middleware(AccessLog, draining=lambda: session.draining, observe=metrics.observe),
+            Middleware(Authentication, settings=settings, tokens=tokens, refusals=refusals),
         ],
         exception_handlers={HTTPException: _refuse, Exception: _fail},
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
     app.state.drain = drain
+    app.state.metrics = metrics
     return app
 
 

@@ -6,6 +6,7 @@ The law of this room: closed by default. Nothing here reads a body, and what gua
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -20,6 +21,9 @@ log = logging.getLogger(__name__)
 
 GUARDED_PATHS: Final = frozenset({"/mcp", "/mcp/"})
 PROBED_PATHS: Final = frozenset({"/health", "/readyz"})
+
+REFUSALS: Final = ("no_token", "wrong_token", "origin", "not_configured")
+"""Why a request does not get in."""
 
 _REALM: Final = 'Bearer realm="vestige-bridge"'
 _NOT_CONFIGURED: Final = (
@@ -37,11 +41,13 @@ class Authentication:
         app: what is behind the door.
         settings: whether nobody needs a token, and the origins whose pages may call.
         tokens: the valid tokens.
+        refusals: counts who does not get in, by reason.
     """
 
-    def __init__(self, app: ASGIApp, settings: Settings, tokens: Tokens) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, tokens: Tokens, refusals: Counter[str]) -> None:
         self._app = app
         self._tokens = tokens
+        self._refusals = refusals
         self._anonymous = settings.allow_anonymous
         self._origins = settings.allowed_origins
         if self._anonymous:
@@ -56,10 +62,12 @@ class Authentication:
         origin = headers.get(scope["headers"], headers.ORIGIN)
         try:
             if not self._tokens and not self._anonymous:
+                self._refusals["not_configured"] += 1
                 raise AuthenticationNotConfigured(_NOT_CONFIGURED)
             if scope["path"] in GUARDED_PATHS:
                 if not headers.origin_allowed(scope["headers"], self._origins):
                     origin = None
+                    self._refusals["origin"] += 1
                     raise Forbidden("Pages of this origin may not call the bridge; see VESTIGE_BRIDGE_ALLOWED_ORIGINS.")
                 if origin is not None:
                     send = _with_cors(send, origin)
@@ -80,12 +88,14 @@ class Authentication:
             return {"principal": "anonymous", "read_only": False}
         token = headers.bearer_token(scope["headers"])
         if token is None:
+            self._refusals["no_token"] += 1
             raise AuthenticationError(
                 "A token is needed: send one header `Authorization: Bearer <token>`.",
                 headers={"www-authenticate": _REALM},
             )
         found = self._tokens.find(token)
         if found is None:
+            self._refusals["wrong_token"] += 1
             raise AuthenticationError(
                 "The token is not valid.",
                 headers={"www-authenticate": f'{_REALM}, error="invalid_token"'},

@@ -30,6 +30,7 @@ What only the log may say stands in ``detail``.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -232,3 +233,28 @@ RENDERINGS: Final[Mapping[type[BridgeError], Rendering]] = MappingProxyType(
         UpstreamConnectError: Rendering(503, -32010),
     }
 )
+
+REASONS: Final[Mapping[type[BridgeError], str]] = MappingProxyType(
+    {
+        BodyTooLarge: "too_large",
+        Cancelled: "cancelled",
+        InternalError: "bug",
+        SessionLost: "session_lost",
+        UpstreamConnectError: "connect",
+        UpstreamDisconnected: "disconnected",
+        UpstreamProtocolError: "protocol",
+        UpstreamTimeout: "timeout",
+        UpstreamUnavailable: "unavailable",
+    }
+)
+"""How a failure is called in a word, for probes and metrics."""
+
+
+def reason_of(error: BridgeError) -> str:
+    """The failure in a word."""
+    return REASONS.get(type(error), "unavailable")
+
+
+def no_failures() -> Counter[str]:
+    """How often each reason occurred: never yet."""
+    return Counter(dict.fromkeys(REASONS.values(), 0))

@@ -82,6 +82,11 @@ class Exchange(Call):
         return self._end is not None
 
     @property
+    def error(self) -> BridgeError | None:
+        """The error that ended it, if one did."""
+        return self._end if isinstance(self._end, BridgeError) else None
+
+    @property
     def outcome(self) -> Outcome:
         """``not_sent`` when upstream provably never saw the request in any attempt."""
         return "unknown" if self.sent else "not_sent"

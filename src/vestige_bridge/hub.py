@@ -147,6 +147,11 @@ class Hub:
         self._wishes(caller).level = level
 
     @property
+    def streams_open(self) -> int:
+        """How many clients are listening."""
+        return len(self._others) + sum(it.listener is not None for it in self._clients.values())
+
+    @property
     def uris(self) -> frozenset[str]:
         """The resources that somebody wants to hear of."""
         wanted = [wishes.uris for wishes in self._clients.values()]

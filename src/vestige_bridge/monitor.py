@@ -15,14 +15,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final, Protocol
 
-from vestige_bridge.errors import (
-    BridgeError,
-    SessionLost,
-    UpstreamConnectError,
-    UpstreamDisconnected,
-    UpstreamProtocolError,
-    UpstreamTimeout,
-)
+from vestige_bridge.errors import BridgeError, SessionLost, no_failures, reason_of
 from vestige_bridge.tasks import Tasks
 
 log = logging.getLogger(__name__)
@@ -32,14 +25,6 @@ DOWN_AFTER: Final = 3
 
 FIRST_BACKOFF_SECONDS: Final = 0.25
 LONGEST_BACKOFF_SECONDS: Final = 5.0
-
-_REASONS: Final[dict[type[BridgeError], str]] = {
-    SessionLost: "session_lost",
-    UpstreamConnectError: "connect",
-    UpstreamDisconnected: "disconnected",
-    UpstreamProtocolError: "protocol",
-    UpstreamTimeout: "timeout",
-}
 
 
 class State(StrEnum):
@@ -99,10 +84,17 @@ class Monitor:
     Parameters:
         interval_seconds: the time between two checks while all is well.
         clock: a monotonic clock, in seconds.
+
+    Attributes:
+        health: what the outcomes so far come to.
+        failures: how often the connection failed, by reason.
+        reconnects: how often it came back.
     """
 
     def __init__(self, interval_seconds: float, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.health = Health()
+        self.failures = no_failures()
+        self.reconnects = 0
         self._interval_seconds = interval_seconds
         self._clock = clock
         self._wake = asyncio.Event()
@@ -134,9 +126,11 @@ class Monitor:
         if error is None:
             self.health = before.after_answer(self._clock())
             if before.state is not State.READY:
+                self.reconnects += before.answered_at is not None
                 log.info("Vestige connected")
             return
-        self.health = before.after_failure(_REASONS.get(type(error), "unavailable"))
+        self.failures[reason_of(error)] += 1
+        self.health = before.after_failure(reason_of(error))
         if before.failures == 0:
             lost = before.state is not State.CONNECTING
             log.warning("%s: %s", "Vestige connection lost" if lost else "Vestige cannot be reached yet", error)

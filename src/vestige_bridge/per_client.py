@@ -27,6 +27,8 @@ from vestige_bridge.errors import (
     UpstreamError,
     UpstreamProtocolError,
     UpstreamTimeout,
+    no_failures,
+    reason_of,
 )
 from vestige_bridge.headers import LAST_EVENT_ID, PROTOCOL_VERSION, SESSION_ID, text
 from vestige_bridge.jsonrpc import AnyMessage, Request, Response, build_error, parse_message
@@ -56,14 +58,21 @@ class ClientSessions:
     Parameters:
         upstream: the MCP endpoint.
         settings: limits and timeouts.
+
+    Attributes:
+        in_flight: how many requests are in flight.
+        streams_open: how many clients listen on their session's own stream.
+        failures: how many requests ended without an answer, by reason.
     """
 
     def __init__(self, upstream: Upstream, settings: Settings) -> None:
+        self.in_flight = 0
+        self.streams_open = 0
+        self.failures = no_failures()
         self._upstream = upstream
         self._settings = settings
         self._owned: dict[str, _Owned] = {}
         self._opening = 0
-        self._in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
         self._closing = asyncio.Event()
@@ -80,6 +89,11 @@ class ClientSessions:
         """Ends every session."""
         await self._tasks.close()
         await asyncio.gather(*(self._delete(session_id) for session_id in list(self._owned)))
+
+    @property
+    def sessions_open(self) -> int:
+        """How many sessions clients have."""
+        return len(self._owned)
 
     async def drain(self, timeout_seconds: float) -> None:
         """Takes no more requests, ends the streams, and waits for what is in flight."""
@@ -111,6 +125,7 @@ class ClientSessions:
         if self._closing.is_set():
             raise Overloaded("The bridge is shutting down.")
         owned.in_use += 1
+        self.streams_open += 1
         pumping = asyncio.create_task(self._pump_own_stream(visit))
         others = [asyncio.create_task(visit.until_client_leaves()), asyncio.create_task(self._closing.wait())]
         try:
@@ -119,6 +134,7 @@ class ClientSessions:
                 pumping.result()
         finally:
             owned.in_use -= 1
+            self.streams_open -= 1
             for task in (pumping, *others):
                 task.cancel()
             await asyncio.gather(pumping, *others, return_exceptions=True)
@@ -137,12 +153,12 @@ class ClientSessions:
         data = {"outcome": "not_sent", "retryable": True}
         if self._closing.is_set():
             raise Overloaded("The bridge is shutting down.", data=data)
-        if self._in_flight >= self._settings.max_in_flight:
+        if self.in_flight >= self._settings.max_in_flight:
             raise Overloaded("Too many requests are in flight.", data=data)
         if opens and len(self._owned) + self._opening >= self._settings.max_client_sessions:
             raise Overloaded("Too many sessions are open; see VESTIGE_BRIDGE_MAX_CLIENT_SESSIONS.", data=data)
         owned = None if opens else self._require_owned(visit)
-        self._in_flight += 1
+        self.in_flight += 1
         self._opening += opens
         self._idle.clear()
         if owned is not None:
@@ -150,12 +166,12 @@ class ClientSessions:
         try:
             yield
         finally:
-            self._in_flight -= 1
+            self.in_flight -= 1
             self._opening -= opens
             if owned is not None:
                 owned.in_use -= 1
                 owned.used_at = asyncio.get_running_loop().time()
-            if not self._in_flight:
+            if not self.in_flight:
                 self._idle.set()
 
     def _require_owned(self, visit: Visit) -> _Owned:
@@ -274,6 +290,7 @@ class ClientSessions:
 
     async def _fail(self, visit: Visit, request: Request | None, error: UpstreamError) -> None:
         """Ends a stream that has begun by the error object."""
+        self.failures[reason_of(error)] += 1
         error.request_id = visit.spelled_id
         error.data |= {"outcome": "unknown" if error.sent else "not_sent", "retryable": not error.sent}
         if isinstance(error, UpstreamTimeout) and request is not None:

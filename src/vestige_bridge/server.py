@@ -1,19 +1,23 @@
-"""The bridge as a process: a listening socket, signals, and the drain between them."""
+"""The bridge as a process: its listening sockets, signals, and the drain between them."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import signal
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
-from typing import Final
+from typing import Final, Literal
 
 import uvicorn
 from starlette.applications import Starlette
 
 from vestige_bridge import logs
 from vestige_bridge.app import build_app
+from vestige_bridge.metrics import build_metrics_app
 from vestige_bridge.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -48,6 +52,15 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
 
+class MetricsServer(uvicorn.Server):
+    """A server beside the other, which is the one that signals are for."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Captures none."""
+        yield
+
+
 def serve(settings: Settings) -> int:
     """Serves until a signal comes.
 
@@ -59,22 +72,57 @@ def serve(settings: Settings) -> int:
     """
     logs.configure(settings.logging_level, settings.log_format)
     app = build_app(settings)
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
-        listener = socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+        listener = _listen(settings.host, settings.port, "VESTIGE_BRIDGE_PORT")
+        metrics_listener = _listen(settings.host, settings.metrics_port, "VESTIGE_BRIDGE_METRICS_PORT")
     except OSError as error:
-        print(
-            f"Cannot listen on {settings.host} port {settings.port}: {error.strerror}. "
-            "Choose another VESTIGE_BRIDGE_HOST or VESTIGE_BRIDGE_PORT.",
-            file=sys.stderr,
-        )
+        print(error, file=sys.stderr)
         return 1
-    config = uvicorn.Config(
+    log.info("Listening on http://%s:%d", settings.host, listener.getsockname()[1])
+    log.info("Metrics on http://%s:%d/metrics", settings.host, metrics_listener.getsockname()[1])
+    server = Server(_config(app, lifespan="on"), app)
+    metrics_server = MetricsServer(_config(build_metrics_app(app.state.metrics), lifespan="off"))
+
+    async def run() -> None:
+        scraped = asyncio.create_task(metrics_server.serve(sockets=[metrics_listener]))
+        try:
+            await server.serve(sockets=[listener])
+        finally:
+            metrics_server.should_exit = True
+            await scraped
+
+    with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
+        runner.run(run())
+    return 0
+
+
+def _listen(host: str, port: int, variable: str) -> socket.socket:
+    """A socket that listens.
+
+    Parameters:
+        host: the address.
+        port: the port; 0 takes a free one.
+        variable: the setting that chose the port.
+
+    Errors:
+        OSError: it cannot, in a sentence that names the setting.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise OSError(
+            f"Cannot listen on {host} port {port}: {error.strerror}. Choose another VESTIGE_BRIDGE_HOST or {variable}."
+        ) from error
+
+
+def _config(app: Starlette, lifespan: Literal["on", "off"]) -> uvicorn.Config:
+    return uvicorn.Config(
         app,
         http="httptools",
         loop="uvloop",
         ws="none",
-        lifespan="on",
+        lifespan=lifespan,
         log_config=None,
         access_log=False,
         server_header=False,
@@ -82,6 +130,3 @@ def serve(settings: Settings) -> int:
         timeout_keep_alive=IDLE_CONNECTION_SECONDS,
         timeout_graceful_shutdown=FLUSH_SECONDS,
     )
-    log.info("Listening on http://%s:%d", settings.host, listener.getsockname()[1])
-    Server(config, app).run(sockets=[listener])
-    return 0

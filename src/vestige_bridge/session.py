@@ -25,6 +25,8 @@ from vestige_bridge.errors import (
     UpstreamProtocolError,
     UpstreamTimeout,
     UpstreamUnavailable,
+    no_failures,
+    reason_of,
 )
 from vestige_bridge.exchange import Answered, Exchange
 from vestige_bridge.hub import Hub
@@ -72,6 +74,8 @@ class Session:
         tools: the tools that upstream announced, by their names.
         hub: who hears which notification.
         sessions_opened: how many upstream sessions were opened so far.
+        replays: how many times a request was sent again.
+        failures: how many requests of clients ended without an answer, by reason.
         draining: whether new requests are refused.
     """
 
@@ -86,6 +90,8 @@ class Session:
         self.tools: Mapping[str, Tool] = MappingProxyType({})
         self.hub = Hub()
         self.sessions_opened = 0
+        self.replays = 0
+        self.failures = no_failures()
         self.draining = False
         self._upstream = upstream
         self._settings = settings
@@ -123,6 +129,16 @@ class Session:
             await self._upstream.delete(self.held.headers)
             self.held = None
         self._file.forget()
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests of clients are in flight, those that wait in the window included."""
+        return len(self._in_flight)
+
+    @property
+    def with_upstream(self) -> int:
+        """How many of them have a place in the window."""
+        return len(self._in_window)
 
     def request(self, request: Request, caller: Caller, headers: Mapping[str, str]) -> Exchange:
         """Accepts a client's request and sees it through; the exchange says how it goes.
@@ -287,7 +303,10 @@ class Session:
         if exchange in self._in_window:
             self._in_window.remove(exchange)
             self._window.release()
-        self._in_flight.discard(exchange)
+        if exchange in self._in_flight:
+            self._in_flight.remove(exchange)
+            if exchange.error is not None:
+                self.failures[reason_of(exchange.error)] += 1
         if not self._in_flight:
             self._idle.set()
 
@@ -334,6 +353,7 @@ class Session:
                 if type(error) in replayed or not harmless:
                     raise
                 replayed.add(type(error))
+                self.replays += 1
                 log.debug("Replaying a request: %s", error)
 
     async def _notify_once(self, notification: Notification, headers: Mapping[str, str]) -> None:

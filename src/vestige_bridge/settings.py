@@ -140,6 +140,12 @@ class Settings:
     )
     host: str = _setting("VESTIGE_BRIDGE_HOST", "127.0.0.1", _host, "The address to listen on.")
     port: int = _setting("VESTIGE_BRIDGE_PORT", "8000", _port, "The port to listen on; 0 takes a free one.")
+    metrics_port: int = _setting(
+        "VESTIGE_BRIDGE_METRICS_PORT",
+        "9464",
+        _port,
+        "The port on which GET /metrics is answered; 0 takes a free one.",
+    )
     session_mode: str = _setting(
         "VESTIGE_BRIDGE_SESSION_MODE",
         "shared",

@@ -87,6 +87,9 @@ class Tokens:
         tokens: those to begin with.
         path: the file to read anew whenever it changes; ``None`` when they are fixed.
         clock: a monotonic clock, in seconds.
+
+    Attributes:
+        file_valid: whether the file was of use when it was last read.
     """
 
     def __init__(
@@ -95,6 +98,8 @@ class Tokens:
         self._tokens = tokens
         self._path = path
         self._clock = clock
+        self._used_at: dict[str, float] = {}
+        self.file_valid = True
         self._looked_at = clock()
         self._seen = None if path is None else _fingerprint(path)
 
@@ -125,7 +130,14 @@ class Tokens:
         for candidate in self._tokens:
             if hmac.compare_digest(candidate.value, token):
                 found = candidate
+        if found is not None:
+            self._used_at[found.name] = time.time()
         return found
+
+    @property
+    def last_used(self) -> dict[str, float]:
+        """When each principal last got in, in seconds since 1970; 0 for one that did not yet."""
+        return {token.name: self._used_at.get(token.name, 0.0) for token in self._tokens}
 
     def _look_again(self) -> None:
         """Reads the file anew if it changed, as a mounted Secret does by a swap of symlinks."""
@@ -140,8 +152,10 @@ class Tokens:
         try:
             self._tokens = _read(self._path)
         except (OSError, ValueError) as error:
+            self.file_valid = False
             log.error("The token file changed and is of no use (%s); the tokens from before stay valid", _why(error))  # noqa: TRY400
         else:
+            self.file_valid = True
             log.info("The token file changed; %d tokens are valid now", len(self._tokens))
 
 

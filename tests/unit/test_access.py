@@ -7,12 +7,16 @@ import pytest
 from starlette.responses import PlainTextResponse
 from starlette.types import Message, Receive, Scope, Send
 
-from vestige_bridge.access import AccessLog, AccessRecord
+from vestige_bridge.access import AccessLog, AccessRecord, Observe
 from vestige_bridge.logs import FIELDS
 
 
 async def receive() -> Message:
     return {"type": "http.request", "body": b""}
+
+
+def unobserved(*_: object) -> None:
+    """Nobody counts these requests."""
 
 
 async def ask(
@@ -22,6 +26,7 @@ async def ask(
     learn: dict[str, Any] | None = None,
     status: int = 200,
     draining: bool = False,
+    observe: Observe = unobserved,
 ) -> list[Message]:
     """What a client is sent for a request to an application that answers three bytes."""
     sent: list[Message] = []
@@ -43,7 +48,7 @@ async def ask(
         "query_string": b"secret=1",
         "headers": headers or [],
     }
-    await AccessLog(app, draining=lambda: draining)(scope, receive, send)
+    await AccessLog(app, draining=lambda: draining, observe=observe)(scope, receive, send)
     return sent
 
 
@@ -56,7 +61,11 @@ def fields(caplog: pytest.LogCaptureFixture) -> dict[str, Any]:
 async def test_a_request_is_one_line_with_what_was_learnt_of_it(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     await ask(
-        headers=[(b"x-request-id", b"abc"), (b"x-agent-id", b"an agent"), (b"authorization", b"Bearer secret")],
+        headers=[
+            (b"x-request-id", b"abc"),
+            (b"x-agent-id", b"an agent"),
+            (b"authorization", b"Bearer secret"),
+        ],
         learn={"method": "tools/call", "tool": "search"},
     )
     logged = fields(caplog)
@@ -85,6 +94,15 @@ async def test_a_client_that_left_is_logged_as_499(caplog: pytest.LogCaptureFixt
     caplog.set_level(logging.INFO)
     await ask(learn={"client_left": True})
     assert fields(caplog)["status"] == 499
+
+
+async def test_a_request_is_counted_although_nobody_reads_its_line(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.ERROR)
+    observed: list[tuple[str, AccessRecord, int, int, float]] = []
+    await ask(learn={"method": "ping", "client_left": True}, observe=lambda *it: observed.append(it))
+    ((path, record, status, sent_bytes, seconds),) = observed
+    assert (path, record.method, status, sent_bytes) == ("/mcp", "ping", 499, 3)
+    assert seconds > 0
 
 
 @pytest.mark.parametrize(("status", "lines"), [(200, 0), (503, 1)])
@@ -117,7 +135,7 @@ async def test_a_failure_is_logged_as_500_and_goes_on(caplog: pytest.LogCaptureF
 
     scope: Scope = {"type": "http", "method": "GET", "path": "/livez", "headers": []}
     with pytest.raises(ZeroDivisionError):
-        await AccessLog(fail, draining=lambda: False)(scope, receive, send)
+        await AccessLog(fail, draining=lambda: False, observe=unobserved)(scope, receive, send)
     assert fields(caplog)["status"] == 500
 
 
@@ -131,6 +149,6 @@ async def test_what_is_no_request_passes_without_a_line(caplog: pytest.LogCaptur
     async def send(message: Message) -> None:
         raise AssertionError(message)
 
-    await AccessLog(app, draining=lambda: False)({"type": "lifespan"}, receive, send)
+    await AccessLog(app, draining=lambda: False, observe=unobserved)({"type": "lifespan"}, receive, send)
     assert passed == [{"type": "lifespan"}]
     assert not caplog.records
