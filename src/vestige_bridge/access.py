@@ -99,6 +99,7 @@ class AccessLog:
             "principal": scope["state"].get("principal"),
             "agent": headers.text(scope["headers"], headers.AGENT_ID),
             "request_id": record.request_id,
+            "trace_id": headers.trace_id(scope["headers"]),
             "status": status,
             "duration_ms": round(seconds * 1000, 1),
             "bytes": sent_bytes,

@@ -35,6 +35,9 @@ RawHeaders = Iterable[tuple[bytes, bytes]]
 _CROSSES_UPSTREAM: Final = (AGENT_ID, TRACEPARENT)
 _visible_ascii = re.compile(rb"[\x21-\x7e](?:[\x20-\x7e]{0,254}[\x21-\x7e])?").fullmatch
 _request_id = re.compile(rb"[A-Za-z0-9._:+/=-]{1,128}").fullmatch
+_traceparent = re.compile(
+    rb"(?!ff)[0-9a-f]{2}-(?P<trace_id>(?!0{32})[0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
+).fullmatch
 _base64_value = re.compile(rb"=\?base64\?(.*)\?=").fullmatch
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -107,6 +110,13 @@ def request_id(headers: RawHeaders) -> str:
     """The request id that the client chose, if it is fit for a log; otherwise a new one."""
     value = get(headers, REQUEST_ID)
     return value.decode("ascii") if value is not None and _request_id(value) else secrets.token_hex(8)
+
+
+def trace_id(headers: RawHeaders) -> str | None:
+    """The id of the trace that the request belongs to (W3C Trace Context, section 3.2.2)."""
+    value = get(headers, TRACEPARENT)
+    match = None if value is None else _traceparent(value)
+    return match["trace_id"].decode("ascii") if match else None
 
 
 def text(headers: RawHeaders, name: bytes) -> str | None:

@@ -65,6 +65,7 @@ async def test_a_request_is_one_line_with_what_was_learnt_of_it(caplog: pytest.L
             (b"x-request-id", b"abc"),
             (b"x-agent-id", b"an agent"),
             (b"authorization", b"Bearer secret"),
+            (b"traceparent", b"00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01"),
         ],
         learn={"method": "tools/call", "tool": "search"},
     )
@@ -78,6 +79,7 @@ async def test_a_request_is_one_line_with_what_was_learnt_of_it(caplog: pytest.L
         "principal": "alice",
         "agent": "an agent",
         "request_id": "abc",
+        "trace_id": "a" * 32,
         "status": 200,
         "bytes": 3,
     }

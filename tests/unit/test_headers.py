@@ -204,6 +204,29 @@ def test_a_page_may_call_if_its_origin_is_allowed_or_both_ends_are_loopback(
     assert headers.origin_allowed(raw, ALLOWED) is allowed
 
 
+TRACE = b"0af7651916cd43dd8448eb211c80319c"
+
+
+@pytest.mark.parametrize(
+    ("value", "trace_id"),
+    [
+        (b"00-" + TRACE + b"-b7ad6b7169203331-01", TRACE.decode()),
+        (b"cc-" + TRACE + b"-b7ad6b7169203331-00", TRACE.decode()),
+        (b"ff-" + TRACE + b"-b7ad6b7169203331-01", None),
+        (b"00-" + TRACE.upper() + b"-b7ad6b7169203331-01", None),
+        (b"00-" + b"0" * 32 + b"-b7ad6b7169203331-01", None),
+        (b"00-" + TRACE + b"-0000000000000000-01", None),
+        (b"00-" + TRACE + b"-b7ad6b7169203331", None),
+        (b"00-" + TRACE + b"-b7ad6b7169203331-01\n", None),
+        (b"secret", None),
+        (b"", None),
+    ],
+)
+def test_a_trace_is_named_only_by_a_valid_traceparent(value: bytes, trace_id: str | None) -> None:
+    assert headers.trace_id([(b"traceparent", value)]) == trace_id
+    assert headers.trace_id([]) is None
+
+
 @given(st.binary(max_size=40), st.binary(max_size=40))
 def test_no_origin_and_no_host_can_break_the_question(origin: bytes, host: bytes) -> None:
     raw = [(b"origin", origin), (b"host", host)]
