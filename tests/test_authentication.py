@@ -65,6 +65,28 @@ async def test_bytes_beyond_ascii_in_the_header_answer_401(scripted: Bridge, val
     assert answer.startswith(b"HTTP/1.1 401 ")
 
 
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "TRACE"])
+@pytest.mark.parametrize(
+    "path",
+    ["/mcp", "/mcp/", "/mcp%0A", "/mcp/%0a", "/%6dcp", "/mcp?x=/livez", "/mcp#/livez", "http://x/mcp", "/./mcp"],
+)
+async def test_no_spelling_of_the_path_and_no_method_leads_round_the_door(
+    scripted: Bridge, upstream: ScriptedUpstream, path: str, method: str
+) -> None:
+    await until(scripted.ready)
+    received = len(upstream.received)
+    host, port = scripted.origin.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    body = b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"write"}}'
+    head = f"{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nConnection: close\r\n"
+    writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+    async with asyncio.timeout(5):
+        answer = await reader.read()
+    writer.close()
+    assert answer.startswith(b"HTTP/1.1 404 " if path == "/./mcp" else b"HTTP/1.1 401 ")
+    assert len(upstream.received) == received
+
+
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
 async def test_the_right_token_is_served_in_any_spelling_of_the_scheme(scripted: Bridge, scheme: str) -> None:
     answer = await scripted.post(PING, {"Authorization": f"{scheme} {TOKEN}"})

@@ -63,6 +63,8 @@ def build_app(settings: Settings) -> Starlette:
         refusals=refusals,
     )
 
+    door = Authentication(mcp, settings, tokens, refusals)
+
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         async with upstream, session, client_sessions, monitor.watching(session):
@@ -74,16 +76,13 @@ def build_app(settings: Settings) -> Starlette:
 
     app = Starlette(
         routes=[
-            Route("/mcp", mcp),
-            Route("/mcp/", mcp),
-            Route("/health", health.health),
-            Route("/readyz", health.readyz),
+            Route("/mcp", door),
+            Route("/mcp/", door),
+            Route("/health", door.probe(health.health)),
+            Route("/readyz", door.probe(health.readyz)),
             Route("/livez", health.livez),
         ],
-        middleware=[
-            Middleware(AccessLog, draining=lambda: session.draining, observe=metrics.observe),
-            Middleware(Authentication, settings=settings, tokens=tokens, refusals=refusals),
-        ],
+        middleware=[Middleware(AccessLog, draining=lambda: session.draining, observe=metrics.observe)],
         exception_handlers={HTTPException: _refuse, Exception: _fail},
         lifespan=lifespan,
     )

@@ -1,14 +1,18 @@
 """Authentication: a request without a token never passes.
 
-The law of this room: closed by default. Nothing here reads a body, and what guards ``/mcp`` guards every method of it.
+The law of this room: closed by default. Nothing here reads a body, and what is guarded is guarded for every method and
+every spelling of the path that leads to it, because the door stands behind the router and not before it.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from typing import Final
 
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vestige_bridge import headers
@@ -19,9 +23,6 @@ from vestige_bridge.tokens import Tokens
 
 log = logging.getLogger(__name__)
 
-GUARDED_PATHS: Final = frozenset({"/mcp", "/mcp/"})
-PROBED_PATHS: Final = frozenset({"/health", "/readyz"})
-
 REFUSALS: Final = ("no_token", "wrong_token", "origin", "not_configured")
 """Why a request does not get in."""
 
@@ -31,9 +32,11 @@ _NOT_CONFIGURED: Final = (
     "or VESTIGE_ALLOW_ANONYMOUS=true to let everybody in."
 )
 
+Endpoint = Callable[[Request], Awaitable[Response]]
+
 
 class Authentication:
-    """ASGI middleware that lets a request to the MCP endpoint pass only with a valid bearer token (RFC 6750).
+    """The door of the MCP endpoint, an ASGI app round it: a request passes only with a valid bearer token (RFC 6750).
 
     Who passes is put into ``scope["state"]``: as ``principal`` the name of the token, and whether it is ``read_only``.
 
@@ -57,26 +60,38 @@ class Authentication:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes the request on, or answers 401, 403 or 500."""
-        if scope["type"] != "http" or scope["path"] not in GUARDED_PATHS | PROBED_PATHS:
-            return await self._app(scope, receive, send)
         origin = headers.get(scope["headers"], headers.ORIGIN)
         try:
-            if not self._tokens and not self._anonymous:
-                self._refusals["not_configured"] += 1
-                raise AuthenticationNotConfigured(_NOT_CONFIGURED)
-            if scope["path"] in GUARDED_PATHS:
-                if not headers.origin_allowed(scope["headers"], self._origins):
-                    origin = None
-                    self._refusals["origin"] += 1
-                    raise Forbidden("Pages of this origin may not call the bridge; see VESTIGE_BRIDGE_ALLOWED_ORIGINS.")
-                if origin is not None:
-                    send = _with_cors(send, origin)
-                if scope["method"] == "OPTIONS" and origin is not None:
-                    return await _allow_preflight(send)
-                scope.setdefault("state", {}).update(self._admitted(scope))
+            self._require_configured()
+            if not headers.origin_allowed(scope["headers"], self._origins):
+                origin = None
+                self._refusals["origin"] += 1
+                raise Forbidden("Pages of this origin may not call the bridge; see VESTIGE_BRIDGE_ALLOWED_ORIGINS.")
+            if origin is not None:
+                send = _with_cors(send, origin)
+            if scope["method"] == "OPTIONS" and origin is not None:
+                return await _allow_preflight(send)
+            scope["state"].update(self._admitted(scope))
         except BridgeError as error:
             return await error_response(error)(scope, receive, send)
         await self._app(scope, receive, send)
+
+    def probe(self, answer: Endpoint) -> Endpoint:
+        """A probe that needs no token and still shows that nobody said who may come in."""
+
+        async def endpoint(request: Request) -> Response:
+            try:
+                self._require_configured()
+            except AuthenticationNotConfigured as error:
+                return error_response(error)
+            return await answer(request)
+
+        return endpoint
+
+    def _require_configured(self) -> None:
+        if not self._tokens and not self._anonymous:
+            self._refusals["not_configured"] += 1
+            raise AuthenticationNotConfigured(_NOT_CONFIGURED)
 
     def _admitted(self, scope: Scope) -> dict[str, object]:
         """Who sends the request, by the token that it carries, and whether that one may only read.
