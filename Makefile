@@ -48,6 +48,28 @@ lint: .venv/dev.stamp .venv/lint.stamp .venv/test.stamp ## Check style, types an
 	$(bin)/lint-imports --no-logo
 	$(bin)/mypy
 
+##@ Measure
+
+# PEERS=all puts ToolHive beside the others: Go builds it, and it runs where there is no network but loopback, as all do then.
+isolated = $(if $(filter all,$(PEERS)),unshare --net --map-root-user sh -c 'ip link set lo up && exec "$$@"' -)
+bench = $(isolated) .venv-bench/bin/python -m bench
+
+.PHONY: bench-quick
+bench-quick: bench-tools ## Measure the bridge side by side with other proxies, in two minutes; PEERS=all takes ToolHive in.
+	@$(bench) quick
+
+.PHONY: bench
+bench: bench-tools ## Measure longer, and what idle, slow and large streams cost, too.
+	@$(bench) standard
+
+.PHONY: bench-full
+bench-full: bench-tools ## Measure the bridge and the floor with every size, form and number of connections, too.
+	@$(bench) full
+
+.PHONY: bench-smoke
+bench-smoke: bench-tools ## See that the benchmarks work, and that a request costs no more instructions than it did.
+	@$(bench) smoke
+
 ##@ OpenClaw
 
 with-node := PATH="$(CURDIR)/$(bin):$$PATH"
@@ -164,7 +186,7 @@ format: .venv/lint.stamp ## Rewrite the code in the house's format.
 
 .PHONY: clean
 clean: ## Remove what was installed and built; the memory in .dev/ and .env stay.
-	rm -rf .venv .venv-e2e .venv-mcp-* docker/gateway/node_modules tests/node_modules tests/*/node_modules
+	rm -rf .venv .venv-e2e .venv-bench* .venv-mcp-* docker/gateway/node_modules tests/node_modules tests/*/node_modules
 	rm -rf openclaw-plugin/node_modules openclaw-plugin/dist
 	rm -rf build dist htmlcov .coverage* .hypothesis .*_cache .import_linter_cache src/*.egg-info
 
@@ -176,6 +198,14 @@ help: ## List these targets.
 
 .PHONY: test-tools
 test-tools: .venv/dev.stamp .venv/test.stamp .venv-mcp-1/stamp .venv-mcp-2/stamp docker/gateway/node_modules tests/node_modules tests/conformance/node_modules
+
+.PHONY: bench-tools
+bench-tools: .venv/dev.stamp .venv-bench/stamp .venv-bench-mcp-proxy/stamp bench-packages build/bench/upstream build/bench/load
+bench-tools: $(if $(filter all,$(PEERS)),.tools/bin/thv)
+
+.PHONY: bench-packages
+bench-packages:
+	@dev/packages gcc iproute2 libc6-dev nginx-light valgrind
 
 .PHONY: interop-tools
 interop-tools: .venv-mcp-1-previous/stamp .venv-mcp-2-previous/stamp .venv-mcp-fastmcp/stamp .venv-mcp-fastmcp-previous/stamp
@@ -189,7 +219,15 @@ interop-tools: tests/interop/node_modules
 	@$(pip) --editable '.[$*]'
 	@touch $@
 
-build/bench/%: bench/%.c bench/http.h
+.venv-bench/stamp: bench/requirements.txt
+.venv-bench-mcp-proxy/stamp: bench/requirements-mcp-proxy.txt
+.venv-bench/stamp .venv-bench-mcp-proxy/stamp:
+	@PYTHON='$(PYTHON)' dev/make-venv.sh $(@D)
+	@echo "Installing what the benchmarks compare the bridge with."
+	@$(pip) --requirement $<
+	@touch $@
+
+build/bench/%: bench/%.c bench/http.h | bench-packages
 	@mkdir -p $(@D)
 	cc -std=gnu17 -O2 -Wall -Wextra -o $@ $<
 
@@ -201,6 +239,7 @@ build/bench/%: bench/%.c bench/http.h
 
 .tools/bin/helm: GO_PACKAGE := helm.sh/helm/v3/cmd/helm@v3.22.0
 .tools/bin/actionlint: GO_PACKAGE := github.com/rhysd/actionlint/cmd/actionlint@v1.7.12
+.tools/bin/thv: GO_PACKAGE := github.com/stacklok/toolhive/cmd/thv@v0.47.0
 .tools/bin/%:
 	@echo "Building $*."
 	@GOBIN='$(abspath $(@D))' go install $(GO_PACKAGE)

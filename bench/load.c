@@ -10,7 +10,8 @@
      --path PATH       (/mcp)
 
    The body's "id":1000000 is counted up with every request. An answer counts when it is 200 and has that id and a
-   result; any other is an error, and the first one is shown. Prints one line of JSON; latencies are microseconds. */
+   result; any other is an error, and the first one is shown. Prints one line of JSON: "answered" counts within the
+   seconds, "total" with the warm-up; latencies are microseconds. */
 
 #include "http.h"
 
@@ -33,7 +34,7 @@ static size_t id_offset;
 static int poller, next_id;
 static double from, until_time; /* what is answered between them counts */
 static size_t wanted, started;
-static size_t answered, errors, bytes, room;
+static size_t answered, total, errors, bytes, room;
 static float *latencies;
 
 static void watch(struct connection *it, int writing) {
@@ -98,7 +99,10 @@ static void finish(struct connection *it) {
     if (!right(it)) {
         if (!errors++)
             fprintf(stderr, "Not an answer to %d: HTTP %d %.300s\n", it->id, it->status, it->kept);
-    } else if (wanted || (time >= from && time < until_time)) {
+        return begin(it);
+    }
+    total++;
+    if (wanted || (time >= from && time < until_time)) {
         if (answered == room)
             latencies = realloc(latencies, (room = 2 * room + 65536) * sizeof *latencies);
         latencies[answered++] = (float)((time - it->began) * 1e6);
@@ -244,7 +248,7 @@ int main(int count, char **arguments) {
     struct connection *all = calloc((size_t)connections, sizeof *all);
     for (int i = 0; i < connections && !(wanted && started == wanted); i++)
         open_connection(&all[i]);
-    while (wanted ? answered + errors < wanted : now() < until_time) {
+    while (wanted ? total + errors < wanted : now() < until_time) {
         struct epoll_event ready[256];
         int events = epoll_wait(poller, ready, 256, 100);
         for (int i = 0; i < events; i++) {
@@ -257,9 +261,10 @@ int main(int count, char **arguments) {
     }
     double taken = wanted ? now() - start : seconds;
     qsort(latencies, answered, sizeof *latencies, by_length);
-    printf("{\"answered\": %zu, \"errors\": %zu, \"seconds\": %.6f, \"requests_per_second\": %.1f, \"bytes\": %zu, "
+    printf("{\"answered\": %zu, \"total\": %zu, \"errors\": %zu, \"seconds\": %.6f, "
+           "\"requests_per_second\": %.1f, \"bytes\": %zu, "
            "\"p50_us\": %.1f, \"p99_us\": %.1f, \"p999_us\": %.1f, \"max_us\": %.1f}\n",
-           answered, errors, taken, (double)answered / taken, bytes, percentile(0.5), percentile(0.99),
+           answered, total, errors, taken, (double)answered / taken, bytes, percentile(0.5), percentile(0.99),
            percentile(0.999), percentile(1));
     return 0;
 }

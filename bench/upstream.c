@@ -3,9 +3,10 @@
      make build/bench/upstream
      build/bench/upstream PORT json|sse [BYTES]
 
-   It listens on 127.0.0.1:PORT/mcp and answers a tools/call with about BYTES bytes (200 unless told), as JSON or as one
-   event like supergateway's. A call may ask for more in params.arguments:
+   It listens on 127.0.0.1:PORT/mcp and answers a tools/call with BYTES bytes (200 unless told), as JSON or as one event
+   like supergateway's. A call may ask for something else in params.arguments:
      "bytes": N                 the length of this answer;
+     "sse": true|false          its form;
      "steps": N, "pause": MS    N progress notifications first, one each MS milliseconds (needs a progressToken).
    Requests need no handshake; one session id serves all. It reads whatever comes and never ends because of it. */
 
@@ -36,6 +37,7 @@ struct span {
 struct message {
     struct span id, method, token;
     size_t bytes, steps, pause;
+    int sse;
 };
 
 /* An answer is written in three pieces: out, then as many letters as padding says, then the rest of out from split. */
@@ -87,6 +89,8 @@ static void take(struct message *it, int depth, struct span key, struct span val
         it->token = value;
     else if (depth == 3 && spells(key, "bytes"))
         it->bytes = number(value, MOST_BYTES);
+    else if (depth == 3 && spells(key, "sse"))
+        it->sse = spells(value, "true");
     else if (depth == 3 && spells(key, "steps"))
         it->steps = number(value, 1000000);
     else if (depth == 3 && spells(key, "pause"))
@@ -95,7 +99,7 @@ static void take(struct message *it, int depth, struct span key, struct span val
 
 /* One pass over the body that knows strings and depth, so that no text inside an argument passes for a key. */
 static struct message parse(const char *body, size_t length) {
-    struct message result = {.bytes = default_bytes};
+    struct message result = {.bytes = default_bytes, .sse = sse_answers};
     const char *end = body + length;
     struct span key = {NULL, 0};
     int depth = 0, after_colon = 0;
@@ -163,10 +167,11 @@ static void respond(struct connection *it, const char *id, int id_length, const 
     print(&it->out, "%s}%s", back, as_event ? "\n\n\r\n0\r\n\r\n" : "");
 }
 
-static void answer_call(struct connection *it, const char *id, int id_length, size_t bytes, int head_sent) {
+static void answer_call(struct connection *it, const char *id, int id_length, size_t bytes, int as_event,
+                        int head_sent) {
     size_t frame = strlen("{\"jsonrpc\":\"2.0\",\"id\":,\"result\":" TEXT_FRONT TEXT_BACK "}") + (size_t)id_length;
     size_t padding = bytes > frame ? bytes - frame : 0;
-    respond(it, id, id_length, TEXT_FRONT, padding, TEXT_BACK, "", sse_answers || head_sent, head_sent);
+    respond(it, id, id_length, TEXT_FRONT, padding, TEXT_BACK, "", as_event, head_sent);
 }
 
 static void start_slow(struct connection *it, struct message message) {
@@ -192,7 +197,7 @@ static void answer(struct connection *it, const char *body, size_t length) {
     } else if (spells(message.method, "tools/call")) {
         if (message.steps && message.token.start)
             return start_slow(it, message);
-        return answer_call(it, message.id.start, (int)message.id.length, message.bytes, 0);
+        return answer_call(it, message.id.start, (int)message.id.length, message.bytes, message.sse, 0);
     } else {
         const char *result = spells(message.method, "initialize")   ? INITIALIZED
                              : spells(message.method, "tools/list") ? TOOLS
@@ -323,7 +328,7 @@ static void step(void) {
             continue;
         it->due += it->pause;
         if (it->step == it->steps) {
-            answer_call(it, it->id, (int)strlen(it->id), it->bytes, 1);
+            answer_call(it, it->id, (int)strlen(it->id), it->bytes, 1, 1);
             leave_slow(it);
         } else {
             char event[512];

@@ -1,0 +1,180 @@
+"""What is measured side by side, and how each is started in front of an MCP endpoint, as its documents say."""
+
+from __future__ import annotations
+
+import http.server
+import os
+import socketserver
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench.processes import BUILD, ROOT, TOKEN, Failed, Process, free_port, listens, post, running, until
+
+Command = list[str | Path]
+PROXIES = Path(__file__).parent / "proxies"
+BENCH_PYTHON = ROOT / ".venv-bench/bin/python"
+MCP_PROXY = ROOT / ".venv-bench-mcp-proxy/bin/mcp-proxy"
+THV = ROOT / ".tools/bin/thv"
+INITIALIZE: Mapping[str, Any] = {
+    "jsonrpc": "2.0",
+    "id": 1,
+    "method": "initialize",
+    "params": {
+        "protocolVersion": "2025-11-25",
+        "capabilities": {},
+        "clientInfo": {"name": "bench", "version": "1"},
+    },
+}
+
+
+@dataclass(frozen=True)
+class Contender:
+    """Something that stands in front of an MCP endpoint.
+
+    Attributes:
+        name: as the tables name it.
+        command: what starts it, for the address of upstream, a port and a folder of its own.
+        environ: the variables that it wants, for the same three.
+        headers: what its clients send besides.
+        heavy: it answers so few requests a second that it needs longer to show them.
+    """
+
+    name: str
+    command: Callable[[str, int, Path], Command]
+    environ: Callable[[str, int, Path], dict[str, str]] = lambda *_: {}
+    headers: tuple[str, ...] = ()
+    heavy: bool = False
+
+
+@dataclass(frozen=True)
+class Started:
+    """A contender that serves; without a process of its own it is upstream itself."""
+
+    name: str
+    port: int
+    process: Process | None
+    headers: tuple[str, ...] = field(default=())
+    heavy: bool = False
+
+
+BOTH = "Accept: application/json, text/event-stream"
+AUTHORIZATION = f"Authorization: Bearer {TOKEN}"
+
+
+def _nginx(url: str, port: int, folder: Path) -> Command:
+    text = (PROXIES / "nginx.conf").read_text()
+    upstream_port = url.split(":")[2].partition("/")[0]
+    for word, value in {"UPSTREAM_PORT": upstream_port, "PORT": str(port), "TOKEN": TOKEN}.items():
+        text = text.replace(word, value)
+    (folder / "nginx.conf").write_text(text)
+    return ["/usr/sbin/nginx", "-p", folder, "-e", "stderr", "-c", folder / "nginx.conf"]
+
+
+def _bridge(url: str, port: int, folder: Path) -> dict[str, str]:
+    return {
+        "VESTIGE_MCP_URL": url,
+        "VESTIGE_AUTH_TOKEN": TOKEN,
+        "VESTIGE_BRIDGE_PORT": str(port),
+        "VESTIGE_BRIDGE_METRICS_PORT": str(free_port()),
+        "VESTIGE_BRIDGE_LOG_FORMAT": "json",
+    }
+
+
+def _mcp_proxy(url: str, port: int, folder: Path) -> Command:
+    """It serves HTTP for a stdio server and stdio for an HTTP server: so it is the one in front of the other."""
+    inner: Command = [MCP_PROXY, "--log-level", "WARNING", "--transport", "streamablehttp", url]
+    return [MCP_PROXY, "--log-level", "WARNING", "--port", str(port), "--stateless", "--", *inner]
+
+
+def _toolhive(url: str, port: int, folder: Path) -> Command:
+    return [THV, "proxy", "bench", "--target-uri", url.removesuffix("/mcp"), "--port", str(port)]
+
+
+def _toolhive_environ(url: str, port: int, folder: Path) -> dict[str, str]:
+    return {
+        "HOME": str(folder),
+        "TOOLHIVE_DOCKER_SOCKET": str(folder / "docker.sock"),
+        "TOOLHIVE_SKIP_UPDATE_CHECK": "true",
+    }
+
+
+BRIDGE = Contender("bridge", lambda *_: [ROOT / ".venv/bin/vestige-bridge"], _bridge, (AUTHORIZATION,))
+NGINX = Contender("nginx", _nginx, headers=(AUTHORIZATION,))
+FLOOR = Contender("floor", lambda url, port, _: [BENCH_PYTHON, PROXIES / "floor.py", url, str(port)])
+STARLETTE = Contender("Starlette", lambda url, port, _: [BENCH_PYTHON, PROXIES / "starlette_route.py", url, str(port)])
+FASTMCP = Contender(
+    "FastMCP",
+    lambda url, port, _: [BENCH_PYTHON, PROXIES / "fastmcp_proxy.py", url, str(port), "stateless"],
+    headers=(BOTH,),
+    heavy=True,
+)
+FASTMCP_SESSIONS = Contender(
+    "FastMCP", lambda url, port, _: [BENCH_PYTHON, PROXIES / "fastmcp_proxy.py", url, str(port), "sessions"]
+)
+MCP_PROXY_PAIR = Contender("mcp-proxy", _mcp_proxy, headers=(BOTH,), heavy=True)
+TOOLHIVE = Contender("ToolHive", _toolhive, _toolhive_environ)
+
+
+def everybody() -> list[Contender]:
+    """Who takes part: ToolHive only with PEERS=all, because it has to be built and wants a network of its own."""
+    peers = [TOOLHIVE] if os.environ.get("PEERS") == "all" else []
+    return [NGINX, FLOOR, STARLETTE, FASTMCP, MCP_PROXY_PAIR, *peers, BRIDGE]
+
+
+@contextmanager
+def started(contender: Contender, url: str, **variables: str) -> Iterator[Started]:
+    """A contender that answers its clients; the variables are added to its environment."""
+    port = free_port()
+    log = BUILD / f"{contender.name}.log"
+    with tempfile.TemporaryDirectory(prefix="bench-") as name, container_runtime(Path(name) / "docker.sock"):
+        folder = Path(name)
+        environ = {**contender.environ(url, port, folder), **variables}
+        # The bridge's access log goes where a container's would not be read: what is measured is writing it.
+        output = Path(os.devnull) if contender is BRIDGE else log
+        with running(contender.command(url, port, folder), environ, output, folder) as process:
+            until(lambda: listens(port), 60, process)
+            headers = dict(header.split(": ", 1) for header in contender.headers)
+            until(lambda: post(port, INITIALIZE, headers)[0] == 200, 60, process, pause=0.1)
+            yield Started(contender.name, port, process, contender.headers, contender.heavy)
+
+
+@contextmanager
+def container_runtime(path: Path) -> Iterator[None]:
+    """A socket that looks like a container runtime's, because ToolHive looks for one before it does anything."""
+
+    class Pong(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.send_response(200)
+            self.send_header("Api-Version", "1.44")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def address_string(self) -> str:
+            return "-"
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    with socketserver.ThreadingUnixStreamServer(str(path), Pong) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield
+        finally:
+            server.shutdown()
+
+
+def missing() -> None:
+    """Everything is installed that a run needs.
+
+    Errors:
+        Failed: something is not; make installs it.
+    """
+    needed = [BENCH_PYTHON, MCP_PROXY, BUILD / "load", BUILD / "upstream", Path("/usr/sbin/nginx")]
+    absent = [str(path) for path in needed if not path.exists()]
+    if absent:
+        raise Failed(f"{', '.join(absent)}: not there. `make bench-tools` installs it.")

@@ -1,0 +1,79 @@
+"""The arithmetic: medians with their spread, and ratios that are taken within a round. No I/O in here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Figure:
+    """The median of several rounds, and the least and the most of them."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Figure:
+        """The figure of some values.
+
+        Errors:
+            ValueError: there are none.
+        """
+        known = list(values)
+        if not known:
+            raise ValueError("a figure needs a value")
+        return cls(median(known), min(known), max(known))
+
+    def as_json(self) -> dict[str, float]:
+        """As a result holds it."""
+        return {name: round(value, 6) for name, value in asdict(self).items()}
+
+
+Cell = tuple[str, str, int, int]
+"""Contender, form, connections, bytes."""
+
+Round = Mapping[Cell, Mapping[str, float]]
+"""What one round measured."""
+
+
+def summary(rounds: Sequence[Round], base: str) -> list[dict[str, Any]]:
+    """Every cell with its figures, and with their ratios to the base's in the same round where that was measured."""
+    cells = []
+    for cell in rounds[0]:
+        contender, form, connections, size = cell
+        against: Cell = (base, form, connections, size)
+        taken = [it[cell] for it in rounds]
+        entry: dict[str, Any] = {"contender": contender, "form": form, "connections": connections, "bytes": size}
+        entry["figures"] = {name: Figure.of(it[name] for it in taken).as_json() for name in taken[0]}
+        if against in rounds[0]:
+            entry["against"] = {
+                name: Figure.of(it[cell][name] / it[against][name] for it in rounds).as_json()
+                for name in taken[0]
+                if all(it[against].get(name) for it in rounds)
+            }
+        cells.append(entry)
+    return cells
+
+
+def ratio(rounds: Sequence[Round], one: Cell, other: Cell, name: str) -> Figure | None:
+    """One cell's figure against another's, taken within each round; None where one was not measured."""
+    if one not in rounds[0] or other not in rounds[0] or not all(it[other].get(name) for it in rounds):
+        return None
+    return Figure.of(it[one][name] / it[other][name] for it in rounds)
+
+
+def difference(rounds: Sequence[Round], one: Cell, other: Cell, name: str) -> Figure | None:
+    """How much more one cell's figure is than another's, taken within each round; None where one was not measured."""
+    if one not in rounds[0] or other not in rounds[0]:
+        return None
+    return Figure.of(it[one][name] - it[other][name] for it in rounds)
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The value below which that share of all lies (nearest rank); 0 of nothing."""
+    ordered = sorted(values)
+    return ordered[round(share * (len(ordered) - 1))] if ordered else 0.0

@@ -1,0 +1,182 @@
+"""Processes that are measured: started, watched from outside through /proc, and ended with all that they started."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+ROOT = Path(__file__).resolve().parent.parent
+BUILD = ROOT / "build/bench"
+TOKEN = "a-token-for-the-benchmarks"  # noqa: S105 - it opens what lives for minutes on loopback
+
+
+class Failed(Exception):
+    """What was to be measured did not start, or ended too early."""
+
+
+class Process:
+    """A running process with its children; what one cannot ask it, /proc tells."""
+
+    def __init__(self, command: Sequence[str | Path], environ: Mapping[str, str], log: Path, cwd: Path = ROOT) -> None:
+        self._command, self._log = [str(word) for word in command], log
+        with log.open("ab") as output:
+            self._process = psutil.Popen(
+                self._command,
+                env={**inherited(), **environ},
+                cwd=cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+            )
+
+    def tree(self) -> list[psutil.Process]:
+        """The process and everything below it."""
+        with suppress(psutil.NoSuchProcess):
+            return [self._process, *self._process.children(recursive=True)]
+        return []
+
+    def cpu_seconds(self) -> float:
+        """User and system time of the tree, those that it has waited for included, to a clock tick (10 ms)."""
+        seconds = 0.0
+        for process in self.tree():
+            with suppress(psutil.NoSuchProcess):
+                times = process.cpu_times()
+                seconds += times.user + times.system + times.children_user + times.children_system
+        return seconds
+
+    def rss_bytes(self) -> int:
+        """Resident memory of the tree."""
+        total = 0
+        for process in self.tree():
+            with suppress(psutil.NoSuchProcess):
+                total += process.memory_info().rss
+        return total
+
+    def peak_rss_bytes(self) -> int:
+        """The most that the process itself has held since it started or since `forget_peak`."""
+        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
+
+    def forget_peak(self) -> None:
+        """The peak counts from now on."""
+        Path(f"/proc/{self._process.pid}/clear_refs").write_text("5")
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        pid: int = self._process.pid
+        return pid
+
+    def alive(self) -> None:
+        """It runs.
+
+        Errors:
+            Failed: it has ended; its last words are in the message.
+        """
+        if self._process.poll() is not None:
+            words = self._log.read_text(errors="replace")[-2000:] if self._log != Path(os.devnull) else ""
+            raise Failed(f"{' '.join(self._command)} ended with {self._process.returncode}.\n{words}")
+
+    def kill(self) -> None:
+        """Ends the process alone, as the out-of-memory killer does, and waits for what it started to follow."""
+        children = self.tree()[1:]
+        self._process.kill()
+        self._process.wait()
+        psutil.wait_procs(children, timeout=10)
+
+    def stop(self) -> None:
+        """Ends the tree."""
+        tree = self.tree()
+        for process in tree[:1]:
+            process.terminate()
+        _, left = psutil.wait_procs(tree, timeout=10)
+        for process in left:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(left, timeout=10)
+
+
+@contextmanager
+def running(
+    command: Sequence[str | Path],
+    environ: Mapping[str, str] | None = None,
+    log: Path = Path(os.devnull),
+    cwd: Path = ROOT,
+) -> Iterator[Process]:
+    """A process that is ended at the end."""
+    process = Process(command, environ or {}, log, cwd)
+    try:
+        yield process
+    finally:
+        process.stop()
+
+
+def inherited() -> dict[str, str]:
+    """The environment without the settings that somebody may have set for a bridge of his own."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("VESTIGE_")}
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def until(fact: Callable[[], bool], seconds: float, process: Process | None = None, pause: float = 0.01) -> None:
+    """Waits for something that cannot tell by itself that it has come true.
+
+    Errors:
+        Failed: it has not in that time, or the process has ended.
+    """
+    deadline = time.monotonic() + seconds
+    while not fact():
+        if process is not None:
+            process.alive()
+        if time.monotonic() > deadline:
+            raise Failed(f"Waited {seconds} s in vain.")
+        time.sleep(pause)
+
+
+def listens(port: int) -> bool:
+    """Whether somebody accepts connections there."""
+    with suppress(OSError):
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        return True
+    return False
+
+
+def post(port: int, message: Mapping[str, Any], headers: Mapping[str, str], seconds: float = 5) -> tuple[int, bytes]:
+    """One JSON-RPC message to an MCP endpoint on this machine; 0 for the status where nobody answered."""
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/mcp",
+        json.dumps(message).encode(),
+        {"Content-Type": "application/json", "Accept": "application/json, text/event-stream", **headers},
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=seconds) as response:  # noqa: S310
+            return response.status, response.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+    except OSError:
+        return 0, b""
+
+
+@contextmanager
+def upstream(*options: str) -> Iterator[int]:
+    """The trivial MCP server, and the port that it listens on."""
+    port = free_port()
+    with running([BUILD / "upstream", str(port), *(options or ("json",))]) as process:
+        until(lambda: listens(port), 5, process)
+        yield port

@@ -1,0 +1,165 @@
+"""Tables: of what was measured, and of the targets; for the terminal and for the documents."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bench.targets import TARGETS, Results, number
+
+Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
+"""The heads of the columns, and the rows."""
+
+TITLES = {
+    "throughput": "Requests, CPU, latency and memory",
+    "start": "Start to ready",
+    "streams": "Idle, slow and large",
+    "memory": "The real job",
+    "instructions": "Instructions per request",
+}
+
+
+def throughput(part: Mapping[str, Any]) -> Table:
+    """Every cell, one row each."""
+    heads = (
+        "in front",
+        "answers",
+        "connections",
+        "bytes",
+        "requests/s",
+        "CPU µs",
+        "× floor",
+        "p50 ms",
+        "p99 ms",
+        "p99.9 ms",
+        "RSS MiB",
+    )
+    rows = []
+    for cell in part["cells"]:
+        figures = cell["figures"]
+        against = cell.get("against", {}).get("cpu_us")
+        rows.append(
+            (
+                cell["contender"],
+                cell["form"],
+                str(cell["connections"]),
+                f"{cell['bytes']:,}",
+                _spread(figures["requests_per_second"]),
+                _spread(figures.get("cpu_us")),
+                _spread(against),
+                *(number(figures[name]["median"] / 1000) for name in ("p50_us", "p99_us", "p999_us")),
+                _median(figures.get("rss_mib")),
+            )
+        )
+    return heads, rows
+
+
+def start(part: Mapping[str, Any]) -> Table:
+    """One row."""
+    return ("", "seconds"), [("start to ready with a warm upstream", _spread(part["seconds"]))]
+
+
+def streams(part: Mapping[str, Any]) -> Table:
+    """One row for each figure, as the part itself names it."""
+    return ("", "measured"), [(row["what"], row["measured"]) for row in part["rows"]]
+
+
+def memory(part: Mapping[str, Any]) -> Table:
+    """One row for each job."""
+    heads: tuple[str, ...] = (
+        "server",
+        "in front",
+        "clients",
+        "calls/s",
+        "p50 ms",
+        "MCP servers",
+        "processes",
+        "memory MiB",
+        "calls",
+        "wrong",
+        "failed",
+        "kept",
+        "go on",
+    )
+    rows: list[tuple[str, ...]] = [
+        (
+            job["server"],
+            job["contender"],
+            str(job["clients"]),
+            number(job["calls_per_second"]),
+            number(job["p50_ms"]),
+            str(job["servers"]),
+            str(job["processes"]),
+            number(job["memory_mib"]),
+            str(job["calls"]),
+            str(job["wrong"]),
+            str(job["failed"]),
+            f"{job['kept']} of {job['acknowledged']}",
+            f"{job['went_on']} of {job['clients']}",
+        )
+        for job in part["jobs"]
+    ]
+    return heads, rows
+
+
+def instructions(part: Mapping[str, Any]) -> Table:
+    """One row for each process that was counted."""
+    rows = [(name, f"{count:,.0f}") for name, count in part["per_request"].items()]
+    return ("in front", "instructions per request"), [*rows, ("bridge against floor", f"{part['ratio']:.3f}")]
+
+
+TABLES = {
+    "throughput": throughput,
+    "start": start,
+    "streams": streams,
+    "memory": memory,
+    "instructions": instructions,
+}
+
+
+def targets(results: Results) -> Table:
+    """P1 to P7."""
+    return ("", "what", "target", "moonshot", "measured", ""), [target.row(results) for target in TARGETS]
+
+
+def terminal(table: Table) -> str:
+    """The table in columns that stand under each other."""
+    lines = [table[0], *table[1]]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(table[0]))]
+    text = [_padded(line, widths) for line in lines]
+    return "\n".join([text[0], "─" * (sum(widths) + 2 * len(widths)), *text[1:]])
+
+
+def markdown(table: Table) -> str:
+    """The table as the documents have it."""
+    heads, rows = table
+    return "\n".join(
+        [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}", *(f"| {' | '.join(row)} |" for row in rows)]
+    )
+
+
+def source(part: Mapping[str, Any]) -> str:
+    """Where a table comes from, in one sentence."""
+    made = part["made"]
+    versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
+    return f"`{made['command']}`, {made['date']}, {made['machine']}; {versions}."
+
+
+def everything(results: Results) -> str:
+    """All tables for the terminal, the targets last."""
+    parts = [f"\n{TITLES[name]}\n\n{terminal(TABLES[name](part))}" for name, part in results.items()]
+    return "\n".join([*parts, f"\nTargets\n\n{terminal(targets(results))}\n"])
+
+
+def _padded(line: Sequence[str], widths: Sequence[int]) -> str:
+    return "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
+
+
+def _median(figure: Mapping[str, float] | None) -> str:
+    return "" if figure is None else number(figure["median"])
+
+
+def _spread(figure: Mapping[str, float] | None) -> str:
+    if figure is None:
+        return ""
+    return f"{number(figure['median'])} ({number(figure['low'])}–{number(figure['high'])})"

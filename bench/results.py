@@ -1,0 +1,72 @@
+"""What a run found, as a file: with the machine, the date, the versions and the command, so that it can be repeated."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from bench.processes import BUILD, ROOT
+
+PARTS = ("throughput", "start", "streams", "memory", "instructions")
+PACKAGES = {
+    ".venv": ("vestige-bridge", "aiohttp", "uvicorn", "starlette", "httptools", "uvloop"),
+    ".venv-bench": ("fastmcp",),
+    ".venv-bench-mcp-proxy": ("mcp-proxy",),
+    ".venv-mcp-2": ("mcp",),
+}
+_VERSIONS = """
+import importlib.metadata, sys
+for name in sys.argv[1:]:
+    print(name, importlib.metadata.version(name))
+"""
+
+
+def write(part: str, found: dict[str, Any], command: str) -> None:
+    """Keeps what a run found, over what an earlier one did."""
+    BUILD.mkdir(parents=True, exist_ok=True)
+    made = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "command": command, "machine": _machine(), "versions": _versions()}
+    (BUILD / f"{part}.json").write_text(json.dumps({"made": made, **found}, indent=1) + "\n")
+
+
+def read(folder: Path = BUILD) -> dict[str, dict[str, Any]]:
+    """Every part that a run has found, by its name."""
+    files = {part: folder / f"{part}.json" for part in PARTS}
+    return {part: json.loads(file.read_text()) for part, file in files.items() if file.exists()}
+
+
+def _machine() -> str:
+    cpu = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), ":")
+    memory = round(psutil.virtual_memory().total / 2**30)
+    return f"{os.cpu_count()} × {cpu.split(':')[1].strip()}, {memory} GiB, Linux {platform.release()}"
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version(), "commit": _said("git", "rev-parse", "--short", "HEAD")}
+    for venv, names in PACKAGES.items():
+        python = ROOT / venv / "bin/python"
+        if python.exists():
+            lines = _said(str(python), "-c", _VERSIONS, *names).splitlines()
+            versions |= {name: version for name, _, version in (line.partition(" ") for line in lines)}
+    versions["nginx"] = _said("/usr/sbin/nginx", "-v").rpartition("/")[2]
+    if os.environ.get("PEERS") == "all":
+        versions["toolhive"] = "0.47.0"
+    return versions
+
+
+def _said(*command: str) -> str:
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return (done.stdout or done.stderr).strip()
+
+
+def command_line() -> str:
+    """The make command of this run, as a person would type it again."""
+    peers = "PEERS=all " if os.environ.get("PEERS") == "all" else ""
+    return f"{peers}make bench-{sys.argv[1]}".replace("bench-standard", "bench")

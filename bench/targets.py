@@ -1,0 +1,163 @@
+"""The targets that the bridge is held against, and what the runs found. No I/O in here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Results = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Target:
+    """One line of the table.
+
+    Attributes:
+        name: P1 to P7.
+        what: what is measured.
+        unit: behind each value.
+        target: what it has to be.
+        moonshot: what it should be; none where there is no more to ask.
+        at_most: whether less is better.
+        part: the result that has it.
+        value: takes it out of that part; KeyError where the run had no such contender.
+    """
+
+    name: str
+    what: str
+    unit: str
+    target: float
+    moonshot: float | None
+    at_most: bool
+    part: str
+    value: Callable[[Mapping[str, Any]], float]
+
+    def row(self, results: Results) -> tuple[str, str, str, str, str, str]:
+        """The line: name, what, target, moonshot, measured, verdict."""
+        sign = "≤" if self.at_most else "≥"
+        goal = f"{sign} {self.target:g}{self.unit}"
+        moonshot = "" if self.moonshot is None else f"{sign} {self.moonshot:g}{self.unit}"
+        try:
+            measured = self.value(results[self.part])
+        except KeyError:
+            return self.name, self.what, goal, moonshot, "–", "not measured"
+        return self.name, self.what, goal, moonshot, f"{number(measured)}{self.unit}", self._verdict(measured)
+
+    def _verdict(self, measured: float) -> str:
+        def met(goal: float) -> bool:
+            return measured <= goal if self.at_most else measured >= goal
+
+        if self.moonshot is not None and met(self.moonshot):
+            return "moonshot"
+        return "met" if met(self.target) else "missed"
+
+
+def number(value: float) -> str:
+    """Three digits that count, as people write them."""
+    if value == 0:
+        return "0"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
+def _target(name: str) -> Callable[[Mapping[str, Any]], float]:
+    return lambda part: part["targets"][name]["median"]
+
+
+def _job(part: Mapping[str, Any], server: str, contender: str) -> Mapping[str, Any]:
+    for job in part["jobs"]:
+        if (job["server"], job["contender"], job["clients"]) == (server, contender, 20):
+            found: Mapping[str, Any] = job
+            return found
+    raise KeyError(contender)
+
+
+def _job_ratio(server: str, other: str, name: str) -> Callable[[Mapping[str, Any]], float]:
+    return lambda part: _job(part, server, "bridge")[name] / _job(part, server, other)[name]
+
+
+MEMORY, VESTIGE = "server-memory", "Vestige"
+
+TARGETS = (
+    Target("P1", "CPU per request against the floor", " ×", 0.70, 0.50, True, "throughput", _target("P1")),
+    Target("P2", "requests/s against a FastMCP proxy", " ×", 100, 250, False, "throughput", _target("P2")),
+    Target("P2b", "CPU per request against ToolHive", " ×", 0.55, 0.40, True, "throughput", _target("P2b")),
+    Target(
+        "P3", "added p50 at 1 connection", " ms", 0.35, 0.2, True, "throughput", lambda it: _target("P3")(it) / 1000
+    ),
+    Target(
+        "P4",
+        "real job, 20 clients: MCP servers",
+        "",
+        1,
+        None,
+        True,
+        "memory",
+        lambda it: _job(it, MEMORY, "bridge")["servers"],
+    ),
+    Target(
+        "P4",
+        "the same: memory against a session each",
+        " ×",
+        0.125,
+        None,
+        True,
+        "memory",
+        _job_ratio(MEMORY, "direct", "memory_mib"),
+    ),
+    Target(
+        "P4",
+        "the same: calls/s against stateless",
+        " ×",
+        10,
+        None,
+        False,
+        "memory",
+        _job_ratio(MEMORY, "stateless", "calls_per_second"),
+    ),
+    Target(
+        "P4",
+        "with Vestige: calls/s against a session each",
+        " ×",
+        3,
+        None,
+        False,
+        "memory",
+        _job_ratio(VESTIGE, "direct", "calls_per_second"),
+    ),
+    Target("P5", "memory of an idle stream", " KiB", 40, 16, True, "streams", lambda it: it["idle"]["kib_each"]),
+    Target("P5", "RSS with 1,000 of them", " MiB", 128, None, True, "streams", lambda it: it["idle"]["rss_mib"]),
+    Target(
+        "P6", "start to ready with a warm upstream", " s", 1, 0.4, True, "start", lambda it: it["seconds"]["median"]
+    ),
+    Target(
+        "P7",
+        "10 MB answer: RSS above rest, in its size",
+        " ×",
+        3,
+        None,
+        True,
+        "streams",
+        lambda it: it["large"]["peak_in_sizes"],
+    ),
+    Target(
+        "P7",
+        "the same: not given back afterwards",
+        " ×",
+        1,
+        None,
+        True,
+        "streams",
+        lambda it: it["large"]["kept_in_sizes"],
+    ),
+    Target(
+        "P7",
+        "the same: the others' p99 meanwhile",
+        " ×",
+        2,
+        None,
+        True,
+        "streams",
+        lambda it: it["large"]["p99_ratio"]["median"],
+    ),
+)

@@ -1,0 +1,189 @@
+"""Requests a second, CPU, latency and memory of all contenders, in interleaved rounds."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from bench import progress
+from bench.contenders import BOTH, BRIDGE, FLOOR, Started, everybody, started
+from bench.figures import Cell, difference, ratio, summary
+from bench.processes import BUILD, Failed, upstream
+
+JSON_ACCEPT = "Accept: application/json"
+NONE = "none"
+FORMS = {"json": (False, JSON_ACCEPT), "sse": (True, BOTH), "sse as json": (True, JSON_ACCEPT)}
+"""Whether upstream answers with an event stream, and what the client accepts."""
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One kind of load, and who is put under it.
+
+    Attributes:
+        form: one of `FORMS`.
+        connections: how many requests are under way at a time.
+        size: bytes of the request's body, and of the answer's.
+        names: the contenders; none for all of them.
+    """
+
+    form: str
+    connections: int
+    size: int
+    names: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured.
+
+    Attributes:
+        rounds: how often every contender has its turn in every scenario.
+        seconds: how long a turn lasts.
+        heavy_requests: how many each connection of a heavy contender sends instead.
+    """
+
+    scenarios: tuple[Scenario, ...]
+    rounds: int
+    seconds: float
+    heavy_requests: int
+
+
+PAIR = frozenset({NONE, FLOOR.name, BRIDGE.name})
+ALONE = frozenset({BRIDGE.name})
+EVERYBODY = tuple(Scenario(form, 32, 200) for form in ("json", "sse"))
+CONNECTIONS = tuple(Scenario("json", connections, 200, PAIR) for connections in (1, 256))
+COLLAPSED = (Scenario("sse as json", 32, 200, ALONE),)
+MATRIX = tuple(
+    Scenario(form, connections, size, PAIR)
+    for form in ("json", "sse")
+    for size in (200, 10_000, 1_000_000)
+    for connections in (1, 32, 256)
+    if (connections, size) != (32, 200)
+)
+PLANS = {
+    "smoke": Plan((Scenario("json", 32, 200),), 2, 0.5, 1),
+    "quick": Plan(EVERYBODY + CONNECTIONS + COLLAPSED, 5, 0.6, 2),
+    "standard": Plan(EVERYBODY + CONNECTIONS + COLLAPSED, 7, 1.5, 4),
+    "full": Plan(EVERYBODY + MATRIX + COLLAPSED, 5, 1.5, 4),
+}
+
+
+def measure(plan: Plan) -> dict[str, Any]:
+    """Runs the plan; the result is what the tables, the charts and the targets are made of.
+
+    Errors:
+        Failed: a contender did not start, or gave wrong answers.
+    """
+    with ExitStack() as stack:
+        port = stack.enter_context(upstream())
+        contenders = [Started(NONE, port, None)]
+        for contender in everybody():
+            progress.say(f"starting {contender.name}")
+            contenders.append(stack.enter_context(started(contender, f"http://127.0.0.1:{port}/mcp")))
+        rounds: list[dict[Cell, dict[str, float]]] = []
+        for number in range(plan.rounds):
+            rounds.append({})
+            for scenario in plan.scenarios:
+                for it in contenders:
+                    if scenario.names and it.name not in scenario.names:
+                        continue
+                    cell = (it.name, scenario.form, scenario.connections, scenario.size)
+                    rounds[-1][cell] = _turn(it, scenario, plan)
+                    rate = rounds[-1][cell]["requests_per_second"]
+                    where = f"round {number + 1}/{plan.rounds}, {_described(scenario)}"
+                    progress.say(f"{where}: {it.name} {rate:,.0f}/s")
+    progress.done()
+    return {
+        "rounds": plan.rounds,
+        "seconds": plan.seconds,
+        "cells": summary(rounds, FLOOR.name),
+        "targets": _targets(rounds),
+    }
+
+
+def load(it: Started, scenario: Scenario, *duration: str, **arguments: Any) -> dict[str, float]:
+    """What the load tool says of one turn.
+
+    Parameters:
+        duration: the load tool's options that bound the turn.
+        arguments: what the calls ask of upstream besides.
+
+    Errors:
+        Failed: an answer was wrong.
+    """
+    sse, accept = FORMS[scenario.form]
+    headers = list(it.headers) if BOTH in it.headers else [*it.headers, accept]
+    with tempfile.NamedTemporaryFile(suffix=".json") as file:
+        file.write(body(scenario.size, {"bytes": scenario.size, "sse": sse, **arguments}))
+        file.flush()
+        done = subprocess.run(
+            [
+                *(BUILD / "load", "--connections", str(scenario.connections)),
+                *(*duration, str(it.port), file.name, *headers),
+            ],
+            capture_output=True,
+            check=False,
+            text=True,
+        )
+    if done.returncode:
+        raise Failed(f"The load tool: {done.stderr}")
+    said: dict[str, float] = json.loads(done.stdout)
+    if said["errors"] or not said["answered"]:
+        raise Failed(f"{it.name}, {_described(scenario)}: {said['errors']:.0f} wrong answers. {done.stderr}")
+    return said
+
+
+def body(size: int, arguments: dict[str, Any]) -> bytes:
+    """A tool call of exactly that many bytes, or as few as it can have; the load tool counts its id up."""
+    message = {
+        "jsonrpc": "2.0",
+        "id": 1_000_000,
+        "method": "tools/call",
+        "params": {"name": "echo", "arguments": {**arguments, "text": ""}},
+    }
+    empty = json.dumps(message, separators=(",", ":")).encode()
+    return empty.replace(b'"text":""', b'"text":"' + b"x" * (size - len(empty)) + b'"')
+
+
+def _turn(it: Started, scenario: Scenario, plan: Plan) -> dict[str, float]:
+    """One contender under one load: what the load tool saw, and what the processes used for it."""
+    # Many connections take a while to be made, on both sides of a proxy.
+    duration: tuple[str, ...] = ("--seconds", str(plan.seconds), "--warm-up", str(0.1 + scenario.connections / 800))
+    if it.heavy:
+        duration = ("--requests", str(plan.heavy_requests * scenario.connections))
+    before = it.process.cpu_seconds() if it.process else 0.0
+    said = load(it, scenario, *duration)
+    taken = {name: said[name] for name in ("requests_per_second", "p50_us", "p99_us", "p999_us")}
+    if it.process:
+        it.process.alive()
+        taken["cpu_us"] = (it.process.cpu_seconds() - before) / said["total"] * 1e6
+        taken["rss_mib"] = it.process.rss_bytes() / 2**20
+    return taken
+
+
+def _targets(rounds: Sequence[dict[Cell, dict[str, float]]]) -> dict[str, Any]:
+    """What the targets P1 to P3 are held against."""
+    bridge, floor, none = ((name, "json", 32, 200) for name in (BRIDGE.name, FLOOR.name, NONE))
+    fastmcp, toolhive = (("FastMCP", "json", 32, 200), ("ToolHive", "json", 32, 200))
+    figures = {
+        "P1": ratio(rounds, bridge, floor, "cpu_us"),
+        "P2": ratio(rounds, bridge, fastmcp, "requests_per_second"),
+        "P2b": ratio(rounds, bridge, toolhive, "cpu_us"),
+        "P3": difference(rounds, _at_one(bridge), _at_one(none), "p50_us"),
+    }
+    return {name: figure.as_json() for name, figure in figures.items() if figure}
+
+
+def _at_one(cell: Cell) -> Cell:
+    name, form, _, size = cell
+    return name, form, 1, size
+
+
+def _described(scenario: Scenario) -> str:
+    return f"{scenario.form}, {scenario.connections} connections, {scenario.size:,} B"
