@@ -53,6 +53,24 @@ async def test_a_call_whose_annotations_allow_it_is_sent_again(
     assert json.loads(answer.text) == {"n": 1}
 
 
+async def test_a_read_that_was_accepted_before_the_tools_were_known_is_sent_again(upstream: ScriptedUpstream) -> None:
+    allowed = asyncio.Event()
+
+    async def wait(received: Received) -> web.StreamResponse:
+        await allowed.wait()
+        return await upstream.answer(received)
+
+    upstream.on("tools/list", wait)
+    cut_once(upstream, "tools/call")
+    async with bridge(upstream.url) as served, asyncio.timeout(10):
+        await until(lambda: upstream.count("tools/list") == 1)
+        call = asyncio.create_task(served.call("read", {"n": 1}))
+        await asyncio.wait([call], timeout=0.2)
+        allowed.set()
+        assert json.loads((await call).text) == {"n": 1}
+    assert upstream.count("tools/call") == 2
+
+
 async def test_a_list_cut_after_sending_is_sent_again(steady: Bridge, upstream: ScriptedUpstream) -> None:
     cut_once(upstream, "tools/list")
     answer = await steady.post({"jsonrpc": "2.0", "id": 9, "method": "tools/list"})

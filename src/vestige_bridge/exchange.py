@@ -105,6 +105,11 @@ class Exchange(Call):
         self._restart_deadline()
         self._news.set()
 
+    def drop_progress(self) -> None:
+        """Lets go of the steps of an attempt that failed: another attempt counts them anew."""
+        self._progress.clear()
+        self._progress_bytes = 0
+
     def answer(self, response: Response, data: bytes) -> None:
         """Ends the exchange by its answer."""
         self._finish(Answered(response, data, self.streamed))

@@ -8,6 +8,7 @@ carries nobody's id goes to nobody. Nothing here waits or does I/O.
 from __future__ import annotations
 
 import itertools
+import math
 from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
@@ -42,11 +43,13 @@ class Call:
         request: the request as its client wrote it.
         caller: whose it is.
         wire_id: the id under which upstream knows it; ``None`` while upstream is to know nothing of it.
+        newest_step: the most progress that came for it under that id.
     """
 
     request: Request
     caller: Caller
     wire_id: int | None = field(default=None, init=False)
+    newest_step: float = field(default=-math.inf, init=False)
 
 
 C = TypeVar("C", bound=Call)
@@ -78,7 +81,7 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Unattributed:
-    """A message that belongs to no call in flight: a notification, or a response that comes too late (``None``)."""
+    """A message that belongs to no call in flight: a notification, or what comes too late (``None``)."""
 
     notification: Notification | None
 
@@ -101,7 +104,7 @@ class Multiplexer(Generic[C]):
         A second attempt gets another id: what still comes for the first one belongs to nobody.
         """
         self.withdraw(call)
-        call.wire_id = next(self._wire_ids)
+        call.wire_id, call.newest_step = next(self._wire_ids), -math.inf
         self._by_wire_id[call.wire_id] = call
         request, wire_id = call.request, str(call.wire_id)
         token = request.progress_token
@@ -155,6 +158,8 @@ class Multiplexer(Generic[C]):
             call = self._known(token)
             client_token = None if call is None else call.request.progress_token
             if call is not None and client_token is not None:
+                if _overtaken(message, call):
+                    return Unattributed(None)
                 return Progress(call, message.spliced((token, call.request.spelled(client_token))))
         return Unattributed(message)
 
@@ -172,6 +177,16 @@ class Multiplexer(Generic[C]):
 
 def _client_key(call: Call) -> tuple[Caller, str]:
     return call.caller, token_key(call.request, call.request.id)
+
+
+def _overtaken(progress: Notification, call: Call) -> bool:
+    """Whether a newer step came first, on another stream: progress must increase (MCP 2025-11-25, basic/utilities)."""
+    step = progress.params.get("progress")
+    if step is None or not isinstance(step.value, float):
+        return False
+    overtaken = step.value < call.newest_step
+    call.newest_step = max(step.value, call.newest_step)
+    return overtaken
 
 
 def _refuse(request: Request) -> bytes:

@@ -339,6 +339,8 @@ class Session:
         replayed: set[type[BridgeError]] = set()
         while True:
             held = await self.connected()
+            # What was accepted before upstream announced its tools is known by them now.
+            exchange.repeatable = self.repeatable(exchange.request)
             if exchange.caller.read_only:
                 # A renewed session may have brought other tools since the request was let in.
                 require_read_only(exchange.request, self.tools)
@@ -353,6 +355,7 @@ class Session:
                 if type(error) in replayed or not harmless:
                     raise
                 replayed.add(type(error))
+                exchange.drop_progress()
                 self.replays += 1
                 log.debug("Replaying a request: %s", error)
 

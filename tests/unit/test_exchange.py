@@ -120,6 +120,16 @@ async def test_progress_that_a_slow_reader_leaves_is_bounded_and_the_newest_stay
     assert [step[:4] for step in kept] == [b"%04d" % number for number in range(1000 - len(kept), 1000)]
 
 
+async def test_progress_of_an_attempt_that_failed_is_not_read_in_the_next() -> None:
+    exchange = new_exchange()
+    exchange.take_progress(b"7")
+    exchange.drop_progress()
+    exchange.take_progress(b"1")
+    answer(exchange)
+    assert await exchange.next() == b"1"
+    assert isinstance(await exchange.next(), Answered)
+
+
 async def test_one_step_of_progress_is_kept_however_large_it_is() -> None:
     exchange = new_exchange()
     exchange.take_progress(b"small")

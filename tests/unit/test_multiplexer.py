@@ -50,8 +50,9 @@ def result_for(wire_id: object) -> bytes:
     return b'{"jsonrpc":"2.0","id":%s,"result":{}}' % str(wire_id).encode()
 
 
-def progress_for(wire_id: object) -> bytes:
-    return b'{"jsonrpc":"2.0","method":"notifications/progress","params":{"progressToken":%s}}' % str(wire_id).encode()
+def progress_for(wire_id: object, more: str = "") -> bytes:
+    params = f'{{"progressToken":{wire_id}{more}}}'
+    return f'{{"jsonrpc":"2.0","method":"notifications/progress","params":{params}}}'.encode()
 
 
 @given(json_texts.requests, json_texts.responses, json_texts.progress, json_texts.ids, json_texts.ids)
@@ -86,6 +87,20 @@ def test_callers_with_the_same_ids_each_get_their_own_answer_in_any_order(random
         multiplexer.close(call)
         assert multiplexer.route(result_for(wire_ids[call])) == Unattributed(None)
         assert is_nobodys(multiplexer.route(progress_for(wire_ids[call])))
+
+
+def test_a_step_that_a_newer_one_overtook_on_another_stream_is_dropped() -> None:
+    multiplexer: Multiplexer[Call] = Multiplexer()
+    call = call_with("1", params='{"_meta":{"progressToken":1}}')
+    wire_id = sent(multiplexer, call)["id"]
+
+    def passed_on(*steps: float) -> list[bool]:
+        routed = (multiplexer.route(progress_for(wire_id, f',"progress":{step}')) for step in steps)
+        return [isinstance(it, Progress) for it in routed]
+
+    assert passed_on(1, 3, 2, 3, 4) == [True, True, False, True, True]
+    wire_id = json.loads(multiplexer.assign(call))["id"]
+    assert passed_on(1, 2) == [True, True]
 
 
 @pytest.mark.parametrize("spelling", ["1", "1.0", "1e0", "10E-1"])
