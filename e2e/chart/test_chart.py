@@ -281,6 +281,72 @@ def test_the_network_policy_lets_port_8000_in_and_nothing_else(default: dict[str
     assert narrowed["spec"]["ingress"][0]["from"] == [{"namespaceSelector": {"matchLabels": {"team": "agents"}}}]
 
 
+def test_metrics_are_closed_until_they_are_asked_for(default: dict[str, Manifest]) -> None:
+    assert "9464" not in json.dumps(default)
+    assert not {"PodMonitor", "PrometheusRule", "ConfigMap"} & default.keys()
+
+
+def test_metrics_open_their_port_in_the_pod_the_service_and_the_network_policy() -> None:
+    objects = render("--set", "metrics.enabled=true")
+    assert {"name": "metrics", "containerPort": 9464} in containers(objects)[1]["ports"]
+    assert {"name": "metrics", "port": 9464, "targetPort": "metrics"} in objects["Service"]["spec"]["ports"]
+    http, metrics = objects["NetworkPolicy"]["spec"]["ingress"]
+    assert http == {"ports": [{"protocol": "TCP", "port": 8000}]}
+    assert metrics == {"ports": [{"protocol": "TCP", "port": 9464}]}
+    assert not {"PodMonitor", "PrometheusRule", "ConfigMap"} & objects.keys()
+
+
+def test_who_may_scrape_is_another_list_than_who_may_call() -> None:
+    objects = render(
+        "--set", "metrics.enabled=true,metrics.from[0].namespaceSelector.matchLabels.team=watch",
+        "--set", "networkPolicy.from[0].namespaceSelector.matchLabels.team=agents",
+    )  # fmt: skip
+    http, metrics = objects["NetworkPolicy"]["spec"]["ingress"]
+    assert http["from"] == [{"namespaceSelector": {"matchLabels": {"team": "agents"}}}]
+    assert metrics["from"] == [{"namespaceSelector": {"matchLabels": {"team": "watch"}}}]
+
+
+@pytest.mark.parametrize("kind", ["NodePort", "LoadBalancer"])
+def test_a_service_that_leads_out_of_the_cluster_has_no_metrics(kind: str) -> None:
+    service = render("--set", f"metrics.enabled=true,service.type={kind}")["Service"]["spec"]
+    assert [port["name"] for port in service["ports"]] == ["http"]
+
+
+def test_a_pod_monitor_finds_the_pod_by_the_port_and_the_labels_that_it_has() -> None:
+    objects = render(
+        "--set", "metrics.enabled=true,metrics.podMonitor.enabled=true",
+        "--set", "metrics.podMonitor.interval=1m,metrics.podMonitor.labels.release=prometheus",
+    )  # fmt: skip
+    monitor = objects["PodMonitor"]
+    labels = objects["Deployment"]["spec"]["template"]["metadata"]["labels"]
+    assert monitor["spec"]["selector"]["matchLabels"].items() <= labels.items()
+    assert monitor["spec"]["podMetricsEndpoints"] == [{"port": "metrics", "interval": "1m"}]
+    assert "metrics" in [port["name"] for port in containers(objects)[1]["ports"]]
+    assert monitor["metadata"]["labels"]["release"] == "prometheus"
+
+
+def test_alerts_reach_prometheus_as_they_stand_in_their_file() -> None:
+    rule = render("--set", "metrics.enabled=true,metrics.alerts.enabled=true",
+                  "--set", "metrics.alerts.labels.release=prometheus")["PrometheusRule"]  # fmt: skip
+    assert rule["spec"] == yaml.safe_load((CHART / "files" / "alerts.yaml").read_text())
+    assert rule["metadata"]["labels"]["release"] == "prometheus"
+
+
+def test_the_dashboard_reaches_grafanas_sidecar_as_it_stands_in_its_file() -> None:
+    chosen = render("--set", "metrics.enabled=true,metrics.dashboard.enabled=true",
+                    "--set", "metrics.dashboard.annotations.grafana_folder=Memory")["ConfigMap"]  # fmt: skip
+    assert json.loads(chosen["data"]["vestige.json"]) == json.loads((CHART / "files" / "dashboard.json").read_text())
+    assert chosen["metadata"]["labels"]["grafana_dashboard"] == "1"
+    assert chosen["metadata"]["annotations"] == {"grafana_folder": "Memory"}
+
+
+@pytest.mark.parametrize("which", ["podMonitor", "alerts", "dashboard"])
+def test_what_watches_the_metrics_refuses_without_them(which: str) -> None:
+    assert f"metrics.{which}.enabled needs metrics.enabled" in refusal(
+        "--set", f"auth.token={TOKEN}", "--set", f"metrics.{which}.enabled=true"
+    )
+
+
 def test_vestige_outlives_the_bridges_drain(default: dict[str, Manifest]) -> None:
     drain = int(environment(containers(default)[1])["VESTIGE_BRIDGE_DRAIN_SECONDS"])
     assert pod(default)["terminationGracePeriodSeconds"] > drain
@@ -354,6 +420,8 @@ def test_the_test_pod_is_not_behind_the_service(default: dict[str, Manifest]) ->
         ("persistence.accessMode=Sometimes", "accessMode"),
         ("ingress.certificateArn=my-cert", "certificateArn"),
         ("auth.token=1234567890123456", "token"),
+        ("metrics.podMonitor.interval=often", "interval"),
+        ("metrics.alert.enabled=true", "alert"),
     ],
 )
 def test_the_schema_refuses_and_names_what_it_refuses(setting: str, named: str) -> None:
@@ -383,7 +451,11 @@ def test_the_schema_knows_every_value() -> None:
 
 
 @pytest.mark.parametrize("version", [OLDEST, NEWEST])
-@pytest.mark.parametrize("values", [[], ["-f", str(VALUES_PROD)]])
+@pytest.mark.parametrize(
+    "values",
+    [[], ["-f", str(VALUES_PROD)], ["--set", "metrics.enabled=true,metrics.dashboard.enabled=true"]],
+    ids=["default", "guide", "metrics"],
+)
 def test_objects_satisfy_the_schemas_of_kubernetes(version: str, values: list[str]) -> None:
     for manifest in render(*values, version=version).values():
         kubernetes_validate.validate(manifest, version, strict=True)

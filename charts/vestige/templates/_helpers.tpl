@@ -60,6 +60,11 @@ app.kubernetes.io/part-of: vestige
 {{- if le (int .Values.terminationGracePeriodSeconds) (int .Values.bridge.drainSeconds) }}
 {{- fail "terminationGracePeriodSeconds must be larger than bridge.drainSeconds: the bridge drains first, then Vestige ends." }}
 {{- end }}
+{{- range $object := list "podMonitor" "alerts" "dashboard" }}
+{{- if and (index $.Values.metrics $object).enabled (not $.Values.metrics.enabled) }}
+{{- fail (printf "metrics.%s.enabled needs metrics.enabled: without it nobody can reach the metrics." $object) }}
+{{- end }}
+{{- end }}
 {{- range .Values.vestige.extraEnv }}
 {{- if eq .name "VESTIGE_AUTH_TOKEN" }}
 {{- fail "vestige.extraEnv must not set VESTIGE_AUTH_TOKEN: Vestige would read the bridge's token as its own. The bridge has it from auth." }}
