@@ -24,6 +24,7 @@ from aiohttp import web
 
 from vestige_bridge.app import build_app
 from vestige_bridge.metrics import Metrics
+from vestige_bridge.server import build_config
 from vestige_bridge.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -229,15 +230,8 @@ async def bridge(upstream: str, **variables: str) -> AsyncIterator[Bridge]:
     settings = Settings.from_environ(environment(upstream, **variables))
     app = build_app(settings)
     listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
-    config = uvicorn.Config(
-        app,
-        http="httptools",
-        ws="none",
-        lifespan="on",
-        log_config=None,
-        access_log=False,
-        timeout_graceful_shutdown=2,
-    )
+    config = build_config(app, lifespan="on")
+    config.timeout_graceful_shutdown = 2
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     await until(lambda: server.started or serving.done())

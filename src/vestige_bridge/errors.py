@@ -11,7 +11,7 @@
     ├── AuthenticationError             no token, or a wrong one
     ├── AuthenticationNotConfigured
     ├── Forbidden
-    ├── NotFound, MethodNotAllowed, UnsupportedMediaType, BodyTimeout
+    ├── NotFound, MethodNotAllowed, UnsupportedMediaType, BodyTimeout, HeadTooLarge
     ├── BodyTooLarge
     ├── Overloaded                      too many requests in flight, or draining
     ├── Cancelled                       by the client's own `notifications/cancelled`
@@ -133,6 +133,10 @@ class UnsupportedMediaType(BridgeError):
     """The body is not declared as plain ``application/json``."""
 
 
+class HeadTooLarge(BridgeError):
+    """The head of the HTTP request is over our limit."""
+
+
 class BodyTimeout(BridgeError):
     """The body did not arrive in time."""
 
@@ -220,6 +224,7 @@ RENDERINGS: Final[Mapping[type[BridgeError], Rendering]] = MappingProxyType(
         MethodNotAllowed: Rendering(405, -32600),
         UnsupportedMediaType: Rendering(415, -32600),
         BodyTimeout: Rendering(408, -32600),
+        HeadTooLarge: Rendering(431, -32600),
         BodyTooLarge: Rendering(413, -32014),
         Overloaded: Rendering(503, -32013),
         Cancelled: Rendering(200, -32017),

@@ -326,6 +326,8 @@ async def _start(visit: Visit, status: int, content_type: str, session: list[tup
     raw = [(b"content-type", content_type.encode()), *session]
     if content_type == sse.CONTENT_TYPE:
         raw += [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+    else:
+        raw.append((b"cache-control", b"no-store"))
     await visit.send({"type": "http.response.start", "status": status, "headers": raw})
 
 

@@ -61,7 +61,12 @@ class Relay:
             await self._start_stream(headers)
             await self._send({"type": "http.response.body", "body": sse.encode_event(data)})
             return
-        raw = [(b"content-type", b"application/json"), (b"content-length", str(len(data)).encode()), *headers]
+        raw = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(data)).encode()),
+            (b"cache-control", b"no-store"),
+            *headers,
+        ]
         await self._send({"type": "http.response.start", "status": status, "headers": raw})
         await self._send({"type": "http.response.body", "body": data})
 

@@ -17,9 +17,9 @@ RETRY_AFTER_SECONDS: Final = 1
 def json_response(
     body: bytes | Mapping[str, object], status: int = 200, headers: Mapping[str, str] | None = None
 ) -> Response:
-    """An answer with a JSON body, given as bytes that are JSON already or as a mapping."""
+    """An answer with a JSON body, given as bytes that are JSON already or as a mapping; no cache keeps it."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return Response(content, status, headers, media_type="application/json")
+    return Response(content, status, {"cache-control": "no-store", **(headers or {})}, media_type="application/json")
 
 
 def error_response(error: BridgeError) -> Response:

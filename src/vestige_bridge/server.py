@@ -17,6 +17,7 @@ from starlette.applications import Starlette
 
 from vestige_bridge import logs
 from vestige_bridge.app import build_app
+from vestige_bridge.connection import Connection
 from vestige_bridge.metrics import build_metrics_app
 from vestige_bridge.settings import Settings
 
@@ -80,8 +81,8 @@ def serve(settings: Settings) -> int:
         return 1
     log.info("Listening on http://%s:%d", settings.host, listener.getsockname()[1])
     log.info("Metrics on http://%s:%d/metrics", settings.host, metrics_listener.getsockname()[1])
-    server = Server(_config(app, lifespan="on"), app)
-    metrics_server = MetricsServer(_config(build_metrics_app(app.state.metrics), lifespan="off"))
+    server = Server(build_config(app, lifespan="on"), app)
+    metrics_server = MetricsServer(build_config(build_metrics_app(app.state.metrics), lifespan="off"))
 
     async def run() -> None:
         scraped = asyncio.create_task(metrics_server.serve(sockets=[metrics_listener]))
@@ -116,15 +117,17 @@ def _listen(host: str, port: int, variable: str) -> socket.socket:
         ) from error
 
 
-def _config(app: Starlette, lifespan: Literal["on", "off"]) -> uvicorn.Config:
+def build_config(app: Starlette, lifespan: Literal["on", "off"]) -> uvicorn.Config:
+    """How an app is served."""
     return uvicorn.Config(
         app,
-        http="httptools",
+        http=Connection,
         loop="uvloop",
         ws="none",
         lifespan=lifespan,
         log_config=None,
         access_log=False,
+        headers=[("X-Content-Type-Options", "nosniff")],
         server_header=False,
         proxy_headers=False,
         timeout_keep_alive=IDLE_CONNECTION_SECONDS,

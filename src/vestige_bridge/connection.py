@@ -1,0 +1,99 @@
+"""One connection of a client: what it may send before there is a request that somebody answers for.
+
+The law of this room: nobody without a token holds more memory than a head takes, or a connection for longer than an
+idle one may last; and what is no HTTP is refused in JSON, too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from http import HTTPStatus
+from typing import Final
+
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from vestige_bridge.errors import RENDERINGS, BridgeError, HeadTooLarge, InvalidMessage
+from vestige_bridge.jsonrpc import build_error
+
+HEAD_LIMIT_BYTES: Final = 65_536
+"""How long a head may be that does not arrive at once."""
+
+
+class Connection(HttpToolsProtocol):
+    """uvicorn's connection, with a bound on the length of a head and on the time until it is whole.
+
+    uvicorn itself waits without an end for a connection to send its first head, and for one that sends it byte by byte.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, object],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._in_head = False
+        self._head_bytes = 0
+        self._waiting_since: float | None = None
+        self._watch: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begins to wait for the first head."""
+        super().connection_made(transport)
+        self._waiting_since = self.loop.time()
+        self._watch = self.loop.call_later(self.timeout_keep_alive, self._look)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Ends the watch."""
+        super().connection_lost(exc)
+        if self._watch is not None:
+            self._watch.cancel()
+
+    def data_received(self, data: bytes) -> None:
+        """Reads on, unless what was read is all head and too much of it."""
+        began_in_head = self._in_head
+        super().data_received(data)
+        if began_in_head and self._in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > HEAD_LIMIT_BYTES:
+                self._refuse(HeadTooLarge(f"The head of the request is over the limit of {HEAD_LIMIT_BYTES} bytes."))
+
+    def on_message_begin(self) -> None:
+        """Notes that a head begins."""
+        super().on_message_begin()
+        self._in_head, self._head_bytes = True, 0
+
+    def on_headers_complete(self) -> None:
+        """Notes that there is a request now, which has limits of its own."""
+        super().on_headers_complete()
+        self._in_head, self._waiting_since = False, None
+
+    def on_response_complete(self) -> None:
+        """Begins to wait for the next head, unless it has come already."""
+        super().on_response_complete()
+        if self.cycle.response_complete:
+            self._waiting_since = self.loop.time()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuses what is no HTTP."""
+        self._refuse(InvalidMessage("This is no request that HTTP/1.1 knows."))
+
+    def _refuse(self, error: BridgeError) -> None:
+        """Answers and closes; a connection with an answer under way on it is closed alone."""
+        if self._waiting_since is not None or not self.cycle.response_started:
+            status, body = HTTPStatus(RENDERINGS[type(error)].status), build_error(error, None)
+            head = [*self.server_state.default_headers, (b"content-type", b"application/json")]
+            head += [(b"content-length", str(len(body)).encode()), (b"connection", b"close")]
+            lines = [f"HTTP/1.1 {status.value} {status.phrase}".encode(), *(b": ".join(line) for line in head)]
+            self.transport.write(b"\r\n".join([*lines, b"", body]))
+        self.transport.close()
+
+    def _look(self) -> None:
+        """Ends a connection whose next head takes too long."""
+        waited = 0.0 if self._waiting_since is None else self.loop.time() - self._waiting_since
+        if waited >= self.timeout_keep_alive:
+            return self.transport.abort()
+        self._watch = self.loop.call_later(self.timeout_keep_alive - waited, self._look)
