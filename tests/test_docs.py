@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import subprocess
 from configparser import ConfigParser
@@ -9,8 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from harness import ROOT
+from harness import ROOT, Bridge, until
 from vestige_bridge import __version__
+from vestige_bridge.auth import REFUSALS
+from vestige_bridge.errors import REASONS
+from vestige_bridge.logs import FIELDS
+from vestige_bridge.monitor import State
 from vestige_bridge.settings import describe
 
 DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
@@ -65,6 +70,58 @@ def test_the_architecture_draws_every_room_and_no_other() -> None:
     drawn = {room for cell in re.findall(r"^\| (`.*?) \|", text, re.MULTILINE) for room in re.findall(r"`(\w+)`", cell)}
     rooms = {path.stem for path in (ROOT / "src/vestige_bridge").glob("*.py")} - {"__init__"}
     assert drawn == rooms
+
+
+async def test_every_metric_is_documented_with_its_type_and_its_labels(scripted: Bridge) -> None:
+    await until(scripted.ready)
+    await scripted.call("read")
+    table = re.findall(
+        r"^\| `(vestige_bridge_\w+)` \| (\w+) \| ([\w, ]*) ?\|",
+        (ROOT / "docs/operations.md").read_text(),
+        re.MULTILINE,
+    )
+    assert len(table) == len({name for name, _, _ in table})
+    assert scripted.metrics is not None
+    families = {family.name: family for family in scripted.metrics.collect()}
+    assert {name.removesuffix("_total"): kind for name, kind, _ in table} == {
+        family.name: family.type for family in families.values()
+    }
+    for name, kind, labels in table:
+        assert name.endswith("_total") is (kind == "counter")
+        told = [set(sample.labels) - {"le"} for sample in families[name.removesuffix("_total")].samples]
+        assert told, name
+        assert all(it == set(labels.strip().split(", ")) - {""} for it in told), name
+
+
+def test_every_reason_that_a_metric_may_name_is_documented() -> None:
+    named = set(re.findall(r"`([a-z_]+)`", (ROOT / "docs/operations.md").read_text()))
+    assert {*REASONS.values(), *REFUSALS, *State} <= named
+
+
+def test_every_alert_is_documented_and_no_other() -> None:
+    alerts = re.findall(r"- alert: (\w+)", (ROOT / "charts/vestige/files/alerts.yaml").read_text())
+    assert re.findall(r"^\*\*(Vestige\w+)\.\*\*", (ROOT / "docs/operations.md").read_text(), re.MULTILINE) == alerts
+
+
+@pytest.mark.parametrize("file", ["docs/operations.md", "charts/vestige/files/alerts.yaml"])
+async def test_every_metric_that_is_named_exists(scripted: Bridge, file: str) -> None:
+    await until(scripted.ready)
+    await scripted.call("read")
+    assert scripted.metrics is not None
+    told = {sample.name for family in scripted.metrics.collect() for sample in family.samples}
+    told |= {family.name for family in scripted.metrics.collect()}
+    named = set(re.findall(r"\bvestige_bridge_\w+", (ROOT / file).read_text()))
+    assert named
+    assert named <= told
+
+
+async def test_every_field_of_the_access_line_is_documented(scripted: Bridge, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    await scripted.call("read")
+    (line,) = [record for record in caplog.records if record.getMessage() == "request"]
+    cells = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|", (ROOT / "docs/operations.md").read_text(), re.MULTILINE)
+    documented = {field for cell in cells for field in re.findall(r"`(\w+)`", cell)}
+    assert getattr(line, FIELDS).keys() <= documented
 
 
 def test_the_version_is_one_everywhere() -> None:
