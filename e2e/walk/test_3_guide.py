@@ -7,6 +7,7 @@ import socket
 import subprocess
 import textwrap
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -83,7 +84,8 @@ def guide_commands(pattern: str) -> list[str]:
 
 
 def test_the_api_server_takes_every_object(loaded: Images) -> None:
-    for values in ([], ["-f", str(E2E / "chart" / "values-prod.yaml")]):
+    metrics = ["--set", "metrics.enabled=true,metrics.dashboard.enabled=true"]
+    for values in ([], ["-f", str(E2E / "chart" / "values-prod.yaml")], metrics):
         rendered = run(HELM, "template", "vestige", CHART, "--namespace", NAMESPACE, "--kube-version", "1.35.0",
                        *values, "--set", f"auth.token={TOKEN}").stdout  # fmt: skip
         taken = subprocess.run(["kubectl", "apply", "--dry-run=server", "-f", "-"], input=rendered,
@@ -502,6 +504,24 @@ def test_more_memory_is_given_without_losing_the_other_values(loaded: Images, cl
     assert limits == ["768Mi", "384Mi"]
     assert SENTENCE in client.search("Cape Farewell")
     saw(f"limits are {limits}")
+
+
+def test_metrics_are_found_through_the_service_once_they_are_asked_for(client: Client) -> None:
+    [command] = re.findall(r"^helm (upgrade .*)$", (ROOT / "docs" / "operations.md").read_text(), re.MULTILINE)
+    run(HELM, *command.split(), "--set", "metrics.dashboard.enabled=true", cwd=ROOT)
+    rolled_out()
+    assert SENTENCE in client.search("Cape Farewell")
+    with urllib.request.urlopen(f"http://{client.host}:9464/metrics", timeout=10) as response:
+        told = response.read().decode().splitlines()
+    for sample in (
+        'vestige_bridge_requests_total{method="tools/call",status="200",tool="search"} 1.0',
+        "vestige_bridge_upstream_sessions_opened_total 1.0",
+        'vestige_bridge_upstream_state{state="ready"} 1.0',
+    ):
+        assert sample in told
+        saw(sample)
+    assert client.request("GET", "/metrics").status == 404
+    saw(kubectl("get", "configmap", "-l", "grafana_dashboard=1", "--no-headers").strip())
 
 
 def test_a_rollback_goes_back_and_keeps_the_memory(loaded: Images, client: Client) -> None:
