@@ -70,6 +70,10 @@ bench-full: bench-tools ## Measure the bridge and the floor with every size, for
 bench-smoke: bench-tools ## See that the benchmarks work, and that a request costs no more instructions than it did.
 	@$(bench) smoke
 
+.PHONY: audit
+audit: .venv/dev.stamp .venv/audit.stamp ## Ask for known vulnerabilities in what the images install; no answer is a failure.
+	@dev/audit
+
 ##@ OpenClaw
 
 with-node := PATH="$(CURDIR)/$(bin):$$PATH"
@@ -108,6 +112,11 @@ image_values = --set vestigeImage.repository=$(ECR_VESTIGE) --set vestigeImage.t
 images: ## Build both images.
 	$(run) $(CONTAINER_TOOL) build $(BUILD_ARGS) --build-arg VERSION=$(tag) -t $(ECR_VESTIGE):$(tag) -f docker/Dockerfile.vestige .
 	$(run) $(CONTAINER_TOOL) build $(BUILD_ARGS) --build-arg VERSION=$(tag) -t $(ECR_BRIDGE):$(tag) -f docker/Dockerfile.bridge .
+
+.PHONY: sbom
+sbom: .tools/bin/syft ## Write what is in both images into dist/, as SPDX; needs Go.
+	$(run) env CONTAINER_TOOL=$(CONTAINER_TOOL) docker/sbom $(ECR_VESTIGE):$(tag) dist/vestige-mcp.spdx.json
+	$(run) env CONTAINER_TOOL=$(CONTAINER_TOOL) docker/sbom $(ECR_BRIDGE):$(tag) dist/vestige-bridge.spdx.json
 
 .PHONY: login
 login: ecr = $(firstword $(subst /, ,$(ECR_VESTIGE)))
@@ -184,6 +193,14 @@ format: .venv/lint.stamp ## Rewrite the code in the house's format.
 	$(bin)/ruff check --fix-only .
 	$(bin)/ruff format .
 
+compile = $(bin)/uv pip compile --quiet --no-config --upgrade --generate-hashes --python-version 3.13 --python-platform linux \
+	--custom-compile-command 'make requirements'
+
+.PHONY: requirements
+requirements: .venv/audit.stamp ## Pin anew, with hashes, what the bridge's image installs and is built with.
+	$(compile) setup.cfg --output-file docker/requirements.txt
+	sed -nE 's/^requires = \["(.*)"\]$$/\1/p' pyproject.toml | $(compile) - --output-file docker/build-requirements.txt
+
 .PHONY: clean
 clean: ## Remove what was installed and built; the memory in .dev/ and .env stay.
 	rm -rf .venv .venv-e2e .venv-bench* .venv-mcp-* docker/gateway/node_modules tests/node_modules tests/*/node_modules
@@ -244,6 +261,7 @@ build/bench/%: bench/%.c bench/http.h | bench-packages
 	@e2e/prometheus $(@D)
 
 .tools/bin/helm: GO_PACKAGE := helm.sh/helm/v3/cmd/helm@v3.22.0
+.tools/bin/syft: GO_PACKAGE := github.com/anchore/syft/cmd/syft@v1.57.0
 .tools/bin/actionlint: GO_PACKAGE := github.com/rhysd/actionlint/cmd/actionlint@v1.7.12
 .tools/bin/thv: GO_PACKAGE := github.com/stacklok/toolhive/cmd/thv@v0.47.0
 .tools/bin/%:

@@ -81,6 +81,31 @@ async def test_a_head_without_an_end_is_refused_at_its_limit(scripted: Bridge, p
     assert error["error"]["code"] == -32600
 
 
+@pytest.mark.parametrize("token", [TOKEN, "wrong"])
+@pytest.mark.parametrize("piece", [b"a" * 8192, b"a\r\nX: " * 1024], ids=["one line", "many lines"])
+async def test_trailers_without_an_end_are_cut_off(scripted: Bridge, piece: bytes, token: str) -> None:
+    async with connected(scripted) as (reader, writer):
+        reading = asyncio.create_task(reader.read())
+        head = called(b"", token=token).replace(b"Content-Length: 0", b"Transfer-Encoding: chunked")
+        writer.write(head + b"2\r\n{}\r\n0\r\nX: ")
+        sent = 0
+        while not reading.done():
+            writer.write(piece)
+            sent += len(piece)
+            assert sent < 2 * HEAD_LIMIT_BYTES
+            assert (await scripted.get("/livez")).status == 200
+        assert reading.result().startswith(b"HTTP/1.1 431 " if token == TOKEN else b"HTTP/1.1 401 ")
+
+
+async def test_a_body_that_goes_on_behind_its_refusal_spoils_nothing(scripted: Bridge) -> None:
+    async with connected(scripted) as (reader, writer):
+        for _ in range(2):
+            writer.write(called(b"x" * 20 * HEAD_LIMIT_BYTES, token="wrong"))
+            await writer.drain()
+            assert b" 401 " in await reader.readuntil(b"not valid")
+            await reader.readuntil(b"}}")
+
+
 @pytest.mark.parametrize(
     ("first", "drip"),
     [

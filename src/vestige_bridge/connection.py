@@ -18,7 +18,7 @@ from vestige_bridge.errors import RENDERINGS, BridgeError, HeadTooLarge, Invalid
 from vestige_bridge.jsonrpc import build_error
 
 HEAD_LIMIT_BYTES: Final = 65_536
-"""How long a head may be that does not arrive at once."""
+"""How many bytes may come without becoming a head, a part of a body, or the end of one."""
 
 
 class Connection(HttpToolsProtocol):
@@ -35,8 +35,8 @@ class Connection(HttpToolsProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        self._in_head = False
-        self._head_bytes = 0
+        self._came_to_something = False
+        self._pending_bytes = 0
         self._waiting_since: float | None = None
         self._watch: asyncio.TimerHandle | None = None
 
@@ -53,23 +53,27 @@ class Connection(HttpToolsProtocol):
             self._watch.cancel()
 
     def data_received(self, data: bytes) -> None:
-        """Reads on, unless what was read is all head and too much of it."""
-        began_in_head = self._in_head
+        """Reads on, unless too much came that came to nothing: of a head, or of the trailers behind a body."""
+        self._came_to_something = False
         super().data_received(data)
-        if began_in_head and self._in_head:
-            self._head_bytes += len(data)
-            if self._head_bytes > HEAD_LIMIT_BYTES:
-                self._refuse(HeadTooLarge(f"The head of the request is over the limit of {HEAD_LIMIT_BYTES} bytes."))
-
-    def on_message_begin(self) -> None:
-        """Notes that a head begins."""
-        super().on_message_begin()
-        self._in_head, self._head_bytes = True, 0
+        self._pending_bytes = 0 if self._came_to_something else self._pending_bytes + len(data)
+        if self._pending_bytes > HEAD_LIMIT_BYTES:
+            self._refuse(HeadTooLarge(f"The head of the request is over the limit of {HEAD_LIMIT_BYTES} bytes."))
 
     def on_headers_complete(self) -> None:
         """Notes that there is a request now, which has limits of its own."""
         super().on_headers_complete()
-        self._in_head, self._waiting_since = False, None
+        self._came_to_something, self._waiting_since = True, None
+
+    def on_body(self, body: bytes) -> None:
+        """Notes that the body goes on."""
+        self._came_to_something = True
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """Notes that the request is whole."""
+        self._came_to_something = True
+        super().on_message_complete()
 
     def on_response_complete(self) -> None:
         """Begins to wait for the next head, unless it has come already."""
