@@ -8,13 +8,15 @@ import logging
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 from harness import SSE, Bridge, Gateway, bridge, call_body, until
+from vestige_bridge.modern import MODERN_VERSION
 
 CALLERS = 32
 ROTATIONS = 3
@@ -45,6 +47,14 @@ def by_symlink(file: Path, text: str) -> None:
     if not file.is_symlink():
         file.unlink(missing_ok=True)
         file.symlink_to(Path("..data") / file.name)
+
+
+INITIALIZE = {
+    "jsonrpc": "2.0",
+    "id": 1,
+    "method": "initialize",
+    "params": {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}},
+}
 
 
 class Rotation(logging.Handler):
@@ -170,3 +180,55 @@ async def test_no_valid_token_is_refused_and_no_removed_one_gets_in(
     assert judged[TOKENS[-1], 401]
     assert not judged[TOKENS[-1], 200]
     assert refused >= sum(count for (_, status), count in judged.items() if status == 401)
+
+
+async def listen_in_a_session(served: Bridge, token: str) -> aiohttp.ClientResponse:
+    """The stream of a legacy client."""
+    headers = served.request_headers({**SSE, "Authorization": f"Bearer {token}"})
+    opened = await served.post(INITIALIZE, headers)
+    assert opened.status == 200, opened
+    headers["Mcp-Session-Id"] = opened.headers["Mcp-Session-Id"]
+    return await served.http.get(served.url, headers=headers)
+
+
+async def listen_without_a_session(served: Bridge, token: str) -> aiohttp.ClientResponse:
+    """The stream of a modern client."""
+    prefix = "io.modelcontextprotocol/"
+    meta = {f"{prefix}protocolVersion": MODERN_VERSION, f"{prefix}clientCapabilities": {}}
+    params = {"notifications": {"toolsListChanged": True}, "_meta": meta}
+    body = {"jsonrpc": "2.0", "id": 1, "method": "subscriptions/listen", "params": params}
+    modern = {"MCP-Protocol-Version": MODERN_VERSION, "Mcp-Method": "subscriptions/listen"}
+    headers = served.request_headers({**SSE, **modern, "Authorization": f"Bearer {token}"})
+    return await served.http.post(served.url, json=body, headers=headers)
+
+
+@pytest.mark.parametrize(
+    ("mode", "listen"),
+    [
+        ("shared", listen_in_a_session),
+        ("shared", listen_without_a_session),
+        ("per-client", listen_in_a_session),
+    ],
+)
+async def test_a_stream_does_not_outlive_the_token_that_opened_it(
+    shared_gateway: Gateway,
+    tmp_path: Path,
+    mode: str,
+    listen: Callable[[Bridge, str], Awaitable[aiohttp.ClientResponse]],
+) -> None:
+    file, gone, kept = tmp_path / "tokens", TOKENS[0], TOKENS[1]
+    file.write_text(f"alice {gone}\nbob {kept}\n")
+    variables = {"VESTIGE_AUTH_TOKEN": "", "VESTIGE_AUTH_TOKEN_FILE": str(file), "SESSION_MODE": mode}
+    async with bridge(shared_gateway.url, **variables) as served:
+        await until(served.ready)
+        streams = [await listen(served, token) for token in (gone, kept)]
+        assert [stream.status for stream in streams] == [200, 200]
+        await until(lambda: served.metric("streams_open") == 2)
+        file.write_text(f"bob {kept}\n")
+        async with asyncio.timeout(10):
+            for stream in streams:
+                await stream.read()
+        assert (await post(served, gone)) == 401
+        again = await listen(served, kept)
+        assert again.status == 200
+        again.close()

@@ -67,9 +67,13 @@ def build_app(settings: Settings) -> Starlette:
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        async with upstream, session, client_sessions, monitor.watching(session):
+        async with upstream, session, client_sessions, monitor.watching(session), tokens.watching(end_streams):
             yield
             await health.close()
+
+    def end_streams() -> None:
+        session.hub.close()
+        client_sessions.end_streams()
 
     async def drain() -> None:
         await asyncio.gather(session.drain(settings.drain_seconds), client_sessions.drain(settings.drain_seconds))

@@ -75,7 +75,8 @@ class ClientSessions:
         self._opening = 0
         self._idle = asyncio.Event()
         self._idle.set()
-        self._closing = asyncio.Event()
+        self._closing = False
+        self._streams_end = asyncio.Event()
         self._tasks = Tasks()
 
     async def __aenter__(self) -> Self:
@@ -97,10 +98,16 @@ class ClientSessions:
 
     async def drain(self, timeout_seconds: float) -> None:
         """Takes no more requests, ends the streams, and waits for what is in flight."""
-        self._closing.set()
+        self._closing = True
+        self.end_streams()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_seconds):
                 await self._idle.wait()
+
+    def end_streams(self) -> None:
+        """Ends every client's stream; who may can open it again."""
+        self._streams_end.set()
+        self._streams_end = asyncio.Event()
 
     async def forward(self, visit: Visit, message: AnyMessage | None, body: bytes) -> None:
         """Forwards a message on its client's own session, which an ``initialize`` opens.
@@ -120,14 +127,14 @@ class ClientSessions:
                 await self._fail(visit, request, error)
 
     async def listen(self, visit: Visit) -> None:
-        """Forwards the session's own stream until it ends, its client leaves, or the bridge stops."""
+        """Forwards the session's own stream until it ends, its client leaves, or streams are ended."""
         owned = self._require_owned(visit)
-        if self._closing.is_set():
+        if self._closing:
             raise Overloaded("The bridge is shutting down.")
         owned.in_use += 1
         self.streams_open += 1
         pumping = asyncio.create_task(self._pump_own_stream(visit))
-        others = [asyncio.create_task(visit.until_client_leaves()), asyncio.create_task(self._closing.wait())]
+        others = [asyncio.create_task(visit.until_client_leaves()), asyncio.create_task(self._streams_end.wait())]
         try:
             await asyncio.wait([pumping, *others], return_when=asyncio.FIRST_COMPLETED)
             if pumping.done():
@@ -138,8 +145,11 @@ class ClientSessions:
             for task in (pumping, *others):
                 task.cancel()
             await asyncio.gather(pumping, *others, return_exceptions=True)
-        if not visit.record.client_left:
-            await visit.send({"type": "http.response.body", "body": b""})
+        if visit.record.client_left:
+            return
+        if not visit.answering:
+            raise Overloaded("All streams were ended; open this one again.")
+        await visit.send({"type": "http.response.body", "body": b""})
 
     async def end(self, visit: Visit) -> None:
         """Ends the client's own session, here and upstream."""
@@ -151,7 +161,7 @@ class ClientSessions:
     def _admitted(self, visit: Visit, *, opens: bool) -> Iterator[None]:
         """Counts a request while it is in flight, if there is room for it."""
         data = {"outcome": "not_sent", "retryable": True}
-        if self._closing.is_set():
+        if self._closing:
             raise Overloaded("The bridge is shutting down.", data=data)
         if self.in_flight >= self._settings.max_in_flight:
             raise Overloaded("Too many requests are in flight.", data=data)

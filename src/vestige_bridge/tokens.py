@@ -6,22 +6,25 @@ mistake locks nobody out and lets nobody in.
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import logging
 import re
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from vestige_bridge.errors import SettingsError
 from vestige_bridge.settings import Settings
+from vestige_bridge.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
 LOOK_AGAIN_SECONDS: Final = 1.0
-"""How often, at most, the file is looked at for a change."""
+"""How often the file is looked at for a change."""
 
 READ_ONLY: Final = ":read-only"
 """What follows the name of a principal that may change nothing."""
@@ -86,22 +89,20 @@ class Tokens:
     Parameters:
         tokens: those to begin with.
         path: the file to read anew whenever it changes; ``None`` when they are fixed.
-        clock: a monotonic clock, in seconds.
+        seen: what told the file's state apart from every other when they were read from it.
 
     Attributes:
         file_valid: whether the file was of use when it was last read.
     """
 
     def __init__(
-        self, tokens: tuple[Token, ...], path: Path | None = None, *, clock: Callable[[], float] = time.monotonic
+        self, tokens: tuple[Token, ...], path: Path | None = None, seen: tuple[int, ...] | None = None
     ) -> None:
+        self.file_valid = True
         self._tokens = tokens
         self._path = path
-        self._clock = clock
+        self._seen = seen
         self._used_at: dict[str, float] = {}
-        self.file_valid = True
-        self._looked_at = clock()
-        self._seen = None if path is None else _fingerprint(path)
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Tokens:
@@ -114,8 +115,10 @@ class Tokens:
             value = settings.auth_token.encode()
             return cls((Token("default", value),) if value else ())
         path = Path(settings.auth_token_file)
+        # Whatever is written after this is a change, though it may be what is read here.
+        seen = _fingerprint(path)
         try:
-            return cls(_read(path), path)
+            return cls(_read(path), path, seen)
         except (OSError, ValueError) as error:
             raise SettingsError([f"VESTIGE_AUTH_TOKEN_FILE: {path} is of no use: {_why(error)}."]) from error
 
@@ -125,7 +128,6 @@ class Tokens:
 
     def find(self, token: bytes) -> Token | None:
         """The token that is shown; ``None`` if it is not valid. Each one is compared, in constant time."""
-        self._look_again()
         found = None
         for candidate in self._tokens:
             if hmac.compare_digest(candidate.value, token):
@@ -139,18 +141,36 @@ class Tokens:
         """When each principal last got in, in seconds since 1970; 0 for one that did not yet."""
         return {token.name: self._used_at.get(token.name, 0.0) for token in self._tokens}
 
-    def _look_again(self) -> None:
+    @asynccontextmanager
+    async def watching(self, on_removal: Callable[[], None]) -> AsyncIterator[None]:
+        """Watches the file in the background while the context lasts.
+
+        Parameters:
+            on_removal: called when a token is not valid any more, or not for the same.
+        """
+        tasks = Tasks()
+        tasks.start(self._watch(on_removal))
+        try:
+            yield
+        finally:
+            await tasks.close()
+
+    async def _watch(self, on_removal: Callable[[], None]) -> None:
+        while self._path is not None:
+            await asyncio.sleep(LOOK_AGAIN_SECONDS)
+            before = self._tokens
+            self.look_again(self._path)
+            if not set(before) <= set(self._tokens):
+                on_removal()
+
+    def look_again(self, path: Path) -> None:
         """Reads the file anew if it changed, as a mounted Secret does by a swap of symlinks."""
-        now = self._clock()
-        if self._path is None or now - self._looked_at < LOOK_AGAIN_SECONDS:
-            return
-        self._looked_at = now
-        fingerprint = _fingerprint(self._path)
+        fingerprint = _fingerprint(path)
         if fingerprint == self._seen:
             return
         self._seen = fingerprint
         try:
-            self._tokens = _read(self._path)
+            self._tokens = _read(path)
         except (OSError, ValueError) as error:
             self.file_valid = False
             log.error("The token file changed and is of no use (%s); the tokens from before stay valid", _why(error))  # noqa: TRY400
@@ -163,13 +183,13 @@ def _read(path: Path) -> tuple[Token, ...]:
     return parse_tokens(path.read_text(encoding="utf-8"))
 
 
-def _fingerprint(path: Path) -> tuple[int, int, int] | None:
+def _fingerprint(path: Path) -> tuple[int, ...] | None:
     """What differs after every change of the file, also when another file takes its place."""
     try:
         status = path.stat()
     except OSError:
         return None
-    return status.st_ino, status.st_mtime_ns, status.st_size
+    return status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size
 
 
 def _why(error: Exception) -> str:

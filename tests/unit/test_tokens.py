@@ -1,31 +1,22 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness import until
 from vestige_bridge.errors import SettingsError
 from vestige_bridge.settings import Settings
 from vestige_bridge.tokens import Token, Tokens, parse_tokens
 
 
-class Clock:
-    """A clock that goes on by two seconds each time it is read."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        self.now += 2
-        return self.now
-
-
 def tokens_from(path: Path, text: str) -> Tokens:
     path.write_text(text, encoding="utf-8")
-    return Tokens(parse_tokens(text), path, clock=Clock())
+    return Tokens.from_settings(Settings.from_environ({"VESTIGE_AUTH_TOKEN_FILE": str(path)}))
 
 
 def name_of(tokens: Tokens, token: bytes) -> str | None:
@@ -114,6 +105,7 @@ def test_a_file_that_changes_takes_effect_without_a_restart(tmp_path: Path, capl
     tokens = tokens_from(tmp_path / "tokens", "alice old")
     assert name_of(tokens, b"old") == "alice"
     (tmp_path / "tokens").write_text("alice newer\nbob other")
+    tokens.look_again(tmp_path / "tokens")
     assert [name_of(tokens, token) for token in (b"old", b"newer", b"other")] == [None, "alice", "bob"]
     assert [record.getMessage() for record in caplog.records] == ["The token file changed; 2 tokens are valid now"]
 
@@ -123,9 +115,10 @@ def test_a_file_that_is_swapped_as_kubernetes_does_takes_effect(tmp_path: Path) 
         (tmp_path / version).mkdir()
         (tmp_path / version / "tokens").write_text(version)
     (tmp_path / "data").symlink_to("old")
-    tokens = Tokens(parse_tokens("old"), tmp_path / "data" / "tokens", clock=Clock())
+    tokens = tokens_from(tmp_path / "data" / "tokens", "old")
     (tmp_path / "next").symlink_to("new")
     (tmp_path / "next").rename(tmp_path / "data")
+    tokens.look_again(tmp_path / "data" / "tokens")
     assert [name_of(tokens, token) for token in (b"old", b"new")] == [None, "default"]
 
 
@@ -141,20 +134,34 @@ def test_a_file_that_is_of_no_use_after_a_change_keeps_the_tokens_from_before(
         path.unlink()
     else:
         path.write_bytes(damage)
-    assert [name_of(tokens, b"good") for _ in range(3)] == ["alice"] * 3
+    for _ in range(3):
+        tokens.look_again(path)
+        assert name_of(tokens, b"good") == "alice"
+    assert not tokens.file_valid
     (record,) = caplog.records
     assert record.levelno == logging.ERROR
     assert "secret" not in record.getMessage()
     path.write_text("bob better")
+    tokens.look_again(path)
+    assert tokens.file_valid
     assert [name_of(tokens, token) for token in (b"good", b"better")] == [None, "bob"]
 
 
-def test_the_file_is_not_looked_at_for_every_request(tmp_path: Path) -> None:
+async def test_a_removal_is_told_although_nobody_asks_and_an_addition_is_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    removals: list[str] = []
+    told: list[int] = []
     path = tmp_path / "tokens"
-    path.write_text("old")
-    tokens = Tokens(parse_tokens("old"), path, clock=lambda: 1.0)
-    path.write_text("a newer one")
-    assert name_of(tokens, b"old") == "default"
+    tokens = tokens_from(path, "alice old")
+    async with tokens.watching(lambda: removals.append("a token")):
+        for text in ("alice old\nalice new", "alice new", "", "bob new", "bob:read-only new"):
+            path.write_text(text)
+            await until(partial(bool, caplog.records))
+            caplog.clear()
+            told.append(len(removals))
+    assert told == [0, 1, 1, 2, 3]
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\xff", b"a b c"], ids=["missing", "empty", "bytes", "words"])
