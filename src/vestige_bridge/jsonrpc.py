@@ -41,6 +41,12 @@ READ_IN_META: Final = frozenset(
     }
 )
 
+BATCH_LIMIT: Final = 1_024
+"""How many messages a batch may hold."""
+
+MEMBERS_LIMIT: Final = 4_096
+"""How many members an object may have where the bridge reads; all others wait while it does."""
+
 _skip_space = re.compile(r"[ \t\n\r]*").match
 
 
@@ -359,7 +365,7 @@ def _members(text: str, start: int, visit: Visit) -> int:
     index = _after_space(text, start + 1)
     if text[index : index + 1] == "}":
         return index + 1
-    while True:
+    for _ in range(MEMBERS_LIMIT):
         if text[index : index + 1] != '"':
             raise ValueError("a key is wanted")
         key_start = index
@@ -373,16 +379,19 @@ def _members(text: str, start: int, visit: Visit) -> int:
         if text[index : index + 1] != ",":
             raise ValueError("a comma is wanted")
         index = _after_space(text, index + 1)
+    raise InvalidMessage(f"An object of this message has more than {MEMBERS_LIMIT} members.")
 
 
 def _elements(text: str, start: int) -> list[tuple[int, int]]:
     """The places of the elements of the array that opens at ``start`` and is the whole text."""
-    places = []
+    places: list[tuple[int, int]] = []
     try:
         index = _after_space(text, start + 1)
         if text[index : index + 1] == "]" and _after_space(text, index + 1) == len(text):
             raise InvalidMessage("The batch is empty; send at least one request.")
         while True:
+            if len(places) == BATCH_LIMIT:
+                raise InvalidMessage(f"A batch may hold {BATCH_LIMIT} messages.")
             end = _decode(text, index)[1]
             places.append((index, end))
             index = _after_space(text, end)

@@ -11,6 +11,8 @@ from unit import json_texts
 from unit.json_texts import ID, TOKEN, Speller
 from vestige_bridge.errors import BodyTooLarge, InvalidMessage, ParseError, UpstreamTimeout
 from vestige_bridge.jsonrpc import (
+    BATCH_LIMIT,
+    MEMBERS_LIMIT,
     AnyMessage,
     Notification,
     Request,
@@ -413,3 +415,19 @@ def test_the_members_of_an_object_are_those_that_any_reader_finds(speller: Spell
 
 def test_replacing_a_member_that_is_not_there_changes_nothing() -> None:
     assert replace_member(' {"a":{"protocolVersion":1}}', "protocolVersion", 2) == ' {"a":{"protocolVersion":1}}'
+
+
+@pytest.mark.parametrize("member", ["1", "{}", '{"jsonrpc":"2.0","method":"notifications/x"}'])
+def test_a_batch_is_read_up_to_its_limit_and_no_further(member: str) -> None:
+    batch = parse_body(f"[{','.join([member] * BATCH_LIMIT)}]".encode())
+    assert isinstance(batch, list)
+    assert len(batch) == BATCH_LIMIT
+    with pytest.raises(InvalidMessage, match="A batch may hold 1024 messages"):
+        parse_body(f"[{','.join([member] * (BATCH_LIMIT + 1))},".encode())
+
+
+@pytest.mark.parametrize("level", ["%s", '"params":{%s}', '"params":{"_meta":{%s}}'])
+def test_an_object_with_members_beyond_number_is_not_walked_through(level: str) -> None:
+    members = ",".join(['"x":1'] * MEMBERS_LIMIT + [r'"\u0078":1'])
+    with pytest.raises(InvalidMessage, match="more than 4096 members"):
+        parse_message('{"jsonrpc":"2.0","id":{},"method":"ping",%s}' % (level % members))
