@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from harness import SSE, Answer, Bridge, Gateway, bridge, until
+from vestige_bridge.hub import MAX_URIS
 
 VERSION = "2026-07-28"
 PREFIX = "io.modelcontextprotocol/"
@@ -132,6 +133,28 @@ async def test_what_is_not_as_the_specification_says_is_refused(
     answer = await everything.post(body, mirrored(body) | changed)
     assert (answer.status, answer.error["code"]) == (status, code)
     assert answer.json["id"] == 1
+
+
+async def test_no_legacy_session_can_be_named_so_that_it_cancels_a_modern_request(features: Bridge) -> None:
+    calling = asyncio.create_task(ask(features, "tools/call", name="wait", arguments={"name": "w", "steps": 5}, id="w"))
+
+    async def runs() -> bool:
+        return "running" in (await features.call("waits")).text
+
+    await until(runs)
+    cancelled = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": "w"}}
+    for headers in ({}, {"Mcp-Session-Id": VERSION}, {"Mcp-Session-Id": f" {VERSION}"}):
+        assert (await features.post(cancelled, headers)).status == 202
+    assert (await calling).text == "w"
+
+
+async def test_more_resources_than_can_be_watched_are_refused(everything: Bridge) -> None:
+    wanted = {"resourceSubscriptions": [f"demo://resource/{number}" for number in range(MAX_URIS + 1)]}
+    answer = await everything.post(
+        request("subscriptions/listen", notifications=wanted),
+        {**SSE, "MCP-Protocol-Version": VERSION, "Mcp-Method": "subscriptions/listen"},
+    )
+    assert (answer.status, answer.error["code"], answer.json["id"]) == (400, -32602, 1)
 
 
 async def test_a_listener_has_to_take_an_event_stream(everything: Bridge) -> None:

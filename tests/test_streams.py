@@ -8,7 +8,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import pytest
+
 from harness import Bridge, ScriptedUpstream, bridge, until
+from vestige_bridge import hub
 
 
 class Ear:
@@ -75,6 +78,37 @@ async def test_upstream_is_asked_for_the_least_severe_level_of_all(
         await ask(scripted, bob, "logging/setLevel", level="error")
     levels = [json.loads(received.body)["params"]["level"] for received in upstream.of("logging/setLevel")]
     assert levels == ["debug", "debug"]
+
+
+async def test_a_plain_poster_takes_from_nobody_what_they_want_to_hear(
+    scripted: Bridge, upstream: ScriptedUpstream
+) -> None:
+    poster = Ear("")
+    poster.headers = {}
+    await until(scripted.ready)
+    async with listening(scripted, "a") as ann:
+        await ask(scripted, ann, "resources/subscribe", uri="memory://x")
+        await ask(scripted, ann, "logging/setLevel", level="debug")
+        assert await ask(scripted, poster, "resources/unsubscribe", uri="memory://x") == {}
+        assert await ask(scripted, poster, "logging/setLevel", level="emergency") == {}
+    assert upstream.count("resources/unsubscribe") == 0
+    levels = [json.loads(received.body)["params"]["level"] for received in upstream.of("logging/setLevel")]
+    assert levels == ["debug", "debug"]
+
+
+async def test_more_resources_than_can_be_watched_are_refused(
+    scripted: Bridge, upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "MAX_URIS", 2)
+    async with listening(scripted, "a") as ann:
+        for uri in ("memory://1", "memory://2", "memory://2"):
+            assert await ask(scripted, ann, "resources/subscribe", uri=uri) == {}
+        for uri in ("memory://3", "memory://" + "x" * hub.MAX_URI_CHARACTERS):
+            body = {"jsonrpc": "2.0", "id": 7, "method": "resources/subscribe", "params": {"uri": uri}}
+            answer = await scripted.post(body, ann.headers)
+            assert (answer.status, answer.error["code"], answer.json["id"]) == (400, -32602, 7)
+    asked = {json.loads(received.body)["params"]["uri"] for received in upstream.of("resources/subscribe")}
+    assert asked == {"memory://1", "memory://2"}
 
 
 async def test_a_second_stream_of_a_session_ends_the_first(scripted: Bridge) -> None:

@@ -34,6 +34,16 @@ WAITING_LIMIT_BYTES: Final = 262_144
 MAX_CLIENTS: Final = 16_384
 """How many clients' wishes are remembered; the one that was quiet longest is forgotten first."""
 
+MAX_URIS: Final = 1_024
+"""How many resources one client may want to hear of."""
+
+MAX_URIS_OF_ALL: Final = 65_536
+"""How many all of them may, each counted for each client."""
+
+MAX_URI_CHARACTERS: Final = 2_048
+
+TOO_MANY_RESOURCES: Final = "So many resources, or one with so long an address, cannot be watched."
+
 
 class Listener:
     """One client's stream of notifications.
@@ -133,6 +143,16 @@ class Hub:
         wishes = self._clients.pop(caller, None)
         if wishes is not None and wishes.listener is not None:
             wishes.listener.close()
+
+    def has_room(self, uris: frozenset[str], caller: Caller | None = None) -> bool:
+        """Whether a client, a legacy one if it is named, may want to hear of these resources, too."""
+        wishes = None if caller is None else self._clients.get(caller)
+        of_all = sum(len(it.uris) for it in self._clients.values()) + sum(map(len, self._others.values()))
+        return (
+            len(uris if wishes is None else uris | wishes.uris) <= MAX_URIS
+            and of_all + len(uris) <= MAX_URIS_OF_ALL
+            and all(len(uri) <= MAX_URI_CHARACTERS for uri in uris)
+        )
 
     def subscribe(self, caller: Caller, uri: str) -> None:
         """Notes that a legacy client wants to hear of a resource."""

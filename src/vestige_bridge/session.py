@@ -256,8 +256,7 @@ class Session:
         """Has upstream tell no more of those of these resources that nobody wants to hear of now."""
         held = self.held
         if held is not None:
-            for uri in uris - self.hub.uris:
-                self._tasks.start(self._ask_quietly(held, "resources/unsubscribe", {"uri": uri}))
+            self._tasks.start(self._unsubscribe(held, uris - self.hub.uris))
 
     async def drain(self, timeout_seconds: float) -> None:
         """Takes no more requests and waits for those in flight; those that do not end in time are answered 504."""
@@ -465,6 +464,10 @@ class Session:
         asked += [("resources/subscribe", {"uri": uri}) for uri in sorted(self.hub.uris)]
         for method, params in asked:
             await self._ask_quietly(held, method, params)
+
+    async def _unsubscribe(self, held: HeldSession, uris: frozenset[str]) -> None:
+        for uri in sorted(uris):
+            await self._ask_quietly(held, "resources/unsubscribe", {"uri": uri})
 
     async def _ask_quietly(self, held: HeldSession, method: str, params: Mapping[str, object]) -> None:
         try:

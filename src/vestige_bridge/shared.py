@@ -14,9 +14,9 @@ from typing import Final
 from starlette.responses import Response as HttpResponse
 
 from vestige_bridge import headers
-from vestige_bridge.errors import BridgeError, InvalidMessage, NotFound, Overloaded
+from vestige_bridge.errors import BridgeError, InvalidMessage, InvalidParams, NotFound, Overloaded
 from vestige_bridge.exchange import Exchange
-from vestige_bridge.hub import LEVELS
+from vestige_bridge.hub import LEVELS, TOO_MANY_RESOURCES
 from vestige_bridge.jsonrpc import (
     AnyMessage,
     Notification,
@@ -153,16 +153,22 @@ class SharedSession:
         """Makes of what a client wants to hear what upstream has to be asked for on behalf of all who listen."""
         hub = self._session.hub
         uri, level = request.params.get("uri"), request.params.get("level")
-        if caller.session_id is None:
-            return request
+        # A plain poster has no stream to hear anything on, and still must not take it from the others.
+        listens = caller.session_id is not None
         if request.method == "logging/setLevel" and level is not None and level.value in LEVELS:
-            hub.set_level(caller, level.value)
-            merged = parse_message(request.spliced((level, dump(hub.level))).decode())
+            if listens:
+                hub.set_level(caller, level.value)
+            least = min(level.value, hub.level or level.value, key=LEVELS.index)
+            merged = parse_message(request.spliced((level, dump(least))).decode())
             return merged if isinstance(merged, Request) else request
         if request.method == "resources/subscribe" and uri is not None and isinstance(uri.value, str):
-            hub.subscribe(caller, uri.value)
+            if not hub.has_room(frozenset({uri.value}), caller):
+                raise InvalidParams(TOO_MANY_RESOURCES, request_id=request.spelled_id)
+            if listens:
+                hub.subscribe(caller, uri.value)
         if request.method == "resources/unsubscribe" and uri is not None and isinstance(uri.value, str):
-            hub.unsubscribe(caller, uri.value)
+            if listens:
+                hub.unsubscribe(caller, uri.value)
             if uri.value in hub.uris:
                 return build_result(request.spelled_id, "{}")
         return request

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
+from typing import Final
 
 from starlette.responses import Response as HttpResponse
 
 from vestige_bridge import sse
-from vestige_bridge.errors import InvalidMessage, MethodNotFound
+from vestige_bridge.errors import InvalidMessage, InvalidParams, MethodNotFound
 from vestige_bridge.exchange import Exchange
-from vestige_bridge.hub import RESOURCE_UPDATED, Listener
+from vestige_bridge.hub import RESOURCE_UPDATED, TOO_MANY_RESOURCES, Listener
 from vestige_bridge.jsonrpc import AnyMessage, Notification, Request, Response
 from vestige_bridge.lifecycle import HeldSession
 from vestige_bridge.modern import (
@@ -31,6 +32,9 @@ from vestige_bridge.modern import (
 from vestige_bridge.multiplexer import Caller
 from vestige_bridge.session import Session
 from vestige_bridge.visit import Visit
+
+_NO_SESSION: Final = f" {MODERN_VERSION}"
+"""A session that no header can name, as no value begins with a space: no cancellation of another era can mean it."""
 
 
 class StatelessRequests:
@@ -59,8 +63,7 @@ class StatelessRequests:
             return await visit.relay.answer(discover(message, held.initialize_result))
         if message.method == LISTEN:
             return await self._listen(visit, message, held)
-        # No notification can name it, so no other era's cancellation can mean it.
-        caller = Caller(visit.principal, MODERN_VERSION, visit.caller.read_only)
+        caller = Caller(visit.principal, _NO_SESSION, visit.caller.read_only)
         exchange = self._session.request(to_legacy(message), caller, visit.upstream_headers)
         watching = asyncio.create_task(self._cancel_when_client_leaves(visit, exchange))
         try:
@@ -85,6 +88,8 @@ class StatelessRequests:
             return updated or notification.method in subscription.methods
 
         listener, hub = Listener(wants), self._session.hub
+        if not hub.has_room(subscription.uris):
+            raise InvalidParams(TOO_MANY_RESOURCES)
         fresh = subscription.uris - hub.uris
         hub.add(listener, subscription.uris)
         watching = asyncio.create_task(self._close_when_client_leaves(visit, listener))

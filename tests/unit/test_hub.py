@@ -159,6 +159,23 @@ async def test_the_client_that_was_quiet_longest_is_forgotten_first(monkeypatch:
     assert it.uris == {"a", "e"}
 
 
+def test_what_is_watched_is_bounded_for_each_and_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "MAX_URIS", 3)
+    monkeypatch.setattr(hub, "MAX_URIS_OF_ALL", 5)
+    it = Hub()
+    for uri in ("a", "b", "c"):
+        assert it.has_room(frozenset({uri}), ANN)
+        it.subscribe(ANN, uri)
+    assert [it.has_room(frozenset({uri}), ANN) for uri in ("c", "d")] == [True, False]
+    assert it.has_room(frozenset({"d"}), BOB)
+    it.add(Listener(lambda _: True), frozenset({"x", "y"}))
+    assert not it.has_room(frozenset({"d"}), BOB)
+    it.forget(ANN)
+    assert it.has_room(frozenset({"d", "e", "f"}))
+    assert not it.has_room(frozenset({"d", "e", "f", "g"}))
+    assert not it.has_room(frozenset({"x" * (hub.MAX_URI_CHARACTERS + 1)}))
+
+
 async def test_a_listener_that_waits_hears_at_once() -> None:
     listener = Listener(lambda _: True)
     waiting = asyncio.ensure_future(listener.next(60))
