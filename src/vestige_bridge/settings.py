@@ -39,7 +39,12 @@ def _host(value: str) -> str:
     return value
 
 
-def _url(value: str) -> str:
+def parse_url(value: str) -> str:
+    """The address of something that speaks HTTP, as it is spelled.
+
+    Errors:
+        ValueError: it is none, or holds what has no place in a setting.
+    """
     # urlsplit would pass over line breaks, and the first request would stumble over spaces.
     if not value.isprintable() or " " in value:
         raise ValueError
@@ -104,7 +109,7 @@ _session_mode = _one_of(_SESSION_MODES)
 _ALLOWED: Final[Mapping[Callable[[str], Any], str]] = {
     _text: "any text",
     _host: "a host name or an IP address, without a port",
-    _url: "an address such as http://localhost:3100/mcp, without user name and fragment",
+    parse_url: "an address such as http://localhost:3100/mcp, without user name and fragment",
     _switch: "true/false, 1/0, yes/no or on/off",
     _port: "a whole number from 0 to 65535",
     _count: "a whole number from 1 on",
@@ -123,7 +128,7 @@ class Settings:
     mcp_url: str = _setting(
         "VESTIGE_MCP_URL",
         "http://localhost:3100/mcp",
-        _url,
+        parse_url,
         "The MCP endpoint: where supergateway, or a Vestige that serves HTTP itself, answers.",
     )
     auth_token: str = _setting(

@@ -126,6 +126,11 @@ class Tokens:
         """Whether there is any."""
         return bool(self._tokens)
 
+    @property
+    def first(self) -> str:
+        """The token to show to a bridge that has the same settings; empty when there is none."""
+        return self._tokens[0].value.decode() if self._tokens else ""
+
     def find(self, token: bytes) -> Token | None:
         """The token that is shown; ``None`` if it is not valid. Each one is compared, in constant time."""
         found = None

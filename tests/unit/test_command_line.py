@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -52,12 +55,64 @@ def test_mistakes_are_a_line_each_on_standard_error_and_exit_status_2(
     assert [line.partition(":")[0] for line in shown.err.splitlines()] == ["VESTIGE_MCP_URL", "VESTIGE_BRIDGE_PORT"]
 
 
-@pytest.mark.parametrize(("arguments", "lines"), [(["doctor"], 1), (["doctor", "--quiet"], 0)])
-def test_the_doctor_names_a_mistake_in_the_settings(
-    arguments: list[str], lines: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_the_doctor_names_a_mistake_in_the_settings_and_asks_nothing_more(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("VESTIGE_MCP_URL", "nowhere")
-    assert main(arguments) == 1
-    shown = capsys.readouterr().out.splitlines()
-    assert len(shown) == lines
-    assert all("VESTIGE_MCP_URL" in line for line in shown)
+    assert main(["doctor"]) == 1
+    first, *others = capsys.readouterr().out.splitlines()
+    assert first.startswith("✗ settings      VESTIGE_MCP_URL: ")
+    assert len(others) == 6
+    assert all(line.endswith("not asked: the settings come first") for line in others)
+
+
+def test_a_quiet_doctor_says_nothing_of_settings_that_are_wrong(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("VESTIGE_BRIDGE_PORT", "none")
+    assert main(["doctor", "--quiet"]) == 1
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf", "1000", "soon"])
+def test_a_time_that_is_none_is_exit_status_2(seconds: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exited:
+        main(["doctor", f"--timeout={seconds}"])
+    assert exited.value.code == 2
+    assert f"{seconds!r} is no number of seconds up to 600" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["doctor"])
+def test_the_help_of_a_command_shows_how_it_is_used(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exited:
+        main([command, "--help"])
+    assert exited.value.code == 0
+    shown = capsys.readouterr().out
+    assert f"\n  vestige-bridge {command}" in shown
+    assert "VESTIGE_AUTH_TOKEN" in shown
+    assert "exit status" in shown
+    assert max(map(len, shown.splitlines())) <= 120
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["doctor", "--quiet"]])
+def test_a_command_that_serves_nothing_imports_no_server(arguments: list[str]) -> None:
+    code = f"""
+import sys
+from contextlib import suppress
+from vestige_bridge.__main__ import main
+with suppress(SystemExit):
+    main({arguments!r})
+print(*sorted({{name.partition(".")[0] for name in sys.modules}}))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "VESTIGE_BRIDGE_PORT": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    imported = done.stdout.splitlines()[-1].split()
+    assert "vestige_bridge" in imported
+    assert not {"aiohttp", "asyncio", "httptools", "prometheus_client", "starlette", "uvicorn", "uvloop"} & set(
+        imported
+    )

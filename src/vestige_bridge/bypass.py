@@ -1,0 +1,108 @@
+"""The MCP endpoint asked past the bridge.
+
+The law of this room: a question goes out only if no supergateway that keeps sessions starts a Vestige for it. The one
+that does, the handshake, is for where no bridge runs, and its session is ended.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from vestige_bridge.fetch import Reply, fetch
+from vestige_bridge.settings import Settings
+from vestige_bridge.state import SessionFile
+
+_PING: Final = {"jsonrpc": "2.0", "id": "doctor", "method": "ping"}
+_NOBODYS_SESSION: Final = "vestige-bridge-doctor"
+_NO_SESSION: Final = "No valid session ID"
+
+
+class Fault(Exception):
+    """A layer that fails.
+
+    Parameters:
+        found: what was found.
+        remedy: what to do about it, in a sentence.
+    """
+
+    def __init__(self, found: str, remedy: str) -> None:
+        super().__init__(found)
+        self.remedy = remedy
+
+
+def ask_endpoint(url: str, token: str, timeout_seconds: float) -> None:
+    """Sends a ping without a session, and one on a session that nobody opened.
+
+    supergateway refuses the first in a way that shows that it keeps sessions, and the second in a way that tells its
+    versions apart: 3 answers 400 where 4 answers 404 (MCP 2025-11-25, basic/transports, session management).
+
+    Parameters:
+        url: the address of the MCP endpoint.
+        token: what the bridge shows to it; empty for none.
+        timeout_seconds: how long a connection, and then each answer, may take.
+
+    Errors:
+        NoAnswer: nothing there speaks HTTP.
+        Fault: it is no MCP endpoint, or one that the bridge cannot use well.
+    """
+    reply = fetch("POST", url, _PING, token=token, timeout_seconds=timeout_seconds)
+    _require_mcp(url, reply, token)
+    if reply.status == 200:
+        raise Fault(
+            f"{url} keeps no sessions, so every request may start a Vestige", "Start supergateway with --stateful."
+        )
+    again = fetch("POST", url, _PING, token=token, session_id=_NOBODYS_SESSION, timeout_seconds=timeout_seconds)
+    if again.status == 400 and _NO_SESSION.encode() in again.body:
+        raise Fault(
+            f"{url} is supergateway 3, which dies of an aborted request and leaves processes behind",
+            "Install supergateway 4.",
+        )
+
+
+def shake_hands(settings: Settings) -> tuple[str, int]:
+    """Opens a session, has the tools listed, and ends it.
+
+    Returns:
+        The name and version of the server, and the number of its tools.
+
+    Errors:
+        BridgeError: no session could be opened.
+    """
+    # All of the bridge below the server, which no other question of the doctor needs.
+    import asyncio  # noqa: PLC0415
+
+    from vestige_bridge.session import Session  # noqa: PLC0415
+    from vestige_bridge.upstream import Upstream  # noqa: PLC0415
+
+    async def ask() -> tuple[str, int]:
+        upstream = Upstream(
+            settings.mcp_url,
+            token=settings.upstream_token,
+            connect_timeout_seconds=settings.connect_timeout_seconds,
+            max_answer_bytes=settings.max_answer_bytes,
+        )
+        # Nothing is written down: what stands in the file may be the session of a bridge that runs elsewhere.
+        file = SessionFile(None, settings.mcp_url)
+        async with upstream, Session(upstream, settings, lambda _: None, file) as session:
+            held = await session.connected()
+            return f"{held.server_name} {held.server_version}", len(session.tools)
+
+    return asyncio.run(ask())
+
+
+def _require_mcp(url: str, reply: Reply, token: str) -> None:
+    """Tells something else that answers there from an MCP endpoint, whatever that says.
+
+    Errors:
+        Fault: it is something else, or wants a token.
+    """
+    if reply.status in (401, 403):
+        known = "does not take the token" if token else "wants a token"
+        raise Fault(f"{url} {known} (HTTP {reply.status})", "Set VESTIGE_BRIDGE_UPSTREAM_TOKEN to one that it takes.")
+    if any(reply.messages()):
+        return
+    if reply.status == 404:
+        raise Fault(f"{url} is not there (HTTP 404)", "Correct the path in VESTIGE_MCP_URL; it usually ends in /mcp.")
+    if reply.status >= 500:
+        raise Fault(f"{url} fails with {reply}", "Look at its log.")
+    raise Fault(f"{url} does not speak MCP ({reply})", "Correct VESTIGE_MCP_URL: something else answers there.")
