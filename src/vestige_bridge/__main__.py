@@ -15,8 +15,26 @@ from dotenv import dotenv_values
 from vestige_bridge import __version__
 from vestige_bridge.client import Client, parse_bridge_url
 from vestige_bridge.errors import SettingsError
-from vestige_bridge.fetch import TIMEOUT_SECONDS
+from vestige_bridge.fetch import TIMEOUT_SECONDS, ClientError
 from vestige_bridge.settings import Settings, describe
+
+_CALL = """\
+Each argument is key=value and gets the type that the tool's schema gives it; arrays and objects are written as JSON,
+and a.b=1 sets a member of an object. key=- takes the value from standard input, - alone takes all arguments from
+there as a JSON object.
+
+  vestige-bridge call search query='what is blue'
+  vestige-bridge call create_entities entities='[{"name": "sky", "entityType": "fact", "observations": []}]'
+  vestige-bridge call search --json '{"query": "sky", "limit": 5}' | jq .structuredContent
+  git log -1 --format=%B | vestige-bridge call smart_ingest content=-
+
+The exit status is 0; 1 when the tool or the call failed; 2 when the arguments are not what the tool takes."""
+
+_TOOLS = """\
+A table on a terminal, and the JSON in which Vestige announces its tools on a pipe.
+
+  vestige-bridge tools
+  vestige-bridge tools | jq -r '.[].name'"""
 
 _DOCTOR = """\
 The layers are settings, address, bridge, token, MCP endpoint, Vestige and a read. It asks through the bridge that
@@ -34,10 +52,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs a command.
 
     Returns:
-        The exit status: 0; 1 when the bridge could not serve, or the doctor found something; 2 for
+        The exit status: 0; 1 when the bridge could not serve, the doctor found something or a call failed; 2 for
         mistakes in the arguments or the settings; 130 when the person ended it.
     """
-    options = _parser().parse_args(arguments)
+    options = _options(arguments)
     environ = {**_dotenv(), **os.environ}
     try:
         return _run(options, environ)
@@ -49,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     # A command imports what it needs.
-    if options.command == "doctor":
+    if options.command in ("doctor", "tools", "call"):
         return _ask(options, environ)
     from vestige_bridge import server  # noqa: PLC0415
 
@@ -61,7 +79,7 @@ def _ask(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
     try:
-        status = _doctor(options, environ)
+        status = _doctor(options, environ) if options.command == "doctor" else _tools(options, environ)
         sys.stdout.flush()
         return status
     except BrokenPipeError:
@@ -83,9 +101,40 @@ def _doctor(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     return doctor.run(environ, url=options.url, timeout_seconds=options.timeout, as_json=options.json)
 
 
+def _tools(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    from vestige_bridge import arguments, terminal, tools  # noqa: PLC0415
+
+    client = Client.from_environ(environ, options.url)
+    try:
+        if options.command == "tools":
+            tools.print_tools(client, as_json=options.json)
+            return 0
+        return 0 if tools.call(client, options.tool, options.arguments, options.json) else 1
+    except arguments.UsageError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except ClientError as error:
+        print(f"{client.url}: {terminal.shown(str(error))}", file=sys.stderr)
+        if getattr(error, "may_have_run", False):
+            print("Vestige may have run it all the same.", file=sys.stderr)
+        print("`vestige-bridge doctor` says more.", file=sys.stderr)
+        return 1
+
+
 def _dotenv() -> dict[str, str]:
     """The variables of the file ``.env`` in the working directory, if there is one."""
     return {name: value for name, value in dotenv_values(".env").items() if value is not None}
+
+
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    options, more = parser.parse_known_args(arguments)
+    # argparse gives up on the arguments of a tool where an option stands among them.
+    if more and (options.command != "call" or any(word.startswith("-") and word != "-" for word in more)):
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
+    if more:
+        options.arguments += more
+    return options
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -103,6 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="command")
     commands.add_parser("serve", help="run the bridge (the default)")
     _add_doctor(commands)
+    _add_tools(commands)
     return parser
 
 
@@ -118,6 +168,15 @@ def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     form = doctor.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="one JSON document instead of the lines")
     form.add_argument("--quiet", action="store_true", help="one deep health check, told by the exit status alone")
+
+
+def _add_tools(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    tools = _add(commands, "tools", "list what Vestige can do", _TOOLS)
+    tools.add_argument("--json", action="store_true", help="JSON on a terminal, too")
+    call = _add(commands, "call", "call a tool of Vestige", _CALL)
+    call.add_argument("tool", help="the tool's name, as `vestige-bridge tools` shows it")
+    call.add_argument("arguments", nargs="*", metavar="key=value", help="an argument of the tool")
+    call.add_argument("--json", metavar="OBJECT", help="all arguments in one JSON object; - for standard input")
 
 
 def _add(

@@ -1,0 +1,121 @@
+"""The commands ``tools`` and ``call``: what Vestige can do, and having it done, from a shell.
+
+The law of this room: people read on a terminal, programs read JSON. What is wrong with a call is told on standard
+error, and before it is sent if it can be known.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from vestige_bridge.arguments import UsageError, closest, parse_json, parse_words, required_arguments
+from vestige_bridge.client import Client
+from vestige_bridge.fetch import Members
+from vestige_bridge.terminal import ProgressLine, shown, shown_lines, table
+
+
+def print_tools(client: Client, *, as_json: bool) -> None:
+    """Prints each tool: a table on a terminal, otherwise the JSON in which Vestige announces them.
+
+    Errors:
+        ClientError: they could not be listed.
+    """
+    tools = client.tools()
+    if as_json or not sys.stdout.isatty():
+        return _print_json(tools)
+    rows = [(str(tool["name"]), ", ".join(required_arguments(_schema(tool))), _summary(tool)) for tool in tools]
+    print(table(("TOOL", "NEEDS", "WHAT IT DOES"), rows))
+
+
+def call(client: Client, name: str, words: list[str], as_json: str | None) -> bool:
+    """Calls a tool and prints its result: readable on a terminal, otherwise as JSON.
+
+    Parameters:
+        client: who calls.
+        name: the tool.
+        words: its arguments, as ``key=value``.
+        as_json: its arguments in one JSON object instead; ``-`` for one on standard input.
+
+    Returns:
+        Whether the tool did what it was asked.
+
+    Errors:
+        UsageError: there is no such tool, or it takes other arguments; nothing was sent.
+        ClientError: there is no result.
+    """
+    tools = {str(tool["name"]): tool for tool in client.tools()}
+    if name not in tools:
+        raise UsageError(f"There is no tool {shown(name)!r}.{closest(name, list(tools))}")
+    schema = _schema(tools[name])
+    if as_json is None:
+        arguments = parse_words(words, schema, sys.stdin.read)
+    elif words:
+        raise UsageError("The arguments are given twice: as words, and by --json.")
+    else:
+        arguments = parse_json(sys.stdin.read() if as_json == "-" else as_json, schema)
+    with ProgressLine(name) as line:
+        result = client.ask(
+            "tools/call", {"name": name, "arguments": arguments}, on_progress=lambda params: line.say(_progress(params))
+        )
+    if sys.stdout.isatty():
+        print(_readable(result))
+    else:
+        _print_json(result)
+    failed = result.get("isError") is True
+    if failed:
+        print(f"{name} ended with an error.", file=sys.stderr)
+    return not failed
+
+
+def _print_json(value: object) -> None:
+    print(json.dumps(value, ensure_ascii=False))
+
+
+def _schema(tool: Members) -> Members:
+    schema = tool.get("inputSchema")
+    return schema if isinstance(schema, dict) else {}
+
+
+def _summary(tool: Members) -> str:
+    """The first line of what the tool says of itself."""
+    lines = str(tool.get("description") or tool.get("title") or "").strip().splitlines()
+    return lines[0] if lines else ""
+
+
+def _progress(params: Members) -> str:
+    """A progress notification in words (MCP 2025-11-25, basic/utilities/progress)."""
+    progress, total, message = (params.get(name) for name in ("progress", "total", "message"))
+    share = f"{progress}" if total is None else f"{progress} of {total}"
+    return f"{share}: {message}" if message else share
+
+
+def _readable(result: Members) -> str:
+    """What a tool's result says, for people (MCP 2025-11-25, server/tools)."""
+    content = result.get("content")
+    blocks = [block for block in content if isinstance(block, dict)] if isinstance(content, list) else []
+    texts = [_readable_block(block) for block in blocks]
+    if not texts and "structuredContent" in result:
+        texts = [json.dumps(result["structuredContent"], ensure_ascii=False, indent=2)]
+    return "\n".join(shown_lines(text) for text in texts)
+
+
+def _readable_block(block: dict[str, Any]) -> str:
+    resource = block.get("resource")
+    if isinstance(resource, dict):
+        return str(resource.get("text") or f"[resource {resource.get('uri')}]")
+    if "text" in block:
+        return _indented(str(block["text"]))
+    if "data" in block:
+        return f"[{block.get('type')} of the type {block.get('mimeType')}; its bytes are in the JSON]"
+    return f"[{block.get('type')} {block.get('uri', '')}]"
+
+
+def _indented(text: str) -> str:
+    """The text; if it is JSON, laid out so that it can be read."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    return json.dumps(value, ensure_ascii=False, indent=2) if isinstance(value, dict | list) else text
