@@ -70,6 +70,14 @@ bench-full: bench-tools ## Measure the bridge and the floor with every size, for
 bench-smoke: bench-tools ## See that the benchmarks work, and that a request costs no more instructions than it did.
 	@$(bench) smoke
 
+.PHONY: bench-memory
+bench-memory: bench-tools docker/gateway/node_modules .venv-mcp-2/stamp ## Let agents write memories at once on real servers, and restart these.
+	@$(bench) memory
+
+.PHONY: bench-instructions
+bench-instructions: bench-tools ## Count a request's instructions; WRITE=--write stores them as what it may cost.
+	@$(bench) instructions $(WRITE)
+
 .PHONY: audit
 audit: .venv/dev.stamp .venv/audit.stamp ## Ask for known vulnerabilities in what the images install; no answer is a failure.
 	@dev/audit

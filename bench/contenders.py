@@ -85,10 +85,14 @@ def _bridge(url: str, port: int, folder: Path) -> dict[str, str]:
     }
 
 
-def _mcp_proxy(url: str, port: int, folder: Path) -> Command:
+def _mcp_proxy(*options: str) -> Callable[[str, int, Path], Command]:
     """It serves HTTP for a stdio server and stdio for an HTTP server: so it is the one in front of the other."""
-    inner: Command = [MCP_PROXY, "--log-level", "WARNING", "--transport", "streamablehttp", url]
-    return [MCP_PROXY, "--log-level", "WARNING", "--port", str(port), "--stateless", "--", *inner]
+    quiet: Command = [MCP_PROXY, "--log-level", "WARNING"]
+
+    def command(url: str, port: int, folder: Path) -> Command:
+        return [*quiet, "--port", str(port), *options, "--", *quiet, "--transport", "streamablehttp", url]
+
+    return command
 
 
 def _toolhive(url: str, port: int, folder: Path) -> Command:
@@ -103,7 +107,7 @@ def _toolhive_environ(url: str, port: int, folder: Path) -> dict[str, str]:
     }
 
 
-BRIDGE = Contender("bridge", lambda *_: [ROOT / ".venv/bin/vestige-bridge"], _bridge, (AUTHORIZATION,))
+BRIDGE = Contender("bridge", lambda *_: [ROOT / ".venv/bin/python", "-m", "vestige_bridge"], _bridge, (AUTHORIZATION,))
 NGINX = Contender("nginx", _nginx, headers=(AUTHORIZATION,))
 FLOOR = Contender("floor", lambda url, port, _: [BENCH_PYTHON, PROXIES / "floor.py", url, str(port)])
 STARLETTE = Contender("Starlette", lambda url, port, _: [BENCH_PYTHON, PROXIES / "starlette_route.py", url, str(port)])
@@ -116,7 +120,8 @@ FASTMCP = Contender(
 FASTMCP_SESSIONS = Contender(
     "FastMCP", lambda url, port, _: [BENCH_PYTHON, PROXIES / "fastmcp_proxy.py", url, str(port), "sessions"]
 )
-MCP_PROXY_PAIR = Contender("mcp-proxy", _mcp_proxy, headers=(BOTH,), heavy=True)
+MCP_PROXY_PAIR = Contender("mcp-proxy", _mcp_proxy("--stateless"), headers=(BOTH,), heavy=True)
+MCP_PROXY_SESSIONS = Contender("mcp-proxy", _mcp_proxy())
 TOOLHIVE = Contender("ToolHive", _toolhive, _toolhive_environ)
 
 
@@ -135,7 +140,7 @@ def started(contender: Contender, url: str, **variables: str) -> Iterator[Starte
         folder = Path(name)
         environ = {**contender.environ(url, port, folder), **variables}
         # The bridge's access log goes where a container's would not be read: what is measured is writing it.
-        output = Path(os.devnull) if contender is BRIDGE else log
+        output = Path(os.devnull) if contender.name == BRIDGE.name else log
         with running(contender.command(url, port, folder), environ, output, folder) as process:
             until(lambda: listens(port), 60, process)
             headers = dict(header.split(": ", 1) for header in contender.headers)

@@ -11,7 +11,7 @@
 
    The body's "id":1000000 is counted up with every request. An answer counts when it is 200 and has that id and a
    result; any other is an error, and the first one is shown. Prints one line of JSON: "answered" counts within the
-   seconds, "total" with the warm-up; latencies are microseconds. */
+   seconds, "total" with the warm-up; latencies are microseconds, of what was asked after the warm-up. */
 
 #include "http.h"
 
@@ -34,7 +34,7 @@ static size_t id_offset;
 static int poller, next_id;
 static double from, until_time; /* what is answered between them counts */
 static size_t wanted, started;
-static size_t answered, total, errors, bytes, room;
+static size_t answered, total, timed, errors, bytes, room;
 static float *latencies;
 
 static void watch(struct connection *it, int writing) {
@@ -102,10 +102,11 @@ static void finish(struct connection *it) {
         return begin(it);
     }
     total++;
-    if (wanted || (time >= from && time < until_time)) {
-        if (answered == room)
+    answered += wanted || (time >= from && time < until_time);
+    if (wanted || it->began >= from) {
+        if (timed == room)
             latencies = realloc(latencies, (room = 2 * room + 65536) * sizeof *latencies);
-        latencies[answered++] = (float)((time - it->began) * 1e6);
+        latencies[timed++] = (float)((time - it->began) * 1e6);
     }
     begin(it);
 }
@@ -183,7 +184,7 @@ static int by_length(const void *a, const void *b) {
 }
 
 static double percentile(double share) {
-    return answered ? latencies[(size_t)(share * (double)(answered - 1) + 0.5)] : 0;
+    return timed ? latencies[(size_t)(share * (double)(timed - 1) + 0.5)] : 0;
 }
 
 static void read_file(const char *path, struct buffer *into) {
@@ -260,7 +261,7 @@ int main(int count, char **arguments) {
         }
     }
     double taken = wanted ? now() - start : seconds;
-    qsort(latencies, answered, sizeof *latencies, by_length);
+    qsort(latencies, timed, sizeof *latencies, by_length);
     printf("{\"answered\": %zu, \"total\": %zu, \"errors\": %zu, \"seconds\": %.6f, "
            "\"requests_per_second\": %.1f, \"bytes\": %zu, "
            "\"p50_us\": %.1f, \"p99_us\": %.1f, \"p999_us\": %.1f, \"max_us\": %.1f}\n",

@@ -73,10 +73,11 @@ def memory(part: Mapping[str, Any]) -> Table:
         "calls/s",
         "p50 ms",
         "MCP servers",
+        "their MiB",
         "processes",
-        "memory MiB",
-        "calls",
+        "MiB in all",
         "wrong",
+        "hung",
         "failed",
         "kept",
         "go on",
@@ -89,10 +90,11 @@ def memory(part: Mapping[str, Any]) -> Table:
             number(job["calls_per_second"]),
             number(job["p50_ms"]),
             str(job["servers"]),
+            number(job["servers_mib"]),
             str(job["processes"]),
             number(job["memory_mib"]),
-            str(job["calls"]),
             str(job["wrong"]),
+            str(job["hung"]),
             str(job["failed"]),
             f"{job['kept']} of {job['acknowledged']}",
             f"{job['went_on']} of {job['clients']}",
@@ -103,9 +105,19 @@ def memory(part: Mapping[str, Any]) -> Table:
 
 
 def instructions(part: Mapping[str, Any]) -> Table:
-    """One row for each process that was counted."""
-    rows = [(name, f"{count:,.0f}") for name, count in part["per_request"].items()]
-    return ("in front", "instructions per request"), [*rows, ("bridge against floor", f"{part['ratio']:.3f}")]
+    """One row for each form."""
+    counts = part["per_request"]
+    rows: list[tuple[str, ...]] = [
+        (
+            form,
+            f"{counts[f'floor, {form}']:,.0f}",
+            f"{counts[f'bridge, {form}']:,.0f}",
+            f"{ratio:.3f}",
+            f"{part['stored'].get(form, 0):.3f}",
+        )
+        for form, ratio in part["ratios"].items()
+    ]
+    return ("answers", "floor", "bridge", "bridge × floor", "stored"), rows
 
 
 TABLES = {
@@ -145,9 +157,9 @@ def source(part: Mapping[str, Any]) -> str:
     return f"`{made['command']}`, {made['date']}, {made['machine']}; {versions}."
 
 
-def everything(results: Results) -> str:
-    """All tables for the terminal, the targets last."""
-    parts = [f"\n{TITLES[name]}\n\n{terminal(TABLES[name](part))}" for name, part in results.items()]
+def everything(results: Results, names: Sequence[str]) -> str:
+    """The tables of these parts for the terminal, and the targets with whatever there is."""
+    parts = [f"\n{TITLES[name]}\n\n{terminal(TABLES[name](results[name]))}" for name in names]
     return "\n".join([*parts, f"\nTargets\n\n{terminal(targets(results))}\n"])
 
 

