@@ -41,6 +41,20 @@ interop-all: test-tools interop-tools ## The same with the clients that have to 
 	cd tests/interop/go && go build -o interop-newest . && go build -modfile=previous.mod -o interop-previous .
 	PYTHONPATH=tests $(bin)/python -m interop --all $(WRITE)
 
+faults = PYTHONPATH=tests $(bin)/python -m chaos $@ $(if $(SEED),--seed $(SEED)) $(WRITE)
+
+.PHONY: chaos-quick
+chaos-quick: test-tools ## Throw a little of every fault at the bridge, in two minutes; SEED=… repeats a run.
+	$(faults)
+
+.PHONY: chaos
+chaos: test-tools ## Throw faults at the bridge by the thousand, and account for every call.
+	$(faults)
+
+.PHONY: soak
+soak: test-tools ## The same with half an hour under load and faults; MINUTES=… makes it longer or shorter.
+	$(faults) $(if $(MINUTES),--minutes $(MINUTES))
+
 .PHONY: lint
 lint: .venv/dev.stamp .venv/lint.stamp .venv/test.stamp ## Check style, types and the direction of imports.
 	$(bin)/ruff check .

@@ -1,4 +1,4 @@
-"""Writes what was measured into ``docs/compatibility.md``."""
+"""Writes what was measured into a page of ``docs/``."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ def package_version(folder: Path) -> str:
     return f"{package['name']} {package['version']}"
 
 
-def write_section(name: str, report: str, versions: Iterable[str]) -> None:
+def write_section(name: str, report: str, versions: Iterable[str], page: Path = PAGE) -> None:
     """Puts a report, with today's date and the versions it is about, between the page's two marks of that name."""
     today = dt.datetime.now(tz=dt.UTC).date()
     text = f"Measured on {today} with {', '.join(versions)}.\n\n{report}"
     begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
-    page = PAGE.read_text()
+    text_before = page.read_text()
     written, count = re.subn(
-        f"{re.escape(begin)}.*?{re.escape(end)}", lambda _: f"{begin}\n\n{text}\n\n{end}", page, flags=re.DOTALL
+        f"{re.escape(begin)}.*?{re.escape(end)}", lambda _: f"{begin}\n\n{text}\n\n{end}", text_before, flags=re.DOTALL
     )
     if count != 1:
-        raise ValueError(f"{PAGE} has no place for {name}")
-    PAGE.write_text(written)
+        raise ValueError(f"{page} has no place for {name}")
+    page.write_text(written)

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -91,7 +92,7 @@ class Gateway:
             try:
                 return socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
             except ConnectionRefusedError:
-                continue
+                time.sleep(0.02)
         raise RuntimeError("supergateway did not start")
 
     @property

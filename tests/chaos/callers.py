@@ -1,0 +1,225 @@
+"""The callers: clients of every kind, all with the same few ids, each with calls of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from random import Random
+from typing import Any
+
+import aiohttp
+
+from chaos.account import Account, Call
+from harness import JSON, SSE
+
+IDS = ("1", '"1"', "1.0", "2")
+PATIENCE_SECONDS = 30
+"""How long a caller waits: well over every timeout of the bridge, so that whoever waits longer waits for ever."""
+
+RETRY_SECONDS = 0.2
+"""How long a caller waits before its next call while nobody gets an answer."""
+
+MODERN = "2026-07-28"
+MODERN_META = {
+    "io.modelcontextprotocol/protocolVersion": MODERN,
+    "io.modelcontextprotocol/clientCapabilities": {},
+    "io.modelcontextprotocol/clientInfo": {"name": "chaos", "version": "1"},
+}
+INITIALIZE = {
+    "protocolVersion": "2025-11-25",
+    "capabilities": {},
+    "clientInfo": {"name": "chaos", "version": "1"},
+}
+
+
+class Caller:
+    """One client; ``run`` makes calls of its kind until it is told to stop.
+
+    Parameters:
+        kind: the name of one of its methods.
+        account: where its calls are kept.
+        url: the endpoint.
+        token: the bearer token.
+        http: what it talks with.
+        random: its own source of chance.
+        ids: the ids of its requests.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        account: Account,
+        *,
+        url: str,
+        token: str,
+        http: aiohttp.ClientSession,
+        random: Random,
+        ids: tuple[str, ...],
+    ) -> None:
+        self.account = account
+        self._kind: Callable[[], Awaitable[None]] = getattr(self, kind)
+        self._url = url
+        self._http = http
+        self._headers = {**JSON, "Authorization": f"Bearer {token}"}
+        self._random = random
+        self._ids = ids
+        self._session: dict[str, str] = {}
+
+    async def run(self, stopped: asyncio.Event, pause_seconds: float = 0) -> None:
+        """Calls until it is stopped, and finishes the last call."""
+        while not stopped.is_set():
+            answered = self.account.answered
+            await self._kind()
+            await asyncio.sleep(pause_seconds if self.account.answered > answered else RETRY_SECONDS)
+
+    async def json_poster(self) -> None:
+        """Posts one request and takes JSON."""
+        call = self._open()
+        await self._post_json([call], self.body(call), {})
+
+    async def sse_poster(self) -> None:
+        """Posts one request and takes an event stream."""
+        call = self._open()
+        await self._post_stream(call, self.body(call), SSE)
+
+    async def watcher(self) -> None:
+        """Watches the progress of a call that takes its time."""
+        call = self._open()
+        await self._post_stream(call, self.body(call, steps=3, step_ms=self._random.randrange(40)), SSE)
+
+    async def batcher(self) -> None:
+        """Posts several requests under one id at once."""
+        calls = [self._open("1") for _ in range(self._random.randint(2, 4))]
+        await self._post_json(calls, b"[" + b",".join(self.body(call) for call in calls) + b"]", {})
+
+    async def legacy_client(self) -> None:
+        """Opens a session of its own, as often as it loses heart, and calls on it."""
+        if not self._session or self._random.random() < 0.05:
+            self._session = await self._initialize()
+        call = self._open()
+        await self._post_json([call], self.body(call), self._session)
+
+    async def modern_client(self) -> None:
+        """Sends requests that describe themselves."""
+        call = self._open()
+        accepted = SSE if self._random.random() < 0.5 else {}
+        headers = {"MCP-Protocol-Version": MODERN, "Mcp-Method": "tools/call", "Mcp-Name": call.tool, **accepted}
+        if accepted:
+            return await self._post_stream(call, self.body(call, meta=MODERN_META), headers)
+        await self._post_json([call], self.body(call, meta=MODERN_META), headers)
+
+    async def canceller(self) -> None:
+        """Cancels its own call while it runs."""
+        if not self._session:
+            self._session = await self._initialize()
+        call = self._open()
+        body = self.body(call, steps=20, step_ms=20)
+        post = asyncio.create_task(self._post_stream(call, body, {**SSE, **self._session}, cancelled=True))
+        await asyncio.sleep(self._random.uniform(0.01, 0.3))
+        params = f'{{"requestId":{call.spelled_id}}}'
+        notification = f'{{"jsonrpc":"2.0","method":"notifications/cancelled","params":{params}}}'
+        with suppress(aiohttp.ClientError, TimeoutError):
+            async with self._request(notification.encode(), self._session):
+                pass
+        await post
+
+    async def leaver(self) -> None:
+        """Goes away in the middle."""
+        call = self._open()
+        post = asyncio.create_task(self._post_stream(call, self.body(call, steps=10, step_ms=20), SSE))
+        await asyncio.sleep(self._random.uniform(0.01, 0.2))
+        post.cancel()
+        await asyncio.wait([post])
+        call.got = call.got or "left"
+
+    async def call(self, tool: str = "read", **arguments: Any) -> Call:
+        """One call of a plain poster."""
+        call = self.account.open(tool, "1", arguments.get("characters", 0))
+        await self._post_json([call], self.body(call, **arguments), {})
+        return call
+
+    def _open(self, spelled_id: str | None = None) -> Call:
+        tool = self._random.choice(("write", "write", "set", "read"))
+        return self.account.open(tool, spelled_id or self._random.choice(self._ids))
+
+    def body(self, call: Call, meta: dict[str, Any] | None = None, **arguments: Any) -> bytes:
+        """The request that makes a call, with its id as its progress token, too."""
+        params: dict[str, Any] = {"name": call.tool, "arguments": {"key": call.key, **arguments}}
+        params["_meta"] = {**(meta or {}), "progressToken": "@"}
+        message = {"jsonrpc": "2.0", "id": "@", "method": "tools/call", "params": params}
+        return json.dumps(message).replace('"@"', call.spelled_id).encode()
+
+    async def _initialize(self) -> dict[str, str]:
+        message = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": INITIALIZE}
+        with suppress(aiohttp.ClientError, TimeoutError):
+            async with self._request(json.dumps(message).encode(), {}) as response:
+                if response.status == 200:
+                    return {"Mcp-Session-Id": response.headers["Mcp-Session-Id"]}
+        # A session id that the bridge never gave out is taken as one that a restart made it forget.
+        return {"Mcp-Session-Id": f"2025-11-25.{self._random.getrandbits(128):032x}"}
+
+    async def _post_json(self, calls: list[Call], body: bytes, headers: dict[str, str]) -> None:
+        async with self._watched(calls), self._request(body, headers) as response:
+            data = await response.read()
+            answers = json.loads(data) if len(calls) > 1 else None
+            if not isinstance(answers, list):
+                for call in calls:
+                    call.take(response.status, data if len(calls) == 1 else _with_id(data, call))
+            elif len(answers) != len(calls):
+                raise ValueError(f"{len(answers)} answers to {len(calls)} requests")
+            else:
+                for call, answer in zip(calls, answers, strict=True):
+                    call.take(None, json.dumps(answer).encode())
+
+    async def _post_stream(self, call: Call, body: bytes, headers: dict[str, str], *, cancelled: bool = False) -> None:
+        async with self._watched([call]), self._request(body, headers) as response:
+            if response.content_type == "application/json":
+                return call.take(response.status, await response.read())
+            async for line in response.content:
+                if not line.startswith(b"data:"):
+                    continue
+                message = json.loads(line[5:])
+                if "method" in message:
+                    call.take_progress(message)
+                else:
+                    call.take(None, line[5:])
+            call.got = call.got or ("cancelled" if cancelled else "cut")
+
+    @asynccontextmanager
+    async def _watched(self, calls: list[Call]) -> AsyncIterator[None]:
+        """Notes what becomes of calls whose connection fails, or whose answer makes no sense."""
+        got = ""
+        try:
+            yield
+        except aiohttp.ClientConnectorError:
+            got = "refused"
+        except aiohttp.ClientError:
+            got = "cut"
+        except TimeoutError:
+            pass
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            calls[0].complain(f"an answer that makes no sense: {error!r}")
+        for call in calls:
+            call.got = call.got or got
+            if call.got == "answer" and not call.complaint:
+                self.account.answered += 1
+
+    @asynccontextmanager
+    async def _request(self, body: bytes, headers: dict[str, str]) -> AsyncIterator[aiohttp.ClientResponse]:
+        async with (
+            asyncio.timeout(PATIENCE_SECONDS),
+            self._http.post(self._url, data=body, headers={**self._headers, **headers}) as response,
+        ):
+            yield response
+
+
+KINDS = (
+    "json_poster", "sse_poster", "watcher", "batcher", "legacy_client", "modern_client", "canceller", "leaver",
+)  # fmt: skip
+
+
+def _with_id(data: bytes, call: Call) -> bytes:
+    """The one error for a whole batch, as if it were for one of its members."""
+    return data.replace(b'"id":null', b'"id":%s' % call.spelled_id.encode())

@@ -1,0 +1,147 @@
+"""Starts the bridge as ``vestige-bridge`` does, on request with one defect planted, to show that the driver finds it.
+
+usage: python -m chaos.launch [DEFECT]
+
+SIGUSR2 has it write the number of its tasks to a file beside its log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from vestige_bridge import __main__, jsonrpc, proxy
+from vestige_bridge.errors import InvalidMessage
+from vestige_bridge.jsonrpc import Request
+from vestige_bridge.lifecycle import HeldSession
+from vestige_bridge.multiplexer import Multiplexer
+from vestige_bridge.session import Session
+from vestige_bridge.settings import Settings
+from vestige_bridge.tokens import Token, Tokens
+
+
+def replay_always() -> None:
+    """Whatever was cut is sent again."""
+
+    def repeatable(self: Session, request: Request) -> bool:
+        return True
+
+    Session.repeatable = repeatable  # type: ignore[method-assign]
+
+
+def ids_as_they_are() -> None:
+    """Requests travel under the ids of their clients."""
+
+    def assign(self: Multiplexer[Any], call: Any) -> bytes:
+        self.withdraw(call)
+        call.wire_id = int(float(str(call.request.id.value)))
+        self._by_wire_id[call.wire_id] = call
+        data: bytes = call.request.encoded()
+        return data
+
+    Multiplexer.assign = assign  # type: ignore[method-assign]
+
+
+def no_drain() -> None:
+    """The bridge stops without waiting for what is in flight."""
+
+    async def drain(self: Session, timeout_seconds: float) -> None:
+        self.draining = True
+
+    Session.drain = drain  # type: ignore[method-assign]
+
+
+def tokens_by_prefix() -> None:
+    """A part of a token is as good as the token."""
+
+    def find(self: Tokens, token: bytes) -> Token | None:
+        return next((it for it in self._tokens if it.value.startswith(token)), None)
+
+    Tokens.find = find  # type: ignore[method-assign]
+
+
+def no_answer_limit() -> None:
+    """An answer may be as large as it likes."""
+    from_environ = Settings.from_environ
+
+    def from_environ_without_limit(environ: Mapping[str, str]) -> Settings:
+        return dataclasses.replace(from_environ(environ), max_answer_bytes=2**40)
+
+    Settings.from_environ = from_environ_without_limit  # type: ignore[method-assign]
+
+
+def renewed_on_garbage() -> None:
+    """A body that is no message costs everybody the session."""
+    sessions: list[Session] = []
+    connected = Session.connected
+
+    async def remember(self: Session) -> HeldSession:
+        sessions[:] = [self]
+        return await connected(self)
+
+    def lose(body: bytes) -> None:
+        try:
+            jsonrpc.parse_body(body)
+        except InvalidMessage:
+            sessions[0].held = None
+
+    Session.connected = remember  # type: ignore[method-assign]
+    _with_each_body(lose)
+
+
+def bodies_in_the_log() -> None:
+    """What clients say is logged."""
+    _with_each_body(lambda body: logging.getLogger().info("A body came: %r", body))
+
+
+def a_task_is_left() -> None:
+    """Each request leaves a task behind."""
+    tasks: list[asyncio.Task[None]] = []
+    _with_each_body(lambda _: tasks.append(asyncio.get_running_loop().create_task(asyncio.sleep(3600))))
+
+
+def _with_each_body(do: Callable[[bytes], None]) -> None:
+    def parse_body(body: bytes) -> Any:
+        do(body)
+        return jsonrpc.parse_body(body)
+
+    proxy.parse_body = parse_body  # type: ignore[attr-defined]
+
+
+DEFECTS: dict[str, Callable[[], None]] = {
+    it.__name__: it
+    for it in (
+        *(replay_always, ids_as_they_are, no_drain, tokens_by_prefix, no_answer_limit, renewed_on_garbage),
+        *(bodies_in_the_log, a_task_is_left),
+    )
+}
+
+
+def tell_tasks() -> None:
+    """Has SIGUSR2 write the number of tasks of the running loop."""
+    log = Path("/proc/self/fd/2").readlink()
+    new_event_loop = uvloop.new_event_loop
+
+    def new_event_loop_that_tells() -> uvloop.Loop:
+        loop = new_event_loop()
+        loop.add_signal_handler(
+            signal.SIGUSR2, lambda: log.with_suffix(".tasks").write_text(f"{len(asyncio.all_tasks(loop))}\n")
+        )
+        return loop
+
+    uvloop.new_event_loop = new_event_loop_that_tells
+
+
+if __name__ == "__main__":
+    tell_tasks()
+    for name in filter(None, sys.argv[1:]):
+        DEFECTS[name]()
+    sys.exit(__main__.main([]))

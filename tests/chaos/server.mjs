@@ -1,0 +1,33 @@
+// An MCP server over stdio that writes down each call before it answers it: one line, one write, to the file JOURNAL.
+// `write` must not run twice, `set` may, `read` changes nothing; all three do the same and answer with their own key.
+import { openSync, writeSync } from 'node:fs'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { Server } from '@modelcontextprotocol/sdk/server/index.js'
+import { StdioServerTransport } from '@modelcontextprotocol/sdk/server/stdio.js'
+import { CallToolRequestSchema, ListToolsRequestSchema } from '@modelcontextprotocol/sdk/types.js'
+
+const journal = openSync(process.env.JOURNAL, 'a')
+const tools = { write: {}, set: { idempotentHint: true }, read: { readOnlyHint: true } }
+const server = new Server({ name: 'journal', version: '1.0.0' }, { capabilities: { tools: {} } })
+
+server.oninitialized = () => writeSync(journal, 'handshake\n')
+server.setRequestHandler(ListToolsRequestSchema, () => ({
+  tools: Object.entries(tools).map(([name, annotations]) => ({ name, annotations, inputSchema: { type: 'object' } }))
+}))
+server.setRequestHandler(CallToolRequestSchema, async ({ params }, { signal, sendNotification }) => {
+  const { key, steps = 0, step_ms: ms = 0, characters = 0, failing = false } = params.arguments
+  writeSync(journal, `${key}\n`)
+  const progressToken = params._meta?.progressToken
+  for (let progress = 1; progress <= steps; progress++) {
+    await sleep(ms, undefined, { signal })
+    if (progressToken === undefined) continue
+    await sendNotification({
+      method: 'notifications/progress',
+      params: { progressToken, progress, total: steps, message: key }
+    })
+  }
+  if (failing) throw new Error(`no ${key}`)
+  return { content: [{ type: 'text', text: `${params.name} ${key}${'.'.repeat(characters)}` }] }
+})
+
+await server.connect(new StdioServerTransport())

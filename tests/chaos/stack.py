@@ -1,0 +1,250 @@
+"""The real parts: supergateway with the journal server behind it, the bridge as a process, and those who call."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import aiohttp
+import psutil
+
+from chaos.account import Account, Figures
+from chaos.callers import IDS, KINDS, Caller
+from chaos.link import Link
+from harness import ROOT, Gateway, free_port, until
+
+SERVER = ROOT / "tests/chaos/server.mjs"
+STARTS_WITHIN_SECONDS = 60
+REST_SECONDS = 7
+"""Longer than a stream lingers and than an idle connection to upstream is kept."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run of the driver is about.
+
+    Attributes:
+        seed: where all chance comes from.
+        scale: how much of everything; 1 is ``make chaos``.
+        folder: where logs and journals go.
+        defect: the defect that is planted into the bridge; empty for none.
+        soak_seconds: how long the soak takes.
+    """
+
+    seed: int
+    scale: float
+    folder: Path
+    defect: str = ""
+    soak_seconds: float = 60
+
+    def random(self, fault: str) -> Random:
+        """A source of chance that no other fault draws from."""
+        return Random(f"{self.seed} {fault}")
+
+    def secret(self, name: str) -> str:
+        """A text that stands nowhere by chance."""
+        return f"{name}{Random(f'{self.seed} {name}').getrandbits(80):020x}"
+
+    def times(self, number: int) -> int:
+        """That many, to scale; at least one."""
+        return max(1, round(number * self.scale))
+
+    @property
+    def token(self) -> str:
+        """The token that opens the bridge's door."""
+        return self.secret("token")
+
+
+class BridgeProcess:
+    """A bridge in a process of its own that logs to a file.
+
+    Parameters:
+        run: the run.
+        upstream: the address of the MCP endpoint.
+        settings: variables of the bridge, without their prefix.
+        port: where it listens; 0 for any.
+    """
+
+    def __init__(self, run: Run, upstream: str, settings: Mapping[str, str], port: int = 0) -> None:
+        self.port = port or free_port()
+        self.metrics_port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}/mcp"
+        self.log = run.folder / f"bridge-{time.time_ns()}.log"
+        environ = {name: value for name, value in os.environ.items() if not name.startswith("VESTIGE_")}
+        environ |= {
+            "PYTHONPATH": str(ROOT / "tests"),
+            "VESTIGE_MCP_URL": upstream,
+            "VESTIGE_AUTH_TOKEN": run.token,
+            "VESTIGE_BRIDGE_PORT": str(self.port),
+            "VESTIGE_BRIDGE_METRICS_PORT": str(self.metrics_port),
+        }
+        defaults = {"REQUEST_TIMEOUT_SECONDS": "10", "LOG_LEVEL": "debug"}
+        environ |= {f"VESTIGE_BRIDGE_{name}": value for name, value in {**defaults, **settings}.items()}
+        with self.log.open("wb") as log:
+            self.process = psutil.Popen(
+                [sys.executable, "-m", "chaos.launch", run.defect], env=environ, stderr=log, stdin=subprocess.DEVNULL
+            )
+
+    async def ready(self, http: aiohttp.ClientSession) -> None:
+        """Waits until it says that it is ready."""
+
+        async def says_so() -> bool:
+            assert self.process.poll() is None, self.log.read_text()
+            try:
+                async with http.get(self.url.replace("/mcp", "/readyz")) as response:
+                    return response.status == 200
+            except aiohttp.ClientConnectionError:
+                return False
+
+        await until(says_so, STARTS_WITHIN_SECONDS)
+
+    async def stop(self) -> int:
+        """Asks it to stop; returns its exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            return await asyncio.to_thread(self.process.wait, 40)
+        finally:
+            if self.process.poll() is None:
+                self.process.kill()
+                self.process.wait()
+
+    @property
+    def descriptors(self) -> int:
+        """How many descriptors it holds open."""
+        return int(self.process.num_fds())
+
+    @property
+    def megabytes(self) -> float:
+        """Its resident memory."""
+        return self.process.memory_info().rss / 2**20
+
+    async def tasks(self) -> int:
+        """How many tasks run in it, as the launcher tells."""
+        told = self.log.with_suffix(".tasks")
+        told.unlink(missing_ok=True)
+        self.process.send_signal(signal.SIGUSR2)
+        await until(lambda: told.exists() and told.read_text().endswith("\n"))
+        return int(told.read_text())
+
+    def check_log(self, figures: Figures) -> None:
+        """Blames what only a bug writes into a log."""
+        for line in self.log.read_text(errors="replace").splitlines():
+            if line.startswith("Traceback") or "never retrieved" in line or "nobody foresaw" in line:
+                figures.blame("failed", f"{self.log}: {line}")
+
+
+@dataclass
+class Stack:
+    """Everything between a caller and the journal."""
+
+    run: Run
+    figures: Figures
+    account: Account
+    gateway: Gateway
+    bridge: BridgeProcess
+    http: aiohttp.ClientSession
+    random: Random
+    ids: tuple[str, ...]
+
+    def caller(self, kind: str = "json_poster", url: str = "") -> Caller:
+        """A caller of that kind."""
+        random = Random(self.random.random())
+        url, token = url or self.bridge.url, self.run.token
+        return Caller(kind, self.account, url=url, token=token, http=self.http, random=random, ids=self.ids)
+
+    @asynccontextmanager
+    async def load(
+        self, callers: int = 32, kinds: Iterable[str] = KINDS, *, url: str = "", pause_seconds: float = 0
+    ) -> AsyncIterator[None]:
+        """Callers of mixed kinds as long as the context lasts; they finish what they began."""
+        stopped = asyncio.Event()
+        kinds = tuple(kinds)
+        async with asyncio.TaskGroup() as group:
+            for number in range(callers):
+                caller = self.caller(kinds[number % len(kinds)], url)
+                group.create_task(caller.run(stopped, pause_seconds))
+            try:
+                yield
+            finally:
+                stopped.set()
+
+    async def good_request(self) -> None:
+        """One more call, which has to be answered."""
+        call = await self.caller().call()
+        if call.got != "answer" or call.complaint:
+            self.figures.blame("failed", f"a good request afterwards: {call}")
+
+    async def at_rest(self) -> tuple[float, float, float]:
+        """The descriptors, megabytes and tasks of the bridge once nobody calls and nothing lingers."""
+        await self.http.close()
+        await asyncio.sleep(REST_SECONDS)
+        figures = self.bridge.descriptors, self.bridge.megabytes, await self.bridge.tasks()
+        self.http = _http_client()
+        return figures
+
+    async def one_server(self) -> None:
+        """Waits until the MCP servers behind the gateway are one, and blames each that stays besides."""
+        try:
+            await until(lambda: len(self.gateway.servers) <= 1, 15)
+        except TimeoutError:
+            self.figures.blame("grown", f"{len(self.gateway.servers)} MCP servers")
+
+
+@asynccontextmanager
+async def stack(
+    run: Run, fault: str, done: str, *, link: Link | None = None, ids: tuple[str, ...] = IDS, **settings: str
+) -> AsyncIterator[Stack]:
+    """The parts for one fault; at the end every call is judged, and the log is looked through.
+
+    Parameters:
+        run: the run.
+        fault: its name.
+        done: what is done, in a few words.
+        link: what stands between the bridge and supergateway, if anything does.
+        ids: the ids of all requests.
+        settings: variables of the bridge, without their prefix.
+    """
+    journal = run.folder / f"journal-{'-'.join(fault.split())}"
+    gateway = Gateway(SERVER, {"JOURNAL": str(journal)})
+    figures = Figures(fault, done)
+    async with AsyncExitStack() as exits:
+        exits.callback(gateway.stop)
+        await asyncio.to_thread(gateway.start)
+        upstream = gateway.url
+        if link is not None:
+            link.target = gateway.port
+            await exits.enter_async_context(link.open())
+            upstream = f"http://127.0.0.1:{link.port}/mcp"
+        bridge = BridgeProcess(run, upstream, settings)
+        account = Account(run.secret("memory"), journal)
+        it = Stack(run, figures, account, gateway, bridge, _http_client(), run.random(fault), ids)
+        exits.push_async_callback(_end, it)
+        await bridge.ready(it.http)
+        yield it
+
+
+def _http_client() -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+
+
+async def _end(it: Stack) -> None:
+    with suppress(aiohttp.ClientConnectionError):
+        async with it.http.get(f"http://127.0.0.1:{it.bridge.metrics_port}/metrics") as response:
+            it.bridge.log.with_suffix(".metrics").write_bytes(await response.read())
+    await it.http.close()
+    if it.bridge.process.poll() is not None:
+        it.figures.blame("failed", f"the bridge ended by itself: {it.bridge.log}")
+    if (status := await it.bridge.stop()) != 0:
+        it.figures.blame("failed", f"the bridge ended with status {status}")
+    it.bridge.check_log(it.figures)
+    it.account.settle(it.figures)
