@@ -124,6 +124,19 @@ async def test_every_field_of_the_access_line_is_documented(scripted: Bridge, ca
     assert getattr(line, FIELDS).keys() <= documented
 
 
+def test_each_defence_of_the_threat_model_is_shown_by_tests_that_exist() -> None:
+    text = (ROOT / "docs/threat-model.md").read_text()
+    modules = [*ROOT.glob("tests/**/test_*.py"), *ROOT.glob("e2e/**/test_*.py")]
+    exist = {name for module in modules for name in re.findall(r"def (test_\w+)", module.read_text())}
+    rows = re.findall(r"^\| (?!they|it|---)(.*) \|$", text, re.MULTILINE)
+    assert len(rows) > 30
+    for row in rows:
+        _, _, shown_by = row.split(" | ")
+        named = re.findall(r"`(test_\w+)`", shown_by)
+        assert named, row
+        assert [name for name in named if name not in exist] == []
+
+
 def test_the_version_is_one_everywhere() -> None:
     setup = ConfigParser()
     setup.read(ROOT / "setup.cfg")

@@ -22,7 +22,7 @@ class TextFormatter(logging.Formatter):
             for key, value in getattr(record, FIELDS, {}).items()
             if value is not None
         )
-        line = f"{_time(record)} {record.levelname:7} {record.getMessage()}{fields}"
+        line = f"{_time(record)} {record.levelname:7} {_in_one_line(record.getMessage())}{fields}"
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
@@ -58,6 +58,12 @@ def configure(level: int, log_format: str) -> None:
 
 def _time(record: logging.LogRecord) -> str:
     return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _in_one_line(message: str) -> str:
+    """The message with escapes for what could look like another line; it may name what upstream calls its tools."""
+    message = message.rstrip()
+    return message if message.isprintable() else json.dumps(message)[1:-1]
 
 
 def _odd(value: str) -> bool:

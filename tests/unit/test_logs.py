@@ -32,6 +32,14 @@ def test_a_field_cannot_look_like_another_field_or_another_line(value: str) -> N
     assert json.loads(line.partition("agent=")[2]) == value
 
 
+@pytest.mark.parametrize("name", ["a\n2026-01-01T00:00:00.000Z INFO    Vestige connected", "\x1b[2J", "\u2028", "a\r"])
+def test_a_message_cannot_look_like_another_line(name: str) -> None:
+    line = TextFormatter().format(record(f"Vestige tools discovered (1): {name}, b"))
+    assert line.isprintable()
+    assert "Vestige tools discovered (1): " in line
+    assert TextFormatter().format(record("erinnern_für_später\n")).endswith(" erinnern_für_später")
+
+
 def test_a_line_for_machines_is_one_json_object() -> None:
     line = JsonFormatter().format(record("request", {"agent": "a\nb", "tool": None, "status": 200}))
     assert line.isprintable()
