@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from aiohttp import web
 from prometheus_client.parser import text_string_to_metric_families
 
 from harness import (
@@ -25,6 +26,12 @@ from harness import (
 )
 
 LIST = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
+INITIALIZE = {
+    "jsonrpc": "2.0",
+    "id": 1,
+    "method": "initialize",
+    "params": {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}},
+}
 LONG = "trigger-long-running-operation"
 
 
@@ -190,11 +197,11 @@ async def test_a_lost_session_is_a_replay_and_another_session_opened(
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_failure_is_counted_whatever_status_its_client_saw(upstream: ScriptedUpstream, stream: bool) -> None:
-    async def cut(received: Received) -> object:
+    async def cut(received: Received) -> web.StreamResponse:
         await asyncio.sleep(0.2)
         return received.cut()
 
-    upstream.on("tools/call", cut)  # type: ignore[arg-type]
+    upstream.on("tools/call", cut)
     async with bridge(upstream.url, HEARTBEAT_SECONDS="0.05") as served:
         await until(served.ready)
         answer = await served.call("write", headers=SSE if stream else {})
@@ -202,6 +209,24 @@ async def test_a_failure_is_counted_whatever_status_its_client_saw(upstream: Scr
         assert served.metric("requests_failed_total", reason="disconnected") == 1
         assert served.metric("requests_failed_total", reason="timeout") == 0
         assert served.metric("upstream_failures_total", reason="disconnected") == 1
+
+
+async def test_the_sessions_and_the_failures_of_per_client_mode_are_counted(upstream: ScriptedUpstream) -> None:
+    async def cut(received: Received) -> web.StreamResponse:
+        return received.cut()
+
+    async with bridge(upstream.url, SESSION_MODE="per-client") as served:
+        await until(served.ready)
+        opened = await served.post(INITIALIZE, SSE)
+        session = {"Mcp-Session-Id": opened.headers["Mcp-Session-Id"]}
+        assert served.metric("client_sessions_open") == 1
+        assert served.metric("upstream_sessions_opened_total") == 1
+        upstream.on("tools/call", cut)
+        assert (await served.call("write", headers=session)).status == 502
+        assert served.metric("requests_failed_total", reason="disconnected") == 1
+        assert served.metric("requests_in_flight") == 0
+        await served.ask("DELETE", "/mcp", b"", served.request_headers(session))
+        assert served.metric("client_sessions_open") == 0
 
 
 async def test_who_does_not_get_in_is_counted_by_reason(scripted: Bridge) -> None:
