@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 from itertools import cycle
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import Bridge, Gateway, bridge, call_body, until
+from harness import ROOT, Bridge, Gateway, bridge, call_body, until
 
 LONG = "trigger-long-running-operation"
 
@@ -101,6 +102,29 @@ async def test_a_call_that_timed_out_leaves_the_others_their_progress(shared_gat
     assert timed_out.error["data"]["outcome"] == "unknown"
     for messages, call in zip(streams, calls, strict=True):
         assert_own(messages, call)
+
+
+async def test_a_call_cancelled_while_the_server_is_busy_leaves_the_others_their_progress(tmp_path: Path) -> None:
+    gateway = Gateway(ROOT / "tests/chaos/server.mjs", {"JOURNAL": str(tmp_path / "journal")})
+    gateway.start()
+    try:
+        async with bridge(gateway.url) as served:
+            await until(served.ready)
+            cancelled = asyncio.create_task(served.call("write", {"key": "a", "steps": 300, "step_ms": 100}, id="a"))
+            await asyncio.sleep(0.3)
+            busy = asyncio.create_task(served.call("write", {"key": "b", "block_ms": 7000}, id="b"))
+            await asyncio.sleep(0.3)
+            params = {"requestId": "a"}
+            await served.post({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": params})
+            assert (await cancelled).error["code"] == -32017
+            assert (await busy).status == 200
+            call = call_body("write", {"key": "c", "steps": 3, "step_ms": 100})
+            call["params"]["_meta"] = {"progressToken": 1}
+            *progress, answer = await watch(served, call)
+    finally:
+        gateway.stop()
+    assert [step["params"]["progress"] for step in progress][:2] == [1, 2]
+    assert "result" in answer
 
 
 async def test_a_cancelled_call_does_not_block_a_window_of_one(shared_gateway: Gateway) -> None:

@@ -328,7 +328,7 @@ class Session:
         if held is None or wire_id is None:
             driver.cancel()
         else:
-            forgetting = self._tasks.start(self._wire.forget(wire_id, exchange.headers, held, cancelled))
+            forgetting = self._tasks.start(self._wire.forget(exchange, wire_id, held, cancelled))
             forgetting.add_done_callback(lambda _: driver.cancel())
 
     async def _see_through(self, exchange: Exchange) -> None:

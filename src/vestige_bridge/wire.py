@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 LINGER_SECONDS: Final = 5.0
 """How long a stream may stay open after the exchange that it was opened for has ended."""
 
+FORGET_SECONDS: Final = 300.0
+"""How long upstream may take to forget a request: a server that is busy reads nothing meanwhile."""
+
 _SERVER_DIED: Final = {"code": -32603.0, "message": "MCP server process failed"}
 """What supergateway answers when the process of its MCP server ended; no answer of that server's."""
 
@@ -107,21 +110,23 @@ class Wire:
             exchange.sent = sent_before
         raise failure
 
-    async def forget(self, wire_id: int, headers: Mapping[str, str], held: HeldSession, cancelled: bytes) -> None:
+    async def forget(self, exchange: Exchange, wire_id: int, held: HeldSession, cancelled: bytes) -> None:
         """Tells upstream that a request was cancelled, and makes it stop waiting for that answer.
 
         A cancelled request gets no answer, and supergateway would count it as pending for ever: it sends the
         notifications of the whole session to the stream of its oldest pending request. A ``ping`` under the same id
         is answered at once, and with that answer the id is settled. A server that finds the cancellation and that
         ``ping`` in one read takes the one for the other's; so another ``ping`` goes between them, whose answer shows
-        that the cancellation was read.
+        that the cancellation was read. Until then the stream of the request is read on, however long that takes: what
+        it brings belongs to others.
         """
+        if exchange in self._under_way:
+            self._under_way[exchange][1].reschedule(None)
         read, settled = (build_request("ping", request_id=it).encoded() for it in (-wire_id, wire_id))
         try:
-            async with asyncio.timeout(LINGER_SECONDS):
-                await self.send(cancelled, held, headers)
-                await self.send(read, held, headers)
-                await self.send(settled, held, headers)
+            async with asyncio.timeout(FORGET_SECONDS):
+                for message in (cancelled, read, settled):
+                    await self.send(message, held, exchange.headers)
         except (BridgeError, TimeoutError) as error:
             log.debug("Upstream could not be told of a cancelled request: %s", error)
 

@@ -15,8 +15,9 @@ server.setRequestHandler(ListToolsRequestSchema, () => ({
   tools: Object.entries(tools).map(([name, annotations]) => ({ name, annotations, inputSchema: { type: 'object' } }))
 }))
 server.setRequestHandler(CallToolRequestSchema, async ({ params }, { signal, sendNotification }) => {
-  const { key, steps = 0, step_ms: ms = 0, characters = 0, failing = false } = params.arguments
+  const { key, steps = 0, step_ms: ms = 0, block_ms: block = 0, characters = 0, failing = false } = params.arguments
   writeSync(journal, `${key}\n`)
+  if (block) Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, block)
   const progressToken = params._meta?.progressToken
   for (let progress = 1; progress <= steps; progress++) {
     await sleep(ms, undefined, { signal })
