@@ -162,6 +162,7 @@ async def test_arguments_come_as_words_as_json_or_on_standard_input(
         (["typed", "cuont=1"], "There is no argument 'cuont'. Did you mean count?"),
         (["typed", "count=many"], "count: 'many' is not of the type integer."),
         (["typed", "--json", "[]"], "The arguments are no JSON object."),
+        (["mv"], "There is no tool 'mv'. There is read, typed, m\ufffd[2Jve."),
         (["typed", "count=1", "--json", "{}"], "The arguments are given twice: as words, and by --json."),
     ],
 )
@@ -171,7 +172,13 @@ async def test_a_call_that_cannot_be_meant_is_one_sentence_and_nothing_is_sent(
     async def list_tools(received: Received) -> Any:
         schema = {"type": "object", "properties": {"count": {"type": "integer"}}, "required": ["count"]}
         return received.result(
-            {"tools": [{"name": "read", "inputSchema": {}}, {"name": "typed", "inputSchema": schema}]}
+            {
+                "tools": [
+                    {"name": "read", "inputSchema": {}},
+                    {"name": "typed", "inputSchema": schema},
+                    {"name": "m\x1b[2Jve", "inputSchema": {}},
+                ]
+            }
         )
 
     upstream.on("tools/list", list_tools)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from configparser import ConfigParser
@@ -64,6 +65,8 @@ def test_the_gateway_is_installed_from_its_lockfile_and_runs_no_script_of_a_pack
     text = (ROOT / "docker/Dockerfile.vestige").read_text()
     assert re.findall(r"\bnpm .*", text)[-1].startswith("npm ci --omit=dev --ignore-scripts")
     assert "npm install" not in text
+    packages = json.loads((ROOT / "docker/gateway/package-lock.json").read_text())["packages"]
+    assert [name for name, package in packages.items() if name and not package["integrity"].startswith("sha512-")] == []
 
 
 @pytest.mark.parametrize("workflow", sorted((ROOT / ".github/workflows").glob("*.yml")), ids=lambda path: path.stem)

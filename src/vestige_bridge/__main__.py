@@ -111,7 +111,7 @@ def _tools(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
             return 0
         return 0 if tools.call(client, options.tool, options.arguments, options.json) else 1
     except arguments.UsageError as error:
-        print(error, file=sys.stderr)
+        print(terminal.shown(str(error)), file=sys.stderr)
         return 2
     except ClientError as error:
         print(f"{client.url}: {terminal.shown(str(error))}", file=sys.stderr)
