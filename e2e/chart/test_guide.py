@@ -28,7 +28,7 @@ HELM_COMMANDS = [command for command in COMMANDS if re.match("helm (install|upgr
 MAKE_COMMANDS = [
     command
     for command in [*COMMANDS, *re.findall(r"`(make [^`]+)`", TEXT)]
-    if re.match("make (?!e2e|chart-lint)", command)
+    if re.match("make (?!e2e|chart-lint|audit|sbom)", command)
 ]
 
 
