@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from harness import TOKEN, Bridge, Received, ScriptedUpstream, bridge
+from harness import TOKEN, Bridge, Received, ScriptedUpstream, bridge, until
 from vestige_bridge import server
 from vestige_bridge.connection import HEAD_LIMIT_BYTES
 
@@ -164,6 +164,21 @@ async def test_a_request_that_takes_longer_than_an_idle_connection_may_is_answer
         release.set()
         answers = await reader.readuntil(b'"id": 2')
         assert answers.count(b"HTTP/1.1 200 OK") == 2
+
+
+async def test_bodies_on_their_way_are_bounded_in_number(upstream: ScriptedUpstream) -> None:
+    ping = b'{"jsonrpc":"2.0","id":1,"method":"ping"}'
+    async with bridge(upstream.url, MAX_IN_FLIGHT="1") as served, connected(served) as (reader, writer):
+        writer.write(called(ping)[:-1])
+
+        async def refused() -> bool:
+            answer = await served.post(ping)
+            return answer.status == 503 and answer.error["code"] == -32013
+
+        await until(refused)
+        writer.write(ping[-1:])
+        assert b"200 OK" in await reader.readuntil(b"result")
+        assert (await served.post(ping)).status == 200
 
 
 async def test_garbage_behind_a_stream_ends_it_and_writes_nothing_into_it(scripted: Bridge) -> None:

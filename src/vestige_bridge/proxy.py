@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from vestige_bridge.errors import BridgeError, InternalError, InvalidMessage, MethodNotAllowed
+from vestige_bridge.errors import BridgeError, InternalError, InvalidMessage, MethodNotAllowed, Overloaded
 from vestige_bridge.jsonrpc import AnyMessage, Request, parse_body
 from vestige_bridge.modern import MODERN_VERSION, is_modern
 from vestige_bridge.per_client import ClientSessions
@@ -39,6 +39,7 @@ class McpEndpoint:
         self._shared = SharedSession(session, settings)
         self._stateless = StatelessRequests(session)
         self._client_sessions = client_sessions
+        self._bodies_arriving = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one HTTP request."""
@@ -76,7 +77,7 @@ class McpEndpoint:
             raise MethodNotAllowed("This path takes GET, POST and DELETE.", headers={"allow": "GET, POST, DELETE"})
 
     async def _post(self, visit: Visit) -> None:
-        body = await visit.body()
+        body = await self._body(visit)
         message = parse_body(body)
         if isinstance(message, list):
             return await self._post_batch(visit, message, body)
@@ -89,6 +90,16 @@ class McpEndpoint:
         if self._client_sessions is not None and _belongs_to_session(visit, message):
             return await self._client_sessions.forward(visit, message, body)
         await self._shared.serve(visit, message)
+
+    async def _body(self, visit: Visit) -> bytes:
+        """The body, unless as many are on their way already as there may be requests in flight."""
+        if self._bodies_arriving >= self._settings.max_in_flight:
+            raise Overloaded("Too many bodies are on their way.", data={"outcome": "not_sent", "retryable": True})
+        self._bodies_arriving += 1
+        try:
+            return await visit.body()
+        finally:
+            self._bodies_arriving -= 1
 
     async def _post_batch(self, visit: Visit, members: Sequence[AnyMessage | BridgeError], body: bytes) -> None:
         for member in members:
