@@ -124,6 +124,17 @@ async def test_anonymous_access_is_open_and_says_so_at_warning(
     assert any("VESTIGE_ALLOW_ANONYMOUS" in warning for warning in warnings)
 
 
+@pytest.mark.parametrize(("token", "warned"), [("secret-of-15-ch", True), ("secret-of-16-chr", False)])
+async def test_a_token_that_can_be_guessed_is_a_warning_that_does_not_show_it(
+    upstream: ScriptedUpstream, caplog: pytest.LogCaptureFixture, token: str, warned: bool
+) -> None:
+    async with bridge(upstream.url, VESTIGE_AUTH_TOKEN=token):
+        pass
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert any("A token of default has fewer than 16 characters" in warning for warning in warnings) is warned
+    assert not any(token in record.getMessage() for record in caplog.records)
+
+
 async def test_a_token_together_with_anonymous_access_ends_the_start_with_one_line() -> None:
     process = BridgeProcess(environment("http://127.0.0.1:9/mcp", VESTIGE_ALLOW_ANONYMOUS="true"))
     status, log = await process.ended()

@@ -19,7 +19,7 @@ from vestige_bridge import headers
 from vestige_bridge.errors import AuthenticationError, AuthenticationNotConfigured, BridgeError, Forbidden
 from vestige_bridge.responses import error_response
 from vestige_bridge.settings import Settings
-from vestige_bridge.tokens import Tokens
+from vestige_bridge.tokens import SHORT_CHARACTERS, Tokens
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +57,12 @@ class Authentication:
             log.warning("VESTIGE_ALLOW_ANONYMOUS is true: everybody who can reach this port may use the memory")
         elif not tokens:
             log.error(_NOT_CONFIGURED)
+        elif tokens.short:
+            log.warning(
+                "A token of %s has fewer than %d characters and can be guessed; `openssl rand -hex 32` makes one",
+                ", ".join(tokens.short),
+                SHORT_CHARACTERS,
+            )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes the request on, or answers 401, 403 or 500."""

@@ -26,6 +26,9 @@ log = logging.getLogger(__name__)
 LOOK_AGAIN_SECONDS: Final = 1.0
 """How often the file is looked at for a change."""
 
+SHORT_CHARACTERS: Final = 16
+"""Tokens of fewer characters are worth a warning: nothing slows down who guesses."""
+
 READ_ONLY: Final = ":read-only"
 """What follows the name of a principal that may change nothing."""
 
@@ -130,6 +133,11 @@ class Tokens:
     def first(self) -> str:
         """The token to show to a bridge that has the same settings; empty when there is none."""
         return self._tokens[0].value.decode() if self._tokens else ""
+
+    @property
+    def short(self) -> list[str]:
+        """Whose tokens are so short that they can be guessed."""
+        return sorted({token.name for token in self._tokens if len(token.value) < SHORT_CHARACTERS})
 
     def find(self, token: bytes) -> Token | None:
         """The token that is shown; ``None`` if it is not valid. Each one is compared, in constant time."""
