@@ -181,6 +181,19 @@ async def test_bodies_on_their_way_are_bounded_in_number(upstream: ScriptedUpstr
         assert (await served.post(ping)).status == 200
 
 
+@pytest.mark.parametrize("offer", [b"Upgrade: h2c", b"upgrade: websocket", b"UPGRADE: h2c"])
+async def test_an_offer_to_speak_another_protocol_is_overlooked(scripted: Bridge, offer: bytes) -> None:
+    body = b'{"jsonrpc":"2.0","id":"Upgrade: h2c","method":"ping"}'
+    head, _, _ = called(body).partition(b"\r\n\r\n")
+    head += b"\r\nConnection: Upgrade, HTTP2-Settings\r\n" + offer + b"\r\nHTTP2-Settings: AAEAAEAA\r\n\r\n"
+    async with connected(scripted) as (reader, writer):
+        for sent in ([head + body], [head, body], [head, body[:5], body[5:]]):
+            for piece in sent:
+                writer.write(piece)
+                assert (await scripted.get("/livez")).status == 200
+            assert b"HTTP/1.1 200 OK" in await reader.readuntil(b'"result": {}}')
+
+
 async def test_garbage_behind_a_stream_ends_it_and_writes_nothing_into_it(scripted: Bridge) -> None:
     async with connected(scripted) as (reader, writer):
         head = b"GET /mcp HTTP/1.1\r\nHost: x\r\nMcp-Session-Id: s\r\nAccept: text/event-stream\r\n"

@@ -59,7 +59,7 @@ class Authentication:
             log.error(_NOT_CONFIGURED)
         elif tokens.short:
             log.warning(
-                "A token of %s has fewer than %d characters and can be guessed; `openssl rand -hex 32` makes one",
+                "A token of %s has fewer than %d characters and can be guessed; use `openssl rand -hex 32`",
                 ", ".join(tokens.short),
                 SHORT_CHARACTERS,
             )

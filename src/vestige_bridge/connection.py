@@ -7,6 +7,7 @@ idle one may last; and what is no HTTP is refused in JSON, too.
 from __future__ import annotations
 
 import asyncio
+import re
 from http import HTTPStatus
 from typing import Final
 
@@ -19,6 +20,8 @@ from vestige_bridge.jsonrpc import build_error
 
 HEAD_LIMIT_BYTES: Final = 65_536
 """How many bytes may come without becoming a head, a part of a body, or the end of one."""
+
+_offer = re.compile(rb"\r\nupgrade(?=:)", re.IGNORECASE).sub
 
 
 class Connection(HttpToolsProtocol):
@@ -55,7 +58,7 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Reads on, unless too much came that came to nothing: of a head, or of the trailers behind a body."""
         self._came_to_something = False
-        super().data_received(data)
+        super().data_received(data if self._waiting_since is None else _without_offer(data))
         self._pending_bytes = 0 if self._came_to_something else self._pending_bytes + len(data)
         if self._pending_bytes > HEAD_LIMIT_BYTES:
             self._refuse(HeadTooLarge(f"The head of the request is over the limit of {HEAD_LIMIT_BYTES} bytes."))
@@ -101,3 +104,14 @@ class Connection(HttpToolsProtocol):
         if waited >= self.timeout_keep_alive:
             return self.transport.abort()
         self._watch = self.loop.call_later(self.timeout_keep_alive - waited, self._look)
+
+
+def _without_offer(data: bytes) -> bytes:
+    """The bytes of a head without the offer to speak another protocol, which may be overlooked (RFC 9110, section 7.8).
+
+    The parser would take it for accepted and drop the body. Java's HTTP client makes it with every request.
+    """
+    if b"pgrade" not in data and b"PGRADE" not in data:
+        return data
+    head, end, body = data.partition(b"\r\n\r\n")
+    return _offer(b"\r\nX-Overlooked", head) + end + body
