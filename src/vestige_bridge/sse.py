@@ -67,8 +67,7 @@ class EventDecoder:
                 self._take_field(line)
             elif (event := self._dispatch()) is not None:
                 yield event
-        if len(self._buffer) + self._data_bytes > self._limit_bytes:
-            raise EventTooLarge(f"an event is over {self._limit_bytes} bytes")
+        self._require_room(len(self._buffer) + self._data_bytes)
 
     def _next_line(self) -> bytes | None:
         buffer = self._buffer
@@ -98,10 +97,16 @@ class EventDecoder:
         if name == b"data":
             self._data.append(value)
             self._data_bytes += len(value) + 1
-            if self._data_bytes > self._limit_bytes:
-                raise EventTooLarge(f"an event is over {self._limit_bytes} bytes")
+            self._require_room(self._data_bytes)
         elif name == b"event":
             self._type = value.decode(errors="replace")
+
+    def _require_room(self, held_bytes: int) -> None:
+        if held_bytes > self._limit_bytes:
+            # An error lives on until it is collected, and with it what its traceback leads to: let that be little.
+            self._buffer.clear()
+            self._data.clear()
+            raise EventTooLarge(f"an event is over {self._limit_bytes} bytes")
 
     def _dispatch(self) -> Event | None:
         data, event_type = b"\n".join(self._data), self._type

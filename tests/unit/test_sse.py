@@ -117,6 +117,15 @@ def test_an_event_over_the_limit_is_refused_in_any_chunking(event: bytes, size: 
         decode([event[index : index + size] for index in range(0, len(event), size)], limit_bytes=100)
 
 
+@pytest.mark.parametrize("event", [b"data: %s" % (b"x" * 200), b"data: xxxx\n" * 50], ids=["one line", "many lines"])
+def test_an_event_over_the_limit_is_let_go(event: bytes) -> None:
+    decoder = EventDecoder(100)
+    with pytest.raises(EventTooLarge):
+        list(decoder.feed(event))
+    assert not decoder._buffer
+    assert not decoder._data
+
+
 @pytest.mark.parametrize("size", [1, 7, 100_000])
 def test_the_limit_counts_for_one_event_and_not_for_the_stream(size: int) -> None:
     stream = b"data: %s\n\n: a comment\n\n" % (b"x" * 90) * 50
