@@ -26,6 +26,8 @@ HARMLESS = frozenset({"set", "read"})
 STATUSES = {-32010: 503, -32011: 502, -32012: 504, -32013: 503, -32017: 200}
 """The errors that a fault may end a call with, and the HTTP status of each."""
 
+CANCELLED = -32017
+
 
 @dataclass
 class Figures:
@@ -56,6 +58,8 @@ class Call:
         key: what the server writes down when it runs.
         tool: the name of the tool.
         spelled_id: its JSON-RPC id.
+        characters: how many more its answer has.
+        cancelled: whether its client cancels it.
         got: ``answer``, ``error``, ``cancelled`` (its client cancelled the stream), ``left`` (its client did not wait),
             ``refused`` (no connection), ``cut`` (the connection ended before the answer); empty while it waits.
         error: the error object.
@@ -67,6 +71,7 @@ class Call:
     tool: str
     spelled_id: str
     characters: int = 0
+    cancelled: bool = False
     got: str = ""
     error: dict[str, Any] = field(default_factory=dict)
     complaint: str = ""
@@ -110,7 +115,8 @@ class Call:
                 self.complain(f"the answer of another: HTTP {status} {data[:200]!r}")
             return
         self.error = message["error"]
-        expected = STATUSES.get(self.error.get("code", 0))
+        code = self.error.get("code", 0)
+        expected = None if code == CANCELLED and not self.cancelled else STATUSES.get(code)
         if expected is None or status not in (expected, None, *((200,) if self.steps else ())):
             self.complain(f"an error that no fault explains: HTTP {status} {self.error}")
 

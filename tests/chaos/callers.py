@@ -104,11 +104,10 @@ class Caller:
     async def modern_client(self) -> None:
         """Sends requests that describe themselves."""
         call = self._open()
-        accepted = SSE if self._random.random() < 0.5 else {}
-        headers = {"MCP-Protocol-Version": MODERN, "Mcp-Method": "tools/call", "Mcp-Name": call.tool, **accepted}
-        if accepted:
-            return await self._post_stream(call, self.body(call, meta=MODERN_META), headers)
-        await self._post_json([call], self.body(call, meta=MODERN_META), headers)
+        headers, body = _modern_headers(call), self.body(call, MODERN_META)
+        if self._random.random() < 0.5:
+            return await self._post_stream(call, body, {**SSE, **headers})
+        await self._post_json([call], body, headers)
 
     async def canceller(self) -> None:
         """Cancels its own call while it runs."""
@@ -116,7 +115,11 @@ class Caller:
             self._session = await self._initialize()
         call = self._open()
         body = self.body(call, steps=20, step_ms=20)
-        post = asyncio.create_task(self._post_stream(call, body, {**SSE, **self._session}, cancelled=True))
+        call.cancelled = True
+        if self._random.random() < 0.5:
+            post = asyncio.create_task(self._post_stream(call, body, {**SSE, **self._session}))
+        else:
+            post = asyncio.create_task(self._post_json([call], body, self._session))
         await asyncio.sleep(self._random.uniform(0.01, 0.3))
         params = f'{{"requestId":{call.spelled_id}}}'
         notification = f'{{"jsonrpc":"2.0","method":"notifications/cancelled","params":{params}}}'
@@ -126,9 +129,12 @@ class Caller:
         await post
 
     async def leaver(self) -> None:
-        """Goes away in the middle."""
+        """Goes away in the middle, which cancels the call of a modern client and no other's."""
         call = self._open()
-        post = asyncio.create_task(self._post_stream(call, self.body(call, steps=10, step_ms=20), SSE))
+        modern = self._random.random() < 0.5
+        headers = {**SSE, **(_modern_headers(call) if modern else {})}
+        body = self.body(call, MODERN_META if modern else {}, steps=10, step_ms=20)
+        post = asyncio.create_task(self._post_stream(call, body, headers))
         await asyncio.sleep(self._random.uniform(0.01, 0.2))
         post.cancel()
         await asyncio.wait([post])
@@ -173,7 +179,7 @@ class Caller:
                 for call, answer in zip(calls, answers, strict=True):
                     call.take(None, json.dumps(answer).encode())
 
-    async def _post_stream(self, call: Call, body: bytes, headers: dict[str, str], *, cancelled: bool = False) -> None:
+    async def _post_stream(self, call: Call, body: bytes, headers: dict[str, str]) -> None:
         async with self._watched([call]), self._request(body, headers) as response:
             if response.content_type == "application/json":
                 return call.take(response.status, await response.read())
@@ -185,7 +191,7 @@ class Caller:
                     call.take_progress(message)
                 else:
                     call.take(None, line[5:])
-            call.got = call.got or ("cancelled" if cancelled else "cut")
+            call.got = call.got or ("cancelled" if call.cancelled else "cut")
 
     @asynccontextmanager
     async def _watched(self, calls: list[Call]) -> AsyncIterator[None]:
@@ -218,6 +224,10 @@ class Caller:
 KINDS = (
     "json_poster", "sse_poster", "watcher", "batcher", "legacy_client", "modern_client", "canceller", "leaver",
 )  # fmt: skip
+
+
+def _modern_headers(call: Call) -> dict[str, str]:
+    return {"MCP-Protocol-Version": MODERN, "Mcp-Method": "tools/call", "Mcp-Name": call.tool}
 
 
 def _with_id(data: bytes, call: Call) -> bytes:

@@ -81,7 +81,7 @@ class BridgeProcess:
         self.log = run.folder / f"bridge-{time.time_ns()}.log"
         environ = {name: value for name, value in os.environ.items() if not name.startswith("VESTIGE_")}
         environ |= {
-            "PYTHONPATH": str(ROOT / "tests"),
+            "PYTHONPATH": os.pathsep.join(sys.path),
             "VESTIGE_MCP_URL": upstream,
             "VESTIGE_AUTH_TOKEN": run.token,
             "VESTIGE_BRIDGE_PORT": str(self.port),
