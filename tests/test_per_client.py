@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from harness import SSE, Answer, Bridge, Gateway, ScriptedUpstream, bridge, until
+from harness import SSE, Answer, Bridge, Gateway, Received, ScriptedUpstream, bridge, until
+
+INITIALIZE = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
 
 
 @pytest.fixture
@@ -22,11 +24,7 @@ async def own(shared_gateway: Gateway) -> AsyncIterator[Bridge]:
 
 async def initialize(served: Bridge, capabilities: dict[str, Any] | None = None) -> dict[str, str]:
     """Opens a session; returns the headers that name it."""
-    params = {
-        "protocolVersion": "2025-06-18",
-        "capabilities": capabilities or {},
-        "clientInfo": {"name": "test", "version": "1"},
-    }
+    params = INITIALIZE | {"capabilities": capabilities or {}}
     answer = await served.post({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": params}, SSE)
     assert answer.status == 200, answer
     headers = {"Mcp-Session-Id": answer.headers["Mcp-Session-Id"], "MCP-Protocol-Version": "2025-06-18"}
@@ -89,6 +87,27 @@ async def test_a_session_serves_its_own_principal_only(shared_gateway: Gateway, 
         served.token = "ann-token-0123456789"
         assert (await delete(served, headers)).status == 204
         assert (await served.post(ping, headers)).status == 404
+
+
+async def test_a_session_id_that_upstream_gives_twice_stays_with_its_first_principal(
+    upstream: ScriptedUpstream, tmp_path: Any
+) -> None:
+    async def opens_the_same(received: Received) -> web.StreamResponse:
+        upstream.sessions_opened = 0
+        return await upstream.answer(received)
+
+    upstream.on("initialize", opens_the_same)
+    file = tmp_path / "tokens"
+    file.write_text("ann ann-token-0123456789\nbob bob-token-0123456789\n")
+    variables = {"VESTIGE_AUTH_TOKEN": "", "VESTIGE_AUTH_TOKEN_FILE": str(file), "SESSION_MODE": "per-client"}
+    async with bridge(upstream.url, **variables) as served:
+        ann = Bridge(served.origin, served.http, "ann-token-0123456789")
+        bob = Bridge(served.origin, served.http, "bob-token-0123456789")
+        headers = await initialize(ann)
+        opened = await bob.post({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": INITIALIZE}, SSE)
+        assert opened.headers["Mcp-Session-Id"] == headers["Mcp-Session-Id"]
+        ping = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
+        assert [(await it.post(ping, headers)).status for it in (ann, bob)] == [200, 404]
 
 
 async def test_an_unknown_session_is_404_and_a_plain_poster_is_served(own: Bridge) -> None:

@@ -209,7 +209,8 @@ class ClientSessions:
     def _note(self, visit: Visit, reply: ForwardedReply) -> None:
         """Keeps whose session was opened, or that upstream does not know one any more."""
         if visit.caller.session_id is None and reply.session_id is not None and reply.status < 300:
-            self._owned[reply.session_id] = _Owned(visit.principal, asyncio.get_running_loop().time())
+            # An upstream that gives one id twice gives nobody another's session by it.
+            self._owned.setdefault(reply.session_id, _Owned(visit.principal, asyncio.get_running_loop().time()))
         elif reply.status == 404 and visit.caller.session_id is not None:
             self._owned.pop(visit.caller.session_id, None)
 
