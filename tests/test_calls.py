@@ -331,6 +331,19 @@ async def test_a_result_is_readable_whatever_is_in_it(upstream: ScriptedUpstream
     assert (await see(scripted, "call", "read")).status == 0
 
 
+async def test_json_moves_no_cursor_either(upstream: ScriptedUpstream, scripted: Bridge) -> None:
+    result = {"content": [{"type": "text", "text": "\x1b[2J\x9b2J\x7f é"}]}
+
+    async def answer(received: Received) -> Any:
+        return received.result(result)
+
+    upstream.on("tools/call", answer)
+    done = await ask(scripted, "call", "read")
+    assert done.json == result
+    assert done.out.strip().isprintable()
+    assert "é" in done.out
+
+
 async def test_ctrl_c_cancels_the_call_and_is_exit_status_130(upstream: ScriptedUpstream, scripted: Bridge) -> None:
     running, cancelled = asyncio.Event(), asyncio.Event()
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 from harness import ROOT, Bridge, Gateway, Received, ScriptedUpstream, bridge, environment, free_port, until
 from setups import SETUPS, Patient, Setup, answering, hang, listening, near
@@ -240,3 +241,26 @@ async def test_quiet_says_by_its_exit_status_alone_whether_the_bridge_is_healthy
     assert await quiet(scripted.origin) == 1
     assert await quiet(f"http://127.0.0.1:{free_port()}") == 1
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("status", "found"), [(429, "/mcp answers HTTP 429, text/plain"), (None, "it hung up without an answer")]
+)
+async def test_what_stands_before_the_bridge_and_lets_no_token_through_is_told(
+    capsys: pytest.CaptureFixture[str], status: int | None, found: str
+) -> None:
+    async def be_alive(_request: web.Request) -> web.Response:
+        return web.json_response({"status": "alive", "state": "ready"})
+
+    async def let_nobody_in(request: web.Request) -> web.Response:
+        if status is None:
+            assert request.transport is not None
+            request.transport.abort()
+        return web.Response(status=status or 200, text="No.")
+
+    app = web.Application()
+    app.add_routes([web.get("/livez", be_alive), web.get("/readyz", be_alive), web.post("/mcp", let_nobody_in)])
+    async with TestServer(app, host="127.0.0.1") as front:
+        assert await examine(Patient({}, str(front.make_url("")).rstrip("/"))) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert found in next(line for line in lines if line.startswith("✗ token"))

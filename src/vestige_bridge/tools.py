@@ -7,6 +7,7 @@ error, and before it is sent if it can be known.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from typing import Any
 
@@ -14,6 +15,9 @@ from vestige_bridge.arguments import UsageError, closest, parse_json, parse_word
 from vestige_bridge.client import Client
 from vestige_bridge.fetch import Members
 from vestige_bridge.terminal import ProgressLine, shown, shown_lines, table
+
+_control = re.compile("[\x7f-\x9f]")
+"""The control characters that JSON does not escape by itself."""
 
 
 def print_tools(client: Client, *, as_json: bool) -> None:
@@ -70,7 +74,7 @@ def call(client: Client, name: str, words: list[str], as_json: str | None) -> bo
 
 
 def _print_json(value: object) -> None:
-    print(json.dumps(value, ensure_ascii=False))
+    print(_control.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(value, ensure_ascii=False)))
 
 
 def _schema(tool: Members) -> Members:
