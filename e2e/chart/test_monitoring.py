@@ -158,10 +158,22 @@ def test_prometheus_evaluates_every_alert_and_none_is_raised(prometheus: str) ->
 @pytest.mark.parametrize("panel", PANELS, ids=lambda panel: str(panel["title"]))
 def test_every_query_of_the_dashboard_finds_something(panel: dict[str, Any], prometheus: str) -> None:
     for target in panel["targets"]:
-        query = target["expr"].replace("$__rate_interval", "1m").replace("$__range", "1m")
-        query = query.replace("$namespace", "openclaw").replace("$pod", ".*")
         # What is compared with zero is shown only while something is wrong.
-        assert ask(prometheus, re.sub(r" > 0$", "", query)), query
+        query = re.sub(r" > 0$", "", filled_in(target["expr"]))
+        assert ask(prometheus, query), query
+
+
+def test_the_dashboard_marks_restarts_and_sees_none(prometheus: str) -> None:
+    [restarts] = DASHBOARD["annotations"]["list"]
+    query = filled_in(restarts["expr"])
+    assert ask(prometheus, query) == []
+    assert ask(prometheus, query.replace("> 0", ">= 0"))
+
+
+def filled_in(query: str) -> str:
+    """The query as Grafana asks it, with what was chosen in place of the variables."""
+    query = re.sub(r"\$__(rate_interval|interval|range)", "1m", query)
+    return query.replace("$namespace", "openclaw").replace("$pod", ".*")
 
 
 def test_the_dashboard_holds_nothing_that_grafanas_own_schema_does_not_know() -> None:
