@@ -11,7 +11,17 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from harness import TOKEN, Bridge, Received, ScriptedUpstream, bridge, until
+from harness import (
+    TOKEN,
+    Bridge,
+    BridgeProcess,
+    Received,
+    ScriptedUpstream,
+    bridge,
+    call_body,
+    environment,
+    until,
+)
 from vestige_bridge import server
 from vestige_bridge.connection import HEAD_LIMIT_BYTES
 
@@ -201,3 +211,32 @@ async def test_garbage_behind_a_stream_ends_it_and_writes_nothing_into_it(script
         assert b"200 OK" in await reader.readuntil(b"still here")
         writer.write(b"GARBAGE\r\n\r\n")
         assert b"HTTP/1.1" not in await reader.read()
+
+
+async def test_garbage_behind_a_request_ends_its_connection_without_a_word(upstream: ScriptedUpstream) -> None:
+    allowed = asyncio.Event()
+
+    async def wait(received: Received) -> web.StreamResponse:
+        await allowed.wait()
+        return await upstream.answer(received)
+
+    upstream.on("tools/call", wait)
+    process = BridgeProcess(environment(upstream.url))
+    async with process.serving() as served:
+        await until(served.ready)
+        async with connected(served) as (reader, writer):
+            writer.write(called(json.dumps(call_body("write")).encode()))
+            await until(lambda: upstream.count("tools/call") == 1)
+            writer.write(b"GARBAGE\r\n\r\n")
+            assert await reader.read() == b""
+            allowed.set()
+        for _ in range(20):
+            async with connected(served) as (reader, writer):
+                # Its answer is ready in the turn in which the connection is closed.
+                writer.write(GET + b"\r\nGARBAGE\r\n\r\n")
+                assert await reader.read() == b""
+        process.terminate()
+        status, log = await process.ended()
+    assert status == 0
+    assert "status=499" in log
+    assert "Traceback" not in log

@@ -89,13 +89,17 @@ class Connection(HttpToolsProtocol):
         self._refuse(InvalidMessage("This is no request that HTTP/1.1 knows."))
 
     def _refuse(self, error: BridgeError) -> None:
-        """Answers and closes; a connection with an answer under way on it is closed alone."""
-        if self._waiting_since is not None or not self.cycle.response_started:
+        """Answers and closes; a connection on which a request waits for its answer is closed alone."""
+        if self._waiting_since is not None or (self.cycle.more_body and not self.cycle.response_started):
             status, body = HTTPStatus(RENDERINGS[type(error)].status), build_error(error, None)
             head = [*self.server_state.default_headers, (b"content-type", b"application/json")]
             head += [(b"content-length", str(len(body)).encode()), (b"connection", b"close")]
             lines = [f"HTTP/1.1 {status.value} {status.phrase}".encode(), *(b": ".join(line) for line in head)]
             self.transport.write(b"\r\n".join([*lines, b"", body]))
+        if self._waiting_since is None:
+            # uvicorn would learn of it in a later turn, and until then write an answer to a closed connection.
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
         self.transport.close()
 
     def _look(self) -> None:
