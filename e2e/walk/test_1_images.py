@@ -1,6 +1,7 @@
 """The Dockerfiles, built for real: what they refuse, and what is in the images."""
 
 import json
+import re
 
 import pytest
 from walking import ROOT, Images, Release, attempt, run, saw
@@ -46,3 +47,18 @@ def test_an_image_runs_as_nobody_in_particular(which: str, images: Images, tool:
     assert config["Labels"]["org.opencontainers.image.version"] == images.tag
     assert not [entry for entry in config["Env"] if entry.startswith("VESTIGE_AUTH_TOKEN")]
     saw(f"{name}: user {config['User']}, entry point {config['Entrypoint']}")
+
+
+def test_the_bridges_image_holds_what_is_pinned_and_nothing_else(images: Images, tool: str) -> None:
+    code = (
+        "from importlib.metadata import distributions as d; print(*(f'{i.name}=={i.version}' for i in d()), sep='\\n')"
+    )
+    listed = run(
+        tool, "run", "--rm", "--network", "none", "--entrypoint", "python3", f"{images.bridge}:{images.tag}", "-c", code
+    )
+    installed = {line.replace("_", "-").lower() for line in listed.stdout.split()}
+    pinned = set(re.findall(r"^[a-z0-9-]+==\S+", (ROOT / "docker/requirements.txt").read_text(), re.MULTILINE))
+    [own] = installed - pinned
+    assert own.startswith("vestige-bridge==")
+    assert pinned <= installed
+    saw(f"{len(pinned)} packages, each as pinned")
