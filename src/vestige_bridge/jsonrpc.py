@@ -5,15 +5,17 @@ progress token stand, those few characters are replaced, and everything else sta
 
 Offsets are those of the decoded text. Decoding and encoding UTF-8 strictly is the identity, so what holds for the
 characters holds for the bytes.
+
+Nearly every message is read by one call of the JSON decoder, which is C, and one regular expression that finds the
+place of the id (``_scan``). It gives up whenever it is not certain, and then the members are walked through one by one.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Final, NoReturn
+from collections.abc import Callable, Collection, Mapping
+from typing import Final, NamedTuple, NoReturn
 
 from vestige_bridge.errors import RENDERINGS, BridgeError, InvalidMessage, ParseError
 
@@ -56,10 +58,18 @@ def _refuse_constant(name: str) -> NoReturn:
 
 # `float` for integers: CPython refuses to read an int of more than 4,300 digits, and no number is printed again here.
 _decode = json.JSONDecoder(parse_int=float, parse_constant=_refuse_constant).raw_decode
+# An object becomes a tuple of its members, so that a key that is there twice is seen.
+_decode_members = json.JSONDecoder(parse_int=float, parse_constant=_refuse_constant, object_pairs_hook=tuple).raw_decode
+
+# In a text that is known to be JSON: the id among the first members of the message, and as its last one.
+_id_among_first = re.compile(
+    r'\{\s*(?:"(?:jsonrpc|method)"\s*:\s*"[^"\\]*"\s*,\s*)*("id")\s*:\s*(-?[0-9]+|"[^"\\]*")\s*[,}]'
+).match
+_id_as_last = re.compile(r'("id")\s*:\s*(-?[0-9]+|"[^"\\]*")\s*\}\s*\Z').match
+_progress_token = re.compile(r'("progressToken")\s*:\s*(-?[0-9]+|"[^"\\]*")\s*[,}]').search
 
 
-@dataclass(frozen=True, slots=True)
-class Value:
+class Value(NamedTuple):
     """The value of a member, and the places where it and its key are spelled.
 
     Attributes:
@@ -75,26 +85,53 @@ class Value:
     value: object
 
 
-_EMPTY: Final[Mapping[str, Value]] = {}
 Visit = Callable[[str, int, int], int]
 """Told of a member's key, where the key begins and where the value begins; returns where the value ends."""
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One JSON-RPC message as its author wrote it.
+class _Places(NamedTuple):
+    """Where the members stand at the three levels at which the bridge reads, and which keys stand there twice."""
 
-    Attributes:
-        text: the whole message.
-        members: its top-level members.
-        params: the members of an object ``params``.
-        meta: the members of an object ``params._meta``.
-    """
-
-    text: str
     members: Mapping[str, Value]
     params: Mapping[str, Value]
     meta: Mapping[str, Value]
+    repeated: frozenset[str]
+
+
+class Message:
+    """One JSON-RPC message as its author wrote it.
+
+    Parameters:
+        text: the whole message.
+        meta_keys: the keys of an object ``params._meta``.
+        places: where its members stand, if that is known already.
+
+    Attributes:
+        text: the whole message.
+        meta_keys: the keys of an object ``params._meta``.
+    """
+
+    __slots__ = ("_places", "meta_keys", "text")
+
+    def __init__(self, text: str, meta_keys: Collection[str], places: _Places | None) -> None:
+        self.text = text
+        self.meta_keys = meta_keys
+        self._places = places
+
+    @property
+    def members(self) -> Mapping[str, Value]:
+        """Its top-level members."""
+        return self._found.members
+
+    @property
+    def params(self) -> Mapping[str, Value]:
+        """The members of an object ``params``."""
+        return self._found.params
+
+    @property
+    def meta(self) -> Mapping[str, Value]:
+        """The members of an object ``params._meta``."""
+        return self._found.meta
 
     def spelled(self, value: Value) -> str:
         """The characters of ``value`` as they stand in the text."""
@@ -102,9 +139,12 @@ class Message:
 
     def spliced(self, *replacements: tuple[Value, str]) -> bytes:
         """The bytes of the message with each given value replaced by other characters."""
+        if len(replacements) == 1:
+            ((value, characters),) = replacements
+            return (self.text[: value.start] + characters + self.text[value.end :]).encode()
         pieces = []
         position = 0
-        for value, characters in sorted(replacements, key=lambda replacement: replacement[0].start):
+        for value, characters in sorted(replacements):
             pieces += [self.text[position : value.start], characters]
             position = value.end
         pieces.append(self.text[position:])
@@ -114,43 +154,72 @@ class Message:
         """The bytes of the message, unchanged."""
         return self.text.encode()
 
+    @property
+    def _found(self) -> _Places:
+        if self._places is None:
+            self._places = _find_places(self.text)
+        return self._places
 
-@dataclass(frozen=True, slots=True)
+
 class Request(Message):
-    """A message with a method and an id: it wants an answer (JSON-RPC 2.0, section 4)."""
+    """A message with a method and an id: it wants an answer (JSON-RPC 2.0, section 4).
 
-    method: str
-    id: Value
+    Attributes:
+        method: its method.
+        id: its id.
+        name: ``params.name``: the tool or prompt that is asked for.
+        progress_token: ``params._meta.progressToken`` (MCP 2025-11-25, basic/utilities/progress).
+    """
+
+    __slots__ = ("id", "method", "name", "progress_token")
+
+    def __init__(
+        self,
+        text: str,
+        method: str,
+        *,
+        id: Value,  # noqa: A002
+        name: str | None,
+        progress_token: Value | None,
+        meta_keys: Collection[str],
+        places: _Places | None,
+    ) -> None:
+        super().__init__(text, meta_keys, places)
+        self.method = method
+        self.id = id
+        self.name = name
+        self.progress_token = progress_token
 
     @property
     def spelled_id(self) -> str:
         """The id as the client spelled it."""
         return self.spelled(self.id)
 
-    @property
-    def name(self) -> str | None:
-        """``params.name``: the tool or prompt that is asked for."""
-        name = self.params.get("name")
-        return name.value if name is not None and isinstance(name.value, str) else None
 
-    @property
-    def progress_token(self) -> Value | None:
-        """``params._meta.progressToken`` (MCP 2025-11-25, basic/utilities/progress)."""
-        return self.meta.get("progressToken")
-
-
-@dataclass(frozen=True, slots=True)
 class Notification(Message):
     """A message with a method and no id: it wants no answer (JSON-RPC 2.0, section 4.1)."""
 
-    method: str
+    __slots__ = ("method",)
+
+    def __init__(self, text: str, method: str, *, meta_keys: Collection[str], places: _Places | None) -> None:
+        super().__init__(text, meta_keys, places)
+        self.method = method
 
 
-@dataclass(frozen=True, slots=True)
 class Response(Message):
-    """A result or an error object for a request (JSON-RPC 2.0, section 5); its id is ``None`` when unknown."""
+    """A result or an error object for a request (JSON-RPC 2.0, section 5).
 
-    id: Value | None
+    Attributes:
+        id: the id of the request; ``None`` when unknown.
+        failed: whether it is an error object.
+    """
+
+    __slots__ = ("failed", "id")
+
+    def __init__(self, text: str, *, id: Value | None, failed: bool, places: _Places | None) -> None:  # noqa: A002
+        super().__init__(text, (), places)
+        self.id = id
+        self.failed = failed
 
     @property
     def error(self) -> Mapping[str, object] | None:
@@ -192,6 +261,8 @@ def parse_body(body: bytes) -> AnyMessage | list[AnyMessage | InvalidMessage]:
         text = body.decode()
     except UnicodeDecodeError:
         raise ParseError("The body is not valid UTF-8.") from None
+    if text[:1] == "{":
+        return parse_message(text)
     start = _after_space(text, 0)
     if start == len(text):
         raise ParseError("The body is empty; send one JSON-RPC request.")
@@ -207,7 +278,85 @@ def parse_message(text: str) -> AnyMessage:
         ParseError: the text is not JSON.
         InvalidMessage: it is JSON and no JSON-RPC 2.0 message.
     """
-    members, params, meta, repeated = _parse_object(text)
+    return _scan(text) or _parse(text)
+
+
+def _scan(text: str) -> AnyMessage | None:
+    """The message, when one look is enough to be certain of it; ``None`` for all that is unusual or wrong."""
+    try:
+        pairs, end = _decode_members(text, 0)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(pairs, tuple) or (end != len(text) and _after_space(text, end) != len(text)):
+        return None
+    members = _object(pairs)
+    if members is None or members.get("jsonrpc") != "2.0":
+        return None
+    message_id = members.get("id")
+    place = None
+    if message_id is not None and (place := _scan_id(text, message_id)) is None:
+        return None
+    method = members.get("method")
+    if method is None:
+        if ("result" in members) == ("error" in members) or not members.keys().isdisjoint({"method", "params"}):
+            return None
+        return Response(text, id=place, failed="error" in members, places=None)
+    if not isinstance(method, str) or (place is None and "id" in members):
+        return None
+    params = _object(members.get("params"))
+    meta = _object(params.get("_meta")) if params else params
+    if params is None or meta is None:
+        return None
+    token = None
+    if "progressToken" in meta and (token := _scan_token(text, meta["progressToken"])) is None:
+        return None
+    if place is None:
+        return Notification(text, method, meta_keys=meta.keys(), places=None)
+    name = params.get("name")
+    return Request(
+        text,
+        method,
+        id=place,
+        name=name if isinstance(name, str) else None,
+        progress_token=token,
+        meta_keys=meta.keys(),
+        places=None,
+    )
+
+
+def _object(members: object) -> dict[str, object] | None:
+    """The members by their keys; empty for what is no object, ``None`` when a key is there twice, or too many are."""
+    if not isinstance(members, tuple):
+        return {}
+    found = dict(members)
+    return found if len(found) == len(members) <= MEMBERS_LIMIT else None
+
+
+def _scan_id(text: str, value: object) -> Value | None:
+    """The place of the id, where it can only be that of the message itself.
+
+    Among the first members nothing but strings stands before it. As the last member it ends where the message does;
+    the quote that opens its key is one, because no backslash stands before it.
+    """
+    found = _id_among_first(text)
+    if found is None:
+        start = text.rfind('"id"')
+        found = _id_as_last(text, start) if start > 0 and text[start - 1] != "\\" else None
+    return None if found is None else Value(found.start(1), found.start(2), found.end(2), value)
+
+
+def _scan_token(text: str, value: object) -> Value | None:
+    """The place of the progress token, where its key stands only once and no key can be spelled in another way."""
+    if "\\" in text or text.count('"progressToken"') != 1:
+        return None
+    found = _progress_token(text)
+    return None if found is None else Value(found.start(1), found.start(2), found.end(2), value)
+
+
+def _parse(text: str) -> AnyMessage:
+    """The message, by walking through its members one by one."""
+    places = _find_places(text)
+    members, params, meta, repeated = places
     request_id = members.get("id")
     has_id = request_id is not None and is_token(request_id)
     spelled_id = text[request_id.start : request_id.end] if request_id is not None and has_id else None
@@ -229,14 +378,23 @@ def parse_message(text: str) -> AnyMessage:
             refuse('Not a JSON-RPC 2.0 message: "method" is missing.')
         if request_id is not None and not has_id and request_id.value is not None:
             refuse('"id" has to be a string or a number.')
-        return Response(text, members, params, meta, request_id if has_id else None)
+        return Response(text, id=request_id if has_id else None, failed="error" in members, places=places)
     if not isinstance(method.value, str):
         refuse('"method" has to be a string.')
     if request_id is None:
-        return Notification(text, members, params, meta, method.value)
+        return Notification(text, method.value, meta_keys=meta.keys(), places=places)
     if not has_id:
         refuse('"id" has to be a string or a number.')
-    return Request(text, members, params, meta, method.value, request_id)
+    name = params.get("name")
+    return Request(
+        text,
+        method.value,
+        id=request_id,
+        name=name.value if name is not None and isinstance(name.value, str) else None,
+        progress_token=token,
+        meta_keys=meta.keys(),
+        places=places,
+    )
 
 
 def build_request(method: str, params: Mapping[str, object] | None = None, *, request_id: int = 0) -> Request:
@@ -321,10 +479,8 @@ def _parse_member(text: str) -> AnyMessage | InvalidMessage:
         return error
 
 
-def _parse_object(
-    text: str,
-) -> tuple[dict[str, Value], dict[str, Value], Mapping[str, Value], set[str]]:
-    """The members that the bridge reads, at the three levels where it reads, and the keys that stand there twice."""
+def _find_places(text: str) -> _Places:
+    """Walks through the members of the message, of its ``params`` and of their ``_meta``."""
     members: dict[str, Value] = {}
     params: dict[str, Value] = {}
     meta: dict[str, Value] = {}
@@ -357,7 +513,7 @@ def _parse_object(
         raise ParseError("The body is not JSON: something follows the message.")
     if not members and text[start] != "{":
         raise InvalidMessage("Not a JSON-RPC 2.0 message: an object is wanted.")
-    return members, params, meta or _EMPTY, repeated
+    return _Places(members, params, meta, frozenset(repeated))
 
 
 def _members(text: str, start: int, visit: Visit) -> int:
