@@ -5,23 +5,27 @@ The law of this room: what a line names comes from lists that the bridge knows; 
 
 from __future__ import annotations
 
+import itertools
 import logging
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from http import HTTPStatus
 from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from vestige_bridge import headers
-from vestige_bridge.logs import FIELDS
+from vestige_bridge import headers, logs
 
 log = logging.getLogger(__name__)
 
 CLIENT_CLOSED_REQUEST: Final = 499
+CONNECTION: Final = "vestige_bridge.connection"
+"""An extension of the ASGI scope: its ``closed`` tells, without waiting, whether the client's connection is closed."""
+
 QUIET_PATHS: Final = frozenset({"/health", "/readyz", "/livez"})
 ENDPOINT_PATHS: Final = frozenset({"/mcp", "/mcp/"})
+_NAMED_PATHS: Final = QUIET_PATHS | ENDPOINT_PATHS
 
 
 @dataclass(slots=True)
@@ -29,16 +33,24 @@ class AccessRecord:
     """What the rooms behind the log learn of a request.
 
     Attributes:
+        headers: the headers of the request.
         request_id: the id that the log and the answer carry.
+        principal: whose token it carries.
+        read_only: whether that principal may only read.
         method: the JSON-RPC method, or ``batch``.
         tool: the tool that is called, if upstream announced it.
         client_left: whether the client was gone before its answer.
+        answering: whether the answer has begun.
     """
 
+    headers: headers.Headers
     request_id: str
+    principal: str | None = None
+    read_only: bool = False
     method: str | None = None
     tool: str | None = None
     client_left: bool = False
+    answering: bool = False
 
 
 Observe = Callable[[str, AccessRecord, int, int, float], None]
@@ -52,25 +64,34 @@ class AccessLog:
         app: what is logged.
         draining: whether the bridge is about to stop, so that clients are told to close their connections.
         observe: told of each request that is over.
+        write: writes a line.
     """
 
-    def __init__(self, app: ASGIApp, draining: Callable[[], bool], observe: Observe) -> None:
+    def __init__(
+        self, app: ASGIApp, draining: Callable[[], bool], observe: Observe, write: logs.Write = logs.write
+    ) -> None:
         self._app = app
         self._draining = draining
         self._observe = observe
+        self._write_line = write
+        # An id is made of what no other process has and a number, which is cheaper than chance for each.
+        self._process = os.urandom(6).hex()
+        self._numbers = itertools.count(1)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes the request on and watches what is answered."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        record = AccessRecord(headers.request_id(scope["headers"]))
+        request_headers = headers.Headers(scope["headers"])
+        request_id = headers.request_id(request_headers) or f"{self._process}{next(self._numbers):08x}"
+        record = AccessRecord(request_headers, request_id)
         scope.setdefault("state", {})["access"] = record
-        started_at, status, sent_bytes = time.perf_counter(), HTTPStatus.INTERNAL_SERVER_ERROR.value, 0
+        started_at, status, sent_bytes = time.perf_counter(), 500, 0
 
         async def send_watched(message: Message) -> None:
             nonlocal status, sent_bytes
             if message["type"] == "http.response.start":
-                status = message["status"]
+                record.answering, status = True, message["status"]
                 raw = [*message.get("headers", []), (headers.REQUEST_ID, record.request_id.encode())]
                 if self._draining():
                     raw.append((b"connection", b"close"))
@@ -93,15 +114,15 @@ class AccessLog:
             return
         fields = {
             "http": scope["method"],
-            "path": scope["path"] if scope["path"] in QUIET_PATHS | ENDPOINT_PATHS else "other",
+            "path": scope["path"] if scope["path"] in _NAMED_PATHS else "other",
             "method": record.method,
             "tool": record.tool,
-            "principal": scope["state"].get("principal"),
-            "agent": headers.text(scope["headers"], headers.AGENT_ID),
+            "principal": record.principal,
+            "agent": record.headers.text(headers.AGENT_ID),
             "request_id": record.request_id,
-            "trace_id": headers.trace_id(scope["headers"]),
+            "trace_id": headers.trace_id(record.headers),
             "status": status,
             "duration_ms": round(seconds * 1000, 1),
             "bytes": sent_bytes,
         }
-        log.log(level, "request", extra={FIELDS: fields})
+        self._write_line(log, level, "request", fields)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Any, Final
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from vestige_bridge.access import AccessLog
+from vestige_bridge import logs
+from vestige_bridge.access import ENDPOINT_PATHS, AccessLog
 from vestige_bridge.auth import REFUSALS, Authentication
 from vestige_bridge.errors import BridgeError, InternalError, MethodNotAllowed, NotFound
 from vestige_bridge.health import HealthEndpoints
@@ -34,10 +35,40 @@ _HTTP_SSE_PATHS: Final = frozenset({"/sse", "/sse/", "/message", "/messages", "/
 """Where clients of the transport that MCP 2025-03-26 replaced look for it."""
 
 
-def build_app(settings: Settings) -> Starlette:
+class App(Starlette):
+    """An application with one endpoint to which the way is short: past routing and all that the rest needs.
+
+    Parameters:
+        endpoint: what answers on ``/mcp``.
+        middleware: what stands in front of everything.
+        options: as for Starlette.
+    """
+
+    def __init__(self, endpoint: ASGIApp, middleware: Callable[[ASGIApp], ASGIApp], **options: Any) -> None:  # noqa: ANN401
+        super().__init__(**options)
+        self.router.redirect_slashes = False
+        self._endpoint = endpoint
+        self._middleware = middleware
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """What a request goes through."""
+        rest, endpoint = super().build_middleware_stack(), self._endpoint
+
+        async def dispatch(scope: Scope, receive: Receive, send: Send) -> None:
+            addressed = scope["type"] == "http" and scope["path"] in ENDPOINT_PATHS
+            await (endpoint if addressed else rest)(scope, receive, send)
+
+        return self._middleware(dispatch)
+
+
+def build_app(settings: Settings, write: logs.Write = logs.write) -> App:
     """The bridge as an ASGI application, to be run with its lifespan.
 
     Its ``state.drain`` takes no more requests and waits for those in flight; its ``state.metrics`` are for another app.
+
+    Parameters:
+        settings: what it was told.
+        write: writes a line of the access log.
 
     Errors:
         SettingsError: the token file or the state directory that the settings name is of no use.
@@ -78,19 +109,20 @@ def build_app(settings: Settings) -> Starlette:
     async def drain() -> None:
         await asyncio.gather(session.drain(settings.drain_seconds), client_sessions.drain(settings.drain_seconds))
 
-    app = Starlette(
+    def watched(app: ASGIApp) -> ASGIApp:
+        return AccessLog(app, lambda: session.draining, metrics.observe, write)
+
+    app = App(
+        door,
+        watched,
         routes=[
-            Route("/mcp", door),
-            Route("/mcp/", door),
             Route("/health", door.probe(health.health)),
             Route("/readyz", door.probe(health.readyz)),
             Route("/livez", health.livez),
         ],
-        middleware=[Middleware(AccessLog, draining=lambda: session.draining, observe=metrics.observe)],
         exception_handlers={HTTPException: _refuse, Exception: _fail},
         lifespan=lifespan,
     )
-    app.router.redirect_slashes = False
     app.state.drain = drain
     app.state.metrics = metrics
     return app

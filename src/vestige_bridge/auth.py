@@ -16,6 +16,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vestige_bridge import headers
+from vestige_bridge.access import AccessRecord
 from vestige_bridge.errors import AuthenticationError, AuthenticationNotConfigured, BridgeError, Forbidden
 from vestige_bridge.responses import error_response
 from vestige_bridge.settings import Settings
@@ -38,7 +39,7 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 class Authentication:
     """The door of the MCP endpoint, an ASGI app round it: a request passes only with a valid bearer token (RFC 6750).
 
-    Who passes is put into ``scope["state"]``: as ``principal`` the name of the token, and whether it is ``read_only``.
+    Who passes is noted in the request's access record: the name of the token, and whether it may only read.
 
     Parameters:
         app: what is behind the door.
@@ -66,10 +67,11 @@ class Authentication:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes the request on, or answers 401, 403 or 500."""
-        origin = headers.get(scope["headers"], headers.ORIGIN)
+        record: AccessRecord = scope["state"]["access"]
+        origin = record.headers.get(headers.ORIGIN)
         try:
             self._require_configured()
-            if not headers.origin_allowed(scope["headers"], self._origins):
+            if not headers.origin_allowed(record.headers, self._origins):
                 origin = None
                 self._refusals["origin"] += 1
                 raise Forbidden("Pages of this origin may not call the bridge; see VESTIGE_BRIDGE_ALLOWED_ORIGINS.")
@@ -77,7 +79,7 @@ class Authentication:
                 send = _with_cors(send, origin)
             if scope["method"] == "OPTIONS" and origin is not None:
                 return await _allow_preflight(send)
-            scope["state"].update(self._admitted(scope))
+            self._admit(record)
         except BridgeError as error:
             return await error_response(error)(scope, receive, send)
         await self._app(scope, receive, send)
@@ -99,15 +101,16 @@ class Authentication:
             self._refusals["not_configured"] += 1
             raise AuthenticationNotConfigured(_NOT_CONFIGURED)
 
-    def _admitted(self, scope: Scope) -> dict[str, object]:
-        """Who sends the request, by the token that it carries, and whether that one may only read.
+    def _admit(self, record: AccessRecord) -> None:
+        """Notes who sends the request, by the token that it carries, and whether that one may only read.
 
         Errors:
             AuthenticationError: it carries none, more than one, or a wrong one.
         """
         if self._anonymous:
-            return {"principal": "anonymous", "read_only": False}
-        token = headers.bearer_token(scope["headers"])
+            record.principal = "anonymous"
+            return
+        token = headers.bearer_token(record.headers)
         if token is None:
             self._refusals["no_token"] += 1
             raise AuthenticationError(
@@ -121,7 +124,7 @@ class Authentication:
                 "The token is not valid.",
                 headers={"www-authenticate": f'{_REALM}, error="invalid_token"'},
             )
-        return {"principal": found.name, "read_only": found.read_only}
+        record.principal, record.read_only = found.name, found.read_only
 
 
 def _with_cors(send: Send, origin: bytes) -> Send:

@@ -15,6 +15,8 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from vestige_bridge.access import CONNECTION
+from vestige_bridge.cork import Corked
 from vestige_bridge.errors import RENDERINGS, BridgeError, HeadTooLarge, InvalidMessage
 from vestige_bridge.jsonrpc import build_error
 
@@ -45,7 +47,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begins to wait for the first head."""
-        super().connection_made(transport)
+        super().connection_made(Corked(transport, self.loop))
         self._waiting_since = self.loop.time()
         self._watch = self.loop.call_later(self.timeout_keep_alive, self._look)
 
@@ -64,7 +66,8 @@ class Connection(HttpToolsProtocol):
             self._refuse(HeadTooLarge(f"The head of the request is over the limit of {HEAD_LIMIT_BYTES} bytes."))
 
     def on_headers_complete(self) -> None:
-        """Notes that there is a request now, which has limits of its own."""
+        """Notes that there is a request now, which has limits of its own, and lets it ask for its client."""
+        self.scope["extensions"] = {CONNECTION: {"closed": self.transport.is_closing}}
         super().on_headers_complete()
         self._came_to_something, self._waiting_since = True, None
 

@@ -1,4 +1,4 @@
-"""One request on its way to upstream and back: its messages, its deadline and its outcome.
+"""One request between its acceptance and its end: its messages and its outcome.
 
 The law of this room: an exchange ends exactly once, by its answer or by an error, and what it holds for a slow reader
 is bounded. Taking a message in never waits, so that no reader holds up the stream that carries everybody's.
@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple, Protocol
 
 from vestige_bridge.errors import BridgeError, Outcome
 from vestige_bridge.jsonrpc import Request, Response
@@ -20,8 +18,7 @@ PROGRESS_LIMIT_BYTES: Final = 262_144
 """How many bytes of progress wait for a slow reader; over it the oldest go, since a newer step supersedes them."""
 
 
-@dataclass(frozen=True, slots=True)
-class Answered:
+class Answered(NamedTuple):
     """The end of an exchange that got its answer.
 
     Attributes:
@@ -35,51 +32,91 @@ class Answered:
     streamed: bool
 
 
+class Keeper(Protocol):
+    """Who sees exchanges through."""
+
+    def repeatable(self, request: Request) -> bool:
+        """Whether running the request twice is as good as once."""
+
+    def exchange_progressed(self, exchange: Exchange) -> None:
+        """A step of progress has come."""
+
+    def exchange_ended(self, exchange: Exchange) -> None:
+        """The exchange has ended, by its answer or by an error."""
+
+
 class Exchange(Call):
     """A request between its acceptance and its end.
 
     Parameters:
         request: the request as its client wrote it.
         caller: whose it is.
-        headers: what goes to upstream with it besides the session's own headers.
-        repeatable: whether running it twice changes nothing.
-        on_end: called once, when the exchange ends.
+        headers: the header lines that go to upstream with it besides the session's own.
+        timeout_seconds: how long it may take without an end or a step of progress.
+        keeper: who sees it through.
+        loop: the event loop.
 
     Attributes:
         sent: whether upstream may have seen the request, in any attempt.
         streamed: whether upstream answers in an event stream.
         opened_session_id: the session that the reply opened, for an ``initialize``.
         relayed: whether the client was sent an event already, so that nothing may be replayed for it.
+        replayed: the kinds of failure after which it was sent again.
+        driver: the task that waits for what has to be there before it can be sent.
     """
+
+    __slots__ = (
+        "_end",
+        "_keeper",
+        "_loop",
+        "_news",
+        "_progress",
+        "_progress_bytes",
+        "driver",
+        "headers",
+        "opened_session_id",
+        "relayed",
+        "replayed",
+        "sent",
+        "streamed",
+        "timeout_seconds",
+    )
 
     def __init__(
         self,
         request: Request,
         caller: Caller,
         *,
-        headers: Mapping[str, str],
-        repeatable: bool,
-        on_end: Callable[[Exchange], None],
+        headers: str,
+        timeout_seconds: float,
+        keeper: Keeper,
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
         super().__init__(request, caller)
         self.headers = headers
-        self.repeatable = repeatable
+        self.timeout_seconds = timeout_seconds
         self.sent = False
         self.streamed = False
         self.opened_session_id: str | None = None
         self.relayed = False
-        self._on_end = on_end
-        self._progress: deque[bytes] = deque()
+        self.replayed: tuple[type[BridgeError], ...] = ()
+        self.driver: asyncio.Task[None] | None = None
+        self._keeper = keeper
+        self._loop = loop
+        self._progress: deque[bytes] | None = None
         self._progress_bytes = 0
         self._end: Answered | BridgeError | None = None
-        self._news = asyncio.Event()
-        self._deadline: asyncio.TimerHandle | None = None
-        self._expire: tuple[float, Callable[[Exchange], None]] | None = None
+        self._news: asyncio.Future[None] | None = None
 
     @property
     def ended(self) -> bool:
         """Whether the answer or an error has come."""
         return self._end is not None
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether running it twice is as good as once, as far as is known by now."""
+        return self._keeper.repeatable(self.request)
 
     @property
     def error(self) -> BridgeError | None:
@@ -91,23 +128,20 @@ class Exchange(Call):
         """``not_sent`` when upstream provably never saw the request in any attempt."""
         return "unknown" if self.sent else "not_sent"
 
-    def set_deadline(self, timeout_seconds: float, expire: Callable[[Exchange], None]) -> None:
-        """Has ``expire`` called when that much time passes without an end or a step of progress."""
-        self._expire = timeout_seconds, expire
-        self._restart_deadline()
-
     def take_progress(self, data: bytes) -> None:
-        """Keeps a step of progress for the reader and starts the deadline anew."""
+        """Keeps a step of progress for the reader."""
+        if self._progress is None:
+            self._progress = deque()
         self._progress.append(data)
         self._progress_bytes += len(data)
         while self._progress_bytes > PROGRESS_LIMIT_BYTES and len(self._progress) > 1:
             self._progress_bytes -= len(self._progress.popleft())
-        self._restart_deadline()
-        self._news.set()
+        self._keeper.exchange_progressed(self)
+        self.wake()
 
     def drop_progress(self) -> None:
         """Lets go of the steps of an attempt that failed: another attempt counts them anew."""
-        self._progress.clear()
+        self._progress = None
         self._progress_bytes = 0
 
     def answer(self, response: Response, data: bytes) -> None:
@@ -120,33 +154,28 @@ class Exchange(Call):
         error.data |= {"outcome": self.outcome, "retryable": not self.sent or self.repeatable}
         self._finish(error)
 
-    async def next(self, timeout_seconds: float | None = None) -> bytes | Answered | None:
-        """Waits for what comes next.
-
-        Parameters:
-            timeout_seconds: how long to wait.
+    async def next(self) -> bytes | Answered | None:
+        """Waits for what comes next; there is one reader at a time.
 
         Returns:
-            A step of progress as bytes, the answer, or ``None`` when nothing came in time.
+            A step of progress as bytes, the answer, or ``None`` when ``wake`` was called.
 
         Errors:
             BridgeError: the error that ended the exchange.
         """
-        while True:
-            if self._progress:
-                step = self._progress.popleft()
-                self._progress_bytes -= len(step)
-                return step
-            if isinstance(self._end, BridgeError):
-                raise self._end
-            if self._end is not None:
-                return self._end
-            self._news.clear()
+        if not self._progress and self._end is None:
+            self._news = self._loop.create_future()
             try:
-                async with asyncio.timeout(timeout_seconds):
-                    await self._news.wait()
-            except TimeoutError:
-                return None
+                await self._news
+            finally:
+                self._news = None
+        if self._progress:
+            step = self._progress.popleft()
+            self._progress_bytes -= len(step)
+            return step
+        if isinstance(self._end, BridgeError):
+            raise self._end
+        return self._end
 
     async def result(self) -> Answered:
         """Waits for the answer, whatever progress comes before it.
@@ -158,18 +187,13 @@ class Exchange(Call):
             pass
         return news
 
-    def _restart_deadline(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-        if self._expire is not None and not self.ended:
-            timeout_seconds, expire = self._expire
-            self._deadline = asyncio.get_running_loop().call_later(timeout_seconds, expire, self)
+    def wake(self) -> None:
+        """Has ``next`` return, with nothing if there is nothing."""
+        if self._news is not None and not self._news.done():
+            self._news.set_result(None)
 
     def _finish(self, end: Answered | BridgeError) -> None:
-        if self.ended:
-            return
-        self._end = end
-        if self._deadline is not None:
-            self._deadline.cancel()
-        self._news.set()
-        self._on_end(self)
+        if self._end is None:
+            self._end = end
+            self.wake()
+            self._keeper.exchange_ended(self)

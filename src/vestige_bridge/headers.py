@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import base64
 import re
-import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -29,8 +29,12 @@ AGENT_ID: Final = b"x-agent-id"
 PRINCIPAL: Final = b"x-vestige-principal"
 REQUEST_ID: Final = b"x-request-id"
 TRACEPARENT: Final = b"traceparent"
+TRANSFER_ENCODING: Final = b"transfer-encoding"
 
-RawHeaders = Iterable[tuple[bytes, bytes]]
+JSON: Final = "application/json"
+
+_LONGEST_KEPT_BYTES: Final = 256
+"""Longer values are no client's habit and are not worth remembering."""
 
 _CROSSES_UPSTREAM: Final = (AGENT_ID, TRACEPARENT)
 _visible_ascii = re.compile(rb"[\x21-\x7e](?:[\x20-\x7e]{0,254}[\x21-\x7e])?").fullmatch
@@ -50,25 +54,48 @@ class Accepted:
     event_stream: bool
 
 
-def get(headers: RawHeaders, name: bytes) -> bytes | None:
-    """The value of the first header of that name."""
-    for key, value in headers:
-        if key == name:
-            return value
-    return None
+class Headers(dict[bytes, bytes]):
+    """The headers of one request: of each lowercase name the first value (RFC 9110, section 5).
+
+    Parameters:
+        raw: names and values, as ASGI gives them.
+    """
+
+    __slots__ = ("_raw",)
+
+    def __init__(self, raw: Sequence[tuple[bytes, bytes]]) -> None:
+        super().__init__(reversed(raw))
+        self._raw = raw
+
+    def get_all(self, name: bytes) -> list[bytes]:
+        """The values of all headers of that name."""
+        if name not in self:
+            return []
+        if len(self) == len(self._raw):
+            return [self[name]]
+        return [value for key, value in self._raw if key == name]
+
+    def joined(self, name: bytes) -> bytes:
+        """The list that all headers of that name make together (RFC 9110, section 5.3)."""
+        return self.get(name, b"") if len(self) == len(self._raw) else b",".join(self.get_all(name))
+
+    def text(self, name: bytes) -> str | None:
+        """A header's value when it is visible ASCII of at most 256 characters."""
+        value = self.get(name)
+        return value.decode("ascii") if value is not None and _visible_ascii(value) else None
 
 
-def get_all(headers: RawHeaders, name: bytes) -> list[bytes]:
-    """The values of all headers of that name."""
-    return [value for key, value in headers if key == name]
-
-
-def accepted(headers: RawHeaders) -> Accepted:
+def accepted(headers: Headers) -> Accepted:
     """What the client takes: an event stream only if it names it, JSON unless an event stream is all it names."""
+    value = headers.joined(ACCEPT)
+    return _accepted_often(value) if len(value) <= _LONGEST_KEPT_BYTES else _accepted(value)
+
+
+def _accepted(value: bytes) -> Accepted:
     qualities: dict[bytes, bool] = {}
-    for item in b",".join(get_all(headers, ACCEPT)).lower().split(b","):
-        media_type, *parameters = (part.strip() for part in item.split(b";"))
-        qualities[media_type] = all(not re.fullmatch(rb"q\s*=\s*0(\.0*)?", part) for part in parameters)
+    for item in value.lower().split(b","):
+        name, *parameters = (part.strip() for part in item.split(b";"))
+        qualities[name] = all(not re.fullmatch(rb"q\s*=\s*0(\.0*)?", part) for part in parameters)
     event_stream = qualities.get(b"text/event-stream", False)
     # The most specific range that is named decides.
     ranges = (b"application/json", b"application/*", b"*/*")
@@ -76,61 +103,64 @@ def accepted(headers: RawHeaders) -> Accepted:
     return Accepted(json=json or not event_stream, event_stream=event_stream)
 
 
-def is_json(headers: RawHeaders) -> bool:
+_accepted_often = lru_cache(maxsize=64)(_accepted)
+"""Each client sends the same value with every request."""
+
+
+def media_type(value: bytes) -> str:
+    """The media type that a ``Content-Type`` names, lowercase, without its parameters (RFC 9110, section 8.3)."""
+    return value.partition(b";")[0].strip().lower().decode("latin-1")
+
+
+def is_json(headers: Headers) -> bool:
     """Whether the body is declared as ``application/json`` in UTF-8."""
-    value = get(headers, CONTENT_TYPE)
-    if value is None:
-        return False
-    media_type, *parameters = (part.strip().lower() for part in value.split(b";"))
+    value = headers.get(CONTENT_TYPE)
+    if value is None or value == b"application/json":
+        return value is not None
+    parameters = [part.strip().lower() for part in value.split(b";")[1:]]
     charsets = [part.partition(b"=")[2].strip(b' "') for part in parameters if part.startswith(b"charset")]
-    return media_type == b"application/json" and all(charset in (b"utf-8", b"utf8") for charset in charsets)
+    return media_type(value) == JSON and all(charset in (b"utf-8", b"utf8") for charset in charsets)
 
 
-def is_compressed(headers: RawHeaders) -> bool:
+def is_compressed(headers: Headers) -> bool:
     """Whether the body is declared to be anything but itself (RFC 9110, section 8.4)."""
-    return any(value.strip().lower() not in (b"", b"identity") for value in get_all(headers, CONTENT_ENCODING))
+    return any(value.strip().lower() not in (b"", b"identity") for value in headers.get_all(CONTENT_ENCODING))
 
 
-def content_length(headers: RawHeaders) -> int | None:
+def content_length(headers: Headers) -> int | None:
     """The length that the client declares, in bytes; ``None`` without one."""
-    value = get(headers, CONTENT_LENGTH)
+    value = headers.get(CONTENT_LENGTH)
     return int(value) if value is not None and len(value) < 20 and value.isdigit() else None
 
 
-def bearer_token(headers: RawHeaders) -> bytes | None:
+def bearer_token(headers: Headers) -> bytes | None:
     """The token of the one ``Authorization: Bearer`` header (RFC 6750, section 2.1); ``None`` without exactly one."""
-    values = get_all(headers, AUTHORIZATION)
+    values = headers.get_all(AUTHORIZATION)
     if len(values) != 1:
         return None
     scheme, _, token = values[0].strip().partition(b" ")
     return token.strip() or None if scheme.lower() == b"bearer" else None
 
 
-def request_id(headers: RawHeaders) -> str:
-    """The request id that the client chose, if it is fit for a log; otherwise a new one."""
-    value = get(headers, REQUEST_ID)
-    return value.decode("ascii") if value is not None and _request_id(value) else secrets.token_hex(8)
+def request_id(headers: Headers) -> str | None:
+    """The request id that the client chose, if it is fit for a log."""
+    value = headers.get(REQUEST_ID)
+    return value.decode("ascii") if value is not None and _request_id(value) else None
 
 
-def trace_id(headers: RawHeaders) -> str | None:
+def trace_id(headers: Headers) -> str | None:
     """The id of the trace that the request belongs to (W3C Trace Context, section 3.2.2)."""
-    value = get(headers, TRACEPARENT)
+    value = headers.get(TRACEPARENT)
     match = None if value is None else _traceparent(value)
     return match["trace_id"].decode("ascii") if match else None
 
 
-def text(headers: RawHeaders, name: bytes) -> str | None:
-    """A header's value when it is visible ASCII of at most 256 characters."""
-    value = get(headers, name)
-    return value.decode("ascii") if value is not None and _visible_ascii(value) else None
-
-
-def mirrored(headers: RawHeaders, name: bytes) -> str | None:
+def mirrored(headers: Headers, name: bytes) -> str | None:
     """The value of a header that mirrors a part of the body (MCP 2026-07-28, basic/transports).
 
     What cannot stand in a header comes as ``=?base64?…?=``. ``None`` when it is missing, there twice, or spoilt.
     """
-    values = get_all(headers, name)
+    values = headers.get_all(name)
     if len(values) != 1:
         return None
     value = values[0].strip(b" \t")
@@ -141,26 +171,50 @@ def mirrored(headers: RawHeaders, name: bytes) -> str | None:
         return None
 
 
-def upstream_headers(headers: RawHeaders, principal: str, request_id: str) -> dict[str, str]:
+def upstream_headers(headers: Headers, principal: str, request_id: str) -> dict[str, str]:
     """What of a client's request the MCP endpoint sees besides the body: who asks, as far as we know."""
-    crossing = {name.decode(): value for name in _CROSSES_UPSTREAM if (value := text(headers, name)) is not None}
-    return crossing | {PRINCIPAL.decode(): principal, REQUEST_ID.decode(): request_id}
+    crossing = {PRINCIPAL.decode(): principal, REQUEST_ID.decode(): request_id}
+    for name in _CROSSES_UPSTREAM:
+        if name in headers and (value := headers.text(name)) is not None:
+            crossing[name.decode()] = value
+    return crossing
 
 
-def origin_allowed(headers: RawHeaders, allowed: frozenset[str]) -> bool:
+def upstream_lines(headers: Headers, principal: str, request_id: str) -> str:
+    """The same as it stands in the head of a message; none of the values can hold a line break."""
+    lines = f"x-vestige-principal: {principal}\r\nx-request-id: {request_id}\r\n"
+    for name in _CROSSES_UPSTREAM:
+        if name in headers and (value := headers.text(name)) is not None:
+            lines += f"{name.decode()}: {value}\r\n"
+    return lines
+
+
+def header_lines(headers: Mapping[str, str]) -> str:
+    """The headers as they stand in the head of a message (RFC 9112, section 5).
+
+    Errors:
+        ValueError: one of them would be more than a line.
+    """
+    lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+    if lines.count("\r") != len(headers) or lines.count("\n") != len(headers):
+        raise ValueError("a header is more than a line")
+    return lines
+
+
+def origin_allowed(headers: Headers, allowed: frozenset[str]) -> bool:
     """Whether a page of the request's ``Origin`` may call us (MCP 2025-11-25, basic/transports, security warning).
 
     Without the header it is no page that calls. A loopback origin may call a loopback host: only a page of this very
     machine has the one, and DNS rebinding cannot make the other.
     """
-    origins = get_all(headers, ORIGIN)
+    origins = headers.get_all(ORIGIN)
     if not origins:
         return True
     origin = origins[0].decode("latin-1")
     if len(origins) > 1:
         return False
     return origin in allowed or (
-        _hostname(origin) in _LOOPBACK and _hostname("//" + (get(headers, HOST) or b"").decode("latin-1")) in _LOOPBACK
+        _hostname(origin) in _LOOPBACK and _hostname("//" + (headers.get(HOST) or b"").decode("latin-1")) in _LOOPBACK
     )
 
 

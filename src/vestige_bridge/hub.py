@@ -57,7 +57,7 @@ class Listener:
         self.closed = False
         self._waiting: OrderedDict[object, bytes] = OrderedDict()
         self._waiting_bytes = 0
-        self._news = asyncio.Event()
+        self._news: asyncio.Future[None] | None = None
 
     def put(self, notification: Notification) -> None:
         """Keeps a notification for the reader; never waits."""
@@ -68,22 +68,26 @@ class Listener:
         self._waiting_bytes += len(data)
         while self._waiting_bytes > WAITING_LIMIT_BYTES and len(self._waiting) > 1:
             self._drop(next(iter(self._waiting)))
-        self._news.set()
+        self.wake()
 
     def close(self) -> None:
         """Ends the stream once what waits has been read."""
         self.closed = True
-        self._news.set()
+        self.wake()
 
-    async def next(self, timeout_seconds: float) -> bytes | None:
-        """The next notification; ``None`` when the stream is closed or nothing came in time."""
+    def wake(self) -> None:
+        """Has ``next`` return, with nothing if there is nothing."""
+        if self._news is not None and not self._news.done():
+            self._news.set_result(None)
+
+    async def next(self) -> bytes | None:
+        """The next notification; ``None`` when the stream is closed or ``wake`` was called. One waits at a time."""
         if not self._waiting and not self.closed:
-            self._news.clear()
+            self._news = asyncio.get_running_loop().create_future()
             try:
-                async with asyncio.timeout(timeout_seconds):
-                    await self._news.wait()
-            except TimeoutError:
-                return None
+                await self._news
+            finally:
+                self._news = None
         if not self._waiting:
             return None
         _, data = self._waiting.popitem(last=False)

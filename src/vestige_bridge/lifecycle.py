@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from vestige_bridge import __version__
 from vestige_bridge.errors import UpstreamProtocolError
-from vestige_bridge.headers import PROTOCOL_VERSION, SESSION_ID
+from vestige_bridge.headers import PROTOCOL_VERSION, SESSION_ID, header_lines
 from vestige_bridge.jsonrpc import Request, Response, build_request
 from vestige_bridge.modern import LEGACY_VERSIONS
 
@@ -56,6 +56,7 @@ class HeldSession:
         initialize_result: upstream's InitializeResult, as it is spelled.
         server_name: upstream's name, from the same.
         server_version: upstream's version, from the same.
+        header_lines: the headers that every message on this session carries, as they stand in its head.
     """
 
     session_id: str | None = None
@@ -64,6 +65,10 @@ class HeldSession:
     initialize_result: str = ""
     server_name: str = ""
     server_version: str = ""
+    header_lines: str = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "header_lines", header_lines(self.headers))
 
     @property
     def headers(self) -> dict[str, str]:

@@ -2,62 +2,175 @@
 
 from __future__ import annotations
 
+import abc
+import asyncio
 import json
 import logging
 import sys
-from datetime import UTC, datetime
-from typing import Final
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import lru_cache
+from json.encoder import encode_basestring_ascii as _spell
+from typing import Final, TextIO
+
+Fields = Mapping[str, object]
+Write = Callable[[logging.Logger, int, str, Fields], None]
+
+GATHERING_SECONDS: Final = 0.02
+"""How long a line may wait for others."""
+
+_NUMBERS: Final = (int, float)
 
 FIELDS: Final = "fields"
 """The name under which a record carries its structured fields."""
 
 
-class TextFormatter(logging.Formatter):
+class LineFormatter(logging.Formatter, abc.ABC):
+    """Turns what is logged into a line."""
+
+    @abc.abstractmethod
+    def line(self, created: float, level: str, logger: str, message: str, fields: Fields) -> str:
+        """The line.
+
+        Parameters:
+            created: when it happened, in seconds since 1970.
+            level: how severe it is, by its name.
+            logger: the name of the logger.
+            message: what happened.
+            fields: names and values; those that are ``None`` are left out.
+        """
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line of a record."""
+        return self.line(
+            record.created, record.levelname, record.name, record.getMessage(), getattr(record, FIELDS, {})
+        )
+
+
+class TextFormatter(LineFormatter):
     """A line for people: time, level, message, then the fields as ``key=value``."""
+
+    def line(self, created: float, level: str, logger: str, message: str, fields: Fields) -> str:
+        """The line."""
+        spelled = "".join(
+            f" {key}={value if isinstance(value, int | float) else json.dumps(value) if _odd(str(value)) else value}"
+            for key, value in fields.items()
+            if value is not None
+        )
+        return f"{_time(created)} {level:7} {_in_one_line(message)}{spelled}"
 
     def format(self, record: logging.LogRecord) -> str:
         """The line, followed by the traceback if there is one."""
-        fields = "".join(
-            f" {key}={value if isinstance(value, int | float) else json.dumps(value) if _odd(str(value)) else value}"
-            for key, value in getattr(record, FIELDS, {}).items()
-            if value is not None
-        )
-        line = f"{_time(record)} {record.levelname:7} {_in_one_line(record.getMessage())}{fields}"
+        line = super().format(record)
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
-class JsonFormatter(logging.Formatter):
+class JsonFormatter(LineFormatter):
     """A line for machines: one JSON object."""
+
+    def line(self, created: float, level: str, logger: str, message: str, fields: Fields) -> str:
+        """The object."""
+        # Spelled member by member: an encoder for anything takes twice the time for these numbers and strings.
+        spelled = "".join(
+            [
+                f', "{key}": {value if value.__class__ in _NUMBERS else _spell(str(value))}'
+                for key, value in fields.items()
+                if value is not None
+            ]
+        )
+        head = f'"time": "{_time(created)}", "level": "{level.lower()}", "logger": "{logger}"'
+        return f'{{{head}, "message": {_spell(message)}{spelled}}}'
 
     def format(self, record: logging.LogRecord) -> str:
         """The object, with the traceback in one of its members if there is one."""
-        entry: dict[str, object] = {
-            "time": _time(record),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        } | {key: value for key, value in getattr(record, FIELDS, {}).items() if value is not None}
-        if record.exc_info:
-            entry["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(entry)
+        line = super().format(record)
+        if not record.exc_info:
+            return line
+        return f'{line[:-1]}, "traceback": {_spell(self.formatException(record.exc_info))}}}'
 
 
-def configure(level: int, log_format: str) -> None:
+class GatheringHandler(logging.Handler):
+    """Writes the lines of a few milliseconds at once, because a system call for each costs more than its line.
+
+    A warning, and what is logged outside of an event loop, is written at once.
+
+    Parameters:
+        stream: where the lines go.
+        formatter: how they are spelled.
+    """
+
+    def __init__(self, stream: TextIO, formatter: LineFormatter) -> None:
+        super().__init__()
+        self.setFormatter(formatter)
+        self._stream = stream
+        self._line = formatter.line
+        self._lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Takes a record."""
+        self._take(self.format(record))
+        if record.levelno >= logging.WARNING:
+            self.flush()
+
+    def write(self, logger: logging.Logger, level: int, message: str, fields: Fields) -> None:
+        """Takes a message without making a record of it, which costs more than the line itself."""
+        self._take(self._line(time.time(), logging.getLevelName(level), logger.name, message, fields))
+
+    def flush(self) -> None:
+        """Writes what waits; what cannot be written is lost, as the log is not what the bridge is for."""
+        lines, self._lines = self._lines, []
+        with suppress(OSError, ValueError):
+            self._stream.write("".join(lines))
+            self._stream.flush()
+
+    def _take(self, line: str) -> None:
+        self._lines.append(f"{line}\n")
+        if len(self._lines) > 1:
+            return
+        try:
+            asyncio.get_running_loop().call_later(GATHERING_SECONDS, self.flush)
+        except RuntimeError:
+            self.flush()
+
+
+def write(logger: logging.Logger, level: int, message: str, fields: Fields) -> None:
+    """Logs a message with structured fields, to whatever handlers there are.
+
+    Parameters:
+        logger: the logger, enabled for the level.
+        level: how severe it is.
+        message: what happened.
+        fields: names and values; those that are ``None`` are left out.
+    """
+    logger.log(level, message, extra={FIELDS: fields})
+
+
+def configure(level: int, log_format: str) -> GatheringHandler:
     """Sends every log line of the process to stderr.
 
     Parameters:
         level: the least severe level that is written.
         log_format: ``text`` or ``json``.
+
+    Returns:
+        The handler that writes them.
     """
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
+    handler = GatheringHandler(sys.stderr, JsonFormatter() if log_format == "json" else TextFormatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.getLogger("uvicorn").setLevel(max(level, logging.WARNING))
     logging.getLogger("asyncio").setLevel(max(level, logging.WARNING))
+    return handler
 
 
-def _time(record: logging.LogRecord) -> str:
-    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+def _time(created: float) -> str:
+    seconds, milliseconds = divmod(int(created * 1000 + 0.001), 1000)
+    return f"{_second(seconds)}.{milliseconds:03d}Z"
+
+
+@lru_cache(maxsize=2)
+def _second(timestamp: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(timestamp))
 
 
 def _in_one_line(message: str) -> str:

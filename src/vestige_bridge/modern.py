@@ -72,14 +72,14 @@ def is_modern(message: AnyMessage, header: str | None) -> bool:
     Errors:
         UnsupportedProtocolVersion: it declares a version that is not spoken here; with ``supported`` and ``requested``.
     """
-    if _VERSION in message.meta:
+    if _VERSION in message.meta_keys:
         return True
     if header is not None and header not in SUPPORTED_VERSIONS:
         raise _unsupported(header, message)
     return header == MODERN_VERSION
 
 
-def require_valid(request: Request, raw_headers: headers.RawHeaders) -> None:
+def require_valid(request: Request, http_headers: headers.Headers) -> None:
     """Refuses a modern request that is not what the specification asks for (MCP 2026-07-28, basic and transports).
 
     Errors:
@@ -94,15 +94,15 @@ def require_valid(request: Request, raw_headers: headers.RawHeaders) -> None:
         raise InvalidParams(f'"params._meta" has to hold "{_VERSION}".', request_id=spelled_id)
     if capabilities is None or not isinstance(capabilities.value, dict):
         raise InvalidParams(f'"params._meta" has to hold "{_CAPABILITIES}", an object.', request_id=spelled_id)
-    if headers.mirrored(raw_headers, headers.PROTOCOL_VERSION) != version.value:
+    if headers.mirrored(http_headers, headers.PROTOCOL_VERSION) != version.value:
         raise HeaderMismatch("The header MCP-Protocol-Version does not say what the body says.", request_id=spelled_id)
     if version.value != MODERN_VERSION:
         raise _unsupported(version.value, request)
-    if headers.mirrored(raw_headers, headers.METHOD) != request.method:
+    if headers.mirrored(http_headers, headers.METHOD) != request.method:
         raise HeaderMismatch("The header Mcp-Method does not say what the body says.", request_id=spelled_id)
     named_by = _MIRRORED_IN_NAME.get(request.method)
     named = None if named_by is None else request.params.get(named_by)
-    if named is not None and headers.mirrored(raw_headers, headers.NAME) != named.value:
+    if named is not None and headers.mirrored(http_headers, headers.NAME) != named.value:
         raise HeaderMismatch("The header Mcp-Name does not say what the body says.", request_id=spelled_id)
     if request.method in _REMOVED:
         raise MethodNotFound(f"{request.method} is not a method of {MODERN_VERSION}.", request_id=spelled_id)

@@ -11,9 +11,8 @@ import random
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from vestige_bridge.errors import BridgeError, SessionLost, no_failures, reason_of
 from vestige_bridge.tasks import Tasks
@@ -36,8 +35,7 @@ class State(StrEnum):
     DOWN = "down"
 
 
-@dataclass(frozen=True, slots=True)
-class Health:
+class Health(NamedTuple):
     """What the outcomes so far come to.
 
     Attributes:
@@ -61,7 +59,7 @@ class Health:
         """The health after the connection failed."""
         failures = self.failures + 1
         state = State.CONNECTING if self.answered_at is None else State.DEGRADED
-        return replace(self, state=State.DOWN if failures >= DOWN_AFTER else state, failures=failures, reason=reason)
+        return self._replace(state=State.DOWN if failures >= DOWN_AFTER else state, failures=failures, reason=reason)
 
 
 class Connection(Protocol):

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import defaultdict
-from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from vestige_bridge.jsonrpc import (
     Notification,
@@ -26,8 +24,7 @@ from vestige_bridge.jsonrpc import (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
+class Caller(NamedTuple):
     """Whom a request belongs to: a session id counts only with its principal, and with what that one may do."""
 
     principal: str
@@ -35,28 +32,31 @@ class Caller:
     read_only: bool = False
 
 
-@dataclass(eq=False)
 class Call:
     """A request in flight.
 
-    Attributes:
+    Parameters:
         request: the request as its client wrote it.
         caller: whose it is.
+
+    Attributes:
         wire_id: the id under which upstream knows it; ``None`` while upstream is to know nothing of it.
         newest_step: the most progress that came for it under that id.
     """
 
-    request: Request
-    caller: Caller
-    wire_id: int | None = field(default=None, init=False)
-    newest_step: float = field(default=-math.inf, init=False)
+    __slots__ = ("caller", "newest_step", "request", "wire_id")
+
+    def __init__(self, request: Request, caller: Caller) -> None:
+        self.request = request
+        self.caller = caller
+        self.wire_id: int | None = None
+        self.newest_step = -math.inf
 
 
 C = TypeVar("C", bound=Call)
 
 
-@dataclass(frozen=True, slots=True)
-class Answer(Generic[C]):
+class Answer(NamedTuple, Generic[C]):
     """The response to a call: as parsed, and the bytes with the id that its client gave it."""
 
     call: C
@@ -64,39 +64,36 @@ class Answer(Generic[C]):
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Progress(Generic[C]):
+class Progress(NamedTuple, Generic[C]):
     """A progress notification for a call: the bytes with the token that its client gave it."""
 
     call: C
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(NamedTuple):
     """What upstream has to be sent for a request of its own."""
 
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Unattributed:
+class Unattributed(NamedTuple):
     """A message that belongs to no call in flight: a notification, or what comes too late (``None``)."""
 
     notification: Notification | None
 
 
 class Multiplexer(Generic[C]):
-    """The calls in flight on one bridge, by the id that upstream knows and by the id that the client knows."""
+    """The calls in flight on one bridge, and the ids that upstream knows them by."""
 
     def __init__(self) -> None:
         self._wire_ids = itertools.count(1)
         self._by_wire_id: dict[int, C] = {}
-        self._by_client_id: defaultdict[tuple[Caller, str], list[C]] = defaultdict(list)
+        self._open: set[C] = set()
 
     def open(self, call: C) -> None:
         """Takes a call in, so that its client can cancel it; upstream knows nothing of it yet."""
-        self._by_client_id[_client_key(call)].append(call)
+        self._open.add(call)
 
     def assign(self, call: C) -> bytes:
         """Gives the call an id of its own for one attempt, and returns the bytes that carry it to upstream.
@@ -108,7 +105,9 @@ class Multiplexer(Generic[C]):
         self._by_wire_id[call.wire_id] = call
         request, wire_id = call.request, str(call.wire_id)
         token = request.progress_token
-        return request.spliced((request.id, wire_id), *([] if token is None else [(token, wire_id)]))
+        if token is None:
+            return request.spliced((request.id, wire_id))
+        return request.spliced((request.id, wire_id), (token, wire_id))
 
     def withdraw(self, call: C) -> None:
         """Ends an attempt: nothing that comes for its id from now on belongs to anybody."""
@@ -118,12 +117,7 @@ class Multiplexer(Generic[C]):
     def close(self, call: C) -> None:
         """Lets a call go."""
         self.withdraw(call)
-        key = _client_key(call)
-        calls = self._by_client_id[key]
-        if call in calls:
-            calls.remove(call)
-        if not calls:
-            del self._by_client_id[key]
+        self._open.discard(call)
 
     def find(self, caller: Caller, notification: Notification) -> C | None:
         """The call that a caller's ``notifications/cancelled`` means, if exactly one is meant.
@@ -133,7 +127,8 @@ class Multiplexer(Generic[C]):
         request_id = notification.params.get("requestId")
         if request_id is None or not is_token(request_id):
             return None
-        calls = self._by_client_id.get((caller, token_key(notification, request_id)), [])
+        key = token_key(notification, request_id)
+        calls = [it for it in self._open if it.caller == caller and token_key(it.request, it.request.id) == key]
         return calls[0] if len(calls) == 1 else None
 
     def route(self, data: bytes) -> Answer[C] | Progress[C] | Reply | Unattributed:
@@ -171,12 +166,8 @@ class Multiplexer(Generic[C]):
 
     def _known(self, token: Value) -> C | None:
         """The call with this id; upstream may spell the number in its own way."""
-        number = token.value
-        return self._by_wire_id.get(int(number)) if isinstance(number, float) and number.is_integer() else None
-
-
-def _client_key(call: Call) -> tuple[Caller, str]:
-    return call.caller, token_key(call.request, call.request.id)
+        # A float finds the whole number that it equals.
+        return self._by_wire_id.get(token.value) if isinstance(token.value, float) else None  # type: ignore[call-overload]
 
 
 def _overtaken(progress: Notification, call: Call) -> bool:

@@ -30,7 +30,7 @@ from vestige_bridge.errors import (
     no_failures,
     reason_of,
 )
-from vestige_bridge.headers import LAST_EVENT_ID, PROTOCOL_VERSION, SESSION_ID, text
+from vestige_bridge.headers import JSON, LAST_EVENT_ID, PROTOCOL_VERSION, SESSION_ID
 from vestige_bridge.jsonrpc import AnyMessage, Request, Response, build_error, parse_message
 from vestige_bridge.settings import Settings
 from vestige_bridge.tasks import Tasks
@@ -39,7 +39,6 @@ from vestige_bridge.visit import Visit
 
 log = logging.getLogger(__name__)
 
-_JSON: Final = "application/json"
 _EVENT_ENDS: Final = (b"\n\n", b"\r\r", b"\r\n\r\n")
 
 
@@ -147,7 +146,7 @@ class ClientSessions:
             await asyncio.gather(pumping, *others, return_exceptions=True)
         if visit.record.client_left:
             return
-        if not visit.answering:
+        if not visit.record.answering:
             raise Overloaded("All streams were ended; open this one again.")
         await visit.send({"type": "http.response.body", "body": b""})
 
@@ -202,7 +201,7 @@ class ClientSessions:
         passed_on = {
             name.decode(): value
             for name in (SESSION_ID, PROTOCOL_VERSION, LAST_EVENT_ID)
-            if (value := text(visit.headers, name)) is not None
+            if (value := visit.headers.text(name)) is not None
         }
         return visit.upstream_headers | passed_on
 
@@ -222,7 +221,7 @@ class ClientSessions:
                 await self._pump(visit, request, reply)
                 return await visit.send({"type": "http.response.body", "body": b""})
             data, status = await self._collapse(request, reply), 200
-        elif reply.status in (202, 204) or reply.content_type == _JSON:
+        elif reply.status in (202, 204) or reply.content_type == JSON:
             data, status = await self._whole(reply), reply.status
         elif reply.status == 413:
             raise BodyTooLarge("The MCP endpoint refused the body as too large.", data={"layer": "mcp_endpoint"})
@@ -231,7 +230,7 @@ class ClientSessions:
                 "The MCP endpoint answered something that is not MCP.",
                 detail=f"HTTP {reply.status}, {reply.content_type}",
             )
-        await _start(visit, status, _JSON, session)
+        await _start(visit, status, JSON, session)
         await visit.send({"type": "http.response.body", "body": data})
 
     async def _pump_own_stream(self, visit: Visit) -> None:
@@ -306,7 +305,7 @@ class ClientSessions:
         error.data |= {"outcome": "unknown" if error.sent else "not_sent", "retryable": not error.sent}
         if isinstance(error, UpstreamTimeout) and request is not None:
             self._tasks.start(self._cancel(request, self._headers(visit)))
-        if not visit.answering:
+        if not visit.record.answering:
             raise error
         body = sse.encode_event(build_error(error, error.request_id))
         await visit.send({"type": "http.response.body", "body": body})

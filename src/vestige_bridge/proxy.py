@@ -11,11 +11,13 @@ from collections.abc import Sequence
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
+from vestige_bridge.deadlines import Deadlines
 from vestige_bridge.errors import BridgeError, InternalError, InvalidMessage, MethodNotAllowed, Overloaded
 from vestige_bridge.jsonrpc import AnyMessage, Request, parse_body
 from vestige_bridge.modern import MODERN_VERSION, is_modern
 from vestige_bridge.per_client import ClientSessions
 from vestige_bridge.permission import CALL, require_read_only
+from vestige_bridge.relay import Waiter
 from vestige_bridge.responses import error_response
 from vestige_bridge.session import Session
 from vestige_bridge.settings import Settings
@@ -40,28 +42,27 @@ class McpEndpoint:
         self._stateless = StatelessRequests(session)
         self._client_sessions = client_sessions
         self._bodies_arriving = 0
+        self._heartbeats: Deadlines[Waiter] = Deadlines(settings.heartbeat_seconds, lambda waiter: waiter.wake())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one HTTP request."""
-        visit = Visit(scope, receive, send, self._settings)
+        visit = Visit(scope, receive, send, self._settings, self._heartbeats)
         try:
-            await self._serve(visit, scope["method"])
+            await (self._post(visit) if scope["method"] == "POST" else self._serve(visit, scope["method"]))
         except ClientDisconnect:
             visit.record.client_left = True
         except BridgeError as error:
             error.request_id = error.request_id or visit.spelled_id
             await visit.respond(error_response(error))
         except Exception:
-            if not visit.answering:
+            if not visit.record.answering:
                 failure = InternalError("The bridge failed; its log says why.", request_id=visit.spelled_id)
                 await visit.respond(error_response(failure))
             raise
 
     async def _serve(self, visit: Visit, http_method: str) -> None:
         own = self._client_sessions
-        if http_method == "POST":
-            await self._post(visit)
-        elif http_method == "DELETE":
+        if http_method == "DELETE":
             self._shared.require_not_ended(visit.caller)
             await (own.end(visit) if own is not None else self._shared.end(visit))
         elif http_method == "GET":

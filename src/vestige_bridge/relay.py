@@ -7,20 +7,29 @@ status is decided as late as can be: as long as nothing has come, an error still
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from starlette.types import Send
 
 from vestige_bridge import sse
+from vestige_bridge.deadlines import Deadlines
 from vestige_bridge.errors import BridgeError, Cancelled
 from vestige_bridge.exchange import Answered, Exchange
 from vestige_bridge.headers import Accepted
 from vestige_bridge.hub import Listener
 from vestige_bridge.jsonrpc import build_error
 
-ClientLeft = Callable[[], Awaitable[bool]]
+ClientLeft = Callable[[], bool]
 Shape = Callable[[bytes], tuple[int, bytes]]
 Tag = Callable[[bytes], bytes]
+
+
+class Waiter(Protocol):
+    """Something that comes to an event stream, and is awaited."""
+
+    def wake(self) -> None:
+        """Ends the waiting although nothing came."""
 
 
 def _as_it_is(data: bytes) -> tuple[int, bytes]:
@@ -37,14 +46,16 @@ class Relay:
     Parameters:
         send: the ASGI callable that the answer goes to.
         accepted: the media types that the client takes.
-        heartbeat_seconds: how long an event stream may be silent.
+        heartbeats: wakes who waits for too long on an event stream.
         client_left: asks whether the client is gone.
     """
 
-    def __init__(self, send: Send, accepted: Accepted, heartbeat_seconds: float, client_left: ClientLeft) -> None:
+    __slots__ = ("_accepted", "_client_left", "_heartbeats", "_send", "_streaming")
+
+    def __init__(self, send: Send, accepted: Accepted, heartbeats: Deadlines[Waiter], client_left: ClientLeft) -> None:
         self._send = send
         self._accepted = accepted
-        self._heartbeat_seconds = heartbeat_seconds
+        self._heartbeats = heartbeats
         self._client_left = client_left
         self._streaming = False
 
@@ -80,14 +91,21 @@ class Relay:
         Errors:
             BridgeError: the exchange failed, and nothing was sent to the client yet.
         """
-        patience = self._heartbeat_seconds if self._accepted.event_stream else None
+        heartbeats = self._heartbeats if self._accepted.event_stream else None
         try:
-            while not isinstance(news := await exchange.next(patience), Answered):
+            while True:
+                if heartbeats is not None:
+                    heartbeats.start(exchange)
+                if isinstance(news := await exchange.next(), Answered):
+                    break
                 if not await self._pass_on(exchange, news):
                     return
         except BridgeError as error:
             return await self._fail(error)
-        if not await self._client_left():
+        finally:
+            if heartbeats is not None:
+                heartbeats.stop(exchange)
+        if not self._client_left():
             status, data = shape(news.data)
             await self.answer(data, status=status, streamed=news.streamed)
 
@@ -103,21 +121,25 @@ class Relay:
             last: what ends the stream when it is closed on our side.
         """
         await self._write(first)
-        while True:
-            data = await listener.next(self._heartbeat_seconds)
-            if data is not None:
-                await self._write(sse.encode_event(tag(data)))
-            elif listener.closed:
-                return await self._send({"type": "http.response.body", "body": last})
-            else:
-                await self._write(sse.HEARTBEAT)
-                if await self._client_left():
-                    return None
+        try:
+            while True:
+                self._heartbeats.start(listener)
+                data = await listener.next()
+                if data is not None:
+                    await self._write(sse.encode_event(tag(data)))
+                elif listener.closed:
+                    return await self._send({"type": "http.response.body", "body": last})
+                else:
+                    await self._write(sse.HEARTBEAT)
+                    if self._client_left():
+                        return None
+        finally:
+            self._heartbeats.stop(listener)
 
     async def batch(self, members: Sequence[Exchange | bytes]) -> None:
         """Relays the members of a batch: their progress as it comes, their answers together and in order."""
         collecting = asyncio.gather(*(self._member(member) for member in members))
-        patience = self._heartbeat_seconds if self._accepted.event_stream else None
+        patience = self._heartbeats.seconds if self._accepted.event_stream else None
         while not (await asyncio.wait([collecting], timeout=patience))[0]:
             await self._write(sse.HEARTBEAT)
         await self.answer(b"[" + b",".join(collecting.result()) + b"]")
@@ -138,7 +160,7 @@ class Relay:
             return True
         if step is None:
             await self._write(sse.HEARTBEAT)
-            return not await self._client_left()
+            return not self._client_left()
         exchange.relayed = True
         await self._write(sse.encode_event(step))
         return True

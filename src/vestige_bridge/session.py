@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from types import MappingProxyType, TracebackType
-from typing import Any, Final, Self
+from typing import Final, Self
 
+from vestige_bridge.deadlines import Deadlines
 from vestige_bridge.errors import (
     BridgeError,
     Cancelled,
@@ -56,6 +57,7 @@ REDISCOVERY_DELAY_SECONDS: Final = 1.0
 LISTEN_AGAIN_SECONDS: Final = 1.0
 """How long to wait before the session's own stream is opened again after it ended."""
 
+_REPLAYED: Final = (SessionLost, UpstreamConnectError, UpstreamDisconnected)
 _BRIDGE: Final = Caller("vestige-bridge")
 _MAX_TOOL_PAGES: Final = 100
 
@@ -98,25 +100,21 @@ class Session:
         self._report = report
         self._file = file
         self._tasks = Tasks()
-        self._wire = Wire(
-            upstream,
-            self._tasks,
-            on_answer=self._answered,
-            on_server_died=self._lose,
-            on_notification=self._take_notification,
-        )
-        self._window = asyncio.Semaphore(settings.upstream_concurrency)
-        self._in_window: set[Exchange] = set()
+        self._wire = Wire(upstream, self._tasks, self)
+        self._deadlines: dict[float, Deadlines[Exchange]] = {}
         self._in_flight: set[Exchange] = set()
-        self._drivers: dict[Exchange, asyncio.Task[None]] = {}
+        self._in_window: set[Exchange] = set()
+        self._waiting: dict[Exchange, None] = {}
         self._idle = asyncio.Event()
         self._idle.set()
+        self._running_loop: asyncio.AbstractEventLoop | None = None
         self._connecting: asyncio.Task[HeldSession] | None = None
         self._rediscovering: asyncio.Task[None] | None = None
         self._listening: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         """Opens nothing: the upstream session is opened when somebody needs it."""
+        self._running_loop = asyncio.get_running_loop()
         return self
 
     async def __aexit__(
@@ -140,17 +138,22 @@ class Session:
         """How many of them have a place in the window."""
         return len(self._in_window)
 
-    def request(self, request: Request, caller: Caller, headers: Mapping[str, str]) -> Exchange:
+    def request(self, request: Request, caller: Caller, headers: str) -> Exchange:
         """Accepts a client's request and sees it through; the exchange says how it goes.
 
         Parameters:
             request: any request but ``initialize``.
             caller: whose it is.
-            headers: what goes to upstream with it.
+            headers: the header lines that go to upstream with it.
         """
-        exchange = self._start(request, caller, headers, self._settings.request_timeout_seconds, self._see_through)
+        exchange = self._open(request, caller, headers, self._settings.request_timeout_seconds)
         self._in_flight.add(exchange)
         self._idle.clear()
+        if len(self._in_window) < self._settings.upstream_concurrency:
+            self._in_window.add(exchange)
+            self._send(exchange, self.held)
+        else:
+            self._waiting[exchange] = None
         return exchange
 
     def admit(self, requests: int) -> None:
@@ -193,7 +196,7 @@ class Session:
             exchange.fail(Cancelled("The client cancelled the request."))
             self._withdraw(exchange, _cancelled(exchange, reason))
 
-    async def notify(self, notification: Notification, headers: Mapping[str, str]) -> None:
+    async def notify(self, notification: Notification, headers: str) -> None:
         """Passes a client's notification on.
 
         Errors:
@@ -273,46 +276,118 @@ class Session:
             return self.tools.get(request.name or "", Tool()).repeatable
         return request.method in REPEATABLE_METHODS
 
-    def _start(
-        self,
-        request: Request,
-        caller: Caller,
-        headers: Mapping[str, str],
-        timeout_seconds: float,
-        drive: Callable[[Exchange], Coroutine[Any, Any, None]],
-    ) -> Exchange:
-        exchange = Exchange(request, caller, headers=headers, repeatable=self.repeatable(request), on_end=self._ended)
+    def answered(self) -> None:
+        """Takes note of an answer."""
+        # Before the handshake is over an answer promises nothing to anybody.
+        if self.held is not None:
+            self._report(None)
+
+    def attempt_failed(self, exchange: Exchange, held: HeldSession, error: BridgeError) -> None:
+        """Makes another attempt where it can do no harm; the bridge's own requests are made once."""
+        if isinstance(error, SessionLost):
+            self._lose(held)
+        if exchange in self._in_flight and isinstance(error, _REPLAYED):
+            self._report(error)
+            harmless = not error.sent or (exchange.repeatable and not exchange.relayed)
+            if harmless and type(error) not in exchange.replayed:
+                exchange.replayed += (type(error),)
+                exchange.drop_progress()
+                self.replays += 1
+                log.debug("Replaying a request: %s", error)
+                return self._send(exchange, self.held)
+        exchange.fail(error)
+
+    def server_died(self, held: HeldSession) -> None:
+        """Gives up a session that nobody serves any more."""
+        self._lose(held)
+
+    def notified(self, notification: Notification) -> None:
+        """Hands a notification to those who listen, and asks for the tools again if they changed."""
+        self.hub.publish(notification)
+        changed = notification.method == "notifications/tools/list_changed"
+        if changed and (self._rediscovering is None or self._rediscovering.done()):
+            self._rediscovering = self._tasks.start(self._rediscover())
+
+    def exchange_progressed(self, exchange: Exchange) -> None:
+        """Starts the time of the exchange anew."""
+        if not exchange.ended:
+            self._deadlines[exchange.timeout_seconds].start(exchange)
+
+    def exchange_ended(self, exchange: Exchange) -> None:
+        """Lets an exchange go, and the next one in the window."""
+        self._wire.close(exchange)
+        self._deadlines[exchange.timeout_seconds].stop(exchange)
+        if exchange in self._in_flight:
+            self._in_flight.remove(exchange)
+            if exchange.error is not None:
+                self.failures[reason_of(exchange.error)] += 1
+            if not self._in_flight:
+                self._idle.set()
+        self._waiting.pop(exchange, None)
+        if exchange in self._in_window:
+            self._in_window.remove(exchange)
+            if self._waiting:
+                following = next(iter(self._waiting))
+                del self._waiting[following]
+                self._in_window.add(following)
+                # In a turn of its own, since this one may be the end of many, one after another.
+                self._loop.call_soon(self._send, following, self.held)
+
+    @property
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        if self._running_loop is None:
+            raise RuntimeError("the session was not entered")
+        return self._running_loop
+
+    def _open(self, request: Request, caller: Caller, headers: str, timeout_seconds: float) -> Exchange:
+        exchange = Exchange(
+            request,
+            caller,
+            headers=headers,
+            timeout_seconds=timeout_seconds,
+            keeper=self,
+            loop=self._loop,
+        )
         self._wire.open(exchange)
-        exchange.set_deadline(timeout_seconds, self._expire)
-        self._drivers[exchange] = driver = self._tasks.start(self._drive(exchange, drive))
-        driver.add_done_callback(lambda _: self._drivers.pop(exchange))
+        if timeout_seconds not in self._deadlines:
+            self._deadlines[timeout_seconds] = Deadlines(timeout_seconds, self._expire)
+        self._deadlines[timeout_seconds].start(exchange)
         return exchange
 
-    async def _drive(self, exchange: Exchange, drive: Callable[[Exchange], Coroutine[Any, Any, None]]) -> None:
+    def _send(self, exchange: Exchange, held: HeldSession | None) -> None:
+        """Sends the request at once if it can be; a task is made only where something has to be waited for."""
+        if exchange.ended:
+            return
         try:
-            await drive(exchange)
+            if held is not None:
+                self._require_permitted(exchange)
+                if self._wire.attempt_now(exchange, held):
+                    return
+        except BridgeError as error:
+            return exchange.fail(error)
+        exchange.driver = self._tasks.start(self._send_later(exchange, held))
+
+    async def _send_later(self, exchange: Exchange, held: HeldSession | None) -> None:
+        """Sends the request when there is a session and a connection."""
+        try:
+            if held is None:
+                held = await self.connected()
+                self._require_permitted(exchange)
+            await self._wire.attempt(exchange, held)
+        except UpstreamConnectError as error:
+            if held is None:
+                raise
+            self.attempt_failed(exchange, held, error)
         except BridgeError as error:
             exchange.fail(error)
         except Exception:
             exchange.fail(InternalError("The bridge failed."))
             raise
 
-    def _ended(self, exchange: Exchange) -> None:
-        self._wire.close(exchange)
-        if exchange in self._in_window:
-            self._in_window.remove(exchange)
-            self._window.release()
-        if exchange in self._in_flight:
-            self._in_flight.remove(exchange)
-            if exchange.error is not None:
-                self.failures[reason_of(exchange.error)] += 1
-        if not self._in_flight:
-            self._idle.set()
-
-    def _answered(self) -> None:
-        # Before the handshake is over an answer promises nothing to anybody.
-        if self.held is not None:
-            self._report(None)
+    def _require_permitted(self, exchange: Exchange) -> None:
+        """Asks once more, because a renewed session may have brought other tools since the request was let in."""
+        if exchange.caller.read_only:
+            require_read_only(exchange.request, self.tools)
 
     def _stop_in_flight(self) -> None:
         for exchange in list(self._in_flight):
@@ -324,44 +399,17 @@ class Session:
 
     def _withdraw(self, exchange: Exchange, cancelled: bytes) -> None:
         """Stops the work on an exchange that ended without an answer, and has upstream stop, too."""
-        driver, held, wire_id = self._drivers[exchange], self._wire.under_way(exchange), exchange.wire_id
-        if held is None or wire_id is None:
-            driver.cancel()
-        else:
+        held, wire_id = self._wire.under_way(exchange), exchange.wire_id
+        if held is not None and wire_id is not None:
             forgetting = self._tasks.start(self._wire.forget(exchange, wire_id, held, cancelled))
-            forgetting.add_done_callback(lambda _: driver.cancel())
+            forgetting.add_done_callback(lambda _: self._wire.stop_reading(exchange))
+        elif exchange.driver is not None:
+            exchange.driver.cancel()
 
-    async def _see_through(self, exchange: Exchange) -> None:
-        """Makes the attempts at a client's request: another one only where it can do no harm."""
-        await self._window.acquire()
-        self._in_window.add(exchange)
-        replayed: set[type[BridgeError]] = set()
-        while True:
-            held = await self.connected()
-            # What was accepted before upstream announced its tools is known by them now.
-            exchange.repeatable = self.repeatable(exchange.request)
-            if exchange.caller.read_only:
-                # A renewed session may have brought other tools since the request was let in.
-                require_read_only(exchange.request, self.tools)
-            try:
-                await self._wire.attempt(exchange, held)
-                return
-            except (SessionLost, UpstreamConnectError, UpstreamDisconnected) as error:
-                if isinstance(error, SessionLost):
-                    self._lose(held)
-                self._report(error)
-                harmless = not error.sent or (exchange.repeatable and not exchange.relayed)
-                if type(error) in replayed or not harmless:
-                    raise
-                replayed.add(type(error))
-                exchange.drop_progress()
-                self.replays += 1
-                log.debug("Replaying a request: %s", error)
-
-    async def _notify_once(self, notification: Notification, headers: Mapping[str, str]) -> None:
+    async def _notify_once(self, notification: Notification, headers: str) -> None:
         held = await self.connected()
         try:
-            await self._wire.send(notification.encoded(), held, headers)
+            await self._wire.send(notification.encoded(), held, headers, self._settings.request_timeout_seconds)
         except SessionLost as error:
             self._lose(held)
             self._report(error)
@@ -397,14 +445,13 @@ class Session:
             await self._upstream.delete(self._file.left_over.headers)
         timeout_seconds = self._settings.request_timeout_seconds
         held = HeldSession()
-        exchange = self._start(
-            build_initialize(), _BRIDGE, {}, timeout_seconds, lambda it: self._wire.attempt(it, held)
-        )
+        exchange = self._open(build_initialize(), _BRIDGE, "", timeout_seconds)
+        self._send(exchange, held)
         try:
             answered = await exchange.result()
             held = read_initialize(answered.response, exchange.opened_session_id)
             self._file.keep(held)
-            await self._wire.send(build_notification("notifications/initialized"), held, {})
+            await self._wire.send(build_notification("notifications/initialized"), held, "", timeout_seconds)
             await self._discover(held, timeout_seconds)
         except BaseException:
             if exchange.opened_session_id is not None:
@@ -417,15 +464,9 @@ class Session:
         self, held: HeldSession, method: str, params: Mapping[str, object] | None = None, *, timeout_seconds: float
     ) -> Answered:
         """Sends a request of the bridge's own, outside the window, once."""
-
-        async def drive(exchange: Exchange) -> None:
-            try:
-                await self._wire.attempt(exchange, held)
-            except SessionLost:
-                self._lose(held)
-                raise
-
-        return await self._start(build_request(method, params), _BRIDGE, {}, timeout_seconds, drive).result()
+        exchange = self._open(build_request(method, params), _BRIDGE, "", timeout_seconds)
+        self._send(exchange, held)
+        return await exchange.result()
 
     async def _discover(self, held: HeldSession, timeout_seconds: float) -> None:
         tools: dict[str, Tool] = {}
@@ -474,12 +515,6 @@ class Session:
             await self._ask(held, method, params, timeout_seconds=self._settings.check_timeout_seconds)
         except BridgeError as error:
             log.debug("Upstream did not answer %s: %s", method, error)
-
-    def _take_notification(self, notification: Notification) -> None:
-        self.hub.publish(notification)
-        changed = notification.method == "notifications/tools/list_changed"
-        if changed and (self._rediscovering is None or self._rediscovering.done()):
-            self._rediscovering = self._tasks.start(self._rediscover())
 
     async def _rediscover(self) -> None:
         await asyncio.sleep(REDISCOVERY_DELAY_SECONDS)

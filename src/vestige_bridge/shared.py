@@ -42,6 +42,9 @@ _KEPT_NOTIFICATIONS: Final = frozenset(
 )
 """What a client says about itself, which upstream would take for something said about the session of all."""
 
+_MERGED: Final = frozenset({"logging/setLevel", "resources/subscribe", "resources/unsubscribe"})
+"""What clients ask to hear, of which upstream is asked on behalf of all."""
+
 
 class SharedSession:
     """What ``/mcp`` does for those who share the held session (MCP 2025-11-25, basic/transports).
@@ -62,7 +65,7 @@ class SharedSession:
         Errors:
             NotFound: it has.
         """
-        if caller in self._ended:
+        if self._ended and caller in self._ended:
             raise NotFound("This session was ended by its client; send initialize to begin another.")
 
     async def serve(self, visit: Visit, message: AnyMessage) -> None:
@@ -140,17 +143,19 @@ class SharedSession:
         if notification.method == "notifications/cancelled":
             self._session.cancel(visit.caller, notification)
         elif notification.method not in _KEPT_NOTIFICATIONS:
-            await self._session.notify(notification, visit.upstream_headers)
+            await self._session.notify(notification, visit.header_lines)
 
     def _open(self, visit: Visit, request: Request) -> Exchange | bytes:
         """The exchange that a request becomes, or the answer of one that upstream has no part in."""
         merged = self._merge(visit.caller, request)
         if isinstance(merged, bytes):
             return merged
-        return self._session.request(merged, visit.caller, visit.upstream_headers)
+        return self._session.request(merged, visit.caller, visit.header_lines)
 
     def _merge(self, caller: Caller, request: Request) -> Request | bytes:
         """Makes of what a client wants to hear what upstream has to be asked for on behalf of all who listen."""
+        if request.method not in _MERGED:
+            return request
         hub = self._session.hub
         uri, level = request.params.get("uri"), request.params.get("level")
         # A plain poster has no stream to hear anything on, and still must not take it from the others.

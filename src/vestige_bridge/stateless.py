@@ -64,7 +64,7 @@ class StatelessRequests:
         if message.method == LISTEN:
             return await self._listen(visit, message, held)
         caller = Caller(visit.principal, _NO_SESSION, visit.caller.read_only)
-        exchange = self._session.request(to_legacy(message), caller, visit.upstream_headers)
+        exchange = self._session.request(to_legacy(message), caller, visit.header_lines)
         watching = asyncio.create_task(self._cancel_when_client_leaves(visit, exchange))
         try:
             shape = partial(to_modern, request=message, server_info=server_info(held.initialize_result))

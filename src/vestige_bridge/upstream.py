@@ -1,106 +1,68 @@
-"""The MCP endpoint over HTTP: the only room that knows aiohttp. It opens, relays, and translates failure.
+"""The MCP endpoint over HTTP: the only room that knows aiohttp. It opens, sends, and translates failure.
 
 The law of this room: no exception of the HTTP client leaves it, and each error says whether upstream can have seen
 the request. It never sends anything twice.
+
+Requests travel on lanes: connections that aiohttp's connector makes and a protocol of our own takes over, because its
+client spends most of a forwarded request's time on what this traffic has no use for (cookies, redirects, tracing, a
+timer and a stream for each reply). Streams and what per-client mode forwards go through aiohttp's session.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from types import TracebackType
 from typing import Final, Self
 
 import aiohttp
+from yarl import URL
 
 from vestige_bridge import sse
 from vestige_bridge.errors import (
-    BodyTooLarge,
     BridgeError,
     SessionLost,
     UpstreamConnectError,
     UpstreamDisconnected,
     UpstreamProtocolError,
 )
+from vestige_bridge.headers import JSON, SESSION_ID, header_lines
+from vestige_bridge.lane import Lane, Receiver
 
 KEEP_ALIVE_SECONDS: Final = 3.0
 """Less than the five seconds after which Node.js closes an idle connection: a request must not meet that close."""
 
 DELETE_TIMEOUT_SECONDS: Final = 5.0
 
-_REFUSED_UNREAD: Final = frozenset({401, 403, 405, 406, 415})
-_ACCEPT: Final = "application/json, text/event-stream"
-_JSON: Final = "application/json"
-_NO_SESSION: Final = b"No valid session ID"
+_ACCEPT: Final = f"{JSON}, {sse.CONTENT_TYPE}"
+_SESSION_ID: Final = SESSION_ID.decode()
 
 
-class UpstreamReply:
-    """The reply to one POST: its head has come, its messages are still to be read.
+class EventStream:
+    """The session's own stream."""
 
-    Attributes:
-        refusal: what its HTTP status means, unless the body turns out to hold the answer; ``None`` for a good status.
-    """
-
-    def __init__(
-        self, response: aiohttp.ClientResponse, max_answer_bytes: int, refusal: UpstreamProtocolError | None
-    ) -> None:
+    def __init__(self, response: aiohttp.ClientResponse, max_answer_bytes: int) -> None:
         self._response = response
         self._max_answer_bytes = max_answer_bytes
-        self.refusal = refusal
-
-    @property
-    def session_id(self) -> str | None:
-        """The session that the reply opens (MCP 2025-11-25, basic/transports, session management)."""
-        return self._response.headers.get("mcp-session-id")
-
-    @property
-    def streamed(self) -> bool:
-        """Whether the messages come as an event stream."""
-        return self._response.content_type == sse.CONTENT_TYPE
-
-    @property
-    def without_answer(self) -> BridgeError:
-        """What it means that the reply ended and no answer to its request has come."""
-        if self.refusal is not None:
-            return self.refusal
-        if self.streamed:
-            return UpstreamDisconnected("The MCP endpoint ended its stream before the answer.")
-        return UpstreamProtocolError("The MCP endpoint gave no answer to the request.")
 
     async def messages(self) -> AsyncIterator[bytes]:
         """Yields each JSON-RPC message as it arrives, its bytes as upstream wrote them.
 
         Errors:
-            SessionLost: the reply says, as supergateway 3 does, that there is no such session.
-            UpstreamDisconnected: the reply was cut.
+            UpstreamDisconnected: the stream was cut.
             UpstreamProtocolError: a message is over the limit.
         """
+        decoder = sse.EventDecoder(self._max_answer_bytes)
         with _translated():
-            if not self.streamed:
-                body = await self._body()
-                if self.refusal is not None and _NO_SESSION in body:
-                    raise SessionLost("The MCP endpoint does not know the session any more.", detail="HTTP 400")
-                if body:
-                    yield body
-                return
-            decoder = sse.EventDecoder(self._max_answer_bytes)
             async for chunk in self._response.content.iter_any():
                 try:
                     for event in decoder.feed(chunk):
                         if event.type == "message":
                             yield event.data
                 except sse.EventTooLarge as error:
-                    raise _too_large(self._max_answer_bytes) from error
-
-    async def _body(self) -> bytes:
-        pieces, length = [], 0
-        async for piece in self._response.content.iter_any():
-            length += len(piece)
-            if length > self._max_answer_bytes:
-                raise _too_large(self._max_answer_bytes)
-            pieces.append(piece)
-        return b"".join(pieces)
+                    raise UpstreamProtocolError(f"A message is over {self._max_answer_bytes} bytes.") from error
 
 
 class ForwardedReply:
@@ -139,22 +101,25 @@ class Upstream:
     """
 
     def __init__(self, url: str, *, token: str, connect_timeout_seconds: float, max_answer_bytes: int) -> None:
-        self._url = url
-        self._token = token
-        self._connect_timeout_seconds = connect_timeout_seconds
+        self._url = URL(url)
+        self._headers = {"Accept-Encoding": "identity", "User-Agent": "vestige-bridge"}
+        if token:
+            self._headers["Authorization"] = f"Bearer {token}"
+        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_seconds)
         self._max_answer_bytes = max_answer_bytes
         self._http_client: aiohttp.ClientSession | None = None
+        self._connections: dict[Lane, aiohttp.connector.Connection] = {}
+        self._idle: list[Lane] = []
+        always = {"Host": self._url.host_port_subcomponent or "", "Content-Type": JSON, "Accept": _ACCEPT}
+        self._head = f"POST {self._url.raw_path_qs} HTTP/1.1\r\n{header_lines(always | self._headers)}"
 
     async def __aenter__(self) -> Self:
         """Makes the HTTP client; connects to nothing yet."""
-        headers = {"Accept-Encoding": "identity", "User-Agent": "vestige-bridge"}
-        if self._token:
-            headers["Authorization"] = f"Bearer {self._token}"
         self._http_client = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_SECONDS),
             cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._connect_timeout_seconds),
-            headers=headers,
+            timeout=self._timeout,
+            headers=self._headers,
             auto_decompress=False,
         )
         return self
@@ -163,35 +128,70 @@ class Upstream:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Closes every connection."""
+        for lane in list(self._connections):
+            lane.close()
+            self._closed(lane)
         await self._client.close()
 
-    @contextlib.asynccontextmanager
-    async def post(self, body: bytes, headers: Mapping[str, str]) -> AsyncIterator[UpstreamReply]:
-        """Sends one message and opens the reply to it.
+    def take_lane(self) -> Lane | None:
+        """A connection that is free, if there is one; it is to be sent on at once."""
+        oldest_usable = time.monotonic() - KEEP_ALIVE_SECONDS
+        while self._idle:
+            lane = self._idle.pop()
+            if lane.closed:
+                continue
+            if lane.idle_since >= oldest_usable:
+                return lane
+            # The rest have been idle for longer still, and upstream may be closing them at this moment.
+            for stale in (lane, *self._idle):
+                stale.close()
+            self._idle.clear()
+        return None
 
-        Parameters:
-            body: a JSON-RPC message, UTF-8.
-            headers: the session's headers and what goes along with this message.
+    async def open_lane(self) -> Lane:
+        """A new connection; it is to be sent on at once.
 
         Errors:
-            UpstreamConnectError: no connection; nothing was sent.
-            SessionLost: the endpoint does not know the session that the headers name.
-            BodyTooLarge: the endpoint refused the body for its length.
-            UpstreamDisconnected: the endpoint hung up.
-            UpstreamProtocolError: the endpoint answered something that is not MCP.
+            UpstreamConnectError: none could be made.
         """
-        async with self._open("POST", {"Content-Type": _JSON, "Accept": _ACCEPT, **headers}, body) as response:
-            yield self._reply(response, headers)
+        request = aiohttp.ClientRequest("POST", self._url, headers=self._headers)
+        try:
+            connection = await self._connector.connect(request, [], self._timeout)
+        except (aiohttp.ClientError, OSError) as error:
+            raise UpstreamConnectError("The MCP endpoint cannot be reached.", detail=_reason(error)) from error
+        if connection.transport is None:
+            raise UpstreamConnectError("The MCP endpoint cannot be reached.", detail="it hung up at once")
+        lane = Lane(connection.transport, self._max_answer_bytes, on_idle=self.free, on_closed=self._closed)
+        self._connections[lane] = connection
+        return lane
+
+    def send(self, lane: Lane, message: bytes, headers: str, receiver: Receiver) -> None:
+        """Sends one message.
+
+        Parameters:
+            lane: the connection to send it on.
+            message: a JSON-RPC message, UTF-8.
+            headers: the header lines that go with it besides those of every request.
+            receiver: whom the reply is for.
+        """
+        head = f"{self._head}{headers}Content-Length: {len(message)}\r\n\r\n"
+        lane.send(head.encode("latin-1") + message, receiver, has_session=_SESSION_ID in headers)
 
     @contextlib.asynccontextmanager
-    async def get(self, headers: Mapping[str, str]) -> AsyncIterator[UpstreamReply]:
+    async def get(self, headers: Mapping[str, str]) -> AsyncIterator[EventStream]:
         """Opens the session's own stream (MCP 2025-11-25, basic/transports, listening for messages).
 
         Errors:
-            As for ``post``.
+            UpstreamConnectError, UpstreamDisconnected: no connection, or it was cut.
+            SessionLost: the endpoint does not know the session that the headers name.
+            UpstreamProtocolError: the endpoint has no such stream.
         """
         async with self._open("GET", {"Accept": sse.CONTENT_TYPE, **headers}, None) as response:
-            yield self._reply(response, headers)
+            if response.status == 404:
+                raise SessionLost("The MCP endpoint does not know the session any more.", detail="HTTP 404")
+            if response.status != 200 or response.content_type != sse.CONTENT_TYPE:
+                raise UpstreamProtocolError("The MCP endpoint has no stream.", detail=f"HTTP {response.status}")
+            yield EventStream(response, self._max_answer_bytes)
 
     @contextlib.asynccontextmanager
     async def forward(
@@ -202,7 +202,7 @@ class Upstream:
         Errors:
             UpstreamConnectError, UpstreamDisconnected, UpstreamProtocolError: there is no whole response.
         """
-        content = {} if body is None else {"Content-Type": _JSON}
+        content = {} if body is None else {"Content-Type": JSON}
         async with self._open(method, {"Accept": _ACCEPT, **content, **headers}, body) as response:
             yield ForwardedReply(response)
 
@@ -213,11 +213,15 @@ class Upstream:
                 async with self._client.delete(self._url, headers=headers, allow_redirects=False):
                     pass
 
-    def _reply(self, response: aiohttp.ClientResponse, headers: Mapping[str, str]) -> UpstreamReply:
-        refusal = None
-        if not _carries_messages(response):
-            refusal = _refusal(response, has_session="mcp-session-id" in headers)
-        return UpstreamReply(response, self._max_answer_bytes, refusal)
+    def free(self, lane: Lane) -> None:
+        """Keeps a connection on which nothing is under way for the next message."""
+        lane.idle_since = time.monotonic()
+        self._idle.append(lane)
+
+    def _closed(self, lane: Lane) -> None:
+        connection = self._connections.pop(lane, None)
+        if connection is not None:
+            connection.close()
 
     @contextlib.asynccontextmanager
     async def _open(
@@ -230,42 +234,16 @@ class Upstream:
                 yield response
 
     @property
+    def _connector(self) -> aiohttp.BaseConnector:
+        if self._client.connector is None:
+            raise RuntimeError("the upstream was left")
+        return self._client.connector
+
+    @property
     def _client(self) -> aiohttp.ClientSession:
         if self._http_client is None:
             raise RuntimeError("the upstream was not entered")
         return self._http_client
-
-
-def _carries_messages(response: aiohttp.ClientResponse) -> bool:
-    """Whether the reply holds messages, or has none to hold (MCP 2025-11-25, basic/transports)."""
-    if response.status in (202, 204):
-        return True
-    return response.status == 200 and response.content_type in (sse.CONTENT_TYPE, _JSON)
-
-
-def _refusal(response: aiohttp.ClientResponse, *, has_session: bool) -> UpstreamProtocolError:
-    """What a reply with another status means, unless its JSON turns out to answer the request.
-
-    Errors:
-        SessionLost, BodyTooLarge, UpstreamProtocolError: there is nothing to read.
-    """
-    status = response.status
-    refusal = UpstreamProtocolError(
-        "The MCP endpoint answered something that is not MCP.",
-        detail=f"HTTP {status}, {response.content_type}",
-        sent=status not in _REFUSED_UNREAD,
-    )
-    if status == 413:
-        raise BodyTooLarge("The MCP endpoint refused the body as too large.", data={"layer": "mcp_endpoint"})
-    if has_session and status == 404:
-        raise SessionLost("The MCP endpoint does not know the session any more.", detail="HTTP 404")
-    if response.content_type != _JSON:
-        raise refusal
-    return refusal
-
-
-def _too_large(limit_bytes: int) -> UpstreamProtocolError:
-    return UpstreamProtocolError(f"The answer is over the limit of {limit_bytes} bytes.")
 
 
 @contextlib.contextmanager

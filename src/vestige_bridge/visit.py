@@ -9,17 +9,18 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
-from starlette.requests import Request as HttpRequest
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response as HttpResponse
 from starlette.types import Message as AsgiMessage
 from starlette.types import Receive, Scope, Send
 
 from vestige_bridge import headers
-from vestige_bridge.access import AccessRecord
+from vestige_bridge.access import CONNECTION, AccessRecord
+from vestige_bridge.deadlines import Deadlines
 from vestige_bridge.errors import BodyTimeout, BodyTooLarge, UnsupportedMediaType
 from vestige_bridge.jsonrpc import AnyMessage, Request, Response
 from vestige_bridge.multiplexer import Caller
-from vestige_bridge.relay import Relay
+from vestige_bridge.relay import Relay, Waiter
 from vestige_bridge.settings import Settings
 
 KNOWN_METHODS: Final = frozenset(
@@ -54,41 +55,75 @@ class Visit:
     Parameters:
         scope, receive, send: as ASGI gives them.
         settings: limits and timeouts.
+        heartbeats: wakes who waits for too long on an event stream.
 
     Attributes:
         headers: the request's headers.
         record: what the access log says of it.
         caller: whose it is.
-        upstream_headers: what goes to upstream with its messages.
+        accepted: the media types that the client takes.
         spelled_id: the id of the JSON-RPC request in it, once known.
-        answering: whether the answer has begun.
-        relay: the way back.
+        send: sends a part of the answer.
     """
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, settings: Settings) -> None:
-        self._http = HttpRequest(scope, receive)
-        self._settings = settings
-        self._asgi_send = send
-        self.headers: list[tuple[bytes, bytes]] = scope["headers"]
-        self.record: AccessRecord = scope["state"]["access"]
-        self.principal: str = scope["state"]["principal"]
-        session_id = headers.text(self.headers, headers.SESSION_ID)
-        self.caller = Caller(self.principal, session_id, read_only=scope["state"]["read_only"])
-        self.upstream_headers = headers.upstream_headers(self.headers, self.principal, self.record.request_id)
-        self.protocol_version = headers.text(self.headers, headers.PROTOCOL_VERSION)
-        self.accepted = headers.accepted(self.headers)
-        self.spelled_id: str | None = None
-        self.answering = False
-        self.relay = Relay(self.send, self.accepted, settings.heartbeat_seconds, self.client_left)
+    __slots__ = (
+        "_heartbeats",
+        "_receive",
+        "_scope",
+        "_settings",
+        "accepted",
+        "caller",
+        "headers",
+        "record",
+        "send",
+        "spelled_id",
+    )
 
-    async def send(self, message: AsgiMessage) -> None:
-        """Sends a part of the answer."""
-        self.answering = True
-        await self._asgi_send(message)
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, settings: Settings, heartbeats: Deadlines[Waiter]
+    ) -> None:
+        record: AccessRecord = scope["state"]["access"]
+        self._scope = scope
+        self._receive = receive
+        self.send = send
+        self._settings = settings
+        self.record = record
+        self.headers = record.headers
+        session_id = record.headers.text(headers.SESSION_ID)
+        self.caller = Caller(self.principal, session_id, read_only=record.read_only)
+        self.accepted = headers.accepted(record.headers)
+        self.spelled_id: str | None = None
+        self._heartbeats = heartbeats
+
+    @property
+    def relay(self) -> Relay:
+        """The way back; there is one for each visit."""
+        # Not kept here, where the two would keep each other from being freed until the garbage collector comes.
+        return Relay(self.send, self.accepted, self._heartbeats, self.client_left)
+
+    @property
+    def principal(self) -> str:
+        """Whose token the request carries."""
+        return self.record.principal or ""
+
+    @property
+    def protocol_version(self) -> str | None:
+        """The version that the request declares in its header."""
+        return self.headers.text(headers.PROTOCOL_VERSION)
+
+    @property
+    def upstream_headers(self) -> dict[str, str]:
+        """What goes to upstream with the message."""
+        return headers.upstream_headers(self.headers, self.principal, self.record.request_id)
+
+    @property
+    def header_lines(self) -> str:
+        """The same as it stands in the head of an HTTP request."""
+        return headers.upstream_lines(self.headers, self.principal, self.record.request_id)
 
     async def respond(self, response: HttpResponse) -> None:
         """Sends a whole answer."""
-        await response(self._http.scope, self._http.receive, self.send)
+        await response(self._scope, self._receive, self.send)
 
     def note(self, message: AnyMessage, knows_tool: Callable[[str], bool]) -> None:
         """Keeps the id for an error and, for the log, such names as are known."""
@@ -100,14 +135,15 @@ class Visit:
             if message.method == "tools/call":
                 self.record.tool = message.name if knows_tool(message.name or "") else "other"
 
-    async def client_left(self) -> bool:
-        """Whether the client is gone; the log then says so."""
-        self.record.client_left = await self._http.is_disconnected()
+    def client_left(self) -> bool:
+        """Whether the client is gone, if the server can tell; the log then says so."""
+        closed = self._scope.get("extensions", {}).get(CONNECTION, {}).get("closed")
+        self.record.client_left = closed is not None and closed()
         return self.record.client_left
 
     async def until_client_leaves(self) -> None:
         """Waits until the client is gone; to be called once the body was read."""
-        while (await self._http.receive())["type"] != "http.disconnect":
+        while (await self._receive())["type"] != "http.disconnect":
             pass
         self.record.client_left = True
 
@@ -118,23 +154,51 @@ class Visit:
             UnsupportedMediaType, BodyTooLarge, BodyTimeout: it is not.
             ClientDisconnect: it was cut short.
         """
-        limit = self._settings.max_body_bytes
         if not headers.is_json(self.headers):
             raise UnsupportedMediaType("Send the JSON-RPC message with the header `Content-Type: application/json`.")
         if headers.is_compressed(self.headers):
             raise UnsupportedMediaType("Send the body uncompressed, without Content-Encoding.")
-        too_large = BodyTooLarge(
-            f"The body is over the limit of {limit} bytes.", data={"limit_bytes": limit, "layer": "bridge"}
-        )
-        if (headers.content_length(self.headers) or 0) > limit:
-            raise too_large
-        body = bytearray()
+        self._require_room(headers.content_length(self.headers) or 0)
+        message = self._receive_now()
+        if message is not None and not message.get("more_body", False):
+            # A small body is there with its head: no timer is needed.
+            return self._piece(message, 0)
+        pieces, length = [], 0
         try:
             async with asyncio.timeout(self._settings.request_timeout_seconds):
-                async for chunk in self._http.stream():
-                    body += chunk
-                    if len(body) > limit:
-                        raise too_large
+                while True:
+                    message = message or await self._receive()
+                    pieces.append(self._piece(message, length))
+                    if not message.get("more_body", False):
+                        return b"".join(pieces)
+                    length += len(pieces[-1])
+                    message = None
         except TimeoutError:
             raise BodyTimeout("The body did not arrive in time.") from None
-        return bytes(body)
+
+    def _piece(self, message: AsgiMessage, length: int) -> bytes:
+        """The next piece of the body, after so many bytes of it."""
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        piece: bytes = message.get("body", b"")
+        self._require_room(length + len(piece))
+        return piece
+
+    def _require_room(self, length: int) -> None:
+        limit = self._settings.max_body_bytes
+        if length > limit:
+            raise BodyTooLarge(
+                f"The body is over the limit of {limit} bytes.", data={"limit_bytes": limit, "layer": "bridge"}
+            )
+
+    def _receive_now(self) -> AsgiMessage | None:
+        """What has come from the client already, if anything has."""
+        # One step of the coroutine tells: it returns what is there, or it would wait.
+        receiving = self._receive().__await__()
+        try:
+            next(receiving)
+        except StopIteration as received:
+            message: AsgiMessage = received.value
+            return message
+        receiving.close()
+        return None

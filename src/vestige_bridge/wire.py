@@ -1,6 +1,6 @@
-"""The multiplexer put to work: one attempt at an exchange, and making upstream forget one.
+"""The multiplexer put to work: attempts at exchanges, and making upstream forget one.
 
-The law of this room: every stream of the session is read to its end and never waits for a client, because any of
+The law of this room: every reply on the session is read to its end and never waits for a client, because any of
 them may carry what belongs to another exchange.
 """
 
@@ -8,12 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Final, Protocol
 
-from vestige_bridge.errors import BridgeError, InvalidMessage, UpstreamDisconnected, UpstreamProtocolError
+from vestige_bridge.deadlines import Deadlines
+from vestige_bridge.errors import (
+    BridgeError,
+    InvalidMessage,
+    UpstreamDisconnected,
+    UpstreamProtocolError,
+    UpstreamTimeout,
+)
 from vestige_bridge.exchange import Exchange
 from vestige_bridge.jsonrpc import Notification, build_request
+from vestige_bridge.lane import Lane
 from vestige_bridge.lifecycle import HeldSession
 from vestige_bridge.multiplexer import Answer, Caller, Multiplexer, Progress, Reply
 from vestige_bridge.tasks import Tasks
@@ -31,44 +38,50 @@ _SERVER_DIED: Final = {"code": -32603.0, "message": "MCP server process failed"}
 """What supergateway answers when the process of its MCP server ended; no answer of that server's."""
 
 
+class Observer(Protocol):
+    """Who is told what happens on the wire."""
+
+    def answered(self) -> None:
+        """An answer has come."""
+
+    def attempt_failed(self, exchange: Exchange, held: HeldSession, error: BridgeError) -> None:
+        """An attempt has ended, and the exchange has neither its answer nor another end."""
+
+    def server_died(self, held: HeldSession) -> None:
+        """The process behind a session has ended."""
+
+    def notified(self, notification: Notification) -> None:
+        """A notification has come that belongs to no exchange."""
+
+
 class Wire:
     """What travels between the bridge and upstream.
 
     Parameters:
         upstream: the MCP endpoint.
         tasks: owner of the replies to upstream's own requests.
-        on_answer: called for each answer.
-        on_server_died: called when the process behind a session has ended.
-        on_notification: called with each notification that belongs to no exchange.
+        observer: who is told what happens.
     """
 
-    def __init__(
-        self,
-        upstream: Upstream,
-        tasks: Tasks,
-        *,
-        on_answer: Callable[[], None],
-        on_server_died: Callable[[HeldSession], None],
-        on_notification: Callable[[Notification], None],
-    ) -> None:
+    def __init__(self, upstream: Upstream, tasks: Tasks, observer: Observer) -> None:
         self._upstream = upstream
         self._tasks = tasks
-        self._on_answer = on_answer
-        self._on_server_died = on_server_died
-        self._on_notification = on_notification
+        self._observer = observer
         self._multiplexer: Multiplexer[Exchange] = Multiplexer()
-        self._under_way: dict[Exchange, tuple[HeldSession, asyncio.Timeout]] = {}
-        self._cuts: dict[Exchange, BridgeError] = {}
+        self._attempts: dict[Exchange, _Attempt] = {}
+        self._lingering = Deadlines(LINGER_SECONDS, self.stop_reading)
 
     def open(self, exchange: Exchange) -> None:
         """Takes an exchange in, so that its client can cancel it."""
         self._multiplexer.open(exchange)
 
     def close(self, exchange: Exchange) -> None:
-        """Lets an ended exchange go; the stream of its attempt is read on, for the others, but not for long."""
+        """Lets an ended exchange go; the reply to its attempt is read on, for the others, but not for long."""
         self._multiplexer.close(exchange)
-        if exchange in self._under_way:
-            self._under_way[exchange][1].reschedule(asyncio.get_running_loop().time() + LINGER_SECONDS)
+        attempt = self._attempts.get(exchange)
+        # What is no stream is at its end when it is handed out.
+        if attempt is not None and attempt.lane.streaming:
+            self._lingering.start(exchange)
 
     def find(self, caller: Caller, notification: Notification) -> Exchange | None:
         """The exchange that a ``notifications/cancelled`` means, if exactly one is meant."""
@@ -76,39 +89,32 @@ class Wire:
 
     def under_way(self, exchange: Exchange) -> HeldSession | None:
         """The session on which an attempt at the exchange is being made."""
-        attempt = self._under_way.get(exchange)
-        return None if attempt is None else attempt[0]
+        attempt = self._attempts.get(exchange)
+        return None if attempt is None else attempt.held
+
+    def attempt_now(self, exchange: Exchange, held: HeldSession) -> bool:
+        """Sends the request if a connection is free; returns whether it did."""
+        lane = self._upstream.take_lane()
+        if lane is not None:
+            self._begin(exchange, held, lane)
+        return lane is not None
 
     async def attempt(self, exchange: Exchange, held: HeldSession) -> None:
-        """Sends the request once and reads its stream to the end, handing out whatever comes on it.
+        """Sends the request, on a new connection if none is free.
 
         Errors:
-            SessionLost, UpstreamError, BodyTooLarge: the exchange did not get its answer; it goes on.
+            UpstreamConnectError: there is no connection; nothing was sent.
         """
-        sent_before, exchange.sent = exchange.sent, True
-        body = self._multiplexer.assign(exchange)
-        failure: BridgeError = UpstreamDisconnected("The MCP endpoint gave no answer.")
-        try:
-            async with asyncio.timeout(None) as lingering:
-                self._under_way[exchange] = held, lingering
-                async with self._upstream.post(body, {**exchange.headers, **held.headers}) as reply:
-                    exchange.streamed, exchange.opened_session_id = reply.streamed, reply.session_id
-                    async for data in reply.messages():
-                        self._deliver(data, held)
-                failure = reply.without_answer
-        except TimeoutError:
-            log.debug("A stream stayed open after its exchange had ended and was closed")
-        except BridgeError as error:
-            failure = error
-        finally:
-            del self._under_way[exchange]
-            self._multiplexer.withdraw(exchange)
-        failure = self._cuts.pop(exchange, failure)
+        lane = self._upstream.take_lane() or await self._upstream.open_lane()
         if exchange.ended:
-            return
-        if not failure.sent:
-            exchange.sent = sent_before
-        raise failure
+            return self._upstream.free(lane)
+        self._begin(exchange, held, lane)
+
+    def stop_reading(self, exchange: Exchange) -> None:
+        """Ends an attempt whose exchange has ended, and closes its connection."""
+        attempt = self._attempts.get(exchange)
+        if attempt is not None:
+            attempt.lane.cut(UpstreamDisconnected("The exchange had ended and its reply had not."))
 
     async def forget(self, exchange: Exchange, wire_id: int, held: HeldSession, cancelled: bytes) -> None:
         """Tells upstream that a request was cancelled, and makes it stop waiting for that answer.
@@ -120,27 +126,34 @@ class Wire:
         that the cancellation was read. Until then the stream of the request is read on, however long that takes: what
         it brings belongs to others.
         """
-        if exchange in self._under_way:
-            self._under_way[exchange][1].reschedule(None)
+        self._lingering.stop(exchange)
         read, settled = (build_request("ping", request_id=it).encoded() for it in (-wire_id, wire_id))
         try:
             async with asyncio.timeout(FORGET_SECONDS):
                 for message in (cancelled, read, settled):
-                    await self.send(message, held, exchange.headers)
+                    await self.send(message, held, exchange.headers, FORGET_SECONDS)
         except (BridgeError, TimeoutError) as error:
             log.debug("Upstream could not be told of a cancelled request: %s", error)
 
-    async def send(self, data: bytes, held: HeldSession, headers: Mapping[str, str]) -> None:
+    async def send(self, message: bytes, held: HeldSession, headers: str, timeout_seconds: float) -> None:
         """Sends a message that waits for no answer of its own, and hands out whatever comes in return.
 
         Errors:
             SessionLost, UpstreamError, BodyTooLarge: it was not taken.
         """
-        async with self._upstream.post(data, {**headers, **held.headers}) as reply:
-            async for message in reply.messages():
-                self._deliver(message, held)
-            if reply.refusal is not None:
-                raise reply.refusal
+        lane = self._upstream.take_lane() or await self._upstream.open_lane()
+        delivery = _Delivery(self, held)
+        self._upstream.send(lane, message, held.header_lines + headers, delivery)
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                failure = await delivery.over
+        except BaseException as error:
+            lane.cut(UpstreamDisconnected("Nobody waits for this reply any more."))
+            if isinstance(error, TimeoutError):
+                raise UpstreamTimeout("The MCP endpoint did not take a message in time.") from error
+            raise
+        if failure is not None:
+            raise failure
 
     async def listen(self, held: HeldSession) -> None:
         """Reads the session's own stream, which brings what comes when no request is in flight, until it ends.
@@ -148,36 +161,103 @@ class Wire:
         Errors:
             SessionLost, UpstreamError: there is no such stream, or it was cut.
         """
-        async with self._upstream.get(held.headers) as reply:
-            async for message in reply.messages():
-                self._deliver(message, held)
-            if reply.refusal is not None:
-                raise reply.refusal
+        async with self._upstream.get(held.headers) as stream:
+            async for message in stream.messages():
+                self.deliver(message, held)
 
-    def _deliver(self, data: bytes, held: HeldSession) -> None:
-        """Hands a message of upstream's to whom it belongs."""
+    def deliver(self, data: bytes, held: HeldSession) -> None:
+        """Hands a message of upstream's to whom it belongs.
+
+        Errors:
+            UpstreamProtocolError: it is no message.
+        """
         try:
             routed = self._multiplexer.route(data)
         except InvalidMessage as error:
             raise UpstreamProtocolError(
                 "The MCP endpoint answered something that is not MCP.", detail=error.message
             ) from error
-        if isinstance(routed, Progress):
-            routed.call.take_progress(routed.data)
-        elif isinstance(routed, Reply):
-            self._tasks.start(self.send(routed.data, held, {}))
-        elif isinstance(routed, Answer):
-            if routed.response.error == _SERVER_DIED:
+        if isinstance(routed, Answer):
+            if routed.response.failed and routed.response.error == _SERVER_DIED:
                 self._cut(routed.call, held)
             else:
                 routed.call.answer(routed.response, routed.data)
-                self._on_answer()
+                self._observer.answered()
+        elif isinstance(routed, Progress):
+            routed.call.take_progress(routed.data)
+        elif isinstance(routed, Reply):
+            self._tasks.start(self.send(routed.data, held, "", LINGER_SECONDS))
         elif routed.notification is not None:
-            self._on_notification(routed.notification)
+            self._observer.notified(routed.notification)
+
+    def attempt_over(self, attempt: _Attempt, failure: BridgeError | None) -> None:
+        """Takes note that the reply to an attempt has ended."""
+        exchange = attempt.exchange
+        del self._attempts[exchange]
+        self._lingering.stop(exchange)
+        if exchange.ended:
+            return
+        self._multiplexer.withdraw(exchange)
+        if failure is None:
+            failure = (
+                UpstreamDisconnected("The MCP endpoint ended its stream before the answer.")
+                if exchange.streamed
+                else UpstreamProtocolError("The MCP endpoint gave no answer to the request.")
+            )
+        exchange.sent = failure.sent or attempt.sent_before
+        self._observer.attempt_failed(exchange, attempt.held, failure)
+
+    def _begin(self, exchange: Exchange, held: HeldSession, lane: Lane) -> None:
+        attempt = self._attempts[exchange] = _Attempt(self, exchange, held, lane)
+        exchange.sent = True
+        message = self._multiplexer.assign(exchange)
+        self._upstream.send(lane, message, held.header_lines + exchange.headers, attempt)
 
     def _cut(self, exchange: Exchange, held: HeldSession) -> None:
         """Ends the attempt at an exchange whose answer will not come, because nobody is left to give it."""
-        self._cuts[exchange] = UpstreamDisconnected("The MCP server process ended before its answer.")
-        self._on_server_died(held)
-        if exchange in self._under_way:
-            self._under_way[exchange][1].reschedule(asyncio.get_running_loop().time())
+        self._observer.server_died(held)
+        attempt = self._attempts.get(exchange)
+        if attempt is not None:
+            attempt.lane.cut(UpstreamDisconnected("The MCP server process ended before its answer."))
+
+
+class _Attempt:
+    """One attempt at an exchange: the receiver of the reply to it."""
+
+    __slots__ = ("_wire", "exchange", "held", "lane", "sent_before")
+
+    def __init__(self, wire: Wire, exchange: Exchange, held: HeldSession, lane: Lane) -> None:
+        self._wire = wire
+        self.exchange = exchange
+        self.held = held
+        self.lane = lane
+        self.sent_before = exchange.sent
+
+    def begin(self, *, streamed: bool, session_id: str | None) -> None:
+        self.exchange.streamed = streamed
+        self.exchange.opened_session_id = session_id
+
+    def take(self, data: bytes) -> None:
+        self._wire.deliver(data, self.held)
+
+    def end(self, failure: BridgeError | None) -> None:
+        self._wire.attempt_over(self, failure)
+
+
+class _Delivery:
+    """The receiver of what comes in return for a message that waits for no answer of its own."""
+
+    def __init__(self, wire: Wire, held: HeldSession) -> None:
+        self._wire = wire
+        self._held = held
+        self.over: asyncio.Future[BridgeError | None] = asyncio.get_running_loop().create_future()
+
+    def begin(self, *, streamed: bool, session_id: str | None) -> None:
+        pass
+
+    def take(self, data: bytes) -> None:
+        self._wire.deliver(data, self._held)
+
+    def end(self, failure: BridgeError | None) -> None:
+        if not self.over.done():
+            self.over.set_result(failure)

@@ -21,6 +21,7 @@ from chaos.callers import MODERN_META
 from chaos.stack import Run, Stack, stack
 from vestige_bridge import headers, sse
 from vestige_bridge.errors import BridgeError, InvalidMessage, UpstreamProtocolError
+from vestige_bridge.headers import Headers
 from vestige_bridge.jsonrpc import AnyMessage, Request, Response, build_request, parse_body
 from vestige_bridge.lifecycle import read_initialize, read_tool_page
 from vestige_bridge.modern import is_modern, require_valid, to_legacy
@@ -120,7 +121,7 @@ def check_modern(random: Random) -> None:
     for message in messages_of(mutated(random, MESSAGES[-1])):
         with suppress(BridgeError):
             if isinstance(message, Request) and is_modern(message, "2026-07-28"):
-                require_valid(message, raw)
+                require_valid(message, Headers(raw))
                 meta = read_plainly(to_legacy(message).text)["params"]["_meta"]
                 assert not meta.keys() & MODERN_META.keys()
 
@@ -181,15 +182,18 @@ def check_headers(random: Random) -> None:
         *(headers.HOST, headers.AGENT_ID, headers.TRACEPARENT, headers.REQUEST_ID, headers.NAME, headers.SESSION_ID),
     )
     raw = [(random.choice(names), mutated(random, random.choice(values))) for _ in range(3)]
-    headers.accepted(raw)
-    headers.is_json(raw)
-    headers.is_compressed(raw)
-    headers.content_length(raw)
-    headers.bearer_token(raw)
-    headers.mirrored(raw, headers.NAME)
-    headers.origin_allowed(raw, frozenset({"http://a:1"}))
-    crossing = headers.upstream_headers(raw, "somebody", headers.request_id(raw))
+    sent = Headers(raw)
+    headers.accepted(sent)
+    headers.is_json(sent)
+    headers.is_compressed(sent)
+    headers.content_length(sent)
+    headers.bearer_token(sent)
+    headers.mirrored(sent, headers.NAME)
+    headers.origin_allowed(sent, frozenset({"http://a:1"}))
+    request_id = headers.request_id(sent) or "made"
+    crossing = headers.upstream_headers(sent, "somebody", request_id)
     assert all(value.isprintable() for value in crossing.values())
+    assert headers.upstream_lines(sent, "somebody", request_id) == headers.header_lines(crossing)
 
 
 def check_tokens(random: Random) -> None:

@@ -35,7 +35,7 @@ async def ask(
         record: AccessRecord = scope["state"]["access"]
         for name, value in (learn or {}).items():
             setattr(record, name, value)
-        scope["state"]["principal"] = "alice"
+        record.principal = "alice"
         await PlainTextResponse("abc", status)(scope, receive, send)
 
     async def send(message: Message) -> None:

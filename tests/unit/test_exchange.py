@@ -6,17 +6,36 @@ import pytest
 
 from vestige_bridge.errors import Cancelled, UpstreamTimeout
 from vestige_bridge.exchange import PROGRESS_LIMIT_BYTES, Answered, Exchange
-from vestige_bridge.jsonrpc import Response, build_request, build_result, parse_message
+from vestige_bridge.jsonrpc import Request, Response, build_request, build_result, parse_message
 from vestige_bridge.multiplexer import Caller
 
 
-def new_exchange(ends: list[Exchange] | None = None, *, repeatable: bool = False) -> Exchange:
+class Kept:
+    """Who sees an exchange through, and remembers what became of it."""
+
+    def __init__(self, *, repeatable: bool = False) -> None:
+        self._repeatable = repeatable
+        self.progressed: list[Exchange] = []
+        self.ended: list[Exchange] = []
+
+    def repeatable(self, request: Request) -> bool:
+        return self._repeatable
+
+    def exchange_progressed(self, exchange: Exchange) -> None:
+        self.progressed.append(exchange)
+
+    def exchange_ended(self, exchange: Exchange) -> None:
+        self.ended.append(exchange)
+
+
+def new_exchange(keeper: Kept | None = None, *, repeatable: bool = False) -> Exchange:
     return Exchange(
         build_request("tools/call", request_id=7),
         Caller("alice"),
-        headers={},
-        repeatable=repeatable,
-        on_end=([] if ends is None else ends).append,
+        headers="",
+        timeout_seconds=60,
+        keeper=keeper or Kept(repeatable=repeatable),
+        loop=asyncio.get_running_loop(),
     )
 
 
@@ -61,19 +80,26 @@ async def test_a_reader_that_waits_is_woken_by_what_comes() -> None:
     assert result.result().data == data
 
 
-async def test_when_nothing_comes_in_time_there_is_no_news() -> None:
-    assert await new_exchange().next(0.001) is None
+async def test_a_reader_that_is_woken_although_nothing_came_has_no_news() -> None:
+    exchange = new_exchange()
+    exchange.wake()
+    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+        step = group.create_task(exchange.next())
+        await asyncio.wait([step], timeout=0)
+        exchange.wake()
+        exchange.wake()
+    assert step.result() is None
 
 
 async def test_an_exchange_ends_once_and_by_what_came_first() -> None:
-    ends: list[Exchange] = []
-    exchange = new_exchange(ends)
+    keeper = Kept()
+    exchange = new_exchange(keeper)
     assert not exchange.ended
     data = answer(exchange)
     answer(exchange, '"another"')
     exchange.fail(UpstreamTimeout("Late."))
     assert exchange.ended
-    assert ends == [exchange]
+    assert keeper.ended == [exchange]
     assert (await exchange.result()).data == data
 
 
@@ -134,37 +160,14 @@ async def test_one_step_of_progress_is_kept_however_large_it_is() -> None:
     exchange = new_exchange()
     exchange.take_progress(b"small")
     exchange.take_progress(b"x" * (PROGRESS_LIMIT_BYTES + 1))
-    assert await exchange.next() == b"x" * (PROGRESS_LIMIT_BYTES + 1)
-    assert await exchange.next(0.001) is None
-
-
-async def test_an_exchange_expires_when_nothing_comes_in_time() -> None:
-    exchange, expired = new_exchange(), asyncio.Event()
-    exchange.set_deadline(0.001, lambda late: expired.set() if late is exchange else None)
-    async with asyncio.timeout(5):
-        await expired.wait()
-
-
-async def test_a_step_of_progress_starts_the_deadline_anew() -> None:
-    exchange, expired = new_exchange(), asyncio.Event()
-    loop = asyncio.get_running_loop()
-    started_at = loop.time()
-    exchange.set_deadline(0.2, lambda _: expired.set())
-    stepped_at = started_at
-    while stepped_at < started_at + 0.1:
-        assert await exchange.next(0.02) is None
-        stepped_at = loop.time()
-    exchange.take_progress(b"1")
-    async with asyncio.timeout(5):
-        await expired.wait()
-    assert loop.time() - stepped_at >= 0.19
-
-
-async def test_an_exchange_that_ended_does_not_expire() -> None:
-    expired: list[Exchange] = []
-    exchange = new_exchange()
-    exchange.set_deadline(0.001, expired.append)
     answer(exchange)
-    exchange.take_progress(b"too late")
-    assert await new_exchange().next(0.05) is None
-    assert expired == []
+    assert await exchange.next() == b"x" * (PROGRESS_LIMIT_BYTES + 1)
+    assert isinstance(await exchange.next(), Answered)
+
+
+async def test_each_step_of_progress_is_told() -> None:
+    keeper = Kept()
+    exchange = new_exchange(keeper)
+    exchange.take_progress(b"1")
+    exchange.take_progress(b"2")
+    assert keeper.progressed == [exchange, exchange]

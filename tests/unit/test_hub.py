@@ -28,7 +28,8 @@ def updated(uri: str) -> Notification:
 async def heard(listener: Listener) -> list[bytes]:
     """All that waits for the listener."""
     messages = []
-    while (data := await listener.next(0)) is not None:
+    asyncio.get_running_loop().call_soon(lambda: asyncio.get_running_loop().call_soon(listener.wake))
+    while (data := await listener.next()) is not None:
         messages.append(data)
     return messages
 
@@ -142,9 +143,9 @@ async def test_closing_ends_every_stream_after_what_waits() -> None:
     it.publish(notification("tools/list_changed"))
     it.close()
     async with asyncio.timeout(5):
-        assert await ann.next(60) is not None
-        assert await ann.next(60) is None
-        assert await other.next(60) is not None
+        assert await ann.next() is not None
+        assert await ann.next() is None
+        assert await other.next() is not None
     assert ann.closed
     assert other.closed
 
@@ -178,7 +179,7 @@ def test_what_is_watched_is_bounded_for_each_and_for_all(monkeypatch: pytest.Mon
 
 async def test_a_listener_that_waits_hears_at_once() -> None:
     listener = Listener(lambda _: True)
-    waiting = asyncio.ensure_future(listener.next(60))
+    waiting = asyncio.ensure_future(listener.next())
     await asyncio.sleep(0)
     listener.put(notification("tools/list_changed"))
     async with asyncio.timeout(5):

@@ -15,6 +15,7 @@ from vestige_bridge.errors import (
     MethodNotFound,
     UnsupportedProtocolVersion,
 )
+from vestige_bridge.headers import Headers
 from vestige_bridge.jsonrpc import Notification, Request, parse_message
 from vestige_bridge.modern import (
     LEGACY_VERSIONS,
@@ -89,21 +90,21 @@ def test_an_unknown_version_of_a_notification_is_refused_without_an_id() -> None
 def test_an_unknown_version_in_header_and_envelope_is_unsupported() -> None:
     envelope = ENVELOPE | {f"{PREFIX}protocolVersion": "v999"}
     with pytest.raises(UnsupportedProtocolVersion):
-        require_valid(modern(_meta=envelope), mirrored("tools/list", version="v999"))
+        require_valid(modern(_meta=envelope), Headers(mirrored("tools/list", version="v999")))
 
 
 @pytest.mark.parametrize("missing", ["protocolVersion", "clientCapabilities"])
 def test_a_request_has_to_describe_itself(missing: str) -> None:
     envelope = {key: value for key, value in ENVELOPE.items() if key != f"{PREFIX}{missing}"}
     with pytest.raises(InvalidParams) as refusal:
-        require_valid(modern(_meta=envelope), mirrored("tools/list"))
+        require_valid(modern(_meta=envelope), Headers(mirrored("tools/list")))
     assert missing in refusal.value.message
     assert refusal.value.request_id == "1"
 
 
 def test_a_client_need_not_name_itself() -> None:
     envelope = {key: value for key, value in ENVELOPE.items() if key != f"{PREFIX}clientInfo"}
-    require_valid(modern(_meta=envelope), mirrored("tools/list"))
+    require_valid(modern(_meta=envelope), Headers(mirrored("tools/list")))
 
 
 @pytest.mark.parametrize(
@@ -122,29 +123,29 @@ def test_a_client_need_not_name_itself() -> None:
 )
 def test_headers_that_do_not_say_what_the_body_says_are_refused(headers: list[tuple[bytes, bytes]]) -> None:
     with pytest.raises(HeaderMismatch):
-        require_valid(modern("tools/call", name="echo"), headers)
+        require_valid(modern("tools/call", name="echo"), Headers(headers))
 
 
 @pytest.mark.parametrize("name", ["echo", " echo\t", "=?base64?" + base64.b64encode(b"echo").decode() + "?="])
 def test_a_name_is_the_same_padded_or_encoded(name: str) -> None:
-    require_valid(modern("tools/call", name="echo"), mirrored("tools/call", name))
+    require_valid(modern("tools/call", name="echo"), Headers(mirrored("tools/call", name)))
 
 
 def test_a_name_outside_of_ascii_comes_encoded() -> None:
     encoded = "=?base64?" + base64.b64encode("café".encode()).decode() + "?="
-    require_valid(modern("resources/read", uri="café"), mirrored("resources/read", encoded))
+    require_valid(modern("resources/read", uri="café"), Headers(mirrored("resources/read", encoded)))
 
 
 @pytest.mark.parametrize("method", ["initialize", "ping", "logging/setLevel", "resources/subscribe"])
 def test_methods_of_the_legacy_era_are_not_found(method: str) -> None:
     with pytest.raises(MethodNotFound):
-        require_valid(modern(method), mirrored(method))
+        require_valid(modern(method), Headers(mirrored(method)))
 
 
 @pytest.mark.parametrize("answer", ["inputResponses", "requestState"])
 def test_an_answer_to_a_question_that_nobody_asked_is_refused(answer: str) -> None:
     with pytest.raises(InvalidParams):
-        require_valid(modern("tools/call", name="echo", **{answer: {}}), mirrored("tools/call", "echo"))
+        require_valid(modern("tools/call", name="echo", **{answer: {}}), Headers(mirrored("tools/call", "echo")))
 
 
 def test_upstream_gets_the_request_without_what_describes_it() -> None:

@@ -8,9 +8,10 @@ import pytest
 from starlette.types import Message
 
 from unit.test_exchange import answer, new_exchange
+from vestige_bridge.deadlines import Deadlines
 from vestige_bridge.errors import BridgeError, Cancelled, UpstreamDisconnected, UpstreamTimeout
 from vestige_bridge.headers import Accepted
-from vestige_bridge.relay import Relay
+from vestige_bridge.relay import Relay, Waiter
 from vestige_bridge.sse import HEARTBEAT, EventDecoder
 
 JSON = Accepted(json=True, event_stream=False)
@@ -25,13 +26,14 @@ class Client:
         self.sent: list[Message] = []
         self.left = False
         self.wrote = asyncio.Event()
-        self.relay = Relay(self._send, accepted, heartbeat_seconds, self._has_left)
+        heartbeats: Deadlines[Waiter] = Deadlines(heartbeat_seconds, lambda waiter: waiter.wake())
+        self.relay = Relay(self._send, accepted, heartbeats, self._has_left)
 
     async def _send(self, message: Message) -> None:
         self.sent.append(message)
         self.wrote.set()
 
-    async def _has_left(self) -> bool:
+    def _has_left(self) -> bool:
         return self.left
 
     @property
@@ -172,7 +174,7 @@ async def test_a_batch_is_answered_in_the_order_of_its_members(accepted: Accepte
     client, first, second = Client(accepted), new_exchange(), new_exchange()
     async with asyncio.timeout(5), asyncio.TaskGroup() as group:
         group.create_task(client.relay.batch([first, b'{"refused":1}', second]))
-        await asyncio.wait([group.create_task(second.next(0.01))])
+        await asyncio.sleep(0)
         answer(second, "2")
         error: BridgeError = UpstreamTimeout("Late.")
         first.fail(error)

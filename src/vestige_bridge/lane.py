@@ -1,0 +1,252 @@
+"""One HTTP/1.1 connection to the MCP endpoint, on which one request follows another (RFC 9112).
+
+The law of this room: a request is written at once, and its reply is taken apart as it arrives. Nothing here waits, so
+no task stands behind a request. A reply ends exactly once, and its end says what was wrong with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final, Protocol
+
+import httptools
+
+from vestige_bridge import sse
+from vestige_bridge.errors import BodyTooLarge, BridgeError, SessionLost, UpstreamDisconnected, UpstreamProtocolError
+from vestige_bridge.headers import CONTENT_LENGTH, CONTENT_TYPE, JSON, SESSION_ID, TRANSFER_ENCODING, media_type
+
+MAX_HEAD_BYTES: Final = 65_536
+"""How long the head of a reply may be."""
+
+_REFUSED_UNREAD: Final = frozenset({401, 403, 405, 406, 415})
+_NO_SESSION: Final = b"No valid session ID"
+
+
+class Receiver(Protocol):
+    """Whom a reply is for."""
+
+    def begin(self, *, streamed: bool, session_id: str | None) -> None:
+        """The head of the reply has come.
+
+        Parameters:
+            streamed: whether its messages come as an event stream.
+            session_id: the session that it opens (MCP 2025-11-25, basic/transports, session management).
+        """
+
+    def take(self, data: bytes) -> None:
+        """A JSON-RPC message has come, its bytes as upstream wrote them.
+
+        Errors:
+            BridgeError: it is none; the reply ends by that error.
+        """
+
+    def end(self, failure: BridgeError | None) -> None:
+        """Nothing more will come.
+
+        Parameters:
+            failure: what its HTTP status means, or what cut it short; ``None`` for a good and whole reply.
+        """
+
+
+class Lane(asyncio.Protocol):
+    """A connection that carries one request at a time.
+
+    Parameters:
+        transport: the connection, which this takes over.
+        max_answer_bytes: the largest message that is taken.
+        on_idle: called when the connection is free for another request.
+        on_closed: called when it is lost.
+
+    Attributes:
+        receiver: whom the reply under way is for; ``None`` while there is none.
+        idle_since: since when it is free, in seconds of a monotonic clock.
+    """
+
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        max_answer_bytes: int,
+        *,
+        on_idle: Callable[[Lane], None],
+        on_closed: Callable[[Lane], None],
+    ) -> None:
+        self.receiver: Receiver | None = None
+        self.idle_since = 0.0
+        self._transport = transport
+        self._max_answer_bytes = max_answer_bytes
+        self._on_idle = on_idle
+        self._on_closed = on_closed
+        self._has_session = False
+        self._parser = httptools.HttpResponseParser(self)
+        self._session_id: str | None = None
+        self._decoder: sse.EventDecoder | None = None
+        self._refusal: UpstreamProtocolError | None = None
+        self._body: list[bytes] = []
+        self._forget_reply()
+        transport.set_protocol(self)
+
+    @property
+    def closed(self) -> bool:
+        """Whether no request can be sent any more."""
+        return self._transport.is_closing()
+
+    @property
+    def streaming(self) -> bool:
+        """Whether the reply under way is an event stream."""
+        return self._decoder is not None
+
+    def send(self, message: bytes, receiver: Receiver, *, has_session: bool) -> None:
+        """Writes a request.
+
+        Parameters:
+            message: its head and its body.
+            receiver: whom the reply is for.
+            has_session: whether it names a session, which upstream may have forgotten.
+        """
+        self.receiver = receiver
+        self._has_session = has_session
+        self._transport.write(message)
+
+    def cut(self, failure: BridgeError) -> None:
+        """Ends the reply under way by an error, and the connection with it."""
+        self._transport.abort()
+        receiver, self.receiver = self.receiver, None
+        if receiver is not None:
+            receiver.end(failure)
+
+    def close(self) -> None:
+        """Closes the connection; a reply that is under way ends by that."""
+        self._transport.close()
+
+    def data_received(self, data: bytes) -> None:
+        """Takes the next bytes of the reply."""
+        if self.receiver is None:
+            return self._transport.abort()
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            cause = error.__context__
+            if cause is not None and not isinstance(cause, BridgeError):
+                raise cause from None
+            return self.cut(cause or _not_http(f"{type(error).__name__}: {error}"))
+        if self._status == 0:
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self.cut(_not_http(f"a head of over {MAX_HEAD_BYTES} bytes"))
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Ends the reply under way: whole, if nothing but the end of the connection could end it."""
+        self._on_closed(self)
+        if self._status and self._until_close and error is None and self.receiver is not None:
+            try:
+                return self.on_message_complete()
+            except BridgeError as failure:
+                return self.cut(failure)
+        self.cut(UpstreamDisconnected("The MCP endpoint hung up.", detail=str(error or "before its reply was whole")))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Keeps what is read of a header (called by the parser)."""
+        name = name.lower()
+        if name == CONTENT_TYPE:
+            self._content_type = media_type(value)
+        elif name == SESSION_ID:
+            self._session_id = value.decode("latin-1")
+        elif name in (CONTENT_LENGTH, TRANSFER_ENCODING):
+            self._until_close = False
+
+    def on_headers_complete(self) -> None:
+        """Decides by status and content type what the reply is (called by the parser).
+
+        Errors:
+            SessionLost, BodyTooLarge, UpstreamProtocolError: there is nothing to read.
+        """
+        status = self._parser.get_status_code()
+        if status < 200:
+            # An interim reply (RFC 9110, section 15.2): the one that counts is still to come.
+            return self._forget_reply()
+        self._status = status
+        streamed = self._content_type == sse.CONTENT_TYPE
+        if status not in (202, 204) and not (status == 200 and (streamed or self._content_type == JSON)):
+            self._refusal = self._refused()
+        if streamed:
+            self._decoder = sse.EventDecoder(self._max_answer_bytes)
+        if self.receiver is not None:
+            self.receiver.begin(streamed=streamed, session_id=self._session_id)
+
+    def on_body(self, chunk: bytes) -> None:
+        """Hands out the messages that the chunk completes (called by the parser).
+
+        Errors:
+            BridgeError: what came is no message, or one over the limit.
+        """
+        receiver = self.receiver
+        if receiver is None:
+            return
+        if self._decoder is None:
+            self._body.append(chunk)
+            self._body_bytes += len(chunk)
+            if self._body_bytes > self._max_answer_bytes:
+                raise self._too_large()
+            return
+        try:
+            for event in self._decoder.feed(chunk):
+                if event.type == "message":
+                    receiver.take(event.data)
+        except sse.EventTooLarge:
+            raise self._too_large() from None
+
+    def on_message_complete(self) -> None:
+        """Ends the reply, and frees the connection for another (called by the parser).
+
+        Errors:
+            BridgeError: the whole body is no message.
+        """
+        receiver, refusal = self.receiver, self._refusal
+        if self._status == 0 or receiver is None:
+            return
+        if self._body:
+            body = b"".join(self._body)
+            self._body.clear()
+            if refusal is not None and _NO_SESSION in body:
+                raise SessionLost("The MCP endpoint does not know the session any more.", detail="HTTP 400")
+            receiver.take(body)
+        self.receiver = None
+        self._forget_reply()
+        if self._parser.should_keep_alive():
+            self._on_idle(self)
+        else:
+            self._transport.close()
+        receiver.end(refusal)
+
+    def _forget_reply(self) -> None:
+        self._status = 0
+        self._head_bytes = 0
+        self._content_type = ""
+        self._session_id = None
+        self._until_close = True
+        self._decoder = None
+        self._body_bytes = 0
+        self._refusal = None
+
+    def _refused(self) -> UpstreamProtocolError:
+        """What a reply with another status means, unless its JSON turns out to answer the request."""
+        if self._status == 413:
+            raise BodyTooLarge("The MCP endpoint refused the body as too large.", data={"layer": "mcp_endpoint"})
+        if self._has_session and self._status == 404:
+            raise SessionLost("The MCP endpoint does not know the session any more.", detail="HTTP 404")
+        refusal = UpstreamProtocolError(
+            "The MCP endpoint answered something that is not MCP.",
+            detail=f"HTTP {self._status}, {self._content_type}",
+            sent=self._status not in _REFUSED_UNREAD,
+        )
+        if self._content_type != JSON:
+            raise refusal
+        return refusal
+
+    def _too_large(self) -> UpstreamProtocolError:
+        return UpstreamProtocolError(f"The answer is over the limit of {self._max_answer_bytes} bytes.")
+
+
+def _not_http(detail: str) -> UpstreamProtocolError:
+    return UpstreamProtocolError("The MCP endpoint does not speak HTTP as it should.", detail=detail)
