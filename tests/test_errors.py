@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import gzip
 import io
 import json
+import tracemalloc
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -300,3 +303,32 @@ async def test_a_tools_own_failure_is_its_answer_and_no_error_of_ours(
     upstream.on("tools/call", fail)
     answer = await scripted.call("write")
     assert (answer.status, answer.json["result"]["isError"]) == (200, True)
+
+
+@pytest.mark.parametrize("content_type", ["application/json", "text/event-stream"])
+async def test_answers_over_the_limit_do_not_add_up(upstream: ScriptedUpstream, content_type: str) -> None:
+    limit = 2**20
+
+    async def flood(received: Received) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": content_type})
+        await response.prepare(received.http)
+        with suppress(ConnectionError):
+            await response.write(b"data: ")
+            for _ in range(2 * limit // 2**14):
+                await response.write(b"x" * 2**14)
+        return response
+
+    upstream.on("tools/call", flood)
+    async with bridge(upstream.url, MAX_ANSWER_BYTES=str(limit)) as served:
+        await served.call("write")
+        gc.collect()
+        gc.disable()
+        tracemalloc.start()
+        try:
+            for _ in range(10):
+                assert (await served.call("write")).error["code"] == -32011
+            held_bytes, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+            gc.enable()
+    assert held_bytes < 5 * limit

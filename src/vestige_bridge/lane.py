@@ -111,6 +111,8 @@ class Lane(asyncio.Protocol):
     def cut(self, failure: BridgeError) -> None:
         """Ends the reply under way by an error, and the connection with it."""
         self._transport.abort()
+        # What is left of the connection lives until the garbage is collected: let that be little.
+        self._body.clear()
         receiver, self.receiver = self.receiver, None
         if receiver is not None:
             receiver.end(failure)
