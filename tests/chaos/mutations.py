@@ -247,7 +247,7 @@ def http_requests(random: Random, token: str) -> Iterator[bytes]:
                 mutated(random, whole),
                 mutated(random, whole[: -len(body)]) + body,
                 whole * random.randint(2, 20),
-                whole[: random.randrange(len(whole))],
+                whole[: random.randint(1, len(whole))],
                 start + chunked + b"Content-Length: 5\r\n\r\n0\r\n\r\n" + inner,
                 start + b"Content-Length: 0\r\nContent-Length: %d\r\n\r\n" % len(inner) + inner,
                 start + b"Content-Length: 0\r\nTransfer-Encoding: xchunked\r\n\r\n" + inner,
@@ -319,7 +319,7 @@ async def _throw(it: Stack, attack: bytes, statuses: Counter[str], gate: asyncio
         reader, writer = await asyncio.open_connection("127.0.0.1", it.bridge.port)
         answer = b""
         with suppress(OSError, TimeoutError):
-            cut = it.random.randrange(len(attack))
+            cut = it.random.randint(0, len(attack))
             for piece in (attack[:cut], attack[cut:]):
                 writer.write(piece)
                 await writer.drain()

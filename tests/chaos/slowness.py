@@ -48,8 +48,16 @@ async def _header_without_end(writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(0.1)
 
 
-async def _gigabyte(writer: asyncio.StreamWriter) -> None:
-    writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: ")
+async def _gigabyte_event(writer: asyncio.StreamWriter) -> None:
+    await _gigabyte(writer, b"text/event-stream\r\n\r\ndata: ")
+
+
+async def _gigabyte_json(writer: asyncio.StreamWriter) -> None:
+    await _gigabyte(writer, b'application/json\r\n\r\n{"jsonrpc":"2.0","id":"')
+
+
+async def _gigabyte(writer: asyncio.StreamWriter, start: bytes) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: " + start)
     for _ in range(2**30 // 2**16):
         writer.write(b"x" * 2**16)
         await writer.drain()
@@ -59,7 +67,8 @@ async def _gigabyte(writer: asyncio.StreamWriter) -> None:
 UPSTREAM_FAULTS: dict[str, Callable[[asyncio.StreamWriter], Awaitable[None]]] = {
     "a byte a second": _trickle,
     "a header without end": _header_without_end,
-    "1 GB": _gigabyte,
+    "1 GB in an event": _gigabyte_event,
+    "1 GB of JSON": _gigabyte_json,
 }
 
 
