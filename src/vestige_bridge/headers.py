@@ -33,6 +33,9 @@ TRANSFER_ENCODING: Final = b"transfer-encoding"
 
 JSON: Final = "application/json"
 
+_LONGEST_ACCEPT_BYTES: Final = 4_096
+"""What stands behind that in an ``Accept`` is not read: everybody would wait while it is."""
+
 _LONGEST_KEPT_BYTES: Final = 256
 """Longer values are no client's habit and are not worth remembering."""
 
@@ -88,7 +91,7 @@ class Headers(dict[bytes, bytes]):
 def accepted(headers: Headers) -> Accepted:
     """What the client takes: an event stream only if it names it, JSON unless an event stream is all it names."""
     value = headers.joined(ACCEPT)
-    return _accepted_often(value) if len(value) <= _LONGEST_KEPT_BYTES else _accepted(value)
+    return _accepted_often(value) if len(value) <= _LONGEST_KEPT_BYTES else _accepted(value[:_LONGEST_ACCEPT_BYTES])
 
 
 def _accepted(value: bytes) -> Accepted:

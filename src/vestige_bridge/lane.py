@@ -17,7 +17,7 @@ from vestige_bridge.errors import BodyTooLarge, BridgeError, SessionLost, Upstre
 from vestige_bridge.headers import CONTENT_LENGTH, CONTENT_TYPE, JSON, SESSION_ID, TRANSFER_ENCODING, media_type
 
 MAX_HEAD_BYTES: Final = 65_536
-"""How long the head of a reply may be."""
+"""How many bytes may come without becoming the head of a reply or a part of its body."""
 
 _REFUSED_UNREAD: Final = frozenset({401, 403, 405, 406, 415})
 _NO_SESSION: Final = b"No valid session ID"
@@ -125,6 +125,7 @@ class Lane(asyncio.Protocol):
         """Takes the next bytes of the reply."""
         if self.receiver is None:
             return self._transport.abort()
+        self._pending_bytes += len(data)
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
@@ -132,10 +133,8 @@ class Lane(asyncio.Protocol):
             if cause is not None and not isinstance(cause, BridgeError):
                 raise cause from None
             return self.cut(cause or _not_http(f"{type(error).__name__}: {error}"))
-        if self._status == 0:
-            self._head_bytes += len(data)
-            if self._head_bytes > MAX_HEAD_BYTES:
-                self.cut(_not_http(f"a head of over {MAX_HEAD_BYTES} bytes"))
+        if self._pending_bytes > MAX_HEAD_BYTES:
+            self.cut(_not_http(f"a head or trailers of over {MAX_HEAD_BYTES} bytes"))
 
     def connection_lost(self, error: Exception | None) -> None:
         """Ends the reply under way: whole, if nothing but the end of the connection could end it."""
@@ -146,6 +145,11 @@ class Lane(asyncio.Protocol):
             except BridgeError as failure:
                 return self.cut(failure)
         self.cut(UpstreamDisconnected("The MCP endpoint hung up.", detail=str(error or "before its reply was whole")))
+
+    def on_message_begin(self) -> None:
+        """Ends a connection on which upstream speaks unasked (called by the parser)."""
+        if self.receiver is None:
+            self._transport.abort()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Keeps what is read of a header (called by the parser)."""
@@ -163,6 +167,7 @@ class Lane(asyncio.Protocol):
         Errors:
             SessionLost, BodyTooLarge, UpstreamProtocolError: there is nothing to read.
         """
+        self._pending_bytes = 0
         status = self._parser.get_status_code()
         if status < 200:
             # An interim reply (RFC 9110, section 15.2): the one that counts is still to come.
@@ -182,6 +187,7 @@ class Lane(asyncio.Protocol):
         Errors:
             BridgeError: what came is no message, or one over the limit.
         """
+        self._pending_bytes = 0
         receiver = self.receiver
         if receiver is None:
             return
@@ -223,7 +229,7 @@ class Lane(asyncio.Protocol):
 
     def _forget_reply(self) -> None:
         self._status = 0
-        self._head_bytes = 0
+        self._pending_bytes = 0
         self._content_type = ""
         self._session_id = None
         self._until_close = True

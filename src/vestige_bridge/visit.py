@@ -104,7 +104,9 @@ class Visit:
     @property
     def principal(self) -> str:
         """Whose token the request carries."""
-        return self.record.principal or ""
+        if self.record.principal is None:
+            raise RuntimeError("the request did not come through the door")
+        return self.record.principal
 
     @property
     def protocol_version(self) -> str | None:

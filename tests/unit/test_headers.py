@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import re
 
 import pytest
 from hypothesis import given
@@ -237,3 +238,36 @@ def test_cors_headers_name_the_one_origin_and_vary_by_it() -> None:
     assert {b"mcp-session-id", b"mcp-protocol-version"} <= set(
         cors[b"access-control-expose-headers"].lower().split(b", ")
     )
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(
+                [b"x-agent-id", b"traceparent", b"x-request-id", b"x-vestige-principal", b"mcp-session-id"]
+            ),
+            st.lists(
+                st.sampled_from([b"\r", b"\n", b"\r\n", b"\x00", b"\x0b", b"\x85", b"\xff", b": ", b" ", b"a"])
+            ).map(b"".join),
+        )
+    )
+)
+def test_no_header_of_a_client_becomes_more_than_its_line(raw: list[tuple[bytes, bytes]]) -> None:
+    lines = headers.upstream_lines(Headers(raw), "ann", "id-1")
+    assert re.fullmatch(
+        r"x-vestige-principal: ann\r\nx-request-id: id-1\r\n(x-agent-id: [!-~ ]+\r\n)?(traceparent: [!-~ ]+\r\n)?",
+        lines,
+    )
+    chosen = headers.request_id(Headers(raw))
+    assert chosen is None or re.fullmatch(r"[!-~]+", chosen)
+
+
+@pytest.mark.parametrize("value", ["a\r\nX: y", "a\n", "\r"])
+def test_a_header_that_would_be_more_than_a_line_is_refused(value: str) -> None:
+    with pytest.raises(ValueError, match="more than a line"):
+        headers.header_lines({"mcp-session-id": value})
+
+
+def test_an_accept_without_an_end_is_read_up_to_a_point() -> None:
+    assert headers.accepted(Headers([(b"accept", b"text/event-stream" + b"," * 100_000)])) == STREAM_ONLY
+    assert headers.accepted(Headers([(b"accept", b"," * 100_000 + b"text/event-stream")])) == JSON_ONLY
