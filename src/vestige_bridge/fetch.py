@@ -29,7 +29,7 @@ MAX_ANSWER_BYTES: Final = 2**30
 _JSON: Final = "application/json"
 
 Members = Mapping[str, Any]
-Kind = Literal["unresolved", "refused", "late", "http", "https", "certificate", "cut", "other"]
+Kind = Literal["unresolved", "refused", "late", "http", "https", "certificate", "refused_tls", "cut", "other"]
 
 
 class ClientError(Exception):
@@ -188,7 +188,15 @@ def _connected(url: str, timeout_seconds: float) -> http.client.HTTPConnection:
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
     connection = kind(parts.hostname or "", parts.port, timeout=timeout_seconds)
     with _translated(url, f"no connection within {timeout_seconds:g} s"):
-        connection.connect()
+        try:
+            connection.connect()
+        except ssl.SSLCertVerificationError:
+            raise
+        except ssl.SSLError as error:
+            # Only who speaks TLS sends an alert (RFC 8446, section 6).
+            if "ALERT" not in (error.reason or ""):
+                raise NoAnswer("it does not speak TLS", "http") from error
+            raise
     return connection
 
 
@@ -240,7 +248,7 @@ def _translated(url: str, when_late: str) -> Iterator[None]:
     except ssl.SSLCertVerificationError as error:
         raise NoAnswer(f"its certificate is not valid: {error.verify_message}", "certificate") from error
     except ssl.SSLError as error:
-        raise NoAnswer("it does not speak TLS", "http") from error
+        raise NoAnswer("it speaks TLS, and refuses this client", "refused_tls") from error
     except (OSError, http.client.HTTPException) as error:
         if url.startswith("http:") and _speaks_tls(url):
             raise NoAnswer("it speaks TLS", "https") from error

@@ -215,6 +215,8 @@ def _scheme_remedy(error: NoAnswer, where: str) -> str:
     """What to do about TLS, where the address stands; nothing when TLS is not at fault."""
     if error.kind == "certificate":
         return "Let SSL_CERT_FILE name a file with the certificate of its issuer."
+    if error.kind == "refused_tls":
+        return "Look at the log of what speaks TLS there."
     return f"Write {error.kind}:// in {where}." if error.kind in ("http", "https") else ""
 
 

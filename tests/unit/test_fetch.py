@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
+import trustme
 
 from setups import tls_context
 from vestige_bridge.fetch import NoAnswer, connect, fetch
@@ -16,22 +19,24 @@ TIMEOUT_SECONDS = 2.0
 @contextmanager
 def answering_each(answer: Callable[[socket.socket], None]) -> Iterator[str]:
     """A server that does one thing with each connection; its authority."""
+    over = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def serve() -> None:
             while True:
-                try:
-                    connection, _ = listener.accept()
-                except OSError:  # the test is over
-                    return
+                connection, _ = listener.accept()
                 with connection:
+                    if over.is_set():
+                        return
                     answer(connection)
 
-        server = threading.Thread(target=serve)
+        server = threading.Thread(target=serve, daemon=True)
         server.start()
         yield f"127.0.0.1:{listener.getsockname()[1]}"
-        listener.shutdown(socket.SHUT_RDWR)
-        server.join()
+        over.set()
+        socket.create_connection(listener.getsockname()).close()
+        server.join(10)
+        assert not server.is_alive()
 
 
 def kind_of(url: str) -> str:
@@ -79,6 +84,25 @@ def test_what_is_no_answer_in_http_is_named(answer: bytes, kind: str) -> None:
 def test_a_server_that_hangs_up_on_tls_does_not_speak_it() -> None:
     with answering_each(socket.socket.close) as authority:
         assert kind_of(f"https://{authority}") in ("http", "cut")
+
+
+def test_a_server_that_wants_a_certificate_of_the_client_is_not_taken_for_one_without_tls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    issuer = trustme.CA()
+    issuer.cert_pem.write_to_path(tmp_path / "issuer.pem")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "issuer.pem"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    issuer.issue_cert("127.0.0.1").configure_cert(context)
+    issuer.configure_trust(context)
+    context.verify_mode = ssl.CERT_REQUIRED
+
+    def serve(connection: socket.socket) -> None:
+        with suppress(OSError), context.wrap_socket(connection, server_side=True) as tls:
+            tls.recv(65536)
+
+    with answering_each(serve) as authority:
+        assert kind_of(f"https://{authority}") in ("refused_tls", "cut")
 
 
 @pytest.mark.parametrize("host", ["vestige.invalid", "a" * 64])
