@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,27 @@ async def test_the_session_left_over_is_ended_before_another_is_opened(
         assert json.loads((tmp_path / "session.json").read_text())["session_id"] == "session-2"
     assert open_then == [set()]
     assert not upstream.sessions
+
+
+async def test_a_bridge_that_is_killed_in_its_handshake_leaves_no_session_either(
+    upstream: ScriptedUpstream, tmp_path: Path
+) -> None:
+    async def load_models(received: Received) -> web.StreamResponse:
+        upstream.sessions.add("loading")
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Mcp-Session-Id": "loading"})
+        await response.prepare(received.http)
+        await asyncio.sleep(60)
+        return response
+
+    upstream.on("initialize", load_models)
+    process = BridgeProcess(environment(upstream.url, STATE_DIR=str(tmp_path)))
+    async with process.serving():
+        await until((tmp_path / "session.json").exists)
+        process.kill()
+    upstream.on("initialize", upstream.answer)
+    async with bridge(upstream.url, STATE_DIR=str(tmp_path)) as served:
+        await until(served.ready)
+        assert upstream.sessions == {"session-1"}
 
 
 async def test_a_renewed_session_is_the_one_that_is_kept(upstream: ScriptedUpstream, tmp_path: Path) -> None:

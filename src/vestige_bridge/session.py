@@ -297,6 +297,10 @@ class Session:
                 return self._send(exchange, self.held)
         exchange.fail(error)
 
+    def session_opened(self, session_id: str) -> None:
+        """Writes the session down before its handshake is over, which may take minutes while models are loaded."""
+        self._file.keep(HeldSession(session_id))
+
     def server_died(self, held: HeldSession) -> None:
         """Gives up a session that nobody serves any more."""
         self._lose(held)

@@ -11,7 +11,6 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -91,7 +90,8 @@ class SessionFile:
             if content["mcp_url"] != self._mcp_url:
                 log.info("The session left over in %s belongs to another MCP endpoint", self._path)
                 return None
-            return HeldSession(_text(content, "session_id"), _text(content, "protocol_version"))
+            version = content["protocol_version"]
+            return HeldSession(_header(content["session_id"]), None if version is None else _header(version))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
@@ -99,8 +99,7 @@ class SessionFile:
             return None
 
 
-def _text(content: Mapping[str, object], name: str) -> str:
-    value = content[name]
+def _header(value: object) -> str:
     if not isinstance(value, str) or not _header_value(value):
-        raise ValueError(f"{name} is none")
+        raise ValueError("it holds something that cannot be sent")
     return value

@@ -47,6 +47,9 @@ class Observer(Protocol):
     def attempt_failed(self, exchange: Exchange, held: HeldSession, error: BridgeError) -> None:
         """An attempt has ended, and the exchange has neither its answer nor another end."""
 
+    def session_opened(self, session_id: str) -> None:
+        """The head of a reply names a new session; its answer may take long."""
+
     def server_died(self, held: HeldSession) -> None:
         """The process behind a session has ended."""
 
@@ -190,6 +193,10 @@ class Wire:
         elif routed.notification is not None:
             self._observer.notified(routed.notification)
 
+    def session_opened(self, session_id: str) -> None:
+        """Tells of a session as soon as it is there."""
+        self._observer.session_opened(session_id)
+
     def attempt_over(self, attempt: _Attempt, failure: BridgeError | None) -> None:
         """Takes note that the reply to an attempt has ended."""
         exchange = attempt.exchange
@@ -236,6 +243,8 @@ class _Attempt:
     def begin(self, *, streamed: bool, session_id: str | None) -> None:
         self.exchange.streamed = streamed
         self.exchange.opened_session_id = session_id
+        if session_id is not None and self.held.session_id is None:
+            self._wire.session_opened(session_id)
 
     def take(self, data: bytes) -> None:
         self._wire.deliver(data, self.held)

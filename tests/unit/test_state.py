@@ -24,6 +24,11 @@ def test_the_next_start_finds_the_session_that_was_kept(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [FILE]
 
 
+def test_a_session_is_found_though_its_handshake_was_not_over(tmp_path: Path) -> None:
+    SessionFile(tmp_path, URL).keep(HeldSession("the-session"))
+    assert SessionFile(tmp_path, URL).left_over == HeldSession("the-session")
+
+
 def test_after_a_clean_end_there_is_nothing_to_find(tmp_path: Path) -> None:
     file = SessionFile(tmp_path, URL)
     file.keep(HELD)
