@@ -62,6 +62,10 @@ lint: .venv/dev.stamp .venv/lint.stamp .venv/test.stamp ## Check style, types an
 	$(bin)/lint-imports --no-logo
 	$(bin)/mypy
 
+.PHONY: audit
+audit: .venv/dev.stamp .venv/audit.stamp ## Ask for known vulnerabilities in what the images install; no answer is a failure.
+	@dev/audit
+
 ##@ Measure
 
 # PEERS=all puts ToolHive beside the others: Go builds it, and it runs where there is no network but loopback, as all do then.
@@ -84,6 +88,10 @@ bench-full: bench-tools ## Measure the bridge and the floor with every size, for
 bench-smoke: bench-tools ## See that the benchmarks work, and that a request costs no more instructions than it did.
 	@$(bench) smoke
 
+.PHONY: bench-streams
+bench-streams: bench-tools ## Measure what idle and slow streams and large answers cost the bridge and the others.
+	@$(bench) streams
+
 .PHONY: bench-memory
 bench-memory: bench-tools docker/gateway/node_modules .venv-mcp-2/stamp ## Let agents write memories at once on real servers, and restart these.
 	@$(bench) memory
@@ -92,9 +100,13 @@ bench-memory: bench-tools docker/gateway/node_modules .venv-mcp-2/stamp ## Let a
 bench-instructions: bench-tools ## Count a request's instructions; WRITE=--write stores them as what it may cost.
 	@$(bench) instructions $(WRITE)
 
-.PHONY: audit
-audit: .venv/dev.stamp .venv/audit.stamp ## Ask for known vulnerabilities in what the images install; no answer is a failure.
-	@dev/audit
+.PHONY: bench-all
+bench-all: bench-tools docker/gateway/node_modules .venv-mcp-2/stamp ## Measure everything but the whole matrix, in about twenty minutes.
+	@$(bench) all
+
+.PHONY: bench-publish
+bench-publish: .venv-bench/stamp ## Write what the last runs have found, with the charts, into docs/performance.md.
+	@$(bench) publish
 
 ##@ OpenClaw
 

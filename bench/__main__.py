@@ -5,31 +5,32 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from bench import contenders, instructions, memory, progress, report, results, start, streams, throughput
+from bench import contenders, instructions, memory, progress, publish, report, results, start, streams, throughput
 from bench.processes import BUILD, Failed
 
-Measures = dict[str, Callable[[], dict[str, Any]]]
+Parts = dict[str, Callable[[], dict[str, Any]]]
 
 
-def _plan(name: str) -> Callable[[], dict[str, Any]]:
-    return lambda: throughput.measure(throughput.PLANS[name])
+def _throughput(plan: str) -> Parts:
+    return {"throughput": partial(throughput.measure, throughput.PLANS[plan])}
 
 
-RUNS: dict[str, Measures] = {
-    "smoke": {"throughput": _plan("smoke"), "start": start.measure, "instructions": instructions.measure},
-    "instructions": {"instructions": instructions.measure},
-    "quick": {"throughput": _plan("quick"), "start": start.measure},
-    "standard": {
-        "throughput": _plan("standard"),
-        "start": start.measure,
-        "streams": streams.measure,
-        "instructions": instructions.measure,
-    },
-    "memory": {"memory": memory.measure},
-    "streams": {"streams": streams.measure},
-    "full": {"throughput": _plan("full"), "start": start.measure},
+START: Parts = {"start": start.measure}
+STREAMS: Parts = {"streams": streams.measure}
+MEMORY: Parts = {"memory": memory.measure}
+INSTRUCTIONS: Parts = {"instructions": instructions.measure}
+RUNS: dict[str, Parts] = {
+    "quick": _throughput("quick") | START,
+    "standard": _throughput("standard") | START | STREAMS | INSTRUCTIONS,
+    "full": _throughput("full"),
+    "smoke": _throughput("smoke") | START | INSTRUCTIONS,
+    "streams": STREAMS,
+    "memory": MEMORY,
+    "instructions": INSTRUCTIONS,
+    "all": _throughput("standard") | START | STREAMS | MEMORY | INSTRUCTIONS,
 }
 
 
@@ -37,28 +38,35 @@ def main() -> int:
     """Measures what the run names, keeps it, and prints it with the targets.
 
     Returns:
-        The exit status: 1 when something did not work, or when a request costs more instructions than it did.
+        The exit status: 1 when something did not work, or when a request costs more instructions than it may.
     """
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
-    parser.add_argument("run", choices=[*RUNS, "report"], help="report prints what earlier runs have found")
+    parser.add_argument("run", choices=[*RUNS, "report", "publish"], help="the last two take what earlier runs found")
     parser.add_argument("--write", action="store_true", help="store the instructions per request as what they may be")
     options = parser.parse_args()
+    if options.run == "publish":
+        publish.publish()
+        return 0
+    parts = RUNS.get(options.run, {})
     try:
-        contenders.missing()
-        for part, measure in RUNS.get(options.run, {}).items():
+        for part, measure in parts.items():
+            contenders.complete()
             results.write(part, measure(), results.command_line())
     except Failed as error:
         progress.done()
         print(error, file=sys.stderr)
         return 1
     found = results.read()
-    print(report.everything(found, list(RUNS.get(options.run, found))))
+    print(report.everything(found, list(parts or found)))
     print(f"The results are in {BUILD.relative_to(BUILD.parent.parent)}/.")
-    if "instructions" not in RUNS.get(options.run, {}):
+    return _guard(found["instructions"], write=options.write) if "instructions" in parts else 0
+
+
+def _guard(found: dict[str, Any], *, write: bool) -> int:
+    if write:
+        instructions.store(found["ratios"])
         return 0
-    if options.write:
-        instructions.store(found["instructions"]["ratios"])
-    more = [] if options.write else instructions.too_many(found["instructions"])
+    more = instructions.too_many(found)
     print(*more, sep="\n", file=sys.stderr)
     return 1 if more else 0
 

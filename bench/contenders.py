@@ -173,7 +173,7 @@ def container_runtime(path: Path) -> Iterator[None]:
             server.shutdown()
 
 
-def missing() -> None:
+def complete() -> None:
     """Everything is installed that a run needs.
 
     Errors:

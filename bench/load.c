@@ -11,15 +11,17 @@
 
    The body's "id":1000000 is counted up with every request. An answer counts when it is 200 and has that id and a
    result; any other is an error, and the first one is shown. Prints one line of JSON: "answered" counts within the
-   seconds, "total" with the warm-up; latencies are microseconds, of what was asked after the warm-up. */
+   seconds, "total" with the warm-up and with what was under way at the end, which is waited for, so that nobody has to
+   work for a client that is gone; latencies are microseconds, of what was asked within the seconds. */
 
 #include "http.h"
 
 #define FIRST_ID 1000000
+#define LAST_SECONDS 60 /* that answers may take when the time is up */
 #define KEPT ((size_t)1024) /* of each answer's body, enough to find the id */
 
 struct connection {
-    int fd, id, status, chunked, writing;
+    int fd, id, status, chunked, writing, busy;
     size_t sent, left; /* left: bytes of the body or of the chunk */
     double began;
     struct buffer in;
@@ -62,13 +64,14 @@ static void send_rest(struct connection *it) {
 }
 
 static void begin(struct connection *it) {
-    if (wanted && started == wanted)
+    it->began = now();
+    it->busy = wanted ? started < wanted : it->began < until_time;
+    if (!it->busy)
         return;
     started++;
     it->id = FIRST_ID + next_id++ % 9000000;
     it->state = HEAD;
     it->sent = it->kept_length = 0;
-    it->began = now();
     send_rest(it);
 }
 
@@ -172,9 +175,11 @@ static void receive(struct connection *it) {
     it->in.length = 0;
     if (taken >= 0)
         return append(&it->in, data + at, length - at);
+    close(it->fd);
+    if (!it->busy)
+        return;
     if (!errors++)
         fprintf(stderr, "The connection of request %d ended: %s\n", it->id, got ? "not HTTP" : "closed");
-    close(it->fd);
     open_connection(it);
 }
 
@@ -245,11 +250,11 @@ int main(int count, char **arguments) {
     poller = epoll_create1(0);
     double start = now();
     from = start + warm_up;
-    until_time = from + seconds;
+    until_time = wanted ? start + LAST_SECONDS : from + seconds;
     struct connection *all = calloc((size_t)connections, sizeof *all);
     for (int i = 0; i < connections && !(wanted && started == wanted); i++)
         open_connection(&all[i]);
-    while (wanted ? total + errors < wanted : now() < until_time) {
+    while (total + errors < started && now() < until_time + LAST_SECONDS) {
         struct epoll_event ready[256];
         int events = epoll_wait(poller, ready, 256, 100);
         for (int i = 0; i < events; i++) {
@@ -261,6 +266,9 @@ int main(int count, char **arguments) {
         }
     }
     double taken = wanted ? now() - start : seconds;
+    if (total + errors < started && !errors)
+        fprintf(stderr, "%zu requests got no answer.\n", started - total);
+    errors = started - total;
     qsort(latencies, timed, sizeof *latencies, by_length);
     printf("{\"answered\": %zu, \"total\": %zu, \"errors\": %zu, \"seconds\": %.6f, "
            "\"requests_per_second\": %.1f, \"bytes\": %zu, "

@@ -23,7 +23,7 @@ from mcp.client.streamable_http import streamable_http_client
 
 CONNECT_SECONDS = 60
 ANSWER_SECONDS = 60
-WRITING_SECONDS = 30
+WRITING_SECONDS = 20
 """After that nobody begins another write: what is slow need not finish to be counted."""
 RECOVERY_SECONDS = 15
 

@@ -134,7 +134,7 @@ def load(it: Started, scenario: Scenario, *duration: str, **arguments: Any) -> d
     if done.returncode:
         raise Failed(f"The load tool: {done.stderr}")
     said: dict[str, float] = json.loads(done.stdout)
-    if said["errors"] or not said["answered"]:
+    if said["errors"] or not said["total"]:
         raise Failed(f"{it.name}, {_described(scenario)}: {said['errors']:.0f} wrong answers. {done.stderr}")
     return said
 

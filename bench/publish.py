@@ -1,0 +1,60 @@
+"""What was found, brought into the documents: between markers, so that no figure there is written by hand."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from bench import report, results
+from bench.processes import BUILD, ROOT
+from bench.targets import number
+
+DOCUMENT = ROOT / "docs/performance.md"
+PUBLISHED = ROOT / "docs/performance"
+CHARTS = ("cpu.svg", "requests.svg", "latency.svg", "job.svg", "clients.svg")
+_MARKED = re.compile(r"(<!-- bench: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def publish() -> None:
+    """Writes the last results, the charts and the tables; what was not run again stays as it was published."""
+    from bench import charts  # noqa: PLC0415 - only here is there something to draw with
+
+    found = results.read()
+    charts.draw(found, PUBLISHED)
+    for part in found:
+        (PUBLISHED / f"{part}.json").write_bytes((BUILD / f"{part}.json").read_bytes())
+    DOCUMENT.write_text(filled(DOCUMENT.read_text(), results.read(PUBLISHED)))
+
+
+def filled(document: str, found: Mapping[str, Mapping[str, Any]]) -> str:
+    """The document with the tables of these results between its markers."""
+
+    def section(match: re.Match[str]) -> str:
+        before, name, after = match.groups()
+        return f"{before}\n{_section(name, found)}\n\n{after}"
+
+    return _MARKED.sub(section, document)
+
+
+def _section(name: str, found: Mapping[str, Mapping[str, Any]]) -> str:
+    if name == "targets":
+        return report.markdown(report.targets(found))
+    if name == "carries":
+        return report.markdown(carries(found))
+    if name not in found:
+        return "Not measured yet."
+    return f"{report.markdown(report.TABLES[name](found[name]))}\n\n{report.source(found[name])}"
+
+
+def carries(found: Mapping[str, Mapping[str, Any]]) -> report.Table:
+    """What one process carries, in a few lines."""
+    rows: list[tuple[str, ...]] = []
+    for cell in found.get("throughput", {}).get("cells", ()):
+        if cell["contender"] == "bridge" and cell["bytes"] == 200:
+            what = f"{cell['form']} answers, {cell['connections']} connections"
+            figures = {name: it["median"] for name, it in cell["figures"].items()}
+            rate, p99_ms = number(figures["requests_per_second"]), number(figures["p99_us"] / 1000)
+            rows.append((what, f"{rate} requests/s, p99 {p99_ms} ms, RSS {number(figures['rss_mib'])} MiB"))
+    rows += [(row["what"], row["measured"]) for row in found.get("streams", {}).get("rows", ())]
+    return ("one process", "measured"), rows

@@ -1,0 +1,115 @@
+"""The arithmetic of the benchmarks, and the page that shows their results."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from bench import publish, results
+from bench.figures import Cell, Figure, difference, percentile, ratio, summary
+from bench.instructions import TOLERANCE, too_many
+from bench.publish import DOCUMENT, PUBLISHED, filled
+from bench.targets import TARGETS, number
+from bench.throughput import body
+
+BRIDGE: Cell = ("bridge", "json", 32, 200)
+FLOOR: Cell = ("floor", "json", 32, 200)
+ROUNDS = [
+    {FLOOR: {"cpu_us": 100.0, "p50_us": 3.0}, BRIDGE: {"cpu_us": 50.0, "p50_us": 4.0}},
+    {FLOOR: {"cpu_us": 400.0, "p50_us": 3.0}, BRIDGE: {"cpu_us": 80.0, "p50_us": 9.0}},
+    {FLOOR: {"cpu_us": 100.0, "p50_us": 3.0}, BRIDGE: {"cpu_us": 60.0, "p50_us": 5.0}},
+]
+
+
+def test_a_figure_is_the_median_with_the_least_and_the_most() -> None:
+    assert Figure.of([5, 1, 2]) == Figure(2, 1, 5)
+    assert Figure.of([1, 2]) == Figure(1.5, 1, 2)
+    with pytest.raises(ValueError, match="needs a value"):
+        Figure.of([])
+
+
+def test_a_ratio_is_taken_within_each_round() -> None:
+    # Of the medians it would be 60 to 100; the noisy round has its own base.
+    assert ratio(ROUNDS, BRIDGE, FLOOR, "cpu_us") == Figure(0.5, 0.2, 0.6)
+    assert difference(ROUNDS, BRIDGE, FLOOR, "p50_us") == Figure(2, 1, 6)
+
+
+def test_nothing_is_said_against_what_was_not_measured() -> None:
+    absent: Cell = ("ToolHive", "json", 32, 200)
+    assert ratio(ROUNDS, BRIDGE, absent, "cpu_us") is None
+    assert difference(ROUNDS, BRIDGE, absent, "p50_us") is None
+    assert ratio([{BRIDGE: {"cpu_us": 1.0}, FLOOR: {"p50_us": 1.0}}], BRIDGE, FLOOR, "cpu_us") is None
+
+
+def test_a_summary_has_each_cell_with_its_ratio_to_the_floor_of_the_same_kind() -> None:
+    other: Cell = ("bridge", "sse", 32, 200)
+    cells = summary([{**it, other: {"cpu_us": 7.0}} for it in ROUNDS], "floor")
+    assert [cell["contender"] for cell in cells] == ["floor", "bridge", "bridge"]
+    assert cells[1]["figures"]["cpu_us"] == {"median": 60, "low": 50, "high": 80}
+    assert cells[1]["against"]["cpu_us"] == {"median": 0.5, "low": 0.2, "high": 0.6}
+    assert "against" not in cells[2]
+
+
+def test_a_percentile_is_a_value_that_was_measured() -> None:
+    values = [float(value) for value in range(101)]
+    assert percentile(values[::-1], 0.5) == 50
+    assert percentile(values, 0.99) == 99
+    assert percentile([3.0], 0.99) == 3
+    assert percentile([], 0.5) == 0
+
+
+def test_a_body_has_exactly_the_size_that_it_is_to_have() -> None:
+    for size in (200, 10_000, 1_000_000):
+        made = body(size, {"bytes": size, "sse": False})
+        assert len(made) == size
+        assert json.loads(made)["id"] == 1_000_000
+
+
+def test_more_instructions_than_are_stored_are_found_and_as_many_are_not() -> None:
+    found: dict[str, Any] = {"stored": {"json": 1.0}, "ratios": {"json": 1 + TOLERANCE, "sse": 9.0}}
+    assert too_many(found) == []
+    found["ratios"]["json"] += 0.001
+    assert len(too_many(found)) == 1
+
+
+def test_a_target_says_missed_met_or_moonshot_and_which_side_is_better() -> None:
+    cpu = next(target for target in TARGETS if target.name == "P1")
+    rate = next(target for target in TARGETS if target.name == "P2")
+
+    def verdicts(name: str, *values: float) -> list[str]:
+        target = {"P1": cpu, "P2": rate}[name]
+        part = [{"throughput": {"targets": {name: {"median": value}}}} for value in values]
+        return [target.row(it)[-1] for it in part]
+
+    assert verdicts("P1", 0.8, 0.7, 0.5) == ["missed", "met", "moonshot"]
+    assert verdicts("P2", 99, 100, 250) == ["missed", "met", "moonshot"]
+    assert cpu.row({})[-1] == "not measured"
+
+
+def test_a_number_has_three_digits_that_count() -> None:
+    assert [number(value) for value in (0, 0.1234, 1.234, 12.34, 123.4, 12345.6)] == [
+        *("0", "0.12", "1.23", "12.3", "123", "12,346")
+    ]
+
+
+def test_only_what_stands_between_the_markers_is_filled() -> None:
+    start = {
+        "made": {"command": "c", "date": "d", "machine": "m", "versions": {}},
+        "seconds": Figure(1, 1, 1).as_json(),
+    }
+    text = "before\n<!-- bench: start -->\nold\n<!-- end -->\nafter <!-- end -->\n"
+    once = filled(text, {"start": start})
+    assert once.startswith("before\n<!-- bench: start -->\n")
+    assert once.endswith("\n<!-- end -->\nafter <!-- end -->\n")
+    assert "old" not in once
+    assert "| start to ready with a warm upstream | 1.00 (" in once
+    assert filled(once, {"start": start}) == once
+
+
+def test_every_figure_of_the_page_comes_from_the_published_results() -> None:
+    text = DOCUMENT.read_text()
+    assert filled(text, results.read(PUBLISHED)) == text
+    assert {chart.name for chart in PUBLISHED.glob("*.svg")} == set(publish.CHARTS)
+    assert all(f"performance/{chart})" in text for chart in publish.CHARTS)
