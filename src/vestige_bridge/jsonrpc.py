@@ -43,6 +43,14 @@ READ_IN_META: Final = frozenset(
     }
 )
 
+_DECIDING: Final = frozenset({"error", "id", "jsonrpc", "method", "params", "result"})
+_DECIDING_IN_PARAMS: Final = frozenset({"_meta", "name", "progressToken", "requestId"})
+_DECIDING_IN_META: Final = frozenset({"progressToken"})
+"""The keys by which a message is told from others and given to somebody, at the three levels."""
+
+_USUAL_IN_PARAMS: Final = READ_IN_PARAMS | {"arguments", "cursor"}
+_DECIDING_FOLDED: Final = frozenset(key.casefold() for key in _DECIDING | _DECIDING_IN_PARAMS)
+
 BATCH_LIMIT: Final = 1_024
 """How many messages a batch may hold."""
 
@@ -290,7 +298,7 @@ def _scan(text: str) -> AnyMessage | None:
     if not isinstance(pairs, tuple) or (end != len(text) and _after_space(text, end) != len(text)):
         return None
     members = _object(pairs)
-    if members is None or members.get("jsonrpc") != "2.0":
+    if members is None or members.get("jsonrpc") != "2.0" or not members.keys() <= _DECIDING:
         return None
     message_id = members.get("id")
     place = None
@@ -305,7 +313,7 @@ def _scan(text: str) -> AnyMessage | None:
         return None
     params = _object(members.get("params"))
     meta = _object(params.get("_meta")) if params else params
-    if params is None or meta is None:
+    if params is None or meta is None or _have_twins(params, meta):
         return None
     token = None
     if "progressToken" in meta and (token := _scan_token(text, meta["progressToken"])) is None:
@@ -330,6 +338,21 @@ def _object(members: object) -> dict[str, object] | None:
         return {}
     found = dict(members)
     return found if len(found) == len(members) <= MEMBERS_LIMIT else None
+
+
+def _have_twins(params: Mapping[str, object], meta: Mapping[str, object]) -> bool:
+    usual = params.keys() <= _USUAL_IN_PARAMS and meta.keys() <= READ_IN_META
+    return not usual and (
+        any(_is_twin(key, _DECIDING_IN_PARAMS) for key in params)
+        or any(_is_twin(key, _DECIDING_IN_META) for key in meta)
+    )
+
+
+def _is_twin(key: str, deciding: frozenset[str]) -> bool:
+    """Whether the key is not one of those, and some readers of JSON, such as Go's, take it for one nevertheless."""
+    return (
+        key not in deciding and (folded := key.casefold()) in _DECIDING_FOLDED and folded in map(str.casefold, deciding)
+    )
 
 
 def _scan_id(text: str, value: object) -> Value | None:
@@ -365,7 +388,10 @@ def _parse(text: str) -> AnyMessage:
         raise InvalidMessage(message, request_id=None if "id" in repeated else spelled_id)
 
     if repeated:
-        refuse(f"The key {min(repeated)!r} is there twice, so two readers could read two different messages.")
+        refuse(
+            f"The key {min(repeated)!r} is there twice, or differs from one that counts in case alone, "
+            "so two readers could read two different messages."
+        )
     version = members.get("jsonrpc")
     if version is None or version.value != "2.0":
         refuse('Not a JSON-RPC 2.0 message: "jsonrpc" has to be "2.0".')
@@ -486,22 +512,28 @@ def _find_places(text: str) -> _Places:
     meta: dict[str, Value] = {}
     repeated: set[str] = set()
 
-    def visitor(found: dict[str, Value], read: frozenset[str] | None, nested: str, inner: Visit | None) -> Visit:
+    def visitor(
+        found: dict[str, Value],
+        read: frozenset[str] | None,
+        deciding: frozenset[str],
+        nested: str = "",
+        inner: Visit | None = None,
+    ) -> Visit:
         def visit(key: str, key_start: int, start: int) -> int:
             if inner is not None and key == nested and text[start : start + 1] == "{":
                 value, end = None, _members(text, start, inner)
             else:
                 value, end = _decode(text, start)
-            if key in found and (read is None or key in read):
+            if (key in found and (read is None or key in read)) or _is_twin(key, deciding):
                 repeated.add(key)
             found[key] = Value(key_start, start, end, value)
             return end
 
         return visit
 
-    visit_meta = visitor(meta, READ_IN_META, "", None)
-    visit_params = visitor(params, READ_IN_PARAMS, "_meta", visit_meta)
-    visit_message = visitor(members, None, "params", visit_params)
+    visit_meta = visitor(meta, READ_IN_META, _DECIDING_IN_META)
+    visit_params = visitor(params, READ_IN_PARAMS, _DECIDING_IN_PARAMS, "_meta", visit_meta)
+    visit_message = visitor(members, None, _DECIDING, "params", visit_params)
     try:
         start = _after_space(text, 0)
         end = _members(text, start, visit_message) if text[start : start + 1] == "{" else _decode(text, start)[1]

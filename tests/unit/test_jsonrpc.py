@@ -537,3 +537,36 @@ def test_what_clients_and_servers_send_is_read_at_a_glance(text: str) -> None:
     seen = read_at_a_glance(text)
     assert seen is not None
     assert facts(seen) == facts(read_member_by_member(text))
+
+
+@pytest.mark.parametrize("space", ["", " "], ids=["at a glance", "walked through"])
+@pytest.mark.parametrize(
+    "members",
+    [
+        '"id":1,"ID":5,"method":"ping"',
+        '"id":1,"method":"ping","Method":"tools/call"',
+        r'"id":1,"method":"ping","\u004dethod":"tools/call"',
+        '"id":1,"method":"tools/call","params":{"name":"read"},"param\u017f":{"name":"write"}',
+        '"id":1,"method":"tools/call","params":{"name":"read","NAME":"write"}',
+        '"id":1,"method":"tools/call","params":{"_META":{"progressToken":5}}',
+        '"id":1,"method":"tools/call","params":{"_meta":{"progressToken":1,"progresstoken":5}}',
+        '"id":1,"method":"tools/call","params":{"_meta":{"progre\u017fsToken":5}}',
+        '"method":"notifications/cancelled","params":{"requestId":1,"requestID":5}',
+        '"id":1,"result":{},"Result":{}',
+    ],
+)
+def test_a_key_that_differs_in_case_from_one_that_counts_is_refused(members: str, space: str) -> None:
+    with pytest.raises(InvalidMessage, match="two readers could read two different messages"):
+        parse_message(f'{{{space}"jsonrpc":"2.0",{members}}}')
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        '"id":1,"method":"x","params":{"URI":"a","Level":1,"Cursor":"b","arguments":{"ID":1,"Name":2}}',
+        '"id":1,"method":"x","params":{"_meta":{"io.modelcontextprotocol/ClientInfo":1}},"Extra":1',
+        '"id":1,"result":{"ID":5,"Name":"a"}',
+    ],
+)
+def test_other_keys_may_be_spelled_in_any_case(members: str) -> None:
+    parse_message(f'{{"jsonrpc":"2.0",{members}}}')
