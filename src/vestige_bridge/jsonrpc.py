@@ -12,9 +12,12 @@ place of the id (``_scan``). It gives up whenever it is not certain, and then th
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
+import sys
 from collections.abc import Callable, Collection, Mapping
+from functools import lru_cache
 from typing import Final, NamedTuple, NoReturn
 
 from vestige_bridge.errors import RENDERINGS, BridgeError, InvalidMessage, ParseError
@@ -56,6 +59,21 @@ BATCH_LIMIT: Final = 1_024
 
 MEMBERS_LIMIT: Final = 4_096
 """How many members an object may have where the bridge reads; all others wait while it does."""
+
+LARGE_BYTES: Final = 262_144
+"""From this length on an answer is read in a way that spares memory."""
+
+LARGE_DEPTH: Final = 4
+"""How deep the result of such an answer may be nested to be read so."""
+
+_CAN_READ_LARGE: Final = sys.version_info >= (3, 11, 5)
+"""Earlier releases of Python match some expressions that try nothing twice wrongly."""
+
+# What stands round the members of a response.
+_opening = re.compile(rb"[ \t\n\r]*\{").match
+_response_key = re.compile(rb'[ \t\n\r]*("(?:jsonrpc|id|result|error)")[ \t\n\r]*:[ \t\n\r]*').match
+_closing = re.compile(rb"[ \t\n\r]*([,}])").match
+_end = re.compile(rb"[ \t\n\r]*\Z").match
 
 _skip_space = re.compile(r"[ \t\n\r]*").match
 
@@ -120,6 +138,8 @@ class Message:
     """
 
     __slots__ = ("_places", "meta_keys", "text")
+
+    text: str
 
     def __init__(self, text: str, meta_keys: Collection[str], places: _Places | None) -> None:
         self.text = text
@@ -242,6 +262,40 @@ class Response(Message):
         return None if result is None else result.value
 
 
+class LargeResponse(Response):
+    """A response that is held once, as the bytes that came, and decoded only for who asks for its text.
+
+    Parameters:
+        data: the whole message.
+        id: the id of the request; its places are those of the bytes.
+        failed: whether it is an error object.
+    """
+
+    __slots__ = ("_bytes",)
+
+    def __init__(self, data: bytes, *, id: Value, failed: bool) -> None:  # noqa: A002
+        self._bytes = data
+        self._places = None
+        self.meta_keys = ()
+        self.id = id
+        self.failed = failed
+
+    @property
+    def text(self) -> str:  # type: ignore[override]
+        """The whole message."""
+        return self._bytes.decode()
+
+    def spliced(self, *replacements: tuple[Value, str]) -> bytes:
+        """The bytes of the message with the id replaced."""
+        ((value, characters),) = replacements
+        with memoryview(self._bytes) as view:
+            return b"".join([view[: value.start], characters.encode(), view[value.end :]])
+
+    def encoded(self) -> bytes:
+        """The bytes of the message, unchanged."""
+        return self._bytes
+
+
 AnyMessage = Request | Notification | Response
 
 
@@ -287,6 +341,67 @@ def parse_message(text: str) -> AnyMessage:
         InvalidMessage: it is JSON and no JSON-RPC 2.0 message.
     """
     return _scan(text) or _parse(text)
+
+
+def read_response(data: bytes) -> Response | None:
+    """A large response of usual shape, checked to its end without being decoded; ``None`` for anything else.
+
+    Reading it as usual would hold it three times more at once.
+
+    Parameters:
+        data: the bytes of one message from upstream.
+    """
+    if len(data) < LARGE_BYTES or not _CAN_READ_LARGE or not _is_utf8(data):
+        return None
+    opening = _opening(data)
+    members: dict[bytes, Value] = {}
+    index, closing = (0, b"") if opening is None else (opening.end(), b",")
+    while closing == b",":
+        key = _response_key(data, index)
+        value = None if key is None else _value_grammar().match(data, key.end())
+        close = None if value is None else _closing(data, value.end())
+        if key is None or value is None or close is None or key[1] in members:
+            return None
+        members[key[1]] = Value(key.start(1), value.start(), value.end(), None)
+        index, closing = close.end(), close[1]
+    version, place, result, error = (members.get(key) for key in (b'"jsonrpc"', b'"id"', b'"result"', b'"error"'))
+    if version is None or data[version.start : version.end] != b'"2.0"' or (result is None) == (error is None):
+        return None
+    if place is None or not _end(data, index):
+        return None
+    message_id = _decode(data[place.start : place.end].decode(), 0)[0]
+    if not isinstance(message_id, str | float):
+        return None
+    return LargeResponse(data, id=place._replace(value=message_id), failed=error is not None)
+
+
+def _is_utf8(data: bytes) -> bool:
+    if data.isascii():
+        return True
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        with memoryview(data) as view:
+            for start in range(0, len(view), LARGE_BYTES):
+                decoder.decode(view[start : start + LARGE_BYTES])
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+@lru_cache(maxsize=1)
+def _value_grammar() -> re.Pattern[bytes]:
+    """A JSON value (RFC 8259), nested as deep as answers are, as one expression that never tries anything twice."""
+    space = rb"[ \t\n\r]*+"
+    string = rb'"[^"\\\x00-\x1f]*+(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})[^"\\\x00-\x1f]*+)*+"'
+    number = rb"-?+(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?+(?:[eE][+-]?+[0-9]++)?+"
+    value = atom = b"|".join([string, number, b"true", b"false", b"null"])
+    for _ in range(LARGE_DEPTH):
+        parts = {b"s": space, b"member": b"%b%b:%b(?:%b)%b" % (string, space, space, value, space), b"value": value}
+        members = rb"(?:%(member)b(?:,%(s)b(?=\")|(?=\})))*+" % parts
+        elements = rb"(?:(?:%(value)b)%(s)b(?:,%(s)b(?!\])|(?=\])))*+" % parts
+        value = rb"\{%b%b\}|\[%b%b\]|%b" % (space, members, space, elements, atom)
+    return re.compile(value)
 
 
 def _scan(text: str) -> AnyMessage | None:

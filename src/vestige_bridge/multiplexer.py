@@ -12,6 +12,7 @@ import math
 from typing import Generic, NamedTuple, TypeVar
 
 from vestige_bridge.jsonrpc import (
+    AnyMessage,
     Notification,
     Request,
     Response,
@@ -20,6 +21,7 @@ from vestige_bridge.jsonrpc import (
     build_result,
     is_token,
     parse_message,
+    read_response,
     token_key,
 )
 
@@ -141,7 +143,7 @@ class Multiplexer(Generic[C]):
             InvalidMessage: the bytes are no JSON-RPC message.
         """
         try:
-            message = parse_message(data.decode())
+            message: AnyMessage = read_response(data) or parse_message(data.decode())
         except UnicodeDecodeError:
             message = parse_message("")
         if isinstance(message, Response):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 from starlette.types import Send
 
@@ -19,6 +19,8 @@ from vestige_bridge.exchange import Answered, Exchange
 from vestige_bridge.headers import Accepted
 from vestige_bridge.hub import Listener
 from vestige_bridge.jsonrpc import build_error
+
+SLICE_BYTES: Final = 262_144
 
 ClientLeft = Callable[[], bool]
 Shape = Callable[[bytes], tuple[int, bytes]]
@@ -70,8 +72,7 @@ class Relay:
         """Sends the answer: as the last event if there is a stream or has to be one, otherwise as JSON."""
         if self._streaming or (status == 200 and self._wants_stream(streamed)):
             await self._start_stream(headers)
-            await self._send({"type": "http.response.body", "body": sse.encode_event(data)})
-            return
+            return await self._finish(sse.encode_event(data))
         raw = [
             (b"content-type", b"application/json"),
             (b"content-length", str(len(data)).encode()),
@@ -79,7 +80,7 @@ class Relay:
             *headers,
         ]
         await self._send({"type": "http.response.start", "status": status, "headers": raw})
-        await self._send({"type": "http.response.body", "body": data})
+        await self._finish(data)
 
     async def exchange(self, exchange: Exchange, shape: Shape = _as_it_is) -> None:
         """Relays an exchange to its end.
@@ -176,6 +177,15 @@ class Relay:
 
     def _wants_stream(self, streamed: bool) -> bool:
         return not self._accepted.json or (streamed and self._accepted.event_stream)
+
+    async def _finish(self, data: bytes) -> None:
+        """Sends the rest of the body; a long one in slices, as the server copies what it sends."""
+        sent = 0
+        while len(data) - sent > SLICE_BYTES:
+            body = data[sent : sent + SLICE_BYTES]
+            await self._send({"type": "http.response.body", "body": body, "more_body": True})
+            sent += SLICE_BYTES
+        await self._send({"type": "http.response.body", "body": data[sent:]})
 
     async def _write(self, data: bytes) -> None:
         await self._start_stream()

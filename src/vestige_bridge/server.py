@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import logging
 import signal
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Final, Literal
 
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 
 FLUSH_SECONDS: Final = 5
 """How long answers that are complete may take to reach slow clients when the bridge stops."""
+
+_MMAP_THRESHOLD: Final = -3
 
 GARBAGE_THRESHOLDS: Final = (20_000, 20, 100)
 """How often the collector of cyclic garbage looks: a request makes none, so the usual 700 objects are far too few."""
@@ -88,6 +91,8 @@ def serve(settings: Settings) -> int:
     server = Server(build_config(app, lifespan="on"), app)
     metrics_server = MetricsServer(build_config(build_metrics_app(app.state.metrics), lifespan="off"))
 
+    _give_large_blocks_back()
+
     async def run() -> None:
         # What lives now lives as long as the process: it need not be looked through for garbage again and again.
         gc.collect()
@@ -103,6 +108,16 @@ def serve(settings: Settings) -> int:
     with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
         runner.run(run())
     return 0
+
+
+def _give_large_blocks_back() -> None:
+    """Has the C library return the memory of large answers at once.
+
+    glibc's ``malloc`` takes the first large block that is freed as a sign to keep all that come, unless its threshold
+    is fixed (mallopt(3), M_MMAP_THRESHOLD). Other C libraries have no such function, or do nothing in it.
+    """
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, 131_072)
 
 
 def _listen(host: str, port: int, variable: str) -> socket.socket:

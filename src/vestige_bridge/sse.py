@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 CONTENT_TYPE: Final = "text/event-stream"
 HEARTBEAT: Final = b": still here\n\n"
@@ -19,14 +18,14 @@ HEARTBEAT: Final = b": still here\n\n"
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 _find_line_end = re.compile(rb"\r\n|\n|\r").search
 _line_breaks = re.compile(rb"[\r\n]+")
+_one_event = re.compile(rb"(?:event: message\n)?data: ([^\r\n]+)\n\n").fullmatch
 
 
 class EventTooLarge(ValueError):
     """An event holds more bytes than the decoder's limit."""
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(NamedTuple):
     """One event of a stream.
 
     Attributes:
@@ -61,6 +60,13 @@ class EventDecoder:
         Errors:
             EventTooLarge: an event, complete or not, is over the limit.
         """
+        if not self._buffer and not self._data and not self._type and not self._skip_line_feed:
+            # What MCP servers send is nearly always one event, alone and whole in its chunk.
+            found = _one_event(chunk)
+            if found is not None and len(chunk) <= self._limit_bytes:
+                self._at_start = False
+                yield Event(found[1])
+                return
         self._buffer += chunk
         while (line := self._next_line()) is not None:
             if line:
@@ -80,7 +86,8 @@ class EventDecoder:
         if found is None:
             self._searched = len(buffer)
             return None
-        line = bytes(buffer[: found.start()])
+        with memoryview(buffer) as view:
+            line = bytes(view[: found.start()])
         self._skip_line_feed = found.group() == b"\r" and found.end() == len(buffer)
         self._searched = 0
         end = found.end()
@@ -92,8 +99,10 @@ class EventDecoder:
         return line
 
     def _take_field(self, line: bytes) -> None:
-        name, _, value = line.partition(b":")
-        value = value.removeprefix(b" ")
+        # A line may be as long as an answer: no more of it is copied than has to be.
+        colon = line.find(b":")
+        name = line if colon < 0 else line[:colon]
+        value = b"" if colon < 0 else line[colon + 1 + (line[colon + 1 : colon + 2] == b" ") :]
         if name == b"data":
             self._data.append(value)
             self._data_bytes += len(value) + 1
@@ -121,4 +130,6 @@ def encode_event(data: bytes) -> bytes:
 
     A line break cannot stand in a line of data; in JSON it can only stand between two tokens, where a space is as good.
     """
-    return b"event: message\ndata: " + _line_breaks.sub(b" ", data) + b"\n\n"
+    if b"\n" in data or b"\r" in data:
+        data = _line_breaks.sub(b" ", data)
+    return b"event: message\ndata: %b\n\n" % data

@@ -29,6 +29,7 @@ from vestige_bridge.jsonrpc import (
     members_of,
     parse_body,
     parse_message,
+    read_response,
     replace_member,
     token_key,
 )
@@ -448,7 +449,7 @@ def read_member_by_member(text: str) -> AnyMessage:
 def facts(message: AnyMessage) -> dict[str, object]:
     """All that anybody asks a message, with the places where its parts stand."""
     found: dict[str, object] = {
-        "kind": type(message),
+        "kind": Response if isinstance(message, Response) else type(message),
         "members": message.members,
         "params": message.params,
         "meta": message.meta,
@@ -570,3 +571,53 @@ def test_a_key_that_differs_in_case_from_one_that_counts_is_refused(members: str
 )
 def test_other_keys_may_be_spelled_in_any_case(members: str) -> None:
     parse_message(f'{{"jsonrpc":"2.0",{members}}}')
+
+
+@given(json_texts.responses | json_texts.requests | _bodies.map(lambda it: "{" + ",".join(it) + "}"), json_texts.ids)
+def test_a_large_answer_is_read_as_any_other(text: str, message_id: str) -> None:
+    text = text.replace(ID, message_id)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jsonrpc, "LARGE_BYTES", 4)
+        seen = read_response(text.encode(errors="surrogatepass"))
+    if seen is not None:
+        usual = parse_response(text)
+        assert seen.id is not None
+        assert usual.id is not None
+        assert (seen.id.value, seen.failed, seen.members) == (usual.id.value, usual.failed, usual.members)
+        assert seen.spliced((seen.id, "77")) == usual.spliced((usual.id, "77"))
+
+
+@pytest.mark.parametrize("id", ["1", '"a"'])
+@pytest.mark.parametrize(
+    "content", ['"result":{"content":[{"type":"text","text":"%s"}]}', '"error":{"code":1,"message":"%s"}']
+)
+@pytest.mark.parametrize("letters", ["x" * 300_000, "\u00e9" * 200_000, r"\"\u00e9\n" * 40_000])
+def test_a_large_answer_is_checked_without_being_decoded(id: str, content: str, letters: str) -> None:
+    body = content % letters
+    for text in (f'{{"jsonrpc":"2.0","id":{id},{body}}}', f'{{{body},"jsonrpc":"2.0","id":{id}}}\n'):
+        seen, usual = read_response(text.encode()), parse_response(text)
+        assert seen is not None
+        assert seen.id is not None
+        assert usual.id is not None
+        assert (seen.id.value, seen.failed, seen.result) == (usual.id.value, usual.failed, usual.result)
+        assert seen.spliced((seen.id, "77")) == usual.spliced((usual.id, "77"))
+        assert seen.encoded() == text.encode()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"jsonrpc":"2.0","id":1,"result":"%s"',
+        b'{"jsonrpc":"2.0","id":1,"result":"%s\n"}',
+        b'{"jsonrpc":"2.0","id":1,"result":"%s\xff"}',
+        b'{"jsonrpc":"2.0","id":1,"result":"%s","result":1}',
+        b'{"jsonrpc":"2.0","id":null,"result":"%s"}',
+        b'{"jsonrpc":"2.0","id":1,"method":"%s"}',
+        b'{"jsonrpc":"1.0","id":1,"result":"%s"}',
+        b'{"jsonrpc":"2.0","id":1,"result":["%s",NaN]}',
+        b'{"jsonrpc":"2.0","id":1,"result":"%s"} x',
+        b'[{"jsonrpc":"2.0","id":1,"result":"%s"}]',
+    ],
+)
+def test_what_is_no_large_answer_is_left_to_the_usual_reading(data: bytes) -> None:
+    assert read_response(data % (b"x" * 300_000)) is None
