@@ -175,6 +175,15 @@ async def test_a_clients_own_stream_brings_what_comes_when_nothing_is_in_flight(
     assert (await delete(own, headers)).status == 204
 
 
+async def test_a_clients_own_stream_ends_when_upstream_is_killed(everything_gateway: Gateway) -> None:
+    async with bridge(everything_gateway.url, SESSION_MODE="per-client") as served:
+        sent = served.request_headers({**await initialize(served), "Accept": "text/event-stream"})
+        async with asyncio.timeout(30), served.http.get(served.url, headers=sent) as response:
+            await response.content.readuntil(b"still here")
+            await asyncio.to_thread(everything_gateway.kill)
+            assert b"error" not in await response.read()
+
+
 async def test_a_timeout_is_told_and_upstream_hears_of_it(upstream: ScriptedUpstream) -> None:
     hanging = asyncio.Event()
 

@@ -24,6 +24,7 @@ from vestige_bridge.errors import (
     MethodNotAllowed,
     NotFound,
     Overloaded,
+    UpstreamDisconnected,
     UpstreamError,
     UpstreamProtocolError,
     UpstreamTimeout,
@@ -242,7 +243,9 @@ class ClientSessions:
                 raise MethodNotAllowed("The MCP endpoint gives this session no stream, or has one open already.")
             await _start(visit, 200, sse.CONTENT_TYPE, [])
             await visit.send({"type": "http.response.body", "body": sse.HEARTBEAT, "more_body": True})
-            await self._pump(visit, None, reply)
+            # Such a stream may end at any time, and its client opens another: a cut is no more to it.
+            with contextlib.suppress(UpstreamDisconnected):
+                await self._pump(visit, None, reply)
 
     async def _pump(self, visit: Visit, request: Request | None, reply: ForwardedReply) -> None:
         """Passes the bytes of an event stream on as they come, with a heartbeat between events when none do."""
