@@ -66,8 +66,11 @@ def _guard(found: dict[str, Any], *, write: bool) -> int:
     if write:
         instructions.store(found["ratios"])
         return 0
+    for sentence in instructions.fewer(found):
+        print(sentence)
     more = instructions.too_many(found)
-    print(*more, sep="\n", file=sys.stderr)
+    for sentence in more:
+        print(sentence, file=sys.stderr)
     return 1 if more else 0
 
 

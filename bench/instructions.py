@@ -63,6 +63,16 @@ def too_many(found: dict[str, Any]) -> list[str]:
     ]
 
 
+def fewer(found: dict[str, Any]) -> list[str]:
+    """A sentence for each form in which a request costs so much less than is stored that the guard would not notice."""
+    return [
+        f"A request ({form}) costs {ratio} times the floor's instructions, and {found['stored'][form]} are stored: "
+        "`make bench-instructions WRITE=--write` stores it."
+        for form, ratio in found["ratios"].items()
+        if form in found["stored"] and ratio < found["stored"][form] * (1 - TOLERANCE)
+    ]
+
+
 def _counts(contender: Contender, url: str) -> dict[str, float]:
     out = BUILD / "callgrind"
     valgrind = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={out}"]

@@ -113,11 +113,10 @@ def instructions(part: Mapping[str, Any]) -> Table:
             f"{counts[f'floor, {form}']:,.0f}",
             f"{counts[f'bridge, {form}']:,.0f}",
             f"{ratio:.3f}",
-            f"{part['stored'].get(form, 0):.3f}",
         )
         for form, ratio in part["ratios"].items()
     ]
-    return ("answers", "floor", "bridge", "bridge × floor", "stored"), rows
+    return ("answers", "floor", "bridge", "bridge × floor"), rows
 
 
 TABLES = {

@@ -54,9 +54,9 @@ class Target:
 
 
 def number(value: float) -> str:
-    """Three digits that count, as people write them."""
-    if value == 0:
-        return "0"
+    """Three digits that count, as people write them; a whole number is a count."""
+    if isinstance(value, int):
+        return f"{value:,}"
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from bench import publish, results
 from bench.figures import Cell, Figure, difference, percentile, ratio, summary
-from bench.instructions import TOLERANCE, too_many
+from bench.instructions import TOLERANCE, fewer, too_many
 from bench.publish import DOCUMENT, PUBLISHED, filled
 from bench.targets import TARGETS, number
 from bench.throughput import body
@@ -70,8 +70,12 @@ def test_a_body_has_exactly_the_size_that_it_is_to_have() -> None:
 def test_more_instructions_than_are_stored_are_found_and_as_many_are_not() -> None:
     found: dict[str, Any] = {"stored": {"json": 1.0}, "ratios": {"json": 1 + TOLERANCE, "sse": 9.0}}
     assert too_many(found) == []
+    assert fewer(found) == []
     found["ratios"]["json"] += 0.001
     assert len(too_many(found)) == 1
+    found["ratios"]["json"] = 1 - TOLERANCE - 0.001
+    assert too_many(found) == []
+    assert len(fewer(found)) == 1
 
 
 def test_a_target_says_missed_met_or_moonshot_and_which_side_is_better() -> None:
@@ -89,15 +93,15 @@ def test_a_target_says_missed_met_or_moonshot_and_which_side_is_better() -> None
 
 
 def test_a_number_has_three_digits_that_count() -> None:
-    assert [number(value) for value in (0, 0.1234, 1.234, 12.34, 123.4, 12345.6)] == [
-        *("0", "0.12", "1.23", "12.3", "123", "12,346")
+    assert [number(value) for value in (0, 1.0, 0.1234, 1.234, 12.34, 123.4, 12345.6)] == [
+        *("0", "1.00", "0.12", "1.23", "12.3", "123", "12,346")
     ]
 
 
 def test_only_what_stands_between_the_markers_is_filled() -> None:
     start = {
         "made": {"command": "c", "date": "d", "machine": "m", "versions": {}},
-        "seconds": Figure(1, 1, 1).as_json(),
+        "seconds": Figure.of([1.0]).as_json(),
     }
     text = "before\n<!-- bench: start -->\nold\n<!-- end -->\nafter <!-- end -->\n"
     once = filled(text, {"start": start})
