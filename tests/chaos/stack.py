@@ -139,7 +139,7 @@ class BridgeProcess:
     def check_log(self, figures: Figures) -> None:
         """Blames what only a bug writes into a log."""
         for line in self.log.read_text(errors="replace").splitlines():
-            if line.startswith("Traceback") or "never retrieved" in line or "nobody foresaw" in line:
+            if "Traceback (most recent" in line or "never retrieved" in line or "nobody foresaw" in line:
                 figures.blame("failed", f"{self.log}: {line}")
 
 
