@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -40,25 +41,20 @@ class App(Starlette):
 
     Parameters:
         endpoint: what answers on ``/mcp``.
-        middleware: what stands in front of everything.
         options: as for Starlette.
     """
 
-    def __init__(self, endpoint: ASGIApp, middleware: Callable[[ASGIApp], ASGIApp], **options: Any) -> None:  # noqa: ANN401
+    def __init__(self, endpoint: ASGIApp, **options: Any) -> None:  # noqa: ANN401
         super().__init__(**options)
         self.router.redirect_slashes = False
         self._endpoint = endpoint
-        self._middleware = middleware
 
-    def build_middleware_stack(self) -> ASGIApp:
-        """What a request goes through."""
-        rest, endpoint = super().build_middleware_stack(), self._endpoint
-
-        async def dispatch(scope: Scope, receive: Receive, send: Send) -> None:
-            addressed = scope["type"] == "http" and scope["path"] in ENDPOINT_PATHS
-            await (endpoint if addressed else rest)(scope, receive, send)
-
-        return self._middleware(dispatch)
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers what comes."""
+        if scope["type"] == "http" and scope["path"] in ENDPOINT_PATHS:
+            await self._endpoint(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
 
 
 def build_app(settings: Settings, write: logs.Write = logs.write) -> App:
@@ -113,13 +109,13 @@ def build_app(settings: Settings, write: logs.Write = logs.write) -> App:
         return AccessLog(app, lambda: session.draining, metrics.observe, write)
 
     app = App(
-        door,
-        watched,
+        watched(door),
         routes=[
             Route("/health", door.probe(health.health)),
             Route("/readyz", door.probe(health.readyz)),
             Route("/livez", health.livez),
         ],
+        middleware=[Middleware(watched)],
         exception_handlers={HTTPException: _refuse, Exception: _fail},
         lifespan=lifespan,
     )

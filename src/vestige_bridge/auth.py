@@ -71,14 +71,13 @@ class Authentication:
         origin = record.headers.get(headers.ORIGIN)
         try:
             self._require_configured()
-            if not headers.origin_allowed(record.headers, self._origins):
-                origin = None
-                self._refusals["origin"] += 1
-                raise Forbidden("Pages of this origin may not call the bridge; see VESTIGE_BRIDGE_ALLOWED_ORIGINS.")
             if origin is not None:
+                if not headers.origin_allowed(record.headers, self._origins):
+                    self._refusals["origin"] += 1
+                    raise Forbidden("Pages of this origin may not call the bridge; see VESTIGE_BRIDGE_ALLOWED_ORIGINS.")
                 send = _with_cors(send, origin)
-            if scope["method"] == "OPTIONS" and origin is not None:
-                return await _allow_preflight(send)
+                if scope["method"] == "OPTIONS":
+                    return await _allow_preflight(send)
             self._admit(record)
         except BridgeError as error:
             return await error_response(error)(scope, receive, send)

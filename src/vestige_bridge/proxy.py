@@ -78,7 +78,9 @@ class McpEndpoint:
             raise MethodNotAllowed("This path takes GET, POST and DELETE.", headers={"allow": "GET, POST, DELETE"})
 
     async def _post(self, visit: Visit) -> None:
-        body = await self._body(visit)
+        body = visit.body_now()
+        if body is None:
+            body = await self._body(visit)
         message = parse_body(body)
         if isinstance(message, list):
             return await self._post_batch(visit, message, body)

@@ -72,7 +72,10 @@ class Relay:
         """Sends the answer: as the last event if there is a stream or has to be one, otherwise as JSON."""
         if self._streaming or (status == 200 and self._wants_stream(streamed)):
             await self._start_stream(headers)
-            return await self._finish(sse.encode_event(data))
+            data = sse.encode_event(data)
+            if len(data) > SLICE_BYTES:
+                return await self._send_sliced(data)
+            return await self._send({"type": "http.response.body", "body": data})
         raw = [
             (b"content-type", b"application/json"),
             (b"content-length", str(len(data)).encode()),
@@ -80,7 +83,9 @@ class Relay:
             *headers,
         ]
         await self._send({"type": "http.response.start", "status": status, "headers": raw})
-        await self._finish(data)
+        if len(data) > SLICE_BYTES:
+            return await self._send_sliced(data)
+        await self._send({"type": "http.response.body", "body": data})
 
     async def exchange(self, exchange: Exchange, shape: Shape = _as_it_is) -> None:
         """Relays an exchange to its end.
@@ -178,8 +183,8 @@ class Relay:
     def _wants_stream(self, streamed: bool) -> bool:
         return not self._accepted.json or (streamed and self._accepted.event_stream)
 
-    async def _finish(self, data: bytes) -> None:
-        """Sends the rest of the body; a long one in slices, as the server copies what it sends."""
+    async def _send_sliced(self, data: bytes) -> None:
+        """Sends the rest of a long body, in slices as the server copies what it sends."""
         sent = 0
         while len(data) - sent > SLICE_BYTES:
             body = data[sent : sent + SLICE_BYTES]

@@ -81,6 +81,8 @@ class Session:
         draining: whether new requests are refused.
     """
 
+    _loop: asyncio.AbstractEventLoop
+
     def __init__(
         self,
         upstream: Upstream,
@@ -107,14 +109,13 @@ class Session:
         self._waiting: dict[Exchange, None] = {}
         self._idle = asyncio.Event()
         self._idle.set()
-        self._running_loop: asyncio.AbstractEventLoop | None = None
         self._connecting: asyncio.Task[HeldSession] | None = None
         self._rediscovering: asyncio.Task[None] | None = None
         self._listening: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         """Opens nothing: the upstream session is opened when somebody needs it."""
-        self._running_loop = asyncio.get_running_loop()
+        self._loop = asyncio.get_running_loop()
         return self
 
     async def __aexit__(
@@ -336,12 +337,6 @@ class Session:
                 self._in_window.add(following)
                 # In a turn of its own, since this one may be the end of many, one after another.
                 self._loop.call_soon(self._send, following, self.held)
-
-    @property
-    def _loop(self) -> asyncio.AbstractEventLoop:
-        if self._running_loop is None:
-            raise RuntimeError("the session was not entered")
-        return self._running_loop
 
     def _open(self, request: Request, caller: Caller, headers: str, timeout_seconds: float) -> Exchange:
         exchange = Exchange(

@@ -67,6 +67,7 @@ class Visit:
     """
 
     __slots__ = (
+        "_beginning",
         "_heartbeats",
         "_receive",
         "_scope",
@@ -93,6 +94,7 @@ class Visit:
         self.caller = Caller(self.principal, session_id, read_only=record.read_only)
         self.accepted = headers.accepted(record.headers)
         self.spelled_id: str | None = None
+        self._beginning: AsgiMessage | None = None
         self._heartbeats = heartbeats
 
     @property
@@ -149,11 +151,11 @@ class Visit:
             pass
         self.record.client_left = True
 
-    async def body(self) -> bytes:
-        """The body, if it is one that we take.
+    def body_now(self) -> bytes | None:
+        """The body, if it is one that we take and has come whole with its head; ``None`` if it is to be waited for.
 
         Errors:
-            UnsupportedMediaType, BodyTooLarge, BodyTimeout: it is not.
+            UnsupportedMediaType, BodyTooLarge: it is not one that we take.
             ClientDisconnect: it was cut short.
         """
         if not headers.is_json(self.headers):
@@ -162,10 +164,19 @@ class Visit:
             raise UnsupportedMediaType("Send the body uncompressed, without Content-Encoding.")
         self._require_room(headers.content_length(self.headers) or 0)
         message = self._receive_now()
-        if message is not None and not message.get("more_body", False):
-            # A small body is there with its head: no timer is needed.
-            return self._piece(message, 0)
-        pieces, length = [], 0
+        if message is None or message.get("more_body", False):
+            self._beginning = message
+            return None
+        return self._piece(message, 0)
+
+    async def body(self) -> bytes:
+        """Waits for a body that was not there whole.
+
+        Errors:
+            BodyTooLarge, BodyTimeout: it is not one that we take.
+            ClientDisconnect: it was cut short.
+        """
+        pieces, length, message = [], 0, self._beginning
         try:
             async with asyncio.timeout(self._settings.request_timeout_seconds):
                 while True:
