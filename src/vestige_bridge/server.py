@@ -28,7 +28,11 @@ log = logging.getLogger(__name__)
 FLUSH_SECONDS: Final = 5
 """How long answers that are complete may take to reach slow clients when the bridge stops."""
 
+LARGE_BLOCK_BYTES: Final = 2_097_152
+"""The size from which a block of memory goes back to the system as soon as it is free."""
+
 _MMAP_THRESHOLD: Final = -3
+_TRIM_THRESHOLD: Final = -1
 
 GARBAGE_THRESHOLDS: Final = (20_000, 20, 100)
 """How often the collector of cyclic garbage looks: a request makes none, so the usual 700 objects are far too few."""
@@ -113,11 +117,13 @@ def serve(settings: Settings) -> int:
 def _give_large_blocks_back() -> None:
     """Has the C library return the memory of large answers at once.
 
-    glibc's ``malloc`` takes the first large block that is freed as a sign to keep all that come, unless its threshold
-    is fixed (mallopt(3), M_MMAP_THRESHOLD). Other C libraries have no such function, or do nothing in it.
+    glibc's ``malloc`` takes the first large block that is freed as a sign to keep all that come, unless its thresholds
+    are fixed (mallopt(3)). Other C libraries have no such function, or do nothing in it.
     """
     with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, 131_072)
+        library = ctypes.CDLL(None)
+        for threshold in (_MMAP_THRESHOLD, _TRIM_THRESHOLD):
+            library.mallopt(threshold, LARGE_BLOCK_BYTES)
 
 
 def _listen(host: str, port: int, variable: str) -> socket.socket:

@@ -592,7 +592,10 @@ def test_a_large_answer_is_read_as_any_other(text: str, message_id: str) -> None
     "content", ['"result":{"content":[{"type":"text","text":"%s"}]}', '"error":{"code":1,"message":"%s"}']
 )
 @pytest.mark.parametrize("letters", ["x" * 300_000, "\u00e9" * 200_000, r"\"\u00e9\n" * 40_000])
-def test_a_large_answer_is_checked_without_being_decoded(id: str, content: str, letters: str) -> None:
+def test_a_large_answer_is_checked_without_being_decoded(
+    monkeypatch: pytest.MonkeyPatch, id: str, content: str, letters: str
+) -> None:
+    monkeypatch.setattr(jsonrpc, "LARGE_BYTES", 100_000)
     body = content % letters
     for text in (f'{{"jsonrpc":"2.0","id":{id},{body}}}', f'{{{body},"jsonrpc":"2.0","id":{id}}}\n'):
         seen, usual = read_response(text.encode()), parse_response(text)
@@ -619,5 +622,6 @@ def test_a_large_answer_is_checked_without_being_decoded(id: str, content: str, 
         b'[{"jsonrpc":"2.0","id":1,"result":"%s"}]',
     ],
 )
-def test_what_is_no_large_answer_is_left_to_the_usual_reading(data: bytes) -> None:
+def test_what_is_no_large_answer_is_left_to_the_usual_reading(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
+    monkeypatch.setattr(jsonrpc, "LARGE_BYTES", 100_000)
     assert read_response(data % (b"x" * 300_000)) is None
