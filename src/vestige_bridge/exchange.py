@@ -11,7 +11,7 @@ from collections import deque
 from typing import Final, NamedTuple, Protocol
 
 from vestige_bridge.errors import BridgeError, Outcome
-from vestige_bridge.jsonrpc import Request, Response
+from vestige_bridge.messages import Request, Response
 from vestige_bridge.multiplexer import Call, Caller
 
 PROGRESS_LIMIT_BYTES: Final = 262_144

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from vestige_bridge.jsonrpc import Notification
+from vestige_bridge.messages import Notification
 from vestige_bridge.multiplexer import Caller
 
 LIST_CHANGED: Final = frozenset(

@@ -12,7 +12,8 @@ from typing import Any, Final
 from vestige_bridge import __version__
 from vestige_bridge.errors import UpstreamProtocolError
 from vestige_bridge.headers import PROTOCOL_VERSION, SESSION_ID, header_lines
-from vestige_bridge.jsonrpc import Request, Response, build_request
+from vestige_bridge.jsonrpc import build_request
+from vestige_bridge.messages import Request, Response
 from vestige_bridge.modern import LEGACY_VERSIONS
 
 REPEATABLE_METHODS: Final = frozenset(

@@ -17,14 +17,9 @@ from vestige_bridge.errors import (
     MethodNotFound,
     UnsupportedProtocolVersion,
 )
-from vestige_bridge.jsonrpc import (
-    AnyMessage,
-    Request,
-    add_members,
-    dump,
-    members_of,
-    parse_message,
-)
+from vestige_bridge.jsonrpc import parse_message
+from vestige_bridge.messages import AnyMessage, Request
+from vestige_bridge.places import add_members, dump, members_of
 
 MODERN_VERSION: Final = "2026-07-28"
 LEGACY_VERSIONS: Final = ("2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05")

@@ -11,19 +11,10 @@ import itertools
 import math
 from typing import Generic, NamedTuple, TypeVar
 
-from vestige_bridge.jsonrpc import (
-    AnyMessage,
-    Notification,
-    Request,
-    Response,
-    Value,
-    build_method_not_found,
-    build_result,
-    is_token,
-    parse_message,
-    read_response,
-    token_key,
-)
+from vestige_bridge.glance import read_response
+from vestige_bridge.jsonrpc import build_method_not_found, build_result, parse_message
+from vestige_bridge.messages import AnyMessage, Notification, Request, Response, is_token, token_key
+from vestige_bridge.places import Value
 
 
 class Caller(NamedTuple):

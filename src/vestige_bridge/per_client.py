@@ -32,7 +32,8 @@ from vestige_bridge.errors import (
     reason_of,
 )
 from vestige_bridge.headers import JSON, LAST_EVENT_ID, PROTOCOL_VERSION, SESSION_ID
-from vestige_bridge.jsonrpc import AnyMessage, Request, Response, build_error, parse_message
+from vestige_bridge.jsonrpc import build_error, parse_message
+from vestige_bridge.messages import AnyMessage, Request, Response
 from vestige_bridge.settings import Settings
 from vestige_bridge.tasks import Tasks
 from vestige_bridge.upstream import ForwardedReply, Upstream

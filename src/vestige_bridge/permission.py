@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from typing import Final, NoReturn
 
 from vestige_bridge.errors import Forbidden
-from vestige_bridge.jsonrpc import AnyMessage, Notification, Request, Response
 from vestige_bridge.lifecycle import REPEATABLE_METHODS, Tool
+from vestige_bridge.messages import AnyMessage, Notification, Request, Response
 from vestige_bridge.modern import DISCOVER, LISTEN
 
 CALL: Final = "tools/call"

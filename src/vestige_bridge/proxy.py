@@ -13,7 +13,8 @@ from starlette.types import Receive, Scope, Send
 
 from vestige_bridge.deadlines import Deadlines
 from vestige_bridge.errors import BridgeError, InternalError, InvalidMessage, MethodNotAllowed, Overloaded
-from vestige_bridge.jsonrpc import AnyMessage, Request, parse_body
+from vestige_bridge.jsonrpc import parse_body
+from vestige_bridge.messages import AnyMessage, Request
 from vestige_bridge.modern import MODERN_VERSION, is_modern
 from vestige_bridge.per_client import ClientSessions
 from vestige_bridge.permission import CALL, require_read_only

@@ -31,7 +31,7 @@ from vestige_bridge.errors import (
 )
 from vestige_bridge.exchange import Answered, Exchange
 from vestige_bridge.hub import Hub
-from vestige_bridge.jsonrpc import Notification, Request, build_notification, build_request
+from vestige_bridge.jsonrpc import build_notification, build_request
 from vestige_bridge.lifecycle import (
     REPEATABLE_METHODS,
     HeldSession,
@@ -41,6 +41,7 @@ from vestige_bridge.lifecycle import (
     read_tool,
     read_tool_page,
 )
+from vestige_bridge.messages import Notification, Request
 from vestige_bridge.multiplexer import Caller
 from vestige_bridge.permission import CALL, require_read_only
 from vestige_bridge.settings import Settings

@@ -17,19 +17,11 @@ from vestige_bridge import headers
 from vestige_bridge.errors import BridgeError, InvalidMessage, InvalidParams, NotFound, Overloaded
 from vestige_bridge.exchange import Exchange
 from vestige_bridge.hub import LEVELS, TOO_MANY_RESOURCES
-from vestige_bridge.jsonrpc import (
-    AnyMessage,
-    Notification,
-    Request,
-    Response,
-    build_error,
-    build_result,
-    dump,
-    parse_message,
-    replace_member,
-)
+from vestige_bridge.jsonrpc import build_error, build_result, parse_message
+from vestige_bridge.messages import AnyMessage, Notification, Request, Response
 from vestige_bridge.modern import LEGACY_VERSIONS
 from vestige_bridge.multiplexer import Caller
+from vestige_bridge.places import dump, replace_member
 from vestige_bridge.session import Session
 from vestige_bridge.settings import Settings
 from vestige_bridge.visit import Visit

@@ -16,8 +16,8 @@ from vestige_bridge import sse
 from vestige_bridge.errors import InvalidMessage, InvalidParams, MethodNotFound
 from vestige_bridge.exchange import Exchange
 from vestige_bridge.hub import RESOURCE_UPDATED, TOO_MANY_RESOURCES, Listener
-from vestige_bridge.jsonrpc import AnyMessage, Notification, Request, Response
 from vestige_bridge.lifecycle import HeldSession
+from vestige_bridge.messages import AnyMessage, Notification, Request, Response
 from vestige_bridge.modern import (
     DISCOVER,
     LISTEN,

@@ -18,7 +18,7 @@ from vestige_bridge import headers
 from vestige_bridge.access import CONNECTION, AccessRecord
 from vestige_bridge.deadlines import Deadlines
 from vestige_bridge.errors import BodyTimeout, BodyTooLarge, UnsupportedMediaType
-from vestige_bridge.jsonrpc import AnyMessage, Request, Response
+from vestige_bridge.messages import AnyMessage, Request, Response
 from vestige_bridge.multiplexer import Caller
 from vestige_bridge.relay import Relay, Waiter
 from vestige_bridge.settings import Settings

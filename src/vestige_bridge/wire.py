@@ -19,9 +19,10 @@ from vestige_bridge.errors import (
     UpstreamTimeout,
 )
 from vestige_bridge.exchange import Exchange
-from vestige_bridge.jsonrpc import Notification, build_request
+from vestige_bridge.jsonrpc import build_request
 from vestige_bridge.lane import Lane
 from vestige_bridge.lifecycle import HeldSession
+from vestige_bridge.messages import Notification
 from vestige_bridge.multiplexer import Answer, Caller, Multiplexer, Progress, Reply
 from vestige_bridge.tasks import Tasks
 from vestige_bridge.upstream import Upstream

@@ -20,8 +20,8 @@ import uvloop
 
 from vestige_bridge import __main__, jsonrpc, proxy
 from vestige_bridge.errors import InvalidMessage
-from vestige_bridge.jsonrpc import Request
 from vestige_bridge.lifecycle import HeldSession
+from vestige_bridge.messages import Request
 from vestige_bridge.multiplexer import Multiplexer
 from vestige_bridge.session import Session
 from vestige_bridge.settings import Settings

@@ -22,8 +22,9 @@ from chaos.stack import Run, Stack, stack
 from vestige_bridge import headers, sse
 from vestige_bridge.errors import BridgeError, InvalidMessage, UpstreamProtocolError
 from vestige_bridge.headers import Headers
-from vestige_bridge.jsonrpc import AnyMessage, Request, Response, build_request, parse_body
+from vestige_bridge.jsonrpc import build_request, parse_body
 from vestige_bridge.lifecycle import read_initialize, read_tool_page
+from vestige_bridge.messages import AnyMessage, Request, Response
 from vestige_bridge.modern import is_modern, require_valid, to_legacy
 from vestige_bridge.multiplexer import Answer, Call, Caller, Multiplexer, Progress
 from vestige_bridge.tokens import parse_tokens

@@ -6,7 +6,8 @@ import pytest
 
 from vestige_bridge.errors import Cancelled, UpstreamTimeout
 from vestige_bridge.exchange import PROGRESS_LIMIT_BYTES, Answered, Exchange
-from vestige_bridge.jsonrpc import Request, Response, build_request, build_result, parse_message
+from vestige_bridge.jsonrpc import build_request, build_result, parse_message
+from vestige_bridge.messages import Request, Response
 from vestige_bridge.multiplexer import Caller
 
 

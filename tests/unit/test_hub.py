@@ -9,7 +9,8 @@ import pytest
 
 from vestige_bridge import hub
 from vestige_bridge.hub import Hub, Listener
-from vestige_bridge.jsonrpc import Notification, parse_message
+from vestige_bridge.jsonrpc import parse_message
+from vestige_bridge.messages import Notification
 from vestige_bridge.multiplexer import Caller
 
 ANN, BOB = Caller("team", "ann"), Caller("team", "bob")

@@ -16,7 +16,8 @@ from vestige_bridge.errors import (
     UnsupportedProtocolVersion,
 )
 from vestige_bridge.headers import Headers
-from vestige_bridge.jsonrpc import Notification, Request, parse_message
+from vestige_bridge.jsonrpc import parse_message
+from vestige_bridge.messages import Notification, Request
 from vestige_bridge.modern import (
     LEGACY_VERSIONS,
     MODERN_VERSION,

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from unit import json_texts
 from unit.json_texts import ID, TOKEN
 from vestige_bridge.errors import InvalidMessage, ParseError
-from vestige_bridge.jsonrpc import Notification, Request, parse_message
+from vestige_bridge.jsonrpc import parse_message
+from vestige_bridge.messages import Notification, Request
 from vestige_bridge.multiplexer import Answer, Call, Caller, Multiplexer, Progress, Reply, Unattributed
 
 ALICE = Caller("alice")
