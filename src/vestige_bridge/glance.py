@@ -139,8 +139,8 @@ def scan(text: str) -> AnyMessage | None:
         return Response(text, id=place, failed="error" in members, places=None)
     if not isinstance(method, str) or (place is None and "id" in members):
         return None
-    params = _object(members.get("params"))
-    meta = _object(params.get("_meta")) if params else params
+    params = _object(members["params"]) if "params" in members else {}
+    meta = _object(params["_meta"]) if params and "_meta" in params else {}
     if params is None or meta is None or _have_twins(params, meta):
         return None
     token = None

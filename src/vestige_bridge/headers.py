@@ -110,6 +110,7 @@ _accepted_often = lru_cache(maxsize=64)(_accepted)
 """Each client sends the same value with every request."""
 
 
+@lru_cache(maxsize=64)
 def media_type(value: bytes) -> str:
     """The media type that a ``Content-Type`` names, lowercase, without its parameters (RFC 9110, section 8.3)."""
     return value.partition(b";")[0].strip().lower().decode("latin-1")
@@ -127,7 +128,9 @@ def is_json(headers: Headers) -> bool:
 
 def is_compressed(headers: Headers) -> bool:
     """Whether the body is declared to be anything but itself (RFC 9110, section 8.4)."""
-    return any(value.strip().lower() not in (b"", b"identity") for value in headers.get_all(CONTENT_ENCODING))
+    return CONTENT_ENCODING in headers and any(
+        value.strip().lower() not in (b"", b"identity") for value in headers.get_all(CONTENT_ENCODING)
+    )
 
 
 def content_length(headers: Headers) -> int | None:

@@ -99,7 +99,9 @@ class Request(Message):
         meta_keys: Collection[str],
         places: Places | None,
     ) -> None:
-        super().__init__(text, meta_keys, places)
+        self.text = text
+        self.meta_keys = meta_keys
+        self._places = places
         self.method = method
         self.id = id
         self.name = name
@@ -132,7 +134,9 @@ class Response(Message):
     __slots__ = ("failed", "id")
 
     def __init__(self, text: str, *, id: Value | None, failed: bool, places: Places | None) -> None:  # noqa: A002
-        super().__init__(text, (), places)
+        self.text = text
+        self.meta_keys = ()
+        self._places = places
         self.id = id
         self.failed = failed
 

@@ -53,7 +53,7 @@ class Health(NamedTuple):
 
     def after_answer(self, now: float) -> Health:
         """The health after an answer came."""
-        return Health(State.READY, answered_at=now)
+        return Health(State.READY, 0, None, now)
 
     def after_failure(self, reason: str) -> Health:
         """The health after the connection failed."""
