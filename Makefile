@@ -100,6 +100,10 @@ bench-memory: bench-tools docker/gateway/node_modules .venv-mcp-2/stamp ## Let a
 bench-instructions: bench-tools ## Count a request's instructions; WRITE=--write stores them as what it may cost.
 	@$(bench) instructions $(WRITE)
 
+.PHONY: bench-tricks
+bench-tricks: bench-tools ## Measure what each trick of the hot path is worth, by undoing one at a time.
+	@$(bench) tricks
+
 .PHONY: bench-all
 bench-all: bench-tools docker/gateway/node_modules .venv-mcp-2/stamp ## Measure everything but the whole matrix, in about twenty minutes.
 	@$(bench) all

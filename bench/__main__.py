@@ -8,7 +8,19 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from bench import contenders, instructions, memory, progress, publish, report, results, start, streams, throughput
+from bench import (
+    contenders,
+    instructions,
+    memory,
+    progress,
+    publish,
+    report,
+    results,
+    start,
+    streams,
+    throughput,
+    tricks,
+)
 from bench.processes import BUILD, Failed
 
 Parts = dict[str, Callable[[], dict[str, Any]]]
@@ -22,6 +34,7 @@ START: Parts = {"start": start.measure}
 STREAMS: Parts = {"streams": streams.measure}
 MEMORY: Parts = {"memory": memory.measure}
 INSTRUCTIONS: Parts = {"instructions": instructions.measure}
+TRICKS: Parts = {"tricks": tricks.measure}
 RUNS: dict[str, Parts] = {
     "quick": _throughput("quick") | START,
     "standard": _throughput("standard") | START | STREAMS | INSTRUCTIONS,
@@ -30,7 +43,8 @@ RUNS: dict[str, Parts] = {
     "streams": STREAMS,
     "memory": MEMORY,
     "instructions": INSTRUCTIONS,
-    "all": _throughput("standard") | START | STREAMS | MEMORY | INSTRUCTIONS,
+    "tricks": TRICKS,
+    "all": _throughput("standard") | START | STREAMS | MEMORY | INSTRUCTIONS | TRICKS,
 }
 
 

