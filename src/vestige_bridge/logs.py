@@ -17,9 +17,6 @@ from typing import Final, TextIO
 Fields = Mapping[str, object]
 Write = Callable[[logging.Logger, int, str, Fields], None]
 
-GATHERING_SECONDS: Final = 0.02
-"""How long a line may wait for others."""
-
 _NUMBERS: Final = (int, float)
 
 FIELDS: Final = "fields"
@@ -91,7 +88,7 @@ class JsonFormatter(LineFormatter):
 
 
 class GatheringHandler(logging.Handler):
-    """Writes the lines of a few milliseconds at once, because a system call for each costs more than its line.
+    """Writes the lines of one turn of the event loop at once: many requests under load, and nothing is held back.
 
     A warning, and what is logged outside of an event loop, is written at once.
 
@@ -129,7 +126,7 @@ class GatheringHandler(logging.Handler):
         if len(self._lines) > 1:
             return
         try:
-            asyncio.get_running_loop().call_later(GATHERING_SECONDS, self.flush)
+            asyncio.get_running_loop().call_soon(self.flush)
         except RuntimeError:
             self.flush()
 
