@@ -187,8 +187,17 @@ class Client:
         return self.call("smart_ingest", content=content)
 
     def search(self, query: str, limit: int = 1000000) -> list[str]:
-        memories: list[str] = self.call("search", query=query, limit=limit).content["memories"]
-        return memories
+        """What is remembered; for a moment after a rollout a Service may still lead to the pod that is gone."""
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                memories: list[str] = self.call("search", query=query, limit=limit).content["memories"]
+            except Refused:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
+            else:
+                return memories
 
 
 @dataclass
