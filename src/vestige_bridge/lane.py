@@ -82,7 +82,7 @@ class Lane(asyncio.Protocol):
         self._session_id: str | None = None
         self._decoder: sse.EventDecoder | None = None
         self._refusal: UpstreamProtocolError | None = None
-        self._body: list[bytes] = []
+        self._body = bytearray()
         self._forget_reply()
         transport.set_protocol(self)
 
@@ -192,9 +192,8 @@ class Lane(asyncio.Protocol):
         if receiver is None:
             return
         if self._decoder is None:
-            self._body.append(chunk)
-            self._body_bytes += len(chunk)
-            if self._body_bytes > self._max_answer_bytes:
+            self._body += chunk
+            if len(self._body) > self._max_answer_bytes:
                 raise self._too_large()
             return
         try:
@@ -214,7 +213,7 @@ class Lane(asyncio.Protocol):
         if self._status == 0 or receiver is None:
             return
         if self._body:
-            body = b"".join(self._body)
+            body = bytes(self._body)
             self._body.clear()
             if refusal is not None and _NO_SESSION in body:
                 raise SessionLost("The MCP endpoint does not know the session any more.", detail="HTTP 400")
@@ -234,7 +233,6 @@ class Lane(asyncio.Protocol):
         self._session_id = None
         self._until_close = True
         self._decoder = None
-        self._body_bytes = 0
         self._refusal = None
 
     def _refused(self) -> UpstreamProtocolError:
