@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -208,6 +209,31 @@ async def test_an_offer_to_speak_another_protocol_is_overlooked(scripted: Bridge
                 writer.write(piece)
                 assert (await scripted.get("/livez")).status == 200
             assert b"HTTP/1.1 200 OK" in await reader.readuntil(b'"result": {}}')
+
+
+SMUGGLED = b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+@pytest.mark.parametrize("cut", ["nowhere", "in the end of the head", "behind the head"])
+@pytest.mark.parametrize("offered", [False, True])
+async def test_a_body_that_looks_like_heads_stays_a_body(scripted: Bridge, offered: bool, cut: str) -> None:
+    body = b"\r\nupgrade: x" * 200 + b"\r\n\r\n" + SMUGGLED
+    head = b"POST /nothing HTTP/1.1\r\nHost: x\r\n" + (b"Connection: upgrade\r\nUpgrade: h2c\r\n" if offered else b"")
+    head += b"Content-Length: %d\r\n\r\n" % len(body)
+    sent = {
+        "nowhere": [head + body],
+        "in the end of the head": [head[:-1], head[-1:] + body],
+        "behind the head": [head, body],
+    }[cut]
+    async with connected(scripted) as (reader, writer):
+        for piece in sent:
+            writer.write(piece)
+            assert (await scripted.get("/livez")).status == 200
+        writer.write(b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        answers = await reader.read()
+    assert b"not_ready" not in answers
+    assert b'"ready"' not in answers
+    assert re.findall(rb"HTTP/1\.1 (\d+)", answers) == [b"404", b"200"]
 
 
 async def test_garbage_behind_a_stream_ends_it_and_writes_nothing_into_it(scripted: Bridge) -> None:

@@ -7,10 +7,10 @@ idle one may last; and what is no HTTP is refused in JSON, too.
 from __future__ import annotations
 
 import asyncio
-import re
 from http import HTTPStatus
 from typing import Final
 
+import httptools
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
@@ -18,12 +18,11 @@ from uvicorn.server import ServerState
 from vestige_bridge.access import CONNECTION
 from vestige_bridge.cork import Corked
 from vestige_bridge.errors import RENDERINGS, BridgeError, HeadTooLarge, InvalidMessage
+from vestige_bridge.headers import CONTENT_LENGTH, TRANSFER_ENCODING
 from vestige_bridge.jsonrpc import build_error
 
 HEAD_LIMIT_BYTES: Final = 65_536
 """How many bytes may come without becoming a head, a part of a body, or the end of one."""
-
-_offer = re.compile(rb"\r\nupgrade(?=:)", re.IGNORECASE).sub
 
 
 class Connection(HttpToolsProtocol):
@@ -44,6 +43,9 @@ class Connection(HttpToolsProtocol):
         self._pending_bytes = 0
         self._waiting_since: float | None = None
         self._watch: asyncio.TimerHandle | None = None
+        self._offered = False
+        self._framing = b"Content-Length: 0"
+        self._parsing_framing = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begins to wait for the first head."""
@@ -60,16 +62,42 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Reads on, unless too much came that came to nothing: of a head, or of the trailers behind a body."""
         self._came_to_something = False
-        super().data_received(data if self._waiting_since is None else _without_offer(data))
+        self._unset_keepalive_if_required()
+        try:
+            self._parse(data)
+        except httptools.HttpParserError:
+            return self.send_400_response("")
         self._pending_bytes = 0 if self._came_to_something else self._pending_bytes + len(data)
         if self._pending_bytes > HEAD_LIMIT_BYTES:
             self._refuse(HeadTooLarge(f"The head of the request is over the limit of {HEAD_LIMIT_BYTES} bytes."))
 
+    def on_message_begin(self) -> None:
+        """Prepares for a request."""
+        if not self._parsing_framing:
+            super().on_message_begin()
+            self._framing = b"Content-Length: 0"
+
+    def on_url(self, url: bytes) -> None:
+        """Takes the request target, or a part of it."""
+        if not self._parsing_framing:
+            super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Takes a header, and remembers the one that says where the body ends."""
+        if self._parsing_framing:
+            return
+        super().on_header(name, value)
+        if name.lower() in (CONTENT_LENGTH, TRANSFER_ENCODING):
+            self._framing = name + b": " + value
+
     def on_headers_complete(self) -> None:
         """Notes that there is a request now, which has limits of its own, and lets it ask for its client."""
+        if self._parsing_framing:
+            return
         self.scope["extensions"] = {CONNECTION: {"closed": self.transport.is_closing}}
         super().on_headers_complete()
         self._came_to_something, self._waiting_since = True, None
+        self._offered = self.parser.should_upgrade()
 
     def on_body(self, body: bytes) -> None:
         """Notes that the body goes on."""
@@ -77,7 +105,9 @@ class Connection(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """Notes that the request is whole."""
+        """Notes that the request is whole; where an upgrade was offered, the parser says so before the body."""
+        if self._offered:
+            return
         self._came_to_something = True
         super().on_message_complete()
 
@@ -90,6 +120,28 @@ class Connection(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         """Refuses what is no HTTP."""
         self._refuse(InvalidMessage("This is no request that HTTP/1.1 knows."))
+
+    def _parse(self, data: bytes) -> None:
+        """Has the parser read the bytes; an offer to speak another protocol is ignored (RFC 9110, section 7.8).
+
+        The parser takes the offer for accepted and leaves the body unread. So a new parser reads it, which is told the
+        framing of the body by a head of ours. Java's HTTP client makes such an offer with every first request.
+
+        Errors:
+            HttpParserError: this is not HTTP/1.1.
+        """
+        while data:
+            try:
+                return self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as offer:
+                data = data[offer.args[0] :]
+                self._offered = False
+                self.parser = httptools.HttpRequestParser(self)
+                self._parsing_framing = True
+                try:
+                    self.parser.feed_data(b"POST / HTTP/1.1\r\nHost: x\r\n%b\r\n\r\n" % self._framing)
+                finally:
+                    self._parsing_framing = False
 
     def _refuse(self, error: BridgeError) -> None:
         """Answers and closes; a connection on which a request waits for its answer is closed alone."""
@@ -111,14 +163,3 @@ class Connection(HttpToolsProtocol):
         if waited >= self.timeout_keep_alive:
             return self.transport.abort()
         self._watch = self.loop.call_later(self.timeout_keep_alive - waited, self._look)
-
-
-def _without_offer(data: bytes) -> bytes:
-    """The bytes of a head without the offer to speak another protocol, which may be overlooked (RFC 9110, section 7.8).
-
-    The parser would take it for accepted and drop the body. Java's HTTP client makes it with every request.
-    """
-    if b"pgrade" not in data and b"PGRADE" not in data:
-        return data
-    head, end, body = data.partition(b"\r\n\r\n")
-    return _offer(b"\r\nX-Overlooked", head) + end + body
