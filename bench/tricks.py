@@ -24,7 +24,6 @@ TRICKS = {
     "messages are read at a glance": "walk_through_members",
     "no task for a request": "make_a_task",
     "one timer for many deadlines": "arm_timers",
-    "head and body of an answer leave together": "write_twice",
     "lines of the log are gathered": "write_each_line",
     "no log record for an access line": "make_log_records",
     "the garbage collector looks seldom": "collect_garbage_often",

@@ -94,10 +94,17 @@ def free_port(environ: dict[str, str], variable: str, default: str, host: str) -
     if not (value.isascii() and value.isdigit() and 0 < int(value) < 65536):
         end(f"{variable} is {value!r}; it takes a port from 1 to 65535.")
     try:
-        socket.create_server((host, int(value)), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+        # `::` is listened on for both families, as the bridge does.
+        both = host == "::" and socket.has_dualstack_ipv6()
+        host, family = ("0.0.0.0", socket.AF_INET) if host == "::" and not both else (host, _family(host))  # noqa: S104
+        socket.create_server((host, int(value)), family=family, dualstack_ipv6=both).close()
     except OSError as error:
         end(f"Port {value} on {host} is not free ({error.strerror}): set {variable} to another port.")
     return int(value)
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
 def memory_server(environ: dict[str, str]) -> tuple[str, str]:
@@ -130,7 +137,7 @@ def memory_server(environ: dict[str, str]) -> tuple[str, str]:
 
 def reachable(host: str) -> str:
     """Where a process on this machine reaches one that listens on the host, as a URL spells it."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - nothing is bound here
+    host = {"0.0.0.0": "127.0.0.1", "::": "127.0.0.1"}.get(host, host)  # noqa: S104 - nothing is bound here
     return f"[{host}]" if ":" in host else host
 
 

@@ -241,7 +241,7 @@ async def bridge(upstream: str, **variables: str) -> AsyncIterator[Bridge]:
     settings = Settings.from_environ(environment(upstream, **variables))
     app = build_app(settings)
     listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
-    config = build_config(app, lifespan="on")
+    config = build_config(app, app.state.connections, lifespan="on")
     config.timeout_graceful_shutdown = 2
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
@@ -296,9 +296,9 @@ class BridgeProcess:
                 if self._process.poll() is None:
                     self.kill()
 
-    def terminate(self) -> None:
+    def terminate(self, with_signal: signal.Signals = signal.SIGTERM) -> None:
         """Asks it to stop, as an init process does."""
-        self._process.send_signal(signal.SIGTERM)
+        self._process.send_signal(with_signal)
 
     def kill(self) -> None:
         """Ends it as the out-of-memory killer does."""

@@ -137,6 +137,12 @@ def test_each_defence_of_the_threat_model_is_shown_by_tests_that_exist() -> None
         assert [name for name in named if name not in exist] == []
 
 
+def test_the_charts_load_balancer_closes_an_idle_connection_before_the_bridge_does() -> None:
+    (balancer,) = re.findall(r"idleTimeoutSeconds: (\d+)", (ROOT / "charts/vestige/values.yaml").read_text())
+    keep_alive = {variable: default for variable, default, _ in describe()}["VESTIGE_BRIDGE_KEEP_ALIVE_SECONDS"]
+    assert int(balancer) < int(keep_alive)
+
+
 def test_the_version_is_one_everywhere() -> None:
     setup = ConfigParser()
     setup.read(ROOT / "setup.cfg")

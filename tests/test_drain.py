@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 
 import psutil
 import pytest
+from aiohttp import web
 
-from harness import BridgeProcess, Gateway, ScriptedUpstream, environment, free_port, until
+from harness import BridgeProcess, Gateway, Received, ScriptedUpstream, environment, free_port, until
 
 LONG = "trigger-long-running-operation"
 
@@ -60,6 +62,40 @@ async def test_a_bridge_stops_at_once_when_nothing_is_in_flight(upstream: Script
         process.terminate()
         status, _ = await process.ended(5)
     assert status == 0
+
+
+async def test_sighup_drains_like_sigterm(upstream: ScriptedUpstream) -> None:
+    allowed = asyncio.Event()
+
+    async def wait(received: Received) -> web.StreamResponse:
+        await allowed.wait()
+        return await upstream.answer(received)
+
+    upstream.on("tools/call", wait)
+    process = BridgeProcess(environment(upstream.url))
+    async with process.serving() as served:
+        await until(served.ready)
+        calling = asyncio.create_task(served.call("write"))
+        await until(lambda: upstream.count("tools/call") == 1)
+        process.terminate(signal.SIGHUP)
+
+        async def refused() -> bool:
+            return (await served.get("/readyz")).status == 503
+
+        await until(refused)
+        allowed.set()
+        assert (await calling).status == 200
+        status, _ = await process.ended()
+    assert status == 0
+    assert not upstream.sessions
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+async def test_a_bridge_on_every_address_answers_on_both_families(upstream: ScriptedUpstream, host: str) -> None:
+    process = BridgeProcess(environment(upstream.url, HOST="::"))
+    async with process.serving() as served:
+        served.origin = f"http://{host}:{process.port}"
+        assert (await served.get("/livez")).status == 200
 
 
 async def test_a_bridge_stops_although_upstream_is_gone() -> None:

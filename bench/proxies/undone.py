@@ -8,7 +8,7 @@ import logging
 import sys
 from typing import Any
 
-from vestige_bridge import __main__, connection, jsonrpc, logs, server
+from vestige_bridge import __main__, jsonrpc, logs, server
 from vestige_bridge.deadlines import Deadlines
 from vestige_bridge.wire import Wire
 
@@ -21,11 +21,6 @@ def walk_through_members() -> None:
 def make_a_task() -> None:
     """Every request gets a task that sends it."""
     Wire.attempt_now = lambda *_: False  # type: ignore[method-assign]
-
-
-def write_twice() -> None:
-    """The head and the body of an answer are a system call each."""
-    connection.Corked = lambda transport, _: transport  # type: ignore[assignment, return-value, attr-defined]
 
 
 def write_each_line() -> None:

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -21,11 +21,25 @@ log = logging.getLogger(__name__)
 
 CLIENT_CLOSED_REQUEST: Final = 499
 CONNECTION: Final = "vestige_bridge.connection"
-"""An extension of the ASGI scope: its ``closed`` tells, without waiting, whether the client's connection is closed."""
+"""An extension of the ASGI scope: what the HTTP server can tell of the request's connection, a ``ClientConnection``."""
 
 QUIET_PATHS: Final = frozenset({"/health", "/readyz", "/livez"})
 ENDPOINT_PATHS: Final = frozenset({"/mcp", "/mcp/"})
 _NAMED_PATHS: Final = QUIET_PATHS | ENDPOINT_PATHS
+
+
+class ClientConnection(Protocol):
+    """What the HTTP server can tell of the connection that a request came on."""
+
+    @property
+    def client_left(self) -> bool:
+        """Whether the client is gone."""
+
+    def authenticated(self, principal: str) -> None:
+        """Takes note that the request carries a valid token, so that the connection may idle for longer."""
+
+    def whole_body(self) -> bytes | None:
+        """The body, if it has come whole by now; ``None`` if it is to be received."""
 
 
 @dataclass(slots=True)

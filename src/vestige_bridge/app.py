@@ -19,8 +19,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from vestige_bridge import logs
 from vestige_bridge.access import ENDPOINT_PATHS, AccessLog
 from vestige_bridge.auth import REFUSALS, Authentication
+from vestige_bridge.connections import Connections, Limits, connection_limit
 from vestige_bridge.errors import BridgeError, InternalError, MethodNotAllowed, NotFound
 from vestige_bridge.health import HealthEndpoints
+from vestige_bridge.held_bytes import HeldBytes
 from vestige_bridge.metrics import Metrics
 from vestige_bridge.monitor import Monitor
 from vestige_bridge.per_client import ClientSessions
@@ -60,7 +62,8 @@ class App(Starlette):
 def build_app(settings: Settings, write: logs.Write = logs.write) -> App:
     """The bridge as an ASGI application, to be run with its lifespan.
 
-    Its ``state.drain`` takes no more requests and waits for those in flight; its ``state.metrics`` are for another app.
+    Its ``state.drain`` takes no more requests and waits for those in flight; its ``state.connections`` are for the
+    server that runs it, its ``state.metrics`` for another app.
 
     Parameters:
         settings: what it was told.
@@ -69,11 +72,14 @@ def build_app(settings: Settings, write: logs.Write = logs.write) -> App:
     Errors:
         SettingsError: the token file or the state directory that the settings name is of no use.
     """
+    held = HeldBytes(settings.unsent_bytes)
+    connections = Connections(_limits(settings), held)
     upstream = Upstream(
         settings.mcp_url,
         token=settings.upstream_token,
         connect_timeout_seconds=settings.connect_timeout_seconds,
         max_answer_bytes=settings.max_answer_bytes,
+        held=held,
     )
     monitor = Monitor(settings.check_interval_seconds)
     session = Session(upstream, settings, monitor.record, SessionFile.from_settings(settings))
@@ -88,6 +94,7 @@ def build_app(settings: Settings, write: logs.Write = logs.write) -> App:
         monitor=monitor,
         tokens=tokens,
         refusals=refusals,
+        connections=connections,
     )
 
     door = Authentication(mcp, settings, tokens, refusals)
@@ -121,7 +128,21 @@ def build_app(settings: Settings, write: logs.Write = logs.write) -> App:
     )
     app.state.drain = drain
     app.state.metrics = metrics
+    app.state.connections = connections
     return app
+
+
+def _limits(settings: Settings) -> Limits:
+    """What clients' connections may take, with as many descriptors set apart for upstream as it may need."""
+    # A request that was cancelled keeps its connection for a while, and a client's own session has a stream, too.
+    for_upstream = 2 * settings.upstream_concurrency
+    if settings.session_mode == "per-client":
+        for_upstream += 2 * settings.max_client_sessions
+    return Limits(
+        connections=connection_limit(for_upstream),
+        keep_alive_seconds=settings.keep_alive_seconds,
+        send_seconds=settings.send_timeout_seconds,
+    )
 
 
 async def _refuse(request: Request, refusal: Exception) -> Response:

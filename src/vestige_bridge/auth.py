@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vestige_bridge import headers
-from vestige_bridge.access import AccessRecord
+from vestige_bridge.access import CONNECTION, AccessRecord
 from vestige_bridge.errors import AuthenticationError, AuthenticationNotConfigured, BridgeError, Forbidden
 from vestige_bridge.responses import error_response
 from vestige_bridge.settings import Settings
@@ -79,6 +79,8 @@ class Authentication:
                 if scope["method"] == "OPTIONS":
                     return await _allow_preflight(send)
             self._admit(record)
+            if (connection := scope.get("extensions", {}).get(CONNECTION)) is not None and record.principal is not None:
+                connection.authenticated(record.principal)
         except BridgeError as error:
             return await error_response(error)(scope, receive, send)
         await self._app(scope, receive, send)

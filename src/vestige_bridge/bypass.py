@@ -71,6 +71,7 @@ def shake_hands(settings: Settings) -> tuple[str, int]:
     # All of the bridge below the server, which no other question of the doctor needs.
     import asyncio  # noqa: PLC0415
 
+    from vestige_bridge.held_bytes import HeldBytes  # noqa: PLC0415
     from vestige_bridge.session import Session  # noqa: PLC0415
     from vestige_bridge.upstream import Upstream  # noqa: PLC0415
 
@@ -80,6 +81,7 @@ def shake_hands(settings: Settings) -> tuple[str, int]:
             token=settings.upstream_token,
             connect_timeout_seconds=settings.connect_timeout_seconds,
             max_answer_bytes=settings.max_answer_bytes,
+            held=HeldBytes(settings.unsent_bytes),
         )
         # Nothing is written down: what stands in the file may be the session of a bridge that runs elsewhere.
         file = SessionFile(None, settings.mcp_url)

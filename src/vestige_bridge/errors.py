@@ -11,7 +11,7 @@
     ├── AuthenticationError             no token, or a wrong one
     ├── AuthenticationNotConfigured
     ├── Forbidden
-    ├── NotFound, MethodNotAllowed, UnsupportedMediaType, BodyTimeout, HeadTooLarge
+    ├── NotFound, MethodNotAllowed, UnsupportedMediaType, BodyTimeout, HeadTooLarge, UnsupportedTransferCoding
     ├── BodyTooLarge
     ├── Overloaded                      too many requests in flight, or draining
     ├── Cancelled                       by the client's own `notifications/cancelled`
@@ -137,6 +137,10 @@ class HeadTooLarge(BridgeError):
     """The head of the HTTP request is over our limit."""
 
 
+class UnsupportedTransferCoding(BridgeError):
+    """The body has a transfer coding that is not understood (RFC 9112, section 6.1)."""
+
+
 class BodyTimeout(BridgeError):
     """The body did not arrive in time."""
 
@@ -225,6 +229,7 @@ RENDERINGS: Final[Mapping[type[BridgeError], Rendering]] = MappingProxyType(
         UnsupportedMediaType: Rendering(415, -32600),
         BodyTimeout: Rendering(408, -32600),
         HeadTooLarge: Rendering(431, -32600),
+        UnsupportedTransferCoding: Rendering(501, -32600),
         BodyTooLarge: Rendering(413, -32014),
         Overloaded: Rendering(503, -32013),
         Cancelled: Rendering(200, -32017),

@@ -10,7 +10,8 @@ import asyncio
 from collections import deque
 from typing import Final, NamedTuple, Protocol
 
-from vestige_bridge.errors import BridgeError, Outcome
+from vestige_bridge.errors import BridgeError, InvalidMessage, Outcome
+from vestige_bridge.jsonrpc import parse_message
 from vestige_bridge.messages import Request, Response
 from vestige_bridge.multiplexer import Call, Caller
 
@@ -22,14 +23,28 @@ class Answered(NamedTuple):
     """The end of an exchange that got its answer.
 
     Attributes:
-        response: the response as parsed.
-        data: its bytes, with the id that the client gave it.
+        data: the bytes of the response, with the id that the client gave the request.
         streamed: whether upstream sent it in an event stream.
     """
 
-    response: Response
     data: bytes
     streamed: bool
+
+    @property
+    def response(self) -> Response:
+        """The response, parsed.
+
+        Errors:
+            InvalidMessage: it is none.
+        """
+        message = parse_message(self.data.decode())
+        if not isinstance(message, Response):
+            raise InvalidMessage("This is not a response.")
+        return message
+
+
+_TAKEN: Final = Answered(b"", streamed=False)
+"""Stands for an answer that its reader has: a large one is held once, by whoever sends it."""
 
 
 class Keeper(Protocol):
@@ -144,9 +159,9 @@ class Exchange(Call):
         self._progress = None
         self._progress_bytes = 0
 
-    def answer(self, response: Response, data: bytes) -> None:
+    def answer(self, data: bytes) -> None:
         """Ends the exchange by its answer."""
-        self._finish(Answered(response, data, self.streamed))
+        self._finish(Answered(data, self.streamed))
 
     def fail(self, error: BridgeError) -> None:
         """Ends the exchange by an error, which then says whether upstream may have seen the request."""
@@ -173,9 +188,11 @@ class Exchange(Call):
             step = self._progress.popleft()
             self._progress_bytes -= len(step)
             return step
-        if isinstance(self._end, BridgeError):
-            raise self._end
-        return self._end
+        end = self._end
+        if isinstance(end, BridgeError):
+            raise end
+        self._end = _TAKEN
+        return end
 
     async def result(self) -> Answered:
         """Waits for the answer, whatever progress comes before it.

@@ -11,13 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
-from urllib.parse import urlsplit
 
 ACCEPT: Final = b"accept"
 AUTHORIZATION: Final = b"authorization"
+CONNECTION: Final = b"connection"
 CONTENT_ENCODING: Final = b"content-encoding"
 CONTENT_LENGTH: Final = b"content-length"
 CONTENT_TYPE: Final = b"content-type"
+EXPECT: Final = b"expect"
 HOST: Final = b"host"
 ORIGIN: Final = b"origin"
 PROTOCOL_VERSION: Final = b"mcp-protocol-version"
@@ -45,6 +46,7 @@ _request_id = re.compile(rb"[A-Za-z0-9._:+/=-]{1,128}").fullmatch
 _traceparent = re.compile(
     rb"(?!ff)[0-9a-f]{2}-(?P<trace_id>(?!0{32})[0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
 ).fullmatch
+_host_and_port = re.compile(r"(?:\[(?P<literal>[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0-9._-]+))(?::[0-9]{1,5})?").fullmatch
 _base64_value = re.compile(rb"=\?base64\?(.*)\?=").fullmatch
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -219,9 +221,8 @@ def origin_allowed(headers: Headers, allowed: frozenset[str]) -> bool:
     origin = origins[0].decode("latin-1")
     if len(origins) > 1:
         return False
-    return origin in allowed or (
-        _hostname(origin) in _LOOPBACK and _hostname("//" + (headers.get(HOST) or b"").decode("latin-1")) in _LOOPBACK
-    )
+    host = (headers.get(HOST) or b"").decode("latin-1")
+    return origin in allowed or (_origin_host(origin) in _LOOPBACK and _host_name(host) in _LOOPBACK)
 
 
 def cors_headers(origin: bytes) -> list[tuple[bytes, bytes]]:
@@ -243,8 +244,13 @@ PREFLIGHT_HEADERS: Final[Mapping[str, str]] = {
 }
 
 
-def _hostname(url: str) -> str | None:
-    try:
-        return urlsplit(url).hostname
-    except ValueError:
-        return None
+def _origin_host(origin: str) -> str | None:
+    """The host of a serialized origin (RFC 6454, section 6.2); ``None`` if it is none."""
+    scheme, separator, host = origin.partition("://")
+    return _host_name(host) if separator and scheme.lower() in ("http", "https") else None
+
+
+def _host_name(value: str) -> str | None:
+    """The host of ``uri-host [ ":" port ]`` in lower case, without brackets; ``None`` where it is anything else."""
+    match = _host_and_port(value)
+    return None if match is None else (match["literal"] or match["name"]).lower()

@@ -15,6 +15,7 @@ import httptools
 from vestige_bridge import sse
 from vestige_bridge.errors import BodyTooLarge, BridgeError, SessionLost, UpstreamDisconnected, UpstreamProtocolError
 from vestige_bridge.headers import CONTENT_LENGTH, CONTENT_TYPE, JSON, SESSION_ID, TRANSFER_ENCODING, media_type
+from vestige_bridge.held_bytes import LARGE_BYTES, HeldBytes
 
 MAX_HEAD_BYTES: Final = 65_536
 """How many bytes may come without becoming the head of a reply or a part of its body."""
@@ -55,6 +56,7 @@ class Lane(asyncio.Protocol):
     Parameters:
         transport: the connection, which this takes over.
         max_answer_bytes: the largest message that is taken.
+        held: counts the bytes of large answers.
         on_idle: called when the connection is free for another request.
         on_closed: called when it is lost.
 
@@ -67,6 +69,7 @@ class Lane(asyncio.Protocol):
         self,
         transport: asyncio.Transport,
         max_answer_bytes: int,
+        held: HeldBytes,
         *,
         on_idle: Callable[[Lane], None],
         on_closed: Callable[[Lane], None],
@@ -75,6 +78,8 @@ class Lane(asyncio.Protocol):
         self.idle_since = 0.0
         self._transport = transport
         self._max_answer_bytes = max_answer_bytes
+        self._held = held
+        self._counted = False
         self._on_idle = on_idle
         self._on_closed = on_closed
         self._has_session = False
@@ -113,6 +118,7 @@ class Lane(asyncio.Protocol):
         self._transport.abort()
         # What is left of the connection lives until the garbage is collected: let that be little.
         self._body.clear()
+        self._count(0)
         receiver, self.receiver = self.receiver, None
         if receiver is not None:
             receiver.end(failure)
@@ -190,18 +196,19 @@ class Lane(asyncio.Protocol):
         self._pending_bytes = 0
         receiver = self.receiver
         if receiver is None:
-            return
+            return None
         if self._decoder is None:
             self._body += chunk
             if len(self._body) > self._max_answer_bytes:
                 raise self._too_large()
-            return
+            return self._count(len(self._body))
         try:
             for event in self._decoder.feed(chunk):
                 if event.type == "message":
                     receiver.take(event.data)
         except sse.EventTooLarge:
             raise self._too_large() from None
+        return self._count(self._decoder.held_bytes)
 
     def on_message_complete(self) -> None:
         """Ends the reply, and frees the connection for another (called by the parser).
@@ -215,6 +222,7 @@ class Lane(asyncio.Protocol):
         if self._body:
             body = bytes(self._body)
             self._body.clear()
+            self._count(0)
             if refusal is not None and _NO_SESSION in body:
                 raise SessionLost("The MCP endpoint does not know the session any more.", detail="HTTP 400")
             receiver.take(body)
@@ -225,6 +233,22 @@ class Lane(asyncio.Protocol):
         else:
             self._transport.close()
         receiver.end(refusal)
+
+    def pause_reading(self) -> None:
+        """Takes nothing more from upstream for now."""
+        if not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Takes from upstream again."""
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def _count(self, size: int) -> None:
+        """Counts what is held of a large message that arrives."""
+        if self._counted or size > LARGE_BYTES:
+            self._counted = size > LARGE_BYTES
+            self._held.arriving(self, size if self._counted else 0)
 
     def _forget_reply(self) -> None:
         self._status = 0

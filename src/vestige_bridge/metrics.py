@@ -24,6 +24,7 @@ from starlette.routing import Route
 
 from vestige_bridge import __version__
 from vestige_bridge.access import ENDPOINT_PATHS, AccessRecord
+from vestige_bridge.connections import Connections
 from vestige_bridge.errors import MethodNotAllowed, NotFound
 from vestige_bridge.monitor import Monitor, State
 from vestige_bridge.per_client import ClientSessions
@@ -60,7 +61,8 @@ class Metrics(Collector):
         client_sessions: the clients' own sessions.
         monitor: what is known of the connection.
         tokens: the valid tokens.
-        refusals: how often the door stayed shut, by reason.
+        refusals: how many requests were rejected before authentication succeeded, by reason.
+        connections: the connections of clients.
 
     Attributes:
         registry: these metrics and those of the process.
@@ -75,7 +77,9 @@ class Metrics(Collector):
         monitor: Monitor,
         tokens: Tokens,
         refusals: Mapping[str, int],
+        connections: Connections,
     ) -> None:
+        self._connections = connections
         self._settings = settings
         self._session = session
         self._client_sessions = client_sessions
@@ -114,6 +118,7 @@ class Metrics(Collector):
         yield from self._traffic()
         yield from self._upstream()
         yield from self._door()
+        yield from self._clients()
         yield _info("build_info", "The bridge itself; always 1.", {"version": __version__})
 
     def _traffic(self) -> Iterator[Metric]:
@@ -167,6 +172,23 @@ class Metrics(Collector):
         yield _gauge("tools_known", "Tools that Vestige announced.", len(session.tools))
         yield _gauge("upstream_requests_in_flight", "Requests that are with Vestige.", session.with_upstream)
         yield _gauge("upstream_requests_in_flight_limit", "How many may be.", self._settings.upstream_concurrency)
+
+    def _clients(self) -> Iterator[Metric]:
+        connections = self._connections
+        yield _gauge("client_connections", "Open connections of clients.", connections.open)
+        yield _gauge("client_connections_limit", "How many there may be.", connections.limits.connections)
+        yield _counter(
+            "client_connections_closed_for_room", "Idle connections closed for new ones.", connections.closed_for_room
+        )
+        yield _counter(
+            "client_connections_refused", "Connections refused because all others were busy.", connections.refused
+        )
+        yield _gauge("incomplete_head_bytes", "Bytes held of incomplete heads of requests.", connections.head_bytes)
+        yield _gauge("unsent_bytes", "Bytes held of large answers.", connections.held.total_bytes)
+        yield _gauge("unsent_bytes_limit", "How many may be.", connections.held.limit_bytes)
+        yield _counters(
+            "unread_answers_ended", "Answers ended because their client did not read.", "reason", connections.ended
+        )
 
     def _door(self) -> Iterator[Metric]:
         yield _counters("auth_failures", "Requests that did not get in.", "reason", self._refusals)

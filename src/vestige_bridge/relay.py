@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Final, Protocol
+from typing import Protocol
 
 from starlette.types import Send
 
@@ -19,8 +19,6 @@ from vestige_bridge.exchange import Answered, Exchange
 from vestige_bridge.headers import Accepted
 from vestige_bridge.hub import Listener
 from vestige_bridge.jsonrpc import build_error
-
-SLICE_BYTES: Final = 262_144
 
 ClientLeft = Callable[[], bool]
 Shape = Callable[[bytes], tuple[int, bytes]]
@@ -72,10 +70,7 @@ class Relay:
         """Sends the answer: as the last event if there is a stream or has to be one, otherwise as JSON."""
         if self._streaming or (status == 200 and self._wants_stream(streamed)):
             await self._start_stream(headers)
-            data = sse.encode_event(data)
-            if len(data) > SLICE_BYTES:
-                return await self._send_sliced(data)
-            return await self._send({"type": "http.response.body", "body": data})
+            return await self._send({"type": "http.response.body", "body": sse.encode_event(data)})
         raw = [
             (b"content-type", b"application/json"),
             (b"content-length", str(len(data)).encode()),
@@ -83,8 +78,6 @@ class Relay:
             *headers,
         ]
         await self._send({"type": "http.response.start", "status": status, "headers": raw})
-        if len(data) > SLICE_BYTES:
-            return await self._send_sliced(data)
         await self._send({"type": "http.response.body", "body": data})
 
     async def exchange(self, exchange: Exchange, shape: Shape = _as_it_is) -> None:
@@ -112,8 +105,18 @@ class Relay:
             if heartbeats is not None:
                 heartbeats.stop(exchange)
         if not self._client_left():
-            status, data = shape(news.data)
-            await self.answer(data, status=status, streamed=news.streamed)
+            streamed, shaped = news.streamed, [shape(news.data)]
+            del news
+            await self._answer_shaped(shaped, streamed=streamed)
+
+    async def _answer_shaped(self, shaped: list[tuple[int, bytes]], *, streamed: bool) -> None:
+        """Sends an answer that nobody else holds, so that a large one waits for its client only once."""
+        status, data = shaped.pop()
+        if self._streaming or (status == 200 and self._wants_stream(streamed)):
+            data = sse.encode_event(data)
+            await self._start_stream()
+            return await self._send({"type": "http.response.body", "body": data})
+        await self.answer(data, status=status)
 
     async def notifications(
         self, listener: Listener, *, first: bytes = sse.HEARTBEAT, tag: Tag = _unchanged, last: bytes = b""
@@ -182,15 +185,6 @@ class Relay:
 
     def _wants_stream(self, streamed: bool) -> bool:
         return not self._accepted.json or (streamed and self._accepted.event_stream)
-
-    async def _send_sliced(self, data: bytes) -> None:
-        """Sends the rest of a long body, in slices as the server copies what it sends."""
-        sent = 0
-        while len(data) - sent > SLICE_BYTES:
-            body = data[sent : sent + SLICE_BYTES]
-            await self._send({"type": "http.response.body", "body": body, "more_body": True})
-            sent += SLICE_BYTES
-        await self._send({"type": "http.response.body", "body": data[sent:]})
 
     async def _write(self, data: bytes) -> None:
         await self._start_stream()

@@ -12,14 +12,17 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Final, Literal
+from typing import Any, Final, Literal, cast
 
 import uvicorn
 from starlette.applications import Starlette
+from uvicorn.server import ServerState
 
 from vestige_bridge import logs
 from vestige_bridge.app import build_app
-from vestige_bridge.connection import Connection
+from vestige_bridge.connections import STRANGER_IDLE_SECONDS, Connections, Limits
+from vestige_bridge.held_bytes import HeldBytes
+from vestige_bridge.http_protocol import READ_BYTES, HttpProtocol
 from vestige_bridge.metrics import build_metrics_app
 from vestige_bridge.settings import Settings
 
@@ -34,14 +37,17 @@ LARGE_BLOCK_BYTES: Final = 2_097_152
 _MMAP_THRESHOLD: Final = -3
 _TRIM_THRESHOLD: Final = -1
 
+BACKLOG: Final = 2048
+"""How many connections may wait to be accepted."""
+
 GARBAGE_THRESHOLDS: Final = (20_000, 20, 100)
 """How often the collector of cyclic garbage looks: a request makes none, so the usual 700 objects are far too few.
 
 With those, and all that the start made looked at again and again, a request costs 1.1 times the CPU time.
 """
 
-IDLE_CONNECTION_SECONDS: Final = 75
-"""Longer than the 60 seconds of common load balancers, so that it is never us who close under a request."""
+METRICS_CONNECTIONS: Final = 64
+"""How many connections the metrics' listener takes."""
 
 
 class Server(uvicorn.Server):
@@ -58,6 +64,18 @@ class Server(uvicorn.Server):
             signal.signal(sig, signal.SIG_DFL)
             signal.raise_signal(sig)
         self._stopping = True
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Has SIGHUP drain, too, unless whoever started the process has it ignored, as nohup does."""
+        with super().capture_signals():
+            before = signal.getsignal(signal.SIGHUP)
+            if before != signal.SIG_IGN:
+                signal.signal(signal.SIGHUP, self.handle_exit)
+            try:
+                yield
+            finally:
+                signal.signal(signal.SIGHUP, before)
 
     async def on_tick(self, counter: int) -> bool:
         """Drains when a signal has come, then stops."""
@@ -95,8 +113,10 @@ def serve(settings: Settings) -> int:
         return 1
     log.info("Listening on http://%s:%d", settings.host, listener.getsockname()[1])
     log.info("Metrics on http://%s:%d/metrics", settings.host, metrics_listener.getsockname()[1])
-    server = Server(build_config(app, lifespan="on"), app)
-    metrics_server = MetricsServer(build_config(build_metrics_app(app.state.metrics), lifespan="off"))
+    server = Server(build_config(app, app.state.connections, lifespan="on"), app)
+    metrics_server = MetricsServer(
+        build_config(build_metrics_app(app.state.metrics), _metrics_connections(settings), lifespan="off")
+    )
 
     _give_large_blocks_back()
 
@@ -140,20 +160,63 @@ def _listen(host: str, port: int, variable: str) -> socket.socket:
     Errors:
         OSError: it cannot, in a sentence that names the setting.
     """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=2048)
+        if host == "::":
+            return _listen_on_both_families(port)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
         raise OSError(
             f"Cannot listen on {host} port {port}: {error.strerror}. Choose another VESTIGE_BRIDGE_HOST or {variable}."
         ) from error
 
 
-def build_config(app: Starlette, lifespan: Literal["on", "off"]) -> uvicorn.Config:
-    """How an app is served."""
+def _listen_on_both_families(port: int) -> socket.socket:
+    """A socket that listens on every address, IPv6 and IPv4; where the system has no IPv6, on every IPv4 address.
+
+    Errors:
+        OSError: it cannot.
+    """
+    if not socket.has_dualstack_ipv6():
+        return socket.create_server(("0.0.0.0", port), backlog=BACKLOG)  # noqa: S104 - `::` asks for it
+    return socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=BACKLOG)
+
+
+def _metrics_connections(settings: Settings) -> Connections:
+    limits = Limits(
+        connections=METRICS_CONNECTIONS,
+        keep_alive_seconds=STRANGER_IDLE_SECONDS,
+        send_seconds=settings.send_timeout_seconds,
+    )
+    return Connections(limits, HeldBytes(settings.unsent_bytes))
+
+
+def _protocol(connections: Connections) -> type[asyncio.Protocol]:
+    """What uvicorn makes for each connection; all read into one buffer, one after another."""
+    buffer = memoryview(bytearray(READ_BYTES))
+
+    def build(
+        config: uvicorn.Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> HttpProtocol:
+        return HttpProtocol(config, server_state, app_state, connections, buffer)
+
+    return cast("type[asyncio.Protocol]", build)
+
+
+def build_config(app: Starlette, connections: Connections, lifespan: Literal["on", "off"]) -> uvicorn.Config:
+    """How an app is served.
+
+    Parameters:
+        app: the app.
+        connections: the record of its clients' connections.
+        lifespan: whether it has one.
+    """
     return uvicorn.Config(
         app,
-        http=Connection,
+        http=_protocol(connections),
         loop="uvloop",
         ws="none",
         lifespan=lifespan,
@@ -162,6 +225,5 @@ def build_config(app: Starlette, lifespan: Literal["on", "off"]) -> uvicorn.Conf
         headers=[("X-Content-Type-Options", "nosniff")],
         server_header=False,
         proxy_headers=False,
-        timeout_keep_alive=IDLE_CONNECTION_SECONDS,
         timeout_graceful_shutdown=FLUSH_SECONDS,
     )

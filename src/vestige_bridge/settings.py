@@ -193,6 +193,25 @@ class Settings:
     drain_seconds: float = _setting(
         "VESTIGE_BRIDGE_DRAIN_SECONDS", "20", _seconds, "How long requests in flight may take to finish on SIGTERM."
     )
+    keep_alive_seconds: float = _setting(
+        "VESTIGE_BRIDGE_KEEP_ALIVE_SECONDS",
+        "650",
+        _seconds,
+        "How long a client's connection may idle once it carried an authenticated request; longer than the load "
+        "balancer in front waits.",
+    )
+    send_timeout_seconds: float = _setting(
+        "VESTIGE_BRIDGE_SEND_TIMEOUT_SECONDS",
+        "60",
+        _seconds,
+        "How long a client may read nothing of an answer that waits for it.",
+    )
+    unsent_bytes: int = _setting(
+        "VESTIGE_BRIDGE_UNSENT_BYTES",
+        "67108864",
+        _count,
+        "How many bytes of large answers may be held for clients at a time.",
+    )
     max_body_bytes: int = _setting(
         "VESTIGE_BRIDGE_MAX_BODY_BYTES", "1048576", _count, "The largest body that a client may send."
     )

@@ -54,6 +54,11 @@ class EventDecoder:
         self._data_bytes = 0
         self._type = ""
 
+    @property
+    def held_bytes(self) -> int:
+        """How many bytes of an incomplete event are held."""
+        return len(self._buffer) + self._data_bytes
+
     def feed(self, chunk: bytes) -> Iterator[Event]:
         """Yields the events that the chunk completes.
 

@@ -29,6 +29,7 @@ from vestige_bridge.errors import (
     UpstreamProtocolError,
 )
 from vestige_bridge.headers import JSON, SESSION_ID, header_lines
+from vestige_bridge.held_bytes import HeldBytes
 from vestige_bridge.lane import Lane, Receiver
 
 KEEP_ALIVE_SECONDS: Final = 3.0
@@ -98,15 +99,19 @@ class Upstream:
         token: the bearer token to show there; empty for none.
         connect_timeout_seconds: how long making a connection may take.
         max_answer_bytes: the largest message that is taken.
+        held: counts the bytes of large answers.
     """
 
-    def __init__(self, url: str, *, token: str, connect_timeout_seconds: float, max_answer_bytes: int) -> None:
+    def __init__(
+        self, url: str, *, token: str, connect_timeout_seconds: float, max_answer_bytes: int, held: HeldBytes
+    ) -> None:
         self._url = URL(url)
         self._headers = {"Accept-Encoding": "identity", "User-Agent": "vestige-bridge"}
         if token:
             self._headers["Authorization"] = f"Bearer {token}"
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_seconds)
         self._max_answer_bytes = max_answer_bytes
+        self._held = held
         self._http_client: aiohttp.ClientSession | None = None
         self._connections: dict[Lane, aiohttp.connector.Connection] = {}
         self._idle: list[Lane] = []
@@ -161,7 +166,7 @@ class Upstream:
             raise UpstreamConnectError("The MCP endpoint cannot be reached.", detail=_reason(error)) from error
         if connection.transport is None:
             raise UpstreamConnectError("The MCP endpoint cannot be reached.", detail="it hung up at once")
-        lane = Lane(connection.transport, self._max_answer_bytes, on_idle=self.free, on_closed=self._closed)
+        lane = Lane(connection.transport, self._max_answer_bytes, self._held, on_idle=self.free, on_closed=self._closed)
         self._connections[lane] = connection
         return lane
 

@@ -11,11 +11,10 @@ from typing import Final
 
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response as HttpResponse
-from starlette.types import Message as AsgiMessage
 from starlette.types import Receive, Scope, Send
 
 from vestige_bridge import headers
-from vestige_bridge.access import CONNECTION, AccessRecord
+from vestige_bridge.access import CONNECTION, AccessRecord, ClientConnection
 from vestige_bridge.deadlines import Deadlines
 from vestige_bridge.errors import BodyTimeout, BodyTooLarge, UnsupportedMediaType
 from vestige_bridge.messages import AnyMessage, Request, Response
@@ -67,7 +66,7 @@ class Visit:
     """
 
     __slots__ = (
-        "_beginning",
+        "_connection",
         "_heartbeats",
         "_receive",
         "_scope",
@@ -94,7 +93,7 @@ class Visit:
         self.caller = Caller(self.principal, session_id, read_only=record.read_only)
         self.accepted = headers.accepted(record.headers)
         self.spelled_id: str | None = None
-        self._beginning: AsgiMessage | None = None
+        self._connection: ClientConnection | None = scope.get("extensions", {}).get(CONNECTION)
         self._heartbeats = heartbeats
 
     @property
@@ -141,8 +140,8 @@ class Visit:
 
     def client_left(self) -> bool:
         """Whether the client is gone, if the server can tell; the log then says so."""
-        closed = self._scope.get("extensions", {}).get(CONNECTION, {}).get("closed")
-        self.record.client_left = closed is not None and closed()
+        connection = self._connection
+        self.record.client_left = connection is not None and connection.client_left
         return self.record.client_left
 
     async def until_client_leaves(self) -> None:
@@ -156,18 +155,16 @@ class Visit:
 
         Errors:
             UnsupportedMediaType, BodyTooLarge: it is not one that we take.
-            ClientDisconnect: it was cut short.
         """
         if not headers.is_json(self.headers):
             raise UnsupportedMediaType("Send the JSON-RPC message with the header `Content-Type: application/json`.")
         if headers.is_compressed(self.headers):
             raise UnsupportedMediaType("Send the body uncompressed, without Content-Encoding.")
         self._require_room(headers.content_length(self.headers) or 0)
-        message = self._receive_now()
-        if message is None or message.get("more_body", False):
-            self._beginning = message
-            return None
-        return self._piece(message, 0)
+        body = None if self._connection is None else self._connection.whole_body()
+        if body is not None:
+            self._require_room(len(body))
+        return body
 
     async def body(self) -> bytes:
         """Waits for a body that was not there whole.
@@ -176,26 +173,19 @@ class Visit:
             BodyTooLarge, BodyTimeout: it is not one that we take.
             ClientDisconnect: it was cut short.
         """
-        pieces, length, message = [], 0, self._beginning
+        body = bytearray()
         try:
             async with asyncio.timeout(self._settings.request_timeout_seconds):
                 while True:
-                    message = message or await self._receive()
-                    pieces.append(self._piece(message, length))
+                    message = await self._receive()
+                    if message["type"] == "http.disconnect":
+                        raise ClientDisconnect
+                    body += message.get("body", b"")
+                    self._require_room(len(body))
                     if not message.get("more_body", False):
-                        return b"".join(pieces)
-                    length += len(pieces[-1])
-                    message = None
+                        return bytes(body)
         except TimeoutError:
             raise BodyTimeout("The body did not arrive in time.") from None
-
-    def _piece(self, message: AsgiMessage, length: int) -> bytes:
-        """The next piece of the body, after so many bytes of it."""
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        piece: bytes = message.get("body", b"")
-        self._require_room(length + len(piece))
-        return piece
 
     def _require_room(self, length: int) -> None:
         limit = self._settings.max_body_bytes
@@ -203,15 +193,3 @@ class Visit:
             raise BodyTooLarge(
                 f"The body is over the limit of {limit} bytes.", data={"limit_bytes": limit, "layer": "bridge"}
             )
-
-    def _receive_now(self) -> AsgiMessage | None:
-        """What has come from the client already, if anything has."""
-        # One step of the coroutine tells: it returns what is there, or it would wait.
-        receiving = self._receive().__await__()
-        try:
-            next(receiving)
-        except StopIteration as received:
-            message: AsgiMessage = received.value
-            return message
-        receiving.close()
-        return None

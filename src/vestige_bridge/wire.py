@@ -185,7 +185,7 @@ class Wire:
             if routed.response.failed and routed.response.error == _SERVER_DIED:
                 self._cut(routed.call, held)
             else:
-                routed.call.answer(routed.response, routed.data)
+                routed.call.answer(routed.data)
                 self._observer.answered()
         elif isinstance(routed, Progress):
             routed.call.take_progress(routed.data)

@@ -6,8 +6,8 @@ import pytest
 
 from vestige_bridge.errors import Cancelled, UpstreamTimeout
 from vestige_bridge.exchange import PROGRESS_LIMIT_BYTES, Answered, Exchange
-from vestige_bridge.jsonrpc import build_request, build_result, parse_message
-from vestige_bridge.messages import Request, Response
+from vestige_bridge.jsonrpc import build_request, build_result
+from vestige_bridge.messages import Request
 from vestige_bridge.multiplexer import Caller
 
 
@@ -42,9 +42,7 @@ def new_exchange(keeper: Kept | None = None, *, repeatable: bool = False) -> Exc
 
 def answer(exchange: Exchange, result: str = "{}") -> bytes:
     data = build_result("7", result)
-    response = parse_message(data.decode())
-    assert isinstance(response, Response)
-    exchange.answer(response, data)
+    exchange.answer(data)
     return data
 
 

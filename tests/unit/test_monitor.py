@@ -17,6 +17,7 @@ from vestige_bridge.errors import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
+from vestige_bridge.held_bytes import HeldBytes
 from vestige_bridge.monitor import (
     DOWN_AFTER,
     FIRST_BACKOFF_SECONDS,
@@ -131,7 +132,7 @@ def test_the_log_tells_each_change_once_and_the_cause_of_a_loss(caplog: pytest.L
 
 def connection(url: str, monitor: Monitor) -> tuple[Upstream, Session]:
     settings = Settings.from_environ({"VESTIGE_MCP_URL": url, "VESTIGE_BRIDGE_CHECK_TIMEOUT_SECONDS": "2"})
-    upstream = Upstream(url, token="", connect_timeout_seconds=2, max_answer_bytes=10_000)
+    upstream = Upstream(url, token="", connect_timeout_seconds=2, max_answer_bytes=10_000, held=HeldBytes(10_000))
     return upstream, Session(upstream, settings, monitor.record, SessionFile.from_settings(settings))
 
 
