@@ -18,6 +18,7 @@ CAUGHT_BY = {
     "tokens_by_prefix": ("F5", 0.01, "wrong"),
     "a_task_is_left": ("F6", 0.01, "grown"),
     "no_answer_limit": ("F7", 0.01, "grown"),
+    "bodies_are_rewritten": ("strangers", 0.01, "wrong"),
     "bodies_in_the_log": ("F8", 0.01, "leaked"),
 }
 

@@ -26,6 +26,7 @@ from chaos.outages import kills, network, restarts
 from chaos.slowness import slowness
 from chaos.soak import soak
 from chaos.stack import Run
+from chaos.strangers import floods, held, strangers
 from compatibility import package_version, write_section
 from harness import ROOT, SERVER_EVERYTHING, SUPERGATEWAY
 
@@ -38,6 +39,9 @@ FAULTS: dict[str, Callable[[Run], Awaitable[Figures]]] = {
     "F6": soak,
     "F7": slowness,
     "network": network,
+    "strangers": strangers,
+    "floods": floods,
+    "held": held,
     "F8": canaries,
 }
 """In this order: the last one searches what the others have left."""

@@ -77,37 +77,37 @@ class Caller:
     async def json_poster(self) -> None:
         """Posts one request and takes JSON."""
         call = self._open()
-        await self._post_json([call], self.body(call), {})
+        await self.post_json([call], self.body(call), {})
 
     async def sse_poster(self) -> None:
         """Posts one request and takes an event stream."""
         call = self._open()
-        await self._post_stream(call, self.body(call), SSE)
+        await self.post_stream(call, self.body(call), SSE)
 
     async def watcher(self) -> None:
         """Watches the progress of a call that takes its time."""
         call = self._open()
-        await self._post_stream(call, self.body(call, steps=3, step_ms=self._random.randrange(40)), SSE)
+        await self.post_stream(call, self.body(call, steps=3, step_ms=self._random.randrange(40)), SSE)
 
     async def batcher(self) -> None:
         """Posts several requests under one id at once."""
         calls = [self._open("1") for _ in range(self._random.randint(2, 4))]
-        await self._post_json(calls, b"[" + b",".join(self.body(call) for call in calls) + b"]", {})
+        await self.post_json(calls, b"[" + b",".join(self.body(call) for call in calls) + b"]", {})
 
     async def legacy_client(self) -> None:
         """Opens a session of its own, as often as it loses heart, and calls on it."""
         if not self._session or self._random.random() < 0.05:
             self._session = await self._initialize()
         call = self._open()
-        await self._post_json([call], self.body(call), self._session)
+        await self.post_json([call], self.body(call), self._session)
 
     async def modern_client(self) -> None:
         """Sends requests that describe themselves."""
         call = self._open()
         headers, body = _modern_headers(call), self.body(call, MODERN_META)
         if self._random.random() < 0.5:
-            return await self._post_stream(call, body, {**SSE, **headers})
-        await self._post_json([call], body, headers)
+            return await self.post_stream(call, body, {**SSE, **headers})
+        await self.post_json([call], body, headers)
 
     async def canceller(self) -> None:
         """Cancels its own call while it runs."""
@@ -117,9 +117,9 @@ class Caller:
         body = self.body(call, steps=20, step_ms=20)
         call.cancelled = True
         if self._random.random() < 0.5:
-            post = asyncio.create_task(self._post_stream(call, body, {**SSE, **self._session}))
+            post = asyncio.create_task(self.post_stream(call, body, {**SSE, **self._session}))
         else:
-            post = asyncio.create_task(self._post_json([call], body, self._session))
+            post = asyncio.create_task(self.post_json([call], body, self._session))
         await asyncio.sleep(self._random.uniform(0.01, 0.3))
         params = f'{{"requestId":{call.spelled_id}}}'
         notification = f'{{"jsonrpc":"2.0","method":"notifications/cancelled","params":{params}}}'
@@ -134,7 +134,7 @@ class Caller:
         modern = self._random.random() < 0.5
         headers = {**SSE, **(_modern_headers(call) if modern else {})}
         body = self.body(call, MODERN_META if modern else {}, steps=10, step_ms=20)
-        post = asyncio.create_task(self._post_stream(call, body, headers))
+        post = asyncio.create_task(self.post_stream(call, body, headers))
         await asyncio.sleep(self._random.uniform(0.01, 0.2))
         post.cancel()
         await asyncio.wait([post])
@@ -143,7 +143,7 @@ class Caller:
     async def call(self, tool: str = "read", **arguments: Any) -> Call:
         """One call of a plain poster."""
         call = self.account.open(tool, "1", arguments.get("characters", 0))
-        await self._post_json([call], self.body(call, **arguments), {})
+        await self.post_json([call], self.body(call, **arguments), {})
         return call
 
     def _open(self, spelled_id: str | None = None) -> Call:
@@ -166,7 +166,8 @@ class Caller:
         # A session id that the bridge never gave out is taken as one that a restart made it forget.
         return {"Mcp-Session-Id": f"2025-11-25.{self._random.getrandbits(128):032x}"}
 
-    async def _post_json(self, calls: list[Call], body: bytes, headers: dict[str, str]) -> None:
+    async def post_json(self, calls: list[Call], body: bytes, headers: dict[str, str]) -> None:
+        """Posts the calls' body and takes JSON."""
         async with self._watched(calls), self._request(body, headers) as response:
             data = await response.read()
             answers = json.loads(data) if len(calls) > 1 else None
@@ -179,7 +180,8 @@ class Caller:
                 for call, answer in zip(calls, answers, strict=True):
                     call.take(None, json.dumps(answer).encode())
 
-    async def _post_stream(self, call: Call, body: bytes, headers: dict[str, str]) -> None:
+    async def post_stream(self, call: Call, body: bytes, headers: dict[str, str]) -> None:
+        """Posts the call's body and takes an event stream."""
         async with self._watched([call]), self._request(body, headers) as response:
             if response.content_type == "application/json":
                 return call.take(response.status, await response.read())

@@ -1,21 +1,25 @@
 """Starts the bridge as ``vestige-bridge`` does, on request with one defect planted, to show that the driver finds it.
 
-usage: python -m chaos.launch [DEFECT]
+usage: python -m chaos.launch [--descriptors NUMBER] DEFECT|""
 
 SIGUSR2 has it write the number of its tasks to a file beside its log.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import dataclasses
 import logging
+import re
+import resource
 import signal
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import uvicorn
 import uvloop
 
 from vestige_bridge import __main__, jsonrpc, proxy
@@ -108,6 +112,34 @@ def a_task_is_left() -> None:
     _with_each_body(lambda _: tasks.append(asyncio.get_running_loop().create_task(asyncio.sleep(3600))))
 
 
+def bodies_are_rewritten() -> None:
+    """A search for upgrade offers finds them in bodies, too: what it adds there becomes a part of the next request.
+
+    The bytes are changed before they reach the class that parses them, so the defect needs no name of that class.
+    """
+    load = uvicorn.Config.load
+
+    def load_with_defect(self: uvicorn.Config) -> None:
+        load(self)
+        self.http_protocol_class = _rewriting(self.http_protocol_class)
+
+    uvicorn.Config.load = load_with_defect  # type: ignore[method-assign]
+
+
+def _rewriting(protocol: Any) -> type[asyncio.Protocol]:
+    class Rewriting(protocol):  # type: ignore[misc]
+        surplus = b""
+
+        def data_received(self, data: bytes) -> None:
+            start = data.find(b"\r\n\r\n") + 4 if re.match(rb"[A-Z]+ /", data) else 0
+            body = re.sub(rb"(?i)\r\nupgrade(?=:)", b"\r\nX-Overlooked", data[start:])
+            rewritten = self.surplus + data[:start] + body
+            self.surplus = rewritten[len(data) :]
+            super().data_received(rewritten[: len(data)])
+
+    return Rewriting
+
+
 def _with_each_body(do: Callable[[bytes], None]) -> None:
     def parse_body(body: bytes) -> Any:
         do(body)
@@ -120,7 +152,7 @@ DEFECTS: dict[str, Callable[[], None]] = {
     it.__name__: it
     for it in (
         *(replay_always, ids_as_they_are, no_drain, tokens_by_prefix, no_answer_limit, renewed_on_garbage),
-        *(bodies_in_the_log, a_task_is_left),
+        *(bodies_in_the_log, a_task_is_left, bodies_are_rewritten),
     )
 }
 
@@ -141,7 +173,13 @@ def tell_tasks() -> None:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m chaos.launch")
+    parser.add_argument("--descriptors", type=int, help="how many descriptors it may open")
+    parser.add_argument("defect", choices=["", *DEFECTS])
+    arguments = parser.parse_args()
+    if arguments.descriptors:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (arguments.descriptors, arguments.descriptors))
     tell_tasks()
-    for name in filter(None, sys.argv[1:]):
-        DEFECTS[name]()
+    if arguments.defect:
+        DEFECTS[arguments.defect]()
     sys.exit(__main__.main([]))

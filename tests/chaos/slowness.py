@@ -79,14 +79,14 @@ async def slowness(run: Run) -> Figures:
     seconds = max(1, 6 * run.scale)
     limit = str(MAX_ANSWER_BYTES)
     async with stack(run, "F7 slowness", done, link=link, REQUEST_TIMEOUT_SECONDS="4", MAX_ANSWER_BYTES=limit) as it:
-        await _probe(it, 1)
-        it.figures.notes.append(f"alone: {await _probe(it, seconds)}")
+        await probe(it, 1)
+        it.figures.notes.append(f"alone: {await probe(it, seconds)}")
         before = it.bridge.megabytes
         for name, party in _parties(it).items():
             number = FLOODS_AT_ONCE if "1 GB" in name else AT_ONCE
-            async with _peak(it) as peak, _all_the_time(party, number):
-                probed = await _probe(it, max(seconds, LEAST_SECONDS))
-            grown = peak[0] - before
+            async with peak(it) as most, all_the_time(party, number):
+                probed = await probe(it, max(seconds, LEAST_SECONDS))
+            grown = most[0] - before
             it.figures.notes.append(f"beside {number} of *{name}*: {probed}, {grown:.0f} MB more")
             if grown > GROWTH_MEGABYTES:
                 it.figures.blame("grown", f"{name}: {grown:.0f} MB more, {GROWTH_MEGABYTES} allowed")
@@ -109,7 +109,7 @@ def _parties(it: Stack) -> dict[str, Callable[[], Awaitable[object]]]:
 
 
 @asynccontextmanager
-async def _all_the_time(party: Callable[[], Awaitable[object]], number: int) -> AsyncIterator[None]:
+async def all_the_time(party: Callable[[], Awaitable[object]], number: int) -> AsyncIterator[None]:
     """So many of them at any moment; each goes on to its own end."""
     stopped = asyncio.Event()
 
@@ -127,7 +127,7 @@ async def _all_the_time(party: Callable[[], Awaitable[object]], number: int) -> 
             stopped.set()
 
 
-async def _probe(it: Stack, seconds: float) -> str:
+async def probe(it: Stack, seconds: float) -> str:
     """Calls for so long, one after the other; says how long they took."""
     took: list[float] = []
     end = time.monotonic() + seconds
@@ -147,18 +147,18 @@ async def _probe(it: Stack, seconds: float) -> str:
 
 
 @asynccontextmanager
-async def _peak(it: Stack) -> AsyncIterator[list[float]]:
+async def peak(it: Stack) -> AsyncIterator[list[float]]:
     """The most memory that the bridge held while the context lasted."""
-    peak = [0.0]
+    most = [0.0]
 
     async def watch() -> None:
         while True:
-            peak[0] = max(peak[0], it.bridge.megabytes)
+            most[0] = max(most[0], it.bridge.megabytes)
             await asyncio.sleep(0.05)
 
     watching = asyncio.create_task(watch())
     try:
-        yield peak
+        yield most
     finally:
         watching.cancel()
 

@@ -72,9 +72,12 @@ class BridgeProcess:
         upstream: the address of the MCP endpoint.
         settings: variables of the bridge, without their prefix.
         port: where it listens; 0 for any.
+        descriptors: how many descriptors it may open; 0 for as many as the driver.
     """
 
-    def __init__(self, run: Run, upstream: str, settings: Mapping[str, str], port: int = 0) -> None:
+    def __init__(
+        self, run: Run, upstream: str, settings: Mapping[str, str], port: int = 0, descriptors: int = 0
+    ) -> None:
         self.port = port or free_port()
         self.metrics_port = free_port()
         self.url = f"http://127.0.0.1:{self.port}/mcp"
@@ -89,10 +92,10 @@ class BridgeProcess:
         }
         defaults = {"REQUEST_TIMEOUT_SECONDS": "10", "LOG_LEVEL": "debug"}
         environ |= {f"VESTIGE_BRIDGE_{name}": value for name, value in {**defaults, **settings}.items()}
+        limit = ["--descriptors", str(descriptors)] if descriptors else []
+        command = [sys.executable, "-m", "chaos.launch", *limit, run.defect]
         with self.log.open("wb") as log:
-            self.process = psutil.Popen(
-                [sys.executable, "-m", "chaos.launch", run.defect], env=environ, stderr=log, stdin=subprocess.DEVNULL
-            )
+            self.process = psutil.Popen(command, env=environ, stderr=log, stdin=subprocess.DEVNULL)
 
     async def ready(self, http: aiohttp.ClientSession) -> None:
         """Waits until it says that it is ready."""
@@ -202,7 +205,14 @@ class Stack:
 
 @asynccontextmanager
 async def stack(
-    run: Run, fault: str, done: str, *, link: Link | None = None, ids: tuple[str, ...] = IDS, **settings: str
+    run: Run,
+    fault: str,
+    done: str,
+    *,
+    link: Link | None = None,
+    ids: tuple[str, ...] = IDS,
+    descriptors: int = 0,
+    **settings: str,
 ) -> AsyncIterator[Stack]:
     """The parts for one fault; at the end every call is judged, and the log is looked through.
 
@@ -212,6 +222,7 @@ async def stack(
         done: what is done, in a few words.
         link: what stands between the bridge and supergateway, if anything does.
         ids: the ids of all requests.
+        descriptors: how many descriptors the bridge may open; 0 for as many as the driver.
         settings: variables of the bridge, without their prefix.
     """
     journal = run.folder / f"journal-{'-'.join(fault.split())}"
@@ -225,7 +236,7 @@ async def stack(
             link.target = gateway.port
             await exits.enter_async_context(link.open())
             upstream = f"http://127.0.0.1:{link.port}/mcp"
-        bridge = BridgeProcess(run, upstream, settings)
+        bridge = BridgeProcess(run, upstream, settings, descriptors=descriptors)
         account = Account(run.secret("memory"), journal)
         it = Stack(run, figures, account, gateway, bridge, _http_client(), run.random(fault), ids)
         exits.push_async_callback(_end, it)
