@@ -28,6 +28,9 @@ EARLY_BYTES = 60_000
 LARGE_BYTES = 180_000
 """A body that is longer than that, and short enough for the client to see the answer."""
 
+FILLER_LINES = 8_000
+"""Empty lines before a hidden request, so that it is read as one even if only some of the lines are rewritten."""
+
 UNBOUNDED_BYTES = 50_000_000
 
 
@@ -85,10 +88,8 @@ def _stretched_bodies() -> Iterator[Attack]:
         for hidden in HIDDEN.items()
         for start, line in ((NOWHERE, OFFER_LINE), (NOWHERE, OFFER_LINE.upper()), (ENDPOINT, OFFER_LINE))
     ):
-        # Empty lines before a request are skipped (RFC 9112, section 2.2).
-        surplus = b"\r\n" * (-len(hidden) * 3 % STRETCH_BYTES) + hidden
-        body = line * (len(surplus) // STRETCH_BYTES) + surplus
-        head = start + b"Content-Length: %d\r\n\r\n" % len(body)
+        body = _stretched(hidden, line)
+        head = _with_length(start, body)
         half = len(body) // 2
         for form, pieces in {
             "at once": (head + body,),
@@ -98,6 +99,22 @@ def _stretched_bodies() -> Iterator[Attack]:
             "after a head that lacks its last line": (head[:-2], head[-2:] + body),
         }.items():
             yield Attack(f"{name} in a stretched body, {form}", pieces, valid=True)
+        # It takes several reads, so that the answer is complete before the lines arrive.
+        large = b"x" * LARGE_BYTES + _stretched(b"\r\n" * FILLER_LINES + hidden, line)
+        yield Attack(f"{name} in a large stretched body", (_with_length(start, large) + large,), valid=True)
+        yield Attack(
+            f"{name} in a large stretched body after the head", (_with_length(start, large), large), valid=True
+        )
+
+
+def _stretched(hidden: bytes, line: bytes) -> bytes:
+    """A body that becomes longer by about what is hidden at its end, if its lines are rewritten."""
+    # Empty lines before a request are skipped (RFC 9112, section 2.2): the length need not match to the byte.
+    return line * (len(hidden) // STRETCH_BYTES + 1) + b"\r\n" * STRETCH_BYTES + hidden
+
+
+def _with_length(start: bytes, body: bytes) -> bytes:
+    return start + b"Content-Length: %d\r\n\r\n" % len(body)
 
 
 def _upgrade_offers() -> Iterator[Attack]:

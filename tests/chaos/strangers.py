@@ -12,7 +12,7 @@ import functools
 import re
 import statistics
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, suppress
 
 import aiohttp
@@ -24,8 +24,8 @@ from chaos.smuggling import ENDPOINT, HOST, NOWHERE, PROBE, SMUGGLED_KEY, Attack
 from chaos.stack import Run, Stack, stack
 from harness import SSE, until
 
-ATTACKERS = 12
-VICTIMS = 6
+ATTACKERS = 6
+VICTIMS = 10
 ROUNDS = 8
 """How often each attack goes through each proxy in ``make chaos``."""
 
@@ -83,7 +83,7 @@ class RawClient(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.closed.set()
 
-    async def send(self, pieces: tuple[bytes, ...], pause_seconds: float = PAUSE_SECONDS) -> None:
+    async def send(self, pieces: Iterable[bytes], pause_seconds: float = PAUSE_SECONDS) -> None:
         """Sends the pieces one after the other, as long as the connection lasts."""
         for number, piece in enumerate(pieces):
             if number:
@@ -146,6 +146,10 @@ async def _then_a_victim(it: Stack, gate: asyncio.Semaphore, attack: Attack) -> 
             it.figures.blame("unanswered", f"{attack.name}: {bytes(client.received)!r}")
         kept = attack.valid and answers and b"connection: close\r" not in answers[0][1]
         if kept:
+            # A proxy sees the end of a connection that is closed now, and takes another one.
+            await client.wait(seconds=PAUSE_SECONDS)
+            kept = not client.closed.is_set()
+        if kept:
             await _share(it, client, attack)
         else:
             await client.wait()
@@ -166,7 +170,9 @@ async def _share(it: Stack, client: RawClient, attack: Attack) -> None:
         try:
             call.take(status, data)
         except (ValueError, KeyError, TypeError, AttributeError):
-            call.complain(f"after {attack.name}: HTTP {status} {data[:100]!r}")
+            call.complain(f"HTTP {status} {data[:100]!r}")
+        if call.complaint:
+            call.complaint = f"after {attack.name}: {call.complaint}"
 
 
 async def _behind_a_front(it: Stack, front: str, port: int, table: list[Attack]) -> None:
