@@ -44,7 +44,7 @@ interop-all: test-tools interop-tools ## The same with the clients that have to 
 faults = PYTHONPATH=tests $(bin)/python -m chaos $@ $(if $(SEED),--seed $(SEED)) $(WRITE)
 
 .PHONY: chaos-quick
-chaos-quick: test-tools proxies ## Throw a little of every fault at the bridge, in two minutes; SEED=… repeats a run.
+chaos-quick: test-tools proxies ## Throw a little of every fault at the bridge, in three minutes; SEED=… repeats a run.
 	$(faults)
 
 .PHONY: chaos

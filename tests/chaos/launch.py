@@ -121,23 +121,35 @@ def bodies_are_rewritten() -> None:
 
     def load_with_defect(self: uvicorn.Config) -> None:
         load(self)
-        self.http_protocol_class = _rewriting(self.http_protocol_class)
+        build = self.http_protocol_class
+        self.http_protocol_class = lambda **options: Rewriting(build(**options))  # type: ignore[assignment]
 
     uvicorn.Config.load = load_with_defect  # type: ignore[method-assign]
 
 
-def _rewriting(protocol: Any) -> type[asyncio.Protocol]:
-    class Rewriting(protocol):  # type: ignore[misc]
-        surplus = b""
+class Rewriting(asyncio.Protocol):
+    """Stands before the protocol of a connection and gives it as many bytes as came, but others."""
 
-        def data_received(self, data: bytes) -> None:
-            start = data.find(b"\r\n\r\n") + 4 if re.match(rb"[A-Z]+ /", data) else 0
-            body = re.sub(rb"(?i)\r\nupgrade(?=:)", b"\r\nX-Overlooked", data[start:])
-            rewritten = self.surplus + data[:start] + body
-            self.surplus = rewritten[len(data) :]
-            super().data_received(rewritten[: len(data)])
+    def __init__(self, protocol: Any) -> None:
+        self.protocol = protocol
+        self.surplus = b""
+        for name in ("connection_made", "connection_lost", "eof_received", "pause_writing", "resume_writing"):
+            setattr(self, name, getattr(protocol, name))
 
-    return Rewriting
+    def data_received(self, data: bytes) -> None:
+        start = data.find(b"\r\n\r\n") + 4 if re.match(rb"[A-Z]+ /", data) else 0
+        body = re.sub(rb"(?i)\r\nupgrade(?=:)", b"\r\nX-Overlooked", data[start:])
+        rewritten = self.surplus + data[:start] + body
+        given, self.surplus = rewritten[: len(data)], rewritten[len(data) :]
+        if not hasattr(self.protocol, "get_buffer"):
+            self.protocol.data_received(given)
+            return
+        while given:
+            buffer = self.protocol.get_buffer(len(given))
+            number = min(len(given), len(buffer))
+            buffer[:number] = given[:number]
+            self.protocol.buffer_updated(number)
+            given = given[number:]
 
 
 def _with_each_body(do: Callable[[bytes], None]) -> None:
