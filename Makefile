@@ -100,6 +100,10 @@ bench-memory: bench-tools docker/gateway/node_modules .venv-mcp-2/stamp ## Let a
 bench-instructions: bench-tools ## Count a request's instructions; WRITE=--write stores them as what it may cost.
 	@$(bench) instructions $(WRITE)
 
+.PHONY: bench-calls
+bench-calls: bench-tools ## Count the Python calls of one warm tools/call, its modules, and the changes between them.
+	@$(bench) calls
+
 .PHONY: bench-tricks
 bench-tricks: bench-tools ## Measure what each trick of the hot path is worth, by undoing one at a time.
 	@$(bench) tricks
@@ -260,12 +264,12 @@ proxies:
 	@dev/packages haproxy nginx-light
 
 .PHONY: bench-tools
-bench-tools: .venv/dev.stamp .venv-bench/stamp .venv-bench-mcp-proxy/stamp bench-packages build/bench/upstream build/bench/load
+bench-tools: .venv/dev.stamp .venv-bench/stamp .venv-bench-mcp-proxy/stamp bench-packages build/bench/upstream build/bench/upstream-go build/bench/load
 bench-tools: $(if $(filter all,$(PEERS)),.tools/bin/thv)
 
 .PHONY: bench-packages
 bench-packages:
-	@dev/packages gcc iproute2 libc6-dev nginx-light valgrind
+	@dev/packages gcc iproute2 libc6-dev nginx-light valgrind wrk
 
 .PHONY: chart-tools
 chart-tools: $(HELM) .venv-e2e/stamp .tools/bin/prometheus .venv/dev.stamp docker/gateway/node_modules
@@ -294,6 +298,11 @@ build/bench/%: bench/%.c bench/http.h | bench-packages
 	@mkdir -p $(@D)
 	cc -std=gnu17 -O2 -Wall -Wextra -o $@ $<
 
+build/bench/upstream-go: bench/upstream.go
+	@command -v go >/dev/null || { echo 'Go is missing: the second upstream of the benchmarks is built with it.' >&2; exit 2; }
+	@mkdir -p $(@D)
+	go build -o $@ $<
+
 .venv-e2e/stamp: e2e/requirements.txt
 	@PYTHON='$(PYTHON)' dev/make-venv.sh .venv-e2e
 	@echo "Installing what the deployment tests need."
@@ -306,7 +315,7 @@ build/bench/%: bench/%.c bench/http.h | bench-packages
 .tools/bin/helm: GO_PACKAGE := helm.sh/helm/v3/cmd/helm@v3.22.0
 .tools/bin/syft: GO_PACKAGE := github.com/anchore/syft/cmd/syft@v1.57.0
 .tools/bin/actionlint: GO_PACKAGE := github.com/rhysd/actionlint/cmd/actionlint@v1.7.12
-.tools/bin/thv: GO_PACKAGE := github.com/stacklok/toolhive/cmd/thv@v0.47.0
+.tools/bin/thv: GO_PACKAGE := github.com/stacklok/toolhive/cmd/thv@v0.63.0
 .tools/bin/%:
 	@echo "Building $*."
 	@GOBIN='$(abspath $(@D))' go install $(GO_PACKAGE)
