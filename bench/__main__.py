@@ -9,7 +9,9 @@ from functools import partial
 from typing import Any
 
 from bench import (
+    calls,
     contenders,
+    crosscheck,
     instructions,
     memory,
     progress,
@@ -20,6 +22,7 @@ from bench import (
     streams,
     throughput,
     tricks,
+    unread,
 )
 from bench.processes import BUILD, Failed
 
@@ -35,16 +38,29 @@ STREAMS: Parts = {"streams": streams.measure}
 MEMORY: Parts = {"memory": memory.measure}
 INSTRUCTIONS: Parts = {"instructions": instructions.measure}
 TRICKS: Parts = {"tricks": tricks.measure}
+UNREAD: Parts = {"unread": unread.measure}
+CALLS: Parts = {"calls": calls.measure}
+CROSSCHECK: Parts = {"crosscheck": crosscheck.measure}
 RUNS: dict[str, Parts] = {
     "quick": _throughput("quick") | START,
-    "standard": _throughput("standard") | START | STREAMS | INSTRUCTIONS,
+    "standard": _throughput("standard") | START | STREAMS | UNREAD | INSTRUCTIONS | CALLS | CROSSCHECK,
     "full": _throughput("full"),
-    "smoke": _throughput("smoke") | START | INSTRUCTIONS,
-    "streams": STREAMS,
+    "smoke": _throughput("smoke") | START | {"unread": partial(unread.measure, clients=6)} | CALLS | INSTRUCTIONS,
+    "streams": STREAMS | UNREAD,
     "memory": MEMORY,
     "instructions": INSTRUCTIONS,
     "tricks": TRICKS,
-    "all": _throughput("standard") | START | STREAMS | MEMORY | INSTRUCTIONS | TRICKS,
+    "calls": CALLS,
+    "crosscheck": CROSSCHECK,
+    "all": _throughput("standard")
+    | START
+    | STREAMS
+    | UNREAD
+    | MEMORY
+    | INSTRUCTIONS
+    | CALLS
+    | CROSSCHECK
+    | TRICKS,
 }
 
 

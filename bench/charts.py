@@ -141,6 +141,6 @@ def _clients(part: Mapping[str, Any]) -> Any:
 
 def _barh(panel: Any, names: Sequence[str], values: Sequence[float]) -> None:
     """Bars with their figures behind them; the bridge's in its own colour."""
-    bars = panel.barh(range(len(names)), values, color=[OURS if name == "bridge" else PALE for name in names])
+    bars = panel.barh(range(len(names)), values, color=[OURS if name.startswith("bridge") else PALE for name in names])
     panel.set_yticks(range(len(names)), names)
     panel.bar_label(bars, [f" {number(value)}" for value in values], padding=4)

@@ -9,17 +9,20 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench.processes import BUILD, ROOT, TOKEN, Failed, Process, free_port, listens, post, running, until
+from bench.processes import BUILD, ROOT, TOKEN, UPSTREAMS, Failed, Process, free_port, listens, post, running, until
 
 Command = list[str | Path]
 PROXIES = Path(__file__).parent / "proxies"
 BENCH_PYTHON = ROOT / ".venv-bench/bin/python"
 MCP_PROXY = ROOT / ".venv-bench-mcp-proxy/bin/mcp-proxy"
 THV = ROOT / ".tools/bin/thv"
+NGINX_BINARY = Path("/usr/sbin/nginx")
+WRK = Path("/usr/bin/wrk")
 INITIALIZE: Mapping[str, Any] = {
     "jsonrpc": "2.0",
     "id": 1,
@@ -42,6 +45,7 @@ class Contender:
         environ: the variables that it wants, for the same three.
         headers: what its clients send besides.
         heavy: it answers so few requests a second that it needs longer to show them.
+        discards_log: its log goes to /dev/null: it writes a line for each request, and writing it is part of the cost.
     """
 
     name: str
@@ -49,6 +53,7 @@ class Contender:
     environ: Callable[[str, int, Path], dict[str, str]] = lambda *_: {}
     headers: tuple[str, ...] = ()
     heavy: bool = False
+    discards_log: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,16 +77,16 @@ def _nginx(url: str, port: int, folder: Path) -> Command:
     for word, value in {"UPSTREAM_PORT": upstream_port, "PORT": str(port), "TOKEN": TOKEN}.items():
         text = text.replace(word, value)
     (folder / "nginx.conf").write_text(text)
-    return ["/usr/sbin/nginx", "-p", folder, "-e", "stderr", "-c", folder / "nginx.conf"]
+    return [NGINX_BINARY, "-p", folder, "-e", "stderr", "-c", folder / "nginx.conf"]
 
 
-def _bridge(url: str, port: int, folder: Path) -> dict[str, str]:
+def _bridge(url: str, port: int, folder: Path, log_format: str = "json") -> dict[str, str]:
     return {
         "VESTIGE_MCP_URL": url,
         "VESTIGE_AUTH_TOKEN": TOKEN,
         "VESTIGE_BRIDGE_PORT": str(port),
         "VESTIGE_BRIDGE_METRICS_PORT": str(free_port()),
-        "VESTIGE_BRIDGE_LOG_FORMAT": "json",
+        "VESTIGE_BRIDGE_LOG_FORMAT": log_format,
     }
 
 
@@ -107,7 +112,14 @@ def _toolhive_environ(url: str, port: int, folder: Path) -> dict[str, str]:
     }
 
 
-BRIDGE = Contender("bridge", lambda *_: [ROOT / ".venv/bin/python", "-m", "vestige_bridge"], _bridge, (AUTHORIZATION,))
+BRIDGE = Contender(
+    "bridge",
+    lambda *_: [ROOT / ".venv/bin/python", "-m", "vestige_bridge"],
+    _bridge,
+    headers=(AUTHORIZATION,),
+    discards_log=True,
+)
+BRIDGE_TEXT = replace(BRIDGE, name="bridge, text log", environ=partial(_bridge, log_format="text"))
 NGINX = Contender("nginx", _nginx, headers=(AUTHORIZATION,))
 FLOOR = Contender("floor", lambda url, port, _: [BENCH_PYTHON, PROXIES / "floor.py", url, str(port)])
 STARLETTE = Contender("Starlette", lambda url, port, _: [BENCH_PYTHON, PROXIES / "starlette_route.py", url, str(port)])
@@ -128,7 +140,7 @@ TOOLHIVE = Contender("ToolHive", _toolhive, _toolhive_environ)
 def everybody() -> list[Contender]:
     """Who takes part: ToolHive only with PEERS=all, because it has to be built and wants a network of its own."""
     peers = [TOOLHIVE] if os.environ.get("PEERS") == "all" else []
-    return [NGINX, FLOOR, STARLETTE, FASTMCP, MCP_PROXY_PAIR, *peers, BRIDGE]
+    return [NGINX, FLOOR, STARLETTE, FASTMCP, MCP_PROXY_PAIR, *peers, BRIDGE, BRIDGE_TEXT]
 
 
 @contextmanager
@@ -139,8 +151,7 @@ def started(contender: Contender, url: str, **variables: str) -> Iterator[Starte
     with tempfile.TemporaryDirectory(prefix="bench-") as name, container_runtime(Path(name) / "docker.sock"):
         folder = Path(name)
         environ = {**contender.environ(url, port, folder), **variables}
-        # The bridge's access log goes where a container's would not be read: what is measured is writing it.
-        output = Path(os.devnull) if contender.name == BRIDGE.name else log
+        output = Path(os.devnull) if contender.discards_log else log
         with running(contender.command(url, port, folder), environ, output, folder) as process:
             until(lambda: listens(port), 60, process)
             headers = dict(header.split(": ", 1) for header in contender.headers)
@@ -179,7 +190,7 @@ def complete() -> None:
     Errors:
         Failed: something is not; make installs it.
     """
-    needed = [BENCH_PYTHON, MCP_PROXY, BUILD / "load", BUILD / "upstream", Path("/usr/sbin/nginx")]
+    needed = [BENCH_PYTHON, MCP_PROXY, BUILD / "load", *UPSTREAMS.values(), NGINX_BINARY, WRK]
     absent = [str(path) for path in needed if not path.exists()]
     if absent:
         raise Failed(f"{', '.join(absent)}: not there. `make bench-tools` installs it.")

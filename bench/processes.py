@@ -173,10 +173,18 @@ def post(port: int, message: Mapping[str, Any], headers: Mapping[str, str], seco
         return 0, b""
 
 
+UPSTREAMS = {"C": BUILD / "upstream", "Go": BUILD / "upstream-go"}
+"""The trivial MCP server, by the language that it is written in."""
+
+
 @contextmanager
-def upstream(*options: str) -> Iterator[int]:
-    """The trivial MCP server, and the port that it listens on."""
+def upstream(language: str = "C") -> Iterator[int]:
+    """A trivial MCP server, and the port that it listens on.
+
+    Parameters:
+        language: one of `UPSTREAMS`.
+    """
     port = free_port()
-    with running([BUILD / "upstream", str(port), *(options or ("json",))]) as process:
+    with running([UPSTREAMS[language], str(port), "json"]) as process:
         until(lambda: listens(port), 5, process)
         yield port

@@ -17,6 +17,9 @@ TITLES = {
     "memory": "The real job",
     "instructions": "Instructions per request",
     "tricks": "What each trick is worth",
+    "unread": "Answers that nobody reads",
+    "calls": "Python calls of one warm tools/call",
+    "crosscheck": "The load tool beside wrk",
 }
 
 
@@ -130,6 +133,24 @@ def tricks(part: Mapping[str, Any]) -> Table:
     return ("without", "CPU µs", "× the bridge"), rows
 
 
+def calls(part: Mapping[str, Any]) -> Table:
+    """One row for each form."""
+    rows: list[tuple[str, ...]] = [
+        (form, *(f"{it[name]:,}" for name in ("calls", "modules", "changes", "calls_with_libraries")))
+        for form, it in part["forms"].items()
+    ]
+    return ("answers", "calls", "modules", "changes between modules", "calls, libraries included"), rows
+
+
+def crosscheck(part: Mapping[str, Any]) -> Table:
+    """One row for each pair of figures."""
+    rows: list[tuple[str, ...]] = [
+        (cell["contender"], cell["form"], *(_spread(cell[name]) for name in ("load", "wrk", "load_to_wrk")))
+        for cell in part["cells"]
+    ]
+    return ("in front", "answers", "load: requests/s", "wrk: requests/s", "load × wrk"), rows
+
+
 TABLES = {
     "throughput": throughput,
     "start": start,
@@ -137,11 +158,14 @@ TABLES = {
     "memory": memory,
     "instructions": instructions,
     "tricks": tricks,
+    "unread": streams,
+    "calls": calls,
+    "crosscheck": crosscheck,
 }
 
 
 def targets(results: Results) -> Table:
-    """P1 to P7."""
+    """P1 to P8."""
     return ("", "what", "target", "moonshot", "measured", ""), [target.row(results) for target in TARGETS]
 
 

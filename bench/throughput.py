@@ -11,14 +11,36 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench import progress
-from bench.contenders import BOTH, BRIDGE, FLOOR, Started, everybody, started
+from bench.contenders import BOTH, BRIDGE, BRIDGE_TEXT, FLOOR, Started, everybody, started
 from bench.figures import Cell, difference, ratio, summary
-from bench.processes import BUILD, Failed, upstream
+from bench.processes import BUILD, UPSTREAMS, Failed, upstream
 
 JSON_ACCEPT = "Accept: application/json"
 NONE = "none"
-FORMS = {"json": (False, JSON_ACCEPT), "sse": (True, BOTH), "sse as json": (True, JSON_ACCEPT)}
-"""Whether upstream answers with an event stream, and what the client accepts."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a call is answered.
+
+    Attributes:
+        sse: whether upstream answers with an event stream.
+        accept: what the client accepts.
+        upstream: the language of the upstream that answers.
+    """
+
+    sse: bool
+    accept: str
+    upstream: str = "C"
+
+
+FORMS = {
+    "json": Form(sse=False, accept=JSON_ACCEPT),
+    "sse": Form(sse=True, accept=BOTH),
+    "sse as json": Form(sse=True, accept=JSON_ACCEPT),
+    "json, Go": Form(sse=False, accept=JSON_ACCEPT, upstream="Go"),
+    "sse, Go": Form(sse=True, accept=BOTH, upstream="Go"),
+}
 
 
 @dataclass(frozen=True)
@@ -57,6 +79,8 @@ class Plan:
 PAIR = frozenset({NONE, FLOOR.name, BRIDGE.name})
 ALONE = frozenset({BRIDGE.name})
 EVERYBODY = tuple(Scenario(form, 32, 200) for form in ("json", "sse"))
+LOGS = PAIR | {BRIDGE_TEXT.name}
+ON_GO = tuple(Scenario(form, 32, 200, LOGS) for form in ("json, Go", "sse, Go"))
 CONNECTIONS = tuple(Scenario("json", connections, 200, PAIR) for connections in (1, 256))
 COLLAPSED = (Scenario("sse as json", 32, 200, ALONE),)
 MATRIX = tuple(
@@ -67,10 +91,10 @@ MATRIX = tuple(
     if (connections, size) != (32, 200)
 )
 PLANS = {
-    "smoke": Plan((Scenario("json", 32, 200),), 2, 0.5, 1),
-    "quick": Plan(EVERYBODY + CONNECTIONS + COLLAPSED, 5, 0.6, 2),
-    "standard": Plan(EVERYBODY + CONNECTIONS + COLLAPSED, 7, 1.2, 4),
-    "full": Plan(EVERYBODY + MATRIX + COLLAPSED, 5, 1.5, 4),
+    "smoke": Plan((Scenario("json", 32, 200), Scenario("json, Go", 32, 200, LOGS)), 2, 0.5, 1),
+    "quick": Plan(EVERYBODY + ON_GO + CONNECTIONS + COLLAPSED, 5, 0.6, 2),
+    "standard": Plan(EVERYBODY + ON_GO + CONNECTIONS + COLLAPSED, 7, 1.2, 4),
+    "full": Plan(EVERYBODY + ON_GO + MATRIX + COLLAPSED, 5, 1.5, 4),
 }
 
 
@@ -81,16 +105,12 @@ def measure(plan: Plan) -> dict[str, Any]:
         Failed: a contender did not start, or gave wrong answers.
     """
     with ExitStack() as stack:
-        port = stack.enter_context(upstream())
-        contenders = [Started(NONE, port, None)]
-        for contender in everybody():
-            progress.say(f"starting {contender.name}")
-            contenders.append(stack.enter_context(started(contender, f"http://127.0.0.1:{port}/mcp")))
+        contenders = {language: _started(stack, language, plan) for language in UPSTREAMS}
         rounds: list[dict[Cell, dict[str, float]]] = []
         for number in range(plan.rounds):
             rounds.append({})
             for scenario in plan.scenarios:
-                for it in contenders:
+                for it in contenders[FORMS[scenario.form].upstream]:
                     if scenario.names and it.name not in scenario.names:
                         continue
                     cell = (it.name, scenario.form, scenario.connections, scenario.size)
@@ -107,6 +127,20 @@ def measure(plan: Plan) -> dict[str, Any]:
     }
 
 
+def _started(stack: ExitStack, language: str, plan: Plan) -> list[Started]:
+    """The upstream in that language, and in front of it each contender that the plan has a scenario for."""
+    scenarios = [scenario for scenario in plan.scenarios if FORMS[scenario.form].upstream == language]
+    if not scenarios:
+        return []
+    port = stack.enter_context(upstream(language))
+    it = [Started(NONE, port, None)]
+    for contender in everybody():
+        if any(not scenario.names or contender.name in scenario.names for scenario in scenarios):
+            progress.say(f"starting {contender.name}, upstream in {language}")
+            it.append(stack.enter_context(started(contender, f"http://127.0.0.1:{port}/mcp")))
+    return it
+
+
 def load(it: Started, scenario: Scenario, *duration: str, **arguments: Any) -> dict[str, float]:
     """What the load tool says of one turn.
 
@@ -117,15 +151,13 @@ def load(it: Started, scenario: Scenario, *duration: str, **arguments: Any) -> d
     Errors:
         Failed: an answer was wrong.
     """
-    sse, accept = FORMS[scenario.form]
-    headers = list(it.headers) if BOTH in it.headers else [*it.headers, accept]
     with tempfile.NamedTemporaryFile(suffix=".json") as file:
-        file.write(body(scenario.size, {"bytes": scenario.size, "sse": sse, **arguments}))
+        file.write(call(scenario, **arguments))
         file.flush()
         done = subprocess.run(
             [
                 *(BUILD / "load", "--connections", str(scenario.connections)),
-                *(*duration, str(it.port), file.name, *headers),
+                *(*duration, str(it.port), file.name, *headers(it, scenario)),
             ],
             capture_output=True,
             check=False,
@@ -137,6 +169,16 @@ def load(it: Started, scenario: Scenario, *duration: str, **arguments: Any) -> d
     if said["errors"] or not said["total"]:
         raise Failed(f"{it.name}, {_described(scenario)}: {said['errors']:.0f} wrong answers. {done.stderr}")
     return said
+
+
+def headers(it: Started, scenario: Scenario) -> list[str]:
+    """What a client of that contender sends in that scenario besides the body and its type."""
+    return list(it.headers) if BOTH in it.headers else [*it.headers, FORMS[scenario.form].accept]
+
+
+def call(scenario: Scenario, **arguments: Any) -> bytes:
+    """The body of a call in that scenario; the arguments are added to those that it has."""
+    return body(scenario.size, {"bytes": scenario.size, "sse": FORMS[scenario.form].sse, **arguments})
 
 
 def body(size: int, arguments: dict[str, Any]) -> bytes:
@@ -169,10 +211,13 @@ def turn(it: Started, scenario: Scenario, plan: Plan) -> dict[str, float]:
 
 def _targets(rounds: Sequence[dict[Cell, dict[str, float]]]) -> dict[str, Any]:
     """What the targets P1 to P3 are held against."""
-    bridge, floor, none = ((name, "json", 32, 200) for name in (BRIDGE.name, FLOOR.name, NONE))
+    bridge, text, floor, none = ((it, "json", 32, 200) for it in (BRIDGE.name, BRIDGE_TEXT.name, FLOOR.name, NONE))
     fastmcp, toolhive = (("FastMCP", "json", 32, 200), ("ToolHive", "json", 32, 200))
     figures = {
         "P1": ratio(rounds, bridge, floor, "cpu_us"),
+        "P1 text": ratio(rounds, text, floor, "cpu_us"),
+        "P1 Go": ratio(rounds, _on_go(bridge), _on_go(floor), "cpu_us"),
+        "P1 Go text": ratio(rounds, _on_go(text), _on_go(floor), "cpu_us"),
         "P2": ratio(rounds, bridge, fastmcp, "requests_per_second"),
         "P2b": ratio(rounds, bridge, toolhive, "cpu_us"),
         "P3": difference(rounds, _at_one(bridge), _at_one(none), "p50_us"),
@@ -183,6 +228,11 @@ def _targets(rounds: Sequence[dict[Cell, dict[str, float]]]) -> dict[str, Any]:
 def _at_one(cell: Cell) -> Cell:
     name, form, _, size = cell
     return name, form, 1, size
+
+
+def _on_go(cell: Cell) -> Cell:
+    name, form, connections, size = cell
+    return name, f"{form}, Go", connections, size
 
 
 def _described(scenario: Scenario) -> str:
