@@ -52,15 +52,7 @@ RUNS: dict[str, Parts] = {
     "tricks": TRICKS,
     "calls": CALLS,
     "crosscheck": CROSSCHECK,
-    "all": _throughput("standard")
-    | START
-    | STREAMS
-    | UNREAD
-    | MEMORY
-    | INSTRUCTIONS
-    | CALLS
-    | CROSSCHECK
-    | TRICKS,
+    "all": _throughput("standard") | START | STREAMS | UNREAD | MEMORY | INSTRUCTIONS | CALLS | CROSSCHECK | TRICKS,
 }
 
 

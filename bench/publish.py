@@ -44,7 +44,10 @@ def _section(name: str, found: Mapping[str, Mapping[str, Any]]) -> str:
         return report.markdown(carries(found))
     if name not in found:
         return "Not measured yet."
-    return f"{report.markdown(report.TABLES[name](found[name]))}\n\n{report.source(found[name])}"
+    parts = [report.markdown(report.TABLES[name](found[name])), report.source(found[name])]
+    if name == "tricks":
+        parts.insert(1, report.tricks_sentence(found[name]))
+    return "\n\n".join(parts)
 
 
 def carries(found: Mapping[str, Mapping[str, Any]]) -> report.Table:

@@ -124,13 +124,41 @@ def instructions(part: Mapping[str, Any]) -> Table:
 
 
 def tricks(part: Mapping[str, Any]) -> Table:
-    """One row for each trick that was undone."""
-    rows: list[tuple[str, ...]] = [
-        (cell["contender"], _spread(cell["figures"]["cpu_us"]), _spread(cell["against"]["cpu_us"]))
-        for cell in part["cells"]
-    ]
-    rows[0] = ("(the bridge as it is)", *rows[0][1:])
-    return ("without", "CPU µs", "× the bridge"), rows
+    """One row for each trick that was undone, with a pair of columns for each form."""
+    forms = list(dict.fromkeys(cell["form"] for cell in part["cells"]))
+    cells = {(cell["contender"], cell["form"]): cell for cell in part["cells"]}
+    small = worth_too_little(part)
+    rows: list[tuple[str, ...]] = []
+    for name in dict.fromkeys(cell["contender"] for cell in part["cells"]):
+        pairs = [cells[name, form] for form in forms]
+        figures = [_spread(it) for cell in pairs for it in (cell["figures"]["cpu_us"], cell["against"]["cpu_us"])]
+        verdict = f"under {LEAST_WORTH:.0%}: to be removed" if name in small else "stays"
+        rows.append((name, *figures, verdict))
+    rows[0] = ("(the bridge as it is)", *rows[0][1:-1], "")
+    heads = [head for form in forms for head in (f"{form}: CPU µs", f"{form}: × the bridge")]
+    return ("without", *heads, ""), rows
+
+
+LEAST_WORTH = 0.03
+"""A trick that does not save that share of the CPU time with any upstream is removed."""
+
+
+def worth_too_little(part: Mapping[str, Any]) -> list[str]:
+    """The tricks that are to be removed."""
+    worth: dict[str, float] = {}
+    for cell in part["cells"][1:]:
+        name, gain = cell["contender"], cell["against"]["cpu_us"]["median"] - 1
+        worth[name] = max(gain, worth.get(name, gain))
+    bridge = part["cells"][0]["contender"]
+    return [name for name, gain in worth.items() if gain < LEAST_WORTH and name != bridge]
+
+
+def tricks_sentence(part: Mapping[str, Any]) -> str:
+    """Which tricks are worth too little."""
+    small = worth_too_little(part)
+    if not small:
+        return f"Each trick is worth {LEAST_WORTH:.0%} or more."
+    return f"Worth less than {LEAST_WORTH:.0%} with every upstream, and to be removed: {'; '.join(small)}."
 
 
 def calls(part: Mapping[str, Any]) -> Table:

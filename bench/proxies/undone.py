@@ -1,4 +1,8 @@
-"""The bridge with one of the tricks of its hot path undone: `python undone.py FUNCTION`, settings as for the bridge."""
+"""The bridge with one of the tricks of its hot path undone: `python undone.py FUNCTION`, settings as for the bridge.
+
+`python undone.py --check FUNCTION...` serves nothing. It prints a line for each trick that cannot be undone, because
+the tree has no longer what the function replaces, and exits with 1.
+"""
 
 from __future__ import annotations
 
@@ -6,64 +10,107 @@ import asyncio
 import gc
 import logging
 import sys
+from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
-from vestige_bridge import __main__, jsonrpc, logs, server
-from vestige_bridge.deadlines import Deadlines
-from vestige_bridge.wire import Wire
+
+class Vanished(Exception):
+    """What a function here replaces is no longer there: the trick has moved, or is gone."""
+
+
+def replaced(path: str, value: Any) -> Any:
+    """Replaces what stands at `module:name` or `module:Class.name`, and returns what stood there.
+
+    Errors:
+        Vanished: nothing stands there.
+    """
+    module, _, names = path.partition(":")
+    *owners, name = names.split(".")
+    try:
+        owner = import_module(f"vestige_bridge.{module}")
+        for part in owners:
+            owner = getattr(owner, part)
+        before = getattr(owner, name)
+    except (ImportError, AttributeError) as error:
+        raise Vanished(f"vestige_bridge.{path} is not there: {error}") from error
+    setattr(owner, name, value)
+    return before
 
 
 def walk_through_members() -> None:
     """Every message is read by walking through its members."""
-    jsonrpc.scan = lambda _: None  # type: ignore[assignment, attr-defined]
+    replaced("jsonrpc:scan", lambda _: None)
 
 
 def make_a_task() -> None:
     """Every request gets a task that sends it."""
-    Wire.attempt_now = lambda *_: False  # type: ignore[method-assign]
+    replaced("wire:Wire.attempt_now", lambda *_: False)
 
 
 def write_each_line() -> None:
     """Every line of the log is a system call."""
 
-    def take(self: logs.GatheringHandler, line: str) -> None:
+    def take(self: Any, line: str) -> None:
         self._lines.append(f"{line}\n")
         self.flush()
 
-    logs.GatheringHandler._take = take  # type: ignore[method-assign]  # noqa: SLF001
+    replaced("logs:GatheringHandler._take", take)
 
 
 def make_log_records() -> None:
     """A line of the access log is a record of the logging module first."""
+    write = import_module("vestige_bridge.logs").write
 
-    def write(self: logs.GatheringHandler, logger: logging.Logger, level: int, message: str, fields: Any) -> None:
-        logs.write(logger, level, message, fields)
+    def as_record(self: Any, logger: logging.Logger, level: int, message: str, fields: Any) -> None:
+        write(logger, level, message, fields)
 
-    logs.GatheringHandler.write = write  # type: ignore[method-assign]
+    replaced("logs:GatheringHandler.write", as_record)
 
 
 def arm_timers() -> None:
     """Every deadline is a timer of the event loop."""
     timers: dict[Any, asyncio.TimerHandle] = {}
 
-    def stop(self: Deadlines[Any], thing: Any) -> None:
+    def stop(self: Any, thing: Any) -> None:
         timer = timers.pop((id(self), thing), None)
         if timer is not None:
             timer.cancel()
 
-    def start(self: Deadlines[Any], thing: Any) -> None:
+    def start(self: Any, thing: Any) -> None:
         stop(self, thing)
         timers[id(self), thing] = asyncio.get_running_loop().call_later(self.seconds, self._expire, thing)
 
-    Deadlines.start, Deadlines.stop = start, stop  # type: ignore[method-assign]
+    replaced("deadlines:Deadlines.start", start)
+    replaced("deadlines:Deadlines.stop", stop)
 
 
 def collect_garbage_often() -> None:
     """The garbage collector looks as often as Python has it, at everything."""
-    server.GARBAGE_THRESHOLDS = gc.get_threshold()  # type: ignore[misc]
+    replaced("server:GARBAGE_THRESHOLDS", gc.get_threshold())
     gc.freeze = lambda: None
 
 
+def check(functions: Sequence[str]) -> int:
+    """Undoes them all, and says which cannot be undone."""
+    vanished = 0
+    for function in functions:
+        try:
+            globals()[function]()
+        except Vanished as error:
+            vanished = 1
+            print(f"{function}: {error}")
+    return vanished
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the bridge, or the check."""
+    if arguments[0] == "--check":
+        return check(arguments[1:])
+    globals()[arguments[0]]()
+    bridge: int = import_module("vestige_bridge.__main__").main([])
+    return bridge
+
+
 if __name__ == "__main__":
-    globals()[sys.argv.pop()]()
-    sys.exit(__main__.main([]))
+    sys.exit(main(sys.argv[1:]))
