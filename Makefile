@@ -104,6 +104,10 @@ bench-instructions: bench-tools ## Count a request's instructions; WRITE=--write
 bench-calls: bench-tools ## Count the Python calls of one warm tools/call, its modules, and the changes between them.
 	@$(bench) calls
 
+.PHONY: bench-crosscheck
+bench-crosscheck: bench-tools ## Compare the benchmarks' load tool with wrk.
+	@$(bench) crosscheck
+
 .PHONY: bench-tricks
 bench-tricks: bench-tools ## Measure what each trick of the hot path is worth, by undoing one at a time.
 	@$(bench) tricks
@@ -253,7 +257,7 @@ clean: ## Remove what was installed and built; the memory in .dev/ and .env stay
 help: ## List these targets.
 	@awk 'BEGIN { FS = ":.*## " } \
 		/^##@ / { printf "\n%s\n", substr($$0, 5) } \
-		/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+		/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: test-tools
 test-tools: .venv/dev.stamp .venv/test.stamp .venv-mcp-1/stamp .venv-mcp-2/stamp docker/gateway/node_modules tests/node_modules tests/conformance/node_modules

@@ -97,7 +97,7 @@ def check(functions: Sequence[str]) -> int:
     for function in functions:
         try:
             globals()[function]()
-        except Vanished as error:
+        except (Vanished, KeyError) as error:
             vanished = 1
             print(f"{function}: {error}")
     return vanished

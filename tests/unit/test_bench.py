@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 
-from bench import publish, results
+from bench import publish, report, results
+from bench.calls import counts
 from bench.figures import Cell, Figure, difference, percentile, ratio, summary
 from bench.instructions import TOLERANCE, fewer, too_many
+from bench.processes import Failed
 from bench.publish import DOCUMENT, PUBLISHED, filled
-from bench.targets import TARGETS, number
+from bench.targets import TARGETS, UNREAD_CLIENTS, number
 from bench.throughput import body
+from bench.tricks import TRICKS, require_all
 
 BRIDGE: Cell = ("bridge", "json", 32, 200)
 FLOOR: Cell = ("floor", "json", 32, 200)
@@ -87,9 +90,54 @@ def test_a_target_says_missed_met_or_moonshot_and_which_side_is_better() -> None
         part = [{"throughput": {"targets": {name: {"median": value}}}} for value in values]
         return [target.row(it)[-1] for it in part]
 
-    assert verdicts("P1", 0.8, 0.7, 0.5) == ["missed", "met", "moonshot"]
+    assert verdicts("P1", 0.67, 0.66, 0.58) == ["missed", "met", "moonshot"]
     assert verdicts("P2", 99, 100, 250) == ["missed", "met", "moonshot"]
     assert cpu.row({})[-1] == "not measured"
+
+
+def test_the_floor_has_a_target_for_each_upstream_and_each_form_of_the_log() -> None:
+    figures = {name: {"median": 0.68} for name in ("P1", "P1 text", "P1 Go", "P1 Go text")}
+    rows = [target.row({"throughput": {"targets": figures}}) for target in TARGETS if target.name == "P1"]
+    goals = [(row[2].split()[1], row[-1]) for row in rows]
+    assert goals == [("0.66", "missed")] * 2 + [("0.72", "met")] * 2
+    assert len({row[1] for row in rows}) == 4
+
+
+def test_unread_answers_count_for_the_target_with_all_clients_alone() -> None:
+    target = next(target for target in TARGETS if target.name == "P8")
+
+    def verdict(clients: int, peak_mib: float) -> str:
+        return target.row({"unread": {"clients": clients, "peak_mib": peak_mib}})[-1]
+
+    assert verdict(UNREAD_CLIENTS, 96.0) == "met"
+    assert verdict(UNREAD_CLIENTS, 96.1) == "missed"
+    assert verdict(6, 10.0) == "not measured"
+
+
+def test_a_call_counts_its_modules_and_the_changes_between_them() -> None:
+    ours = ["vestige_bridge.a", "vestige_bridge.a", "uvicorn.x", "vestige_bridge.b", "vestige_bridge.a"]
+    assert counts(ours) == {"calls": 4, "modules": 2, "changes": 2, "calls_with_libraries": 5}
+    assert counts([]) == {"calls": 0, "modules": 0, "changes": 0, "calls_with_libraries": 0}
+
+
+def _trick(name: str, form: str, ratio: float) -> dict[str, Any]:
+    figures = {"cpu_us": Figure.of([100 * ratio]).as_json()}
+    return {"contender": name, "form": form, "figures": figures, "against": {"cpu_us": Figure.of([ratio]).as_json()}}
+
+
+def test_a_trick_is_to_be_removed_if_it_is_worth_too_little_with_every_upstream() -> None:
+    worth = {"bridge": (1, 1), "good with one": (1.01, 1.03), "too little": (1.029, 1.02), "harmful": (0.9, 0.95)}
+    cells = [_trick(name, form, it[at]) for at, form in enumerate(("sse", "sse, Go")) for name, it in worth.items()]
+    assert report.worth_too_little({"cells": cells}) == ["too little", "harmful"]
+    assert report.tricks_sentence({"cells": cells}).endswith("to be removed: too little; harmful.")
+    _, rows = report.tricks({"cells": cells})
+    assert [row[-1] for row in rows] == ["", "stays", *["under 3%: to be removed"] * 2]
+
+
+def test_every_trick_that_is_measured_is_in_the_tree_and_one_that_is_not_is_named() -> None:
+    require_all(list(TRICKS.values()))
+    with pytest.raises(Failed, match="no_such_trick"):
+        require_all(["no_such_trick"])
 
 
 def test_a_number_has_three_digits_that_count() -> None:
