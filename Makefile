@@ -319,7 +319,7 @@ build/bench/upstream-go: bench/upstream.go
 .tools/bin/helm: GO_PACKAGE := helm.sh/helm/v3/cmd/helm@v3.22.0
 .tools/bin/syft: GO_PACKAGE := github.com/anchore/syft/cmd/syft@v1.57.0
 .tools/bin/actionlint: GO_PACKAGE := github.com/rhysd/actionlint/cmd/actionlint@v1.7.12
-# The newest release that Go 1.26 builds: later ones ask for Go 1.27.
+# Releases from 0.55 on ask for Go 1.27.
 .tools/bin/thv: GO_PACKAGE := github.com/stacklok/toolhive/cmd/thv@v0.47.0
 .tools/bin/%:
 	@echo "Building $*."

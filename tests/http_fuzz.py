@@ -203,6 +203,7 @@ KNOWN_METHODS = {it.value.encode() for it in HTTPMethod}
 _target = re.compile(rb"\*|/[\x21\x22\x24-\x7e]*|[a-z]+://[\w.:-]+(?:/[\x21\x22\x24-\x7e]*)?").fullmatch
 
 EXPECTED = (
+    Difference("h11 takes white space behind chunked", "5.1", False, _has(rb"transfer-encoding:[^\r\n]*[ \t](?:\r|$)")),
     Difference("h11 takes white space behind a chunk's size", "7.1.1", False, _anywhere(rb"\n[0-9a-f]+[ \t]+\r\n")),
     Difference("h11 takes any HTTP version", "2.3", False, _has(rb"HTTP/(?!1\.[01][\r\n])\d\.\d")),
     Difference("h11 takes a bare LF for the end of a line", "2.2", False, _anywhere(rb"(?<!\r)\n")),

@@ -191,7 +191,8 @@ class Exchange(Call):
         end = self._end
         if isinstance(end, BridgeError):
             raise end
-        self._end = _TAKEN
+        if end is not None:
+            self._end = _TAKEN
         return end
 
     async def result(self) -> Answered:

@@ -21,6 +21,7 @@ TABLE = {
     "MethodNotAllowed": (405, -32600),
     "BodyTimeout": (408, -32600),
     "HeadTooLarge": (431, -32600),
+    "UnsupportedTransferCoding": (501, -32600),
     "BodyTooLarge": (413, -32014),
     "UnsupportedMediaType": (415, -32600),
     "AuthenticationNotConfigured": (500, -32603),
