@@ -42,7 +42,7 @@ LEAST_FLOOD_SECONDS = 1.5
 NO_HOST = b"GET / HTTP/1.1\r\n\r\n"
 GROWTH_MEGABYTES = 16
 
-DESCRIPTORS = 256
+DESCRIPTORS = 400
 HOLDERS = 400
 HELD_SECONDS = 120
 LEAST_HELD_SECONDS = 6
@@ -313,7 +313,10 @@ async def held(run: Run) -> Figures:
     async with stack(run, "Held connections", done, descriptors=DESCRIPTORS) as it:
         await it.good_request()
         async with asyncio.TaskGroup() as group:
-            holders = [group.create_task(_hold(it, HOLDS[number % len(HOLDS)])) for number in range(HOLDERS)]
+            holders = [
+                group.create_task(_hold(it, HOLDS[number % len(HOLDS)], 0.5 + number / HOLDERS))
+                for number in range(HOLDERS)
+            ]
             try:
                 await asyncio.sleep(1)
                 most, served = await _serve(it, time.monotonic() + seconds)
@@ -336,15 +339,16 @@ HOLDS: tuple[tuple[bytes, ...], ...] = (
 """What a holder sends: nothing, a request that is answered, half a head, a refused head without its body."""
 
 
-async def _hold(it: Stack, pieces: tuple[bytes, ...]) -> None:
-    """Holds a connection for as long as it lasts, then the next one, until it is cancelled."""
+async def _hold(it: Stack, pieces: tuple[bytes, ...], pause_seconds: float) -> None:
+    """Holds a connection for as long as it lasts, then after a pause the next one, until it is cancelled."""
     while True:
         with suppress(ConnectionError):
             async with RawClient.connected(it.bridge.port) as client:
                 it.figures.calls += 1
                 await client.send(pieces)
                 await client.closed.wait()
-        await asyncio.sleep(1)
+        # Each at a pace of its own: a burst beyond the descriptors loses some, whoever they are.
+        await asyncio.sleep(pause_seconds)
 
 
 async def _serve(it: Stack, end: float) -> tuple[int, int]:
