@@ -18,6 +18,7 @@ from vestige_bridge.errors import (
     BridgeError,
     Cancelled,
     InternalError,
+    NotFound,
     Overloaded,
     SessionLost,
     UpstreamConnectError,
@@ -31,7 +32,7 @@ from vestige_bridge.errors import (
 )
 from vestige_bridge.exchange import Answered, Exchange
 from vestige_bridge.hub import Hub
-from vestige_bridge.jsonrpc import build_notification, build_request
+from vestige_bridge.jsonrpc import build_cancelled, build_notification, build_request
 from vestige_bridge.lifecycle import (
     REPEATABLE_METHODS,
     HeldSession,
@@ -43,6 +44,7 @@ from vestige_bridge.lifecycle import (
 )
 from vestige_bridge.messages import Notification, Request
 from vestige_bridge.multiplexer import Caller
+from vestige_bridge.pass_through import ClientHeldSession
 from vestige_bridge.permission import CALL, require_read_only
 from vestige_bridge.settings import Settings
 from vestige_bridge.state import SessionFile
@@ -140,15 +142,16 @@ class Session:
         """How many of them have a place in the window."""
         return len(self._in_window)
 
-    def request(self, request: Request, caller: Caller, headers: str) -> Exchange:
+    def request(self, request: Request, caller: Caller, headers: str, own: ClientHeldSession | None = None) -> Exchange:
         """Accepts a client's request and sees it through; the exchange says how it goes.
 
         Parameters:
-            request: any request but ``initialize``.
+            request: any request; ``initialize`` only on a client's own session.
             caller: whose it is.
             headers: the header lines that go to upstream with it.
+            own: the client's own session, if it has one; it is never renewed.
         """
-        exchange = self._open(request, caller, headers, self._settings.request_timeout_seconds)
+        exchange = self._open(request, caller, headers, self._settings.request_timeout_seconds, own)
         self._in_flight.add(exchange)
         self._idle.clear()
         if len(self._in_window) < self._settings.upstream_concurrency:
@@ -175,16 +178,21 @@ class Session:
         if len(self._in_flight) + requests > self._settings.max_in_flight:
             raise Overloaded("Too many requests are in flight.", data=data)
 
-    def cancel(self, caller: Caller, notification: Notification) -> bool:
+    def cancel(self, caller: Caller, notification: Notification, own: ClientHeldSession | None = None) -> bool:
         """Ends the request that a client's ``notifications/cancelled`` means.
+
+        Parameters:
+            caller: whose notification it is.
+            notification: the notification.
+            own: the client's own session, if it came on one.
 
         Returns:
             Whether it meant exactly one of that caller's requests in flight.
         """
-        exchange = self._wire.find(caller, notification)
+        exchange = self._wire.find(caller, notification, own)
         if exchange is None:
             return False
-        cancelled = notification.spliced((notification.params["requestId"], str(exchange.wire_id)))
+        cancelled = notification.spliced((notification.params["requestId"], exchange.spelled_wire_id))
         exchange.fail(Cancelled("The client cancelled the request."))
         self._withdraw(exchange, cancelled)
         return True
@@ -198,7 +206,23 @@ class Session:
         """
         if not exchange.ended:
             exchange.fail(Cancelled("The client cancelled the request."))
-            self._withdraw(exchange, _cancelled(exchange, reason))
+            self._withdraw(exchange, build_cancelled(exchange.spelled_wire_id, reason))
+
+    async def pass_on(self, message: bytes, own: ClientHeldSession, headers: str) -> None:
+        """Passes a message on that waits for no answer, on a client's own session.
+
+        Errors:
+            SessionLost, UpstreamError, BodyTooLarge: it was not taken.
+        """
+        await self._wire.send(message, own, headers, self._settings.request_timeout_seconds)
+
+    def deliver(self, data: bytes, own: ClientHeldSession) -> None:
+        """Hands out a message that came on the stream of a client's own session.
+
+        Errors:
+            UpstreamProtocolError: it is no message.
+        """
+        self._wire.deliver(data, own)
 
     async def notify(self, notification: Notification, headers: str) -> None:
         """Passes a client's notification on.
@@ -289,16 +313,20 @@ class Session:
     def attempt_failed(self, exchange: Exchange, held: HeldSession, error: BridgeError) -> None:
         """Makes another attempt where it can do no harm; the bridge's own requests are made once."""
         if isinstance(error, SessionLost):
+            if exchange.own is not None:
+                return exchange.fail(NotFound("Upstream has ended this session; send initialize to begin another."))
             self._lose(held)
         if exchange in self._in_flight and isinstance(error, _REPLAYED):
-            self._report(error)
+            # What happens to one client's session says nothing of the held one, unless upstream cannot be reached.
+            if exchange.own is None or isinstance(error, UpstreamConnectError):
+                self._report(error)
             harmless = not error.sent or (exchange.repeatable and not exchange.relayed)
             if harmless and type(error) not in exchange.replayed:
                 exchange.replayed += (type(error),)
                 exchange.drop_progress()
                 self.replays += 1
                 log.debug("Replaying a request: %s", error)
-                return self._send(exchange, self.held)
+                return self._send(exchange, exchange.own or self.held)
         exchange.fail(error)
 
     def session_opened(self, session_id: str) -> None:
@@ -341,7 +369,14 @@ class Session:
                 # In a turn of its own, since this one may be the end of many, one after another.
                 self._loop.call_soon(self._send_on_held, following)
 
-    def _open(self, request: Request, caller: Caller, headers: str, timeout_seconds: float) -> Exchange:
+    def _open(
+        self,
+        request: Request,
+        caller: Caller,
+        headers: str,
+        timeout_seconds: float,
+        own: ClientHeldSession | None = None,
+    ) -> Exchange:
         exchange = Exchange(
             request,
             caller,
@@ -349,6 +384,7 @@ class Session:
             timeout_seconds=timeout_seconds,
             keeper=self,
             loop=self._loop,
+            own=own,
         )
         self._wire.open(exchange)
         if timeout_seconds not in self._deadlines:
@@ -357,7 +393,7 @@ class Session:
         return exchange
 
     def _send_on_held(self, exchange: Exchange) -> None:
-        self._send(exchange, self.held)
+        self._send(exchange, exchange.own or self.held)
 
     def _send(self, exchange: Exchange, held: HeldSession | None) -> None:
         """Sends the request at once if it can be; a task is made only where something has to be waited for."""
@@ -400,12 +436,15 @@ class Session:
 
     def _expire(self, exchange: Exchange) -> None:
         exchange.fail(UpstreamTimeout("No answer came in time."))
-        self._withdraw(exchange, _cancelled(exchange, "No answer came in time."))
+        self._withdraw(exchange, build_cancelled(exchange.spelled_wire_id, "No answer came in time."))
 
     def _withdraw(self, exchange: Exchange, cancelled: bytes) -> None:
         """Stops the work on an exchange that ended without an answer, and has upstream stop, too."""
         held, wire_id = self._wire.under_way(exchange), exchange.wire_id
-        if held is not None and wire_id is not None:
+        if held is not None and exchange.request.method == "initialize":
+            # It may not be cancelled (MCP 2025-11-25, basic/utilities/cancellation).
+            self._wire.stop_reading(exchange)
+        elif held is not None and wire_id is not None:
             forgetting = self._tasks.start(self._wire.forget(exchange, wire_id, held, cancelled))
             forgetting.add_done_callback(lambda _: self._wire.stop_reading(exchange))
         elif exchange.driver is not None:
@@ -532,8 +571,3 @@ class Session:
 def _unavailable(message: str, detail: str) -> UpstreamUnavailable:
     """What those are told who wait for a session: nothing was sent, so they may try again."""
     return UpstreamUnavailable(message, detail=detail, data={"outcome": "not_sent", "retryable": True})
-
-
-def _cancelled(exchange: Exchange, reason: str) -> bytes:
-    """The bridge's own ``notifications/cancelled`` (MCP 2025-11-25, basic/utilities/cancellation)."""
-    return build_notification("notifications/cancelled", {"requestId": exchange.wire_id, "reason": reason})

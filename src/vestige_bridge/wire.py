@@ -19,11 +19,12 @@ from vestige_bridge.errors import (
     UpstreamTimeout,
 )
 from vestige_bridge.exchange import Exchange
-from vestige_bridge.jsonrpc import build_request
+from vestige_bridge.jsonrpc import build_ping
 from vestige_bridge.lane import Lane
 from vestige_bridge.lifecycle import HeldSession
 from vestige_bridge.messages import Notification
 from vestige_bridge.multiplexer import Answer, Caller, Multiplexer, Progress, Reply
+from vestige_bridge.pass_through import ClientHeldSession
 from vestige_bridge.tasks import Tasks
 from vestige_bridge.upstream import Upstream
 
@@ -77,19 +78,19 @@ class Wire:
 
     def open(self, exchange: Exchange) -> None:
         """Takes an exchange in, so that its client can cancel it."""
-        self._multiplexer.open(exchange)
+        self._router(exchange.own).open(exchange)
 
     def close(self, exchange: Exchange) -> None:
         """Lets an ended exchange go; the reply to its attempt is read on, for the others, but not for long."""
-        self._multiplexer.close(exchange)
+        self._router(exchange.own).close(exchange)
         attempt = self._attempts.get(exchange)
         # What is no stream is at its end when it is handed out.
         if attempt is not None and attempt.lane.streaming:
             self._lingering.start(exchange)
 
-    def find(self, caller: Caller, notification: Notification) -> Exchange | None:
+    def find(self, caller: Caller, notification: Notification, own: ClientHeldSession | None = None) -> Exchange | None:
         """The exchange that a ``notifications/cancelled`` means, if exactly one is meant."""
-        return self._multiplexer.find(caller, notification)
+        return self._router(own).find(caller, notification)
 
     def under_way(self, exchange: Exchange) -> HeldSession | None:
         """The session on which an attempt at the exchange is being made."""
@@ -131,13 +132,18 @@ class Wire:
         it brings belongs to others.
         """
         self._lingering.stop(exchange)
-        read, settled = (build_request("ping", request_id=it).encoded() for it in (-wire_id, wire_id))
+        # An id that is nobody's: on the held session ids are positive numbers, on a client's own its client's.
+        unused = str(-wire_id) if exchange.own is None else f'"vestige-bridge-{wire_id}"'
+        read, settled = build_ping(unused), build_ping(exchange.spelled_wire_id)
+        self._router(held).hold(exchange)
         try:
             async with asyncio.timeout(FORGET_SECONDS):
                 for message in (cancelled, read, settled):
                     await self.send(message, held, exchange.headers, FORGET_SECONDS)
         except (BridgeError, TimeoutError) as error:
             log.debug("Upstream could not be told of a cancelled request: %s", error)
+        finally:
+            self._router(held).release(exchange)
 
     async def send(self, message: bytes, held: HeldSession, headers: str, timeout_seconds: float) -> None:
         """Sends a message that waits for no answer of its own, and hands out whatever comes in return.
@@ -169,14 +175,19 @@ class Wire:
             async for message in stream.messages():
                 self.deliver(message, held)
 
-    def deliver(self, data: bytes, held: HeldSession) -> None:
+    def deliver(self, data: bytes, held: HeldSession, arrived_on: Exchange | None = None) -> None:
         """Hands a message of upstream's to whom it belongs.
+
+        Parameters:
+            data: the bytes of the message.
+            held: the session that it came on.
+            arrived_on: the exchange on whose stream it came, if it was one's.
 
         Errors:
             UpstreamProtocolError: it is no message.
         """
         try:
-            routed = self._multiplexer.route(data)
+            routed = self._router(held).route(data, arrived_on)
         except InvalidMessage as error:
             raise UpstreamProtocolError(
                 "The MCP endpoint answered something that is not MCP.", detail=error.message
@@ -186,7 +197,9 @@ class Wire:
                 self._cut(routed.call, held)
             else:
                 routed.call.answer(routed.response, routed.data)
-                self._observer.answered()
+                # An answer on a client's own session says nothing of the held one.
+                if routed.call.own is None:
+                    self._observer.answered()
         elif isinstance(routed, Progress):
             routed.call.take_progress(routed.data)
         elif isinstance(routed, Reply):
@@ -203,9 +216,11 @@ class Wire:
         exchange = attempt.exchange
         del self._attempts[exchange]
         self._lingering.stop(exchange)
+        router = self._router(attempt.held)
+        router.release(exchange)
         if exchange.ended:
             return
-        self._multiplexer.withdraw(exchange)
+        router.withdraw(exchange)
         if failure is None:
             failure = (
                 UpstreamDisconnected("The MCP endpoint ended its stream before the answer.")
@@ -218,8 +233,12 @@ class Wire:
     def _begin(self, exchange: Exchange, held: HeldSession, lane: Lane) -> None:
         attempt = self._attempts[exchange] = _Attempt(self, exchange, held, lane)
         exchange.sent = True
-        message = self._multiplexer.assign(exchange)
+        message = self._router(held).assign(exchange)
         self._upstream.send(lane, message, held.header_lines + exchange.headers, attempt)
+
+    def _router(self, held: HeldSession | None) -> Multiplexer[Exchange]:
+        """Who says whose the messages of a session are: a client's own session has a router of its own."""
+        return held.router if isinstance(held, ClientHeldSession) else self._multiplexer
 
     def _cut(self, exchange: Exchange, held: HeldSession) -> None:
         """Ends the attempt at an exchange whose answer will not come, because nobody is left to give it."""
@@ -245,10 +264,12 @@ class _Attempt:
         self.exchange.streamed = streamed
         self.exchange.opened_session_id = session_id
         if session_id is not None and self.held.session_id is None:
-            self._wire.session_opened(session_id)
+            self.exchange.wake()
+            if self.exchange.own is None:
+                self._wire.session_opened(session_id)
 
     def take(self, data: bytes) -> None:
-        self._wire.deliver(data, self.held)
+        self._wire.deliver(data, self.held, self.exchange)
 
     def end(self, failure: BridgeError | None) -> None:
         self._wire.attempt_over(self, failure)

@@ -43,6 +43,7 @@ def ids_as_they_are() -> None:
     def assign(self: Multiplexer[Any], call: Any) -> bytes:
         self.withdraw(call)
         call.wire_id = int(float(str(call.request.id.value)))
+        call.spelled_wire_id = str(call.wire_id)
         self._by_wire_id[call.wire_id] = call
         data: bytes = call.request.encoded()
         return data
