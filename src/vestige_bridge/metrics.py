@@ -139,9 +139,9 @@ class Metrics(Collector):
             "requests_failed",
             "Requests that ended without Vestige's answer, whatever their HTTP status.",
             "reason",
-            {reason: count + own.failures[reason] for reason, count in session.failures.items()},
+            session.failures,
         )
-        yield _gauge("requests_in_flight", "Requests in flight.", session.in_flight + own.in_flight)
+        yield _gauge("requests_in_flight", "Requests in flight.", session.in_flight)
         yield _gauge("requests_in_flight_limit", "How many may be.", self._settings.max_in_flight)
         yield _gauge("streams_open", "Open streams of notifications.", session.hub.streams_open + own.streams_open)
         yield _gauge("client_sessions_open", "Upstream sessions of clients in per-client mode.", own.sessions_open)
