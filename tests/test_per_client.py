@@ -326,8 +326,26 @@ async def test_a_session_whose_initialize_hangs_after_its_head_is_ended(upstream
         assert b": still here" in answer.body
         assert b"-32012" in answer.body
         await until(lambda: [it["Mcp-Session-Id"] for it in upstream.deletes] == ["half-open"])
+        assert upstream.deletes[0]["MCP-Protocol-Version"] == "2025-06-18"
         let_go.set()
         assert (await served.post(PING, {"Mcp-Session-Id": "half-open"})).status == 404
+
+
+async def test_a_session_that_upstream_opens_too_late_is_ended(upstream: ScriptedUpstream) -> None:
+    go_on = asyncio.Event()
+
+    async def come_late(received: Received) -> web.StreamResponse:
+        await go_on.wait()
+        return await upstream.answer(received)
+
+    async with scripted_mode(upstream, REQUEST_TIMEOUT_SECONDS="1") as served:
+        upstream.on("initialize", come_late)
+        assert (await served.post(opening(1), SSE)).status == 504
+        go_on.set()
+        await until(lambda: len(upstream.deletes) == 1)
+        assert upstream.deletes[0]["Mcp-Session-Id"] == "session-2"
+        assert upstream.deletes[0]["MCP-Protocol-Version"] == "2025-06-18"
+        assert upstream.sessions == {"session-1"}
 
 
 async def test_a_client_that_leaves_during_its_initialize_leaves_a_session_that_ends(

@@ -64,9 +64,11 @@ class ClientSession:
             self._in_use -= 1
             self.used_at = asyncio.get_running_loop().time()
 
-    def named(self, session_id: str) -> None:
-        """Takes the id that upstream gave it."""
-        self.held = replace(self.held, session_id=session_id)
+    def named(self, session_id: str, request: Request) -> None:
+        """Takes the id that upstream gave it in reply to an ``initialize``, and the version that this one asks for."""
+        asked = request.params.get("protocolVersion")
+        version = asked.value if asked is not None and asked.value in LEGACY_VERSIONS else None
+        self.held = replace(self.held, session_id=session_id, protocol_version=version)
 
     def negotiated(self, answered: Answered) -> None:
         """Takes the version from upstream's InitializeResult: from now on every message carries it."""

@@ -1,8 +1,8 @@
 """A client's own upstream session: its requests keep their ids, and what upstream asks reaches the client.
 
-Invariant: every message goes on as its author wrote it. A request gets another id only while the same client has one
-in flight under its own, which MCP forbids and some clients do nevertheless; the answer carries the client's id again.
-Nothing here waits or does I/O.
+Invariant: every message goes on as its author wrote it. A request gets another id and progress token only while the
+same client has one in flight under these, which MCP forbids and some clients do nevertheless; what comes back carries
+the client's own again. Nothing here waits or does I/O.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from vestige_bridge.lifecycle import HeldSession
-from vestige_bridge.messages import Notification, Request, Response
+from vestige_bridge.messages import Notification, Request, Response, is_token
 from vestige_bridge.multiplexer import Answer, Call, Multiplexer, Progress, Reply, Unattributed, read_message
 from vestige_bridge.places import Value, decode
 
@@ -34,6 +34,7 @@ class PassThrough(Multiplexer[C]):
         super().__init__()
         self._overhear = overhear
         self._by_id: dict[object, C] = {}
+        self._by_token: dict[object, C] = {}
         self._busy: Counter[object] = Counter()
         self._hearing: dict[C, None] = {}
         self._numbers = itertools.count(1)
@@ -48,20 +49,29 @@ class PassThrough(Multiplexer[C]):
         self._hearing[call] = None
 
     def assign(self, call: C) -> bytes:
-        """The bytes that carry the call to upstream: those of the client, unless its id is in use."""
+        """The bytes that carry the call to upstream: those of the client, unless its id or token is in use."""
         self.withdraw(call)
-        number, request = next(self._numbers), call.request
-        taken = self._busy[request.id.value] > 0
-        call.wire_id = number
-        call.spelled_wire_id = f'"vestige-bridge-again-{number}"' if taken else request.spelled_id
+        request, token = call.request, call.request.progress_token
+        call.wire_id = next(self._numbers)
+        again = self._busy[request.id.value] > 0 or (token is not None and token.value in self._by_token)
+        call.spelled_wire_id = f'"vestige-bridge-again-{call.wire_id}"' if again else request.spelled_id
         self._by_id[_wire_id(call)] = call
         self.hold(call)
-        return request.spliced((request.id, call.spelled_wire_id)) if taken else request.encoded()
+        if token is not None:
+            self._by_token[_wire_id(call) if again else token.value] = call
+        if not again:
+            return request.encoded()
+        changed = [value for value in (request.id, token) if value is not None]
+        return request.spliced(*((value, call.spelled_wire_id) for value in changed))
 
     def withdraw(self, call: C) -> None:
         """Ends an attempt: nothing that comes for its id from now on belongs to anybody."""
-        if call.spelled_wire_id and self._by_id.get(_wire_id(call)) is call:
-            del self._by_id[_wire_id(call)]
+        token = call.request.progress_token
+        if call.spelled_wire_id:
+            _drop(self._by_id, _wire_id(call), call)
+            _drop(self._by_token, _wire_id(call), call)
+        if token is not None:
+            _drop(self._by_token, token.value, call)
 
     def close(self, call: C) -> None:
         """Lets a call go."""
@@ -97,8 +107,11 @@ class PassThrough(Multiplexer[C]):
             return self._route_response(message)
         token = message.params.get("progressToken")
         if message.method == "notifications/progress" and token is not None:
-            call = self._of_token(token, arrived_on)
-            return Unattributed(None) if call is None else Progress(call, data)
+            call = self._by_token.get(token.value) if is_token(token) else None
+            spelled = None if call is None else call.request.progress_token
+            if call is None or spelled is None:
+                return Unattributed(None)
+            return Progress(call, message.spliced((token, call.request.spelled(spelled))))
         stream = arrived_on
         if arrived_on is not None and arrived_on not in self._hearing:
             stream = next(iter(self._hearing), None)
@@ -106,15 +119,6 @@ class PassThrough(Multiplexer[C]):
             return Progress(stream, data)
         self._overhear(message)
         return Unattributed(None)
-
-    def _of_token(self, token: Value, arrived_on: C | None) -> C | None:
-        """The call that a progress token means; two with the same are told apart by their streams."""
-        calls = [
-            call
-            for call in self._open
-            if call.request.progress_token is not None and call.request.progress_token.value == token.value
-        ]
-        return arrived_on if arrived_on in calls else calls[0] if len(calls) == 1 else None
 
     def _known(self, token: Value) -> C | None:
         """The call with this id; upstream may spell a number in its own way."""
@@ -130,6 +134,12 @@ class ClientHeldSession(HeldSession):
     """
 
     router: PassThrough[Any]
+
+
+def _drop(calls: dict[object, C], key: object, call: C) -> None:
+    """Takes a call out, if it is the one that stands there."""
+    if calls.get(key) is call:
+        del calls[key]
 
 
 def _wire_id(call: Call) -> object:

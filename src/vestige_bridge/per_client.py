@@ -184,7 +184,10 @@ class ClientSessions:
             raise InvalidMessage("Name your session in the header Mcp-Session-Id; initialize gives you one.")
         own = self._sessions.get(session_id.decode("latin-1"))
         if own is None or own.principal != visit.principal:
-            raise NotFound("There is no such session; send initialize to begin one.")
+            raise NotFound(
+                "There is no such session; send initialize to begin one.",
+                data={"outcome": "not_sent", "retryable": True},
+            )
         with own.in_use():
             yield own
 
@@ -205,7 +208,7 @@ class ClientSessions:
             self._opening -= 1
         if session_id is None:
             return await visit.relay.exchange(exchange)
-        own.named(session_id)
+        own.named(session_id, request)
         # An upstream that gives one id twice gives nobody another's session by it.
         self._sessions.setdefault(session_id, own)
         with own.in_use():

@@ -442,8 +442,8 @@ class Session:
         """Stops the work on an exchange that ended without an answer, and has upstream stop, too."""
         held, wire_id = self._wire.under_way(exchange), exchange.wire_id
         if held is not None and exchange.request.method == "initialize":
-            # It may not be cancelled (MCP 2025-11-25, basic/utilities/cancellation).
-            self._wire.stop_reading(exchange)
+            # It may not be cancelled (MCP 2025-11-25, basic/utilities/cancellation); a session that it opens is ended.
+            self._tasks.start(self._wire.stop_reading_later(exchange))
         elif held is not None and wire_id is not None:
             forgetting = self._tasks.start(self._wire.forget(exchange, wire_id, held, cancelled))
             forgetting.add_done_callback(lambda _: self._wire.stop_reading(exchange))

@@ -23,6 +23,7 @@ from vestige_bridge.jsonrpc import build_ping
 from vestige_bridge.lane import Lane
 from vestige_bridge.lifecycle import HeldSession
 from vestige_bridge.messages import Notification
+from vestige_bridge.modern import LEGACY_VERSIONS
 from vestige_bridge.multiplexer import Answer, Caller, Multiplexer, Progress, Reply
 from vestige_bridge.pass_through import ClientHeldSession
 from vestige_bridge.tasks import Tasks
@@ -121,6 +122,11 @@ class Wire:
         if attempt is not None:
             attempt.lane.cut(UpstreamDisconnected("The exchange had ended and its reply had not."))
 
+    async def stop_reading_later(self, exchange: Exchange) -> None:
+        """Reads an attempt whose exchange has ended for as long again as that might have taken."""
+        await asyncio.sleep(exchange.timeout_seconds)
+        self.stop_reading(exchange)
+
     async def forget(self, exchange: Exchange, wire_id: int, held: HeldSession, cancelled: bytes) -> None:
         """Tells upstream that a request was cancelled, and makes it stop waiting for that answer.
 
@@ -207,9 +213,16 @@ class Wire:
         elif routed.notification is not None:
             self._observer.notified(routed.notification)
 
-    def session_opened(self, session_id: str) -> None:
-        """Tells of a session as soon as it is there."""
-        self._observer.session_opened(session_id)
+    def session_opened(self, exchange: Exchange, session_id: str) -> None:
+        """Tells of a session as soon as it is there; ends one that nobody waits for any more."""
+        if exchange.ended:
+            version = exchange.request.params.get("protocolVersion")
+            asked = version.value if version is not None and version.value in LEGACY_VERSIONS else None
+            self._tasks.start(self._upstream.delete(HeldSession(session_id, asked).headers))
+        elif exchange.own is None:
+            self._observer.session_opened(session_id)
+        else:
+            exchange.wake()
 
     def attempt_over(self, attempt: _Attempt, failure: BridgeError | None) -> None:
         """Takes note that the reply to an attempt has ended."""
@@ -264,9 +277,7 @@ class _Attempt:
         self.exchange.streamed = streamed
         self.exchange.opened_session_id = session_id
         if session_id is not None and self.held.session_id is None:
-            self.exchange.wake()
-            if self.exchange.own is None:
-                self._wire.session_opened(session_id)
+            self._wire.session_opened(self.exchange, session_id)
 
     def take(self, data: bytes) -> None:
         self._wire.deliver(data, self.held, self.exchange)
