@@ -103,6 +103,16 @@ class Gateway:
         self._seen.update(children)
         return list(children)
 
+    def suspend(self) -> None:
+        """Stops supergateway in its tracks: it takes connections, and answers nothing until it is resumed."""
+        assert self._process is not None
+        self._process.suspend()
+
+    def resume(self) -> None:
+        """Has supergateway go on."""
+        assert self._process is not None
+        self._process.resume()
+
     def kill(self) -> None:
         """Kills supergateway as the out-of-memory killer does; its servers end when their standard input does."""
         servers = self.servers
