@@ -244,6 +244,7 @@ REASONS: Final[Mapping[type[BridgeError], str]] = MappingProxyType(
         BodyTooLarge: "too_large",
         Cancelled: "cancelled",
         InternalError: "bug",
+        NotFound: "session_lost",
         SessionLost: "session_lost",
         UpstreamConnectError: "connect",
         UpstreamDisconnected: "disconnected",

@@ -5,7 +5,7 @@ the request. It never sends anything twice.
 
 Requests travel on lanes: connections that aiohttp's connector makes and a protocol of our own takes over, because its
 client spends most of a forwarded request's time on what this traffic has no use for (cookies, redirects, tracing, a
-timer and a stream for each reply). Streams and what per-client mode forwards go through aiohttp's session.
+timer and a stream for each reply). A session's own stream goes through aiohttp's session.
 """
 
 from __future__ import annotations
@@ -63,31 +63,6 @@ class EventStream:
                             yield event.data
                 except sse.EventTooLarge as error:
                     raise UpstreamProtocolError(f"A message is over {self._max_answer_bytes} bytes.") from error
-
-
-class ForwardedReply:
-    """The reply to a client's own HTTP request, passed on as it is.
-
-    Attributes:
-        status: its HTTP status.
-        content_type: its media type, lowercase, without parameters.
-        session_id: the session that it names.
-    """
-
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
-        self._response = response
-        self.status = response.status
-        self.content_type = response.content_type
-        self.session_id = response.headers.get("mcp-session-id")
-
-    async def read(self) -> bytes:
-        """The next bytes of the body as they arrive; none at its end.
-
-        Errors:
-            UpstreamDisconnected: the body was cut.
-        """
-        with _translated():
-            return await self._response.content.readany()
 
 
 class Upstream:
@@ -186,25 +161,12 @@ class Upstream:
             SessionLost: the endpoint does not know the session that the headers name.
             UpstreamProtocolError: the endpoint has no such stream.
         """
-        async with self._open("GET", {"Accept": sse.CONTENT_TYPE, **headers}, None) as response:
+        async with self._open("GET", {"Accept": sse.CONTENT_TYPE, **headers}) as response:
             if response.status == 404:
                 raise SessionLost("The MCP endpoint does not know the session any more.", detail="HTTP 404")
             if response.status != 200 or response.content_type != sse.CONTENT_TYPE:
                 raise UpstreamProtocolError("The MCP endpoint has no stream.", detail=f"HTTP {response.status}")
             yield EventStream(response, self._max_answer_bytes)
-
-    @contextlib.asynccontextmanager
-    async def forward(
-        self, method: str, headers: Mapping[str, str], body: bytes | None
-    ) -> AsyncIterator[ForwardedReply]:
-        """Sends a client's own HTTP request on and opens the reply to it, whatever that is.
-
-        Errors:
-            UpstreamConnectError, UpstreamDisconnected, UpstreamProtocolError: there is no whole response.
-        """
-        content = {} if body is None else {"Content-Type": JSON}
-        async with self._open(method, {"Accept": _ACCEPT, **content, **headers}, body) as response:
-            yield ForwardedReply(response)
 
     async def delete(self, headers: Mapping[str, str]) -> None:
         """Ends the session that the headers name; an endpoint that is gone has ended it already."""
@@ -224,13 +186,9 @@ class Upstream:
             connection.close()
 
     @contextlib.asynccontextmanager
-    async def _open(
-        self, method: str, headers: Mapping[str, str], body: bytes | None
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
+    async def _open(self, method: str, headers: Mapping[str, str]) -> AsyncIterator[aiohttp.ClientResponse]:
         with _translated():
-            async with self._client.request(
-                method, self._url, data=body, headers=headers, allow_redirects=False
-            ) as response:
+            async with self._client.request(method, self._url, headers=headers, allow_redirects=False) as response:
                 yield response
 
     @property

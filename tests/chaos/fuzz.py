@@ -37,7 +37,7 @@ async def fuzz_shared(run: Run) -> Figures:
 
 
 async def fuzz_per_client(run: Run) -> Figures:
-    """Some clients have sessions of their own, each with a server; plain posters and modern clients use the held one."""
+    """Some clients have sessions of their own, each with a server; the others use the held one."""
     plain = ("json_poster", "sse_poster", "watcher", "batcher", "modern_client", "leaver")
     return await _fuzz(run, "per-client", ("session_any",) * 4 + plain, SessionCaller)
 
