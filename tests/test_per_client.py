@@ -421,8 +421,10 @@ async def test_a_drain_ends_what_is_in_flight_in_json(upstream: ScriptedUpstream
         await until(served.ready)
         headers = await initialize(served)
         listening_headers = await initialize(served)
-        upstream.on("tools/call", hanging)
+        for method in ("tools/call", "notifications/x"):
+            upstream.on(method, hanging)
         upstream.on("GET", stream_of_nothing)
+        notifying = asyncio.create_task(served.post({"jsonrpc": "2.0", "method": "notifications/x"}, headers))
         calling = asyncio.create_task(served.call("write", id="long", headers=headers))
         sent = served.request_headers({**listening_headers, **STREAM})
         async with served.http.get(served.url, headers=sent) as stream:
@@ -431,7 +433,7 @@ async def test_a_drain_ends_what_is_in_flight_in_json(upstream: ScriptedUpstream
             opening_stream = asyncio.create_task(
                 served.ask("GET", "/mcp", b"", served.request_headers({**headers, **STREAM}))
             )
-            await until(lambda: hanging.came == 2)
+            await until(lambda: hanging.came == 3)
             process.terminate()
             assert b"error" not in await stream.read()
         unopened = await opening_stream
@@ -439,6 +441,8 @@ async def test_a_drain_ends_what_is_in_flight_in_json(upstream: ScriptedUpstream
         answer = await calling
         assert (answer.status, answer.error["code"], answer.json["id"]) == (504, -32012, "long")
         assert answer.error["data"]["outcome"] == "unknown"
+        notified = await notifying
+        assert (notified.status, notified.error["code"]) == (504, -32012)
         status, log = await process.ended(20)
     assert status == 0
     assert "Traceback" not in log

@@ -116,25 +116,38 @@ class ClientSessions:
             raise InvalidMessage(f"A batch may hold {self._settings.max_in_flight} requests.")
         with self._session_of(visit) as own:
             self._session.admit(requests)
-            answers: list[Exchange | bytes] = []
-            for member in members:
-                try:
-                    if isinstance(member, BridgeError):
-                        raise member
-                    if not isinstance(member, Request):
-                        await self._take(visit, own, member)
-                    elif member.method == "initialize":
-                        raise InvalidMessage("initialize cannot be part of a batch.", request_id=member.spelled_id)
-                    else:
-                        answers.append(self._request(visit, own, member))
-                except BridgeError as error:
-                    answers.append(build_error(error, error.request_id))
+            # All requests have their places before anything is waited for.
+            opened = [self._open_member(visit, own, it) for it in members]
+            told = [await self._member(visit, own, *pair) for pair in zip(members, opened, strict=True)]
+            answers = [it for it in told if it is not None]
             if not answers:
                 return await visit.respond(HttpResponse(status_code=202))
             try:
                 await visit.relay.batch(answers)
             finally:
-                self._forget_if_lost(own, *(it for it in answers if isinstance(it, Exchange)))
+                self._forget_if_lost(own, *(it for it in opened if it is not None))
+
+    def _open_member(self, visit: Visit, own: ClientSession, member: AnyMessage | BridgeError) -> Exchange | None:
+        """The exchange of a request that may be part of a batch."""
+        if isinstance(member, Request) and member.method != "initialize":
+            return self._request(visit, own, member)
+        return None
+
+    async def _member(
+        self, visit: Visit, own: ClientSession, member: AnyMessage | BridgeError, opened: Exchange | None
+    ) -> Exchange | bytes | None:
+        """What answers a member of a batch; ``None`` for what needs no answer."""
+        if opened is not None:
+            return opened
+        try:
+            if isinstance(member, BridgeError):
+                raise member
+            if isinstance(member, Request):
+                raise InvalidMessage("initialize cannot be part of a batch.", request_id=member.spelled_id)
+            await self._take(visit, own, member)
+        except BridgeError as error:
+            return build_error(error, error.request_id)
+        return None
 
     async def listen(self, visit: Visit) -> None:
         """Gives a client its session's own stream, which ends when upstream's ends.

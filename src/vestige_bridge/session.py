@@ -110,6 +110,7 @@ class Session:
         self._in_flight: set[Exchange] = set()
         self._in_window: set[Exchange] = set()
         self._waiting: dict[Exchange, None] = {}
+        self._passing_on: set[asyncio.Task[None]] = set()
         self._idle = asyncio.Event()
         self._idle.set()
         self._connecting: asyncio.Task[HeldSession] | None = None
@@ -214,7 +215,13 @@ class Session:
         Errors:
             SessionLost, UpstreamError, BodyTooLarge: it was not taken.
         """
-        await self._wire.send(message, own, headers, self._settings.request_timeout_seconds)
+        sending = self._tasks.start(self._wire.send(message, own, headers, self._settings.request_timeout_seconds))
+        self._passing_on.add(sending)
+        sending.add_done_callback(self._passing_on.discard)
+        await asyncio.wait([sending])
+        if sending.cancelled():
+            raise UpstreamTimeout("The bridge had to stop before upstream took the message.")
+        sending.result()
 
     def deliver(self, data: bytes, own: ClientHeldSession) -> None:
         """Hands out a message that came on the stream of a client's own session.
@@ -296,6 +303,8 @@ class Session:
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_seconds):
                 await self._idle.wait()
+                while self._passing_on:
+                    await asyncio.wait(self._passing_on)
         self._stop_in_flight()
 
     def repeatable(self, request: Request) -> bool:
@@ -431,6 +440,8 @@ class Session:
             require_read_only(exchange.request, self.tools)
 
     def _stop_in_flight(self) -> None:
+        for sending in self._passing_on:
+            sending.cancel()
         for exchange in list(self._in_flight):
             exchange.fail(UpstreamTimeout("The bridge had to stop before the answer came."))
 
