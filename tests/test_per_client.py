@@ -515,7 +515,7 @@ async def test_what_upstream_refuses_the_bridge_never_reaches_the_client_as_its_
         assert [it.json["id"] for it in answers] == [5, 5, None]
         assert all(it.error["data"] == {"outcome": "not_sent", "retryable": True} for it in answers[:2])
         upstream.on("GET", refuse)
-        assert (await served.ask("GET", "/mcp", b"", served.request_headers({**headers, **STREAM}))).status == 405
+        assert (await served.ask("GET", "/mcp", b"", served.request_headers({**headers, **STREAM}))).status == 502
 
 
 async def test_a_batch_gets_all_its_answers_although_upstream_takes_none(upstream: ScriptedUpstream) -> None:

@@ -163,9 +163,18 @@ class Metrics(Collector):
         yield _counter("upstream_sessions_opened", "Sessions opened for all.", session.sessions_opened)
         yield _counter("upstream_reconnects", "Connections that came back after a failure.", monitor.reconnects)
         yield _counters("upstream_failures", "Failures of the connection to Vestige.", "reason", monitor.failures)
+        yield _counter(
+            "upstream_stream_failures",
+            "Times that the session's own event stream was refused or cut.",
+            session.stream_failures,
+        )
+        yield _gauge(
+            "upstream_stateless", "1 while upstream keeps no sessions: a process a request.", session.stateless
+        )
         yield _counter("replays", "Requests that were sent again after a failure.", session.replays)
         yield _gauge("tools_known", "Tools that Vestige announced.", len(session.tools))
         yield _gauge("upstream_requests_in_flight", "Requests that are with Vestige.", session.with_upstream)
+        yield _gauge("upstream_requests_forgetting", "Ended requests that Vestige is to forget.", session.forgetting)
         yield _gauge("upstream_requests_in_flight_limit", "How many may be.", self._settings.upstream_concurrency)
 
     def _door(self) -> Iterator[Metric]:

@@ -21,16 +21,16 @@ from vestige_bridge.errors import (
     BridgeError,
     InvalidMessage,
     MethodNotAllowed,
+    NoEventStream,
     NotFound,
     Overloaded,
     SessionLost,
-    UpstreamProtocolError,
 )
 from vestige_bridge.exchange import Exchange
 from vestige_bridge.headers import SESSION_ID
 from vestige_bridge.jsonrpc import build_error, build_ping
 from vestige_bridge.messages import AnyMessage, Notification, Request, Response
-from vestige_bridge.session import Session
+from vestige_bridge.session import Admission, Session
 from vestige_bridge.settings import Settings
 from vestige_bridge.tasks import Tasks
 from vestige_bridge.upstream import Upstream
@@ -95,7 +95,6 @@ class ClientSessions:
             return await self._open(visit, message)
         with self._session_of(visit) as own:
             if isinstance(message, Request):
-                self._session.admit(1)
                 exchange = self._request(visit, own, message)
                 try:
                     return await visit.relay.exchange(exchange)
@@ -115,9 +114,9 @@ class ClientSessions:
         if requests > self._settings.max_in_flight:
             raise InvalidMessage(f"A batch may hold {self._settings.max_in_flight} requests.")
         with self._session_of(visit) as own:
-            self._session.admit(requests)
-            # All requests have their places before anything is waited for.
-            opened = [self._open_member(visit, own, it) for it in members]
+            with self._session.admit(requests) as admission:
+                # All requests have their places before anything is waited for.
+                opened = [self._open_member(visit, own, it, admission) for it in members]
             told = [await self._member(visit, own, *pair) for pair in zip(members, opened, strict=True)]
             answers = [it for it in told if it is not None]
             if not answers:
@@ -127,10 +126,12 @@ class ClientSessions:
             finally:
                 self._forget_if_lost(own, *(it for it in opened if it is not None))
 
-    def _open_member(self, visit: Visit, own: ClientSession, member: AnyMessage | BridgeError) -> Exchange | None:
+    def _open_member(
+        self, visit: Visit, own: ClientSession, member: AnyMessage | BridgeError, admission: Admission
+    ) -> Exchange | None:
         """The exchange of a request that may be part of a batch."""
         if isinstance(member, Request) and member.method != "initialize":
-            return self._request(visit, own, member)
+            return self._request(visit, own, member, admission)
         return None
 
     async def _member(
@@ -166,8 +167,8 @@ class ClientSessions:
             except SessionLost:
                 await self._require_alive(own)
                 raise MethodNotAllowed("Upstream gives this session no stream.") from None
-            except UpstreamProtocolError as error:
-                raise MethodNotAllowed("Upstream gives this session no stream, or has one open already.") from error
+            except NoEventStream as error:
+                raise MethodNotAllowed("Upstream gives this session no stream.") from error
             try:
                 await visit.relay.notifications(listener)
             finally:
@@ -206,7 +207,6 @@ class ClientSessions:
 
     async def _open(self, visit: Visit, request: Request) -> None:
         """Forwards an ``initialize``; the head of the answer tells its client the session's id."""
-        self._session.admit(1)
         if len(self._sessions) + self._opening >= self._settings.max_client_sessions:
             raise Overloaded(
                 "Too many sessions are open; see VESTIGE_BRIDGE_MAX_CLIENT_SESSIONS.",
@@ -243,9 +243,11 @@ class ClientSessions:
         with contextlib.suppress(BridgeError):
             own.negotiated(await exchange.result())
 
-    def _request(self, visit: Visit, own: ClientSession, request: Request) -> Exchange:
+    def _request(
+        self, visit: Visit, own: ClientSession, request: Request, admission: Admission | None = None
+    ) -> Exchange:
         """Has a request seen through on a session of its client."""
-        exchange = self._session.request(request, visit.caller, visit.header_lines, own.held)
+        exchange = self._session.request(request, visit.caller, visit.header_lines, admission, own.held)
         if visit.accepted.event_stream:
             own.held.router.hear(exchange)
         return exchange
@@ -262,7 +264,8 @@ class ClientSessions:
             if message.method == "notifications/cancelled":
                 self._session.cancel(visit.caller, message, own.held)
                 return
-            self._session.admit(1)
+            with self._session.admit():
+                return await self._send(own, message.encoded(), visit.header_lines)
         await self._send(own, message.encoded(), visit.header_lines)
 
     async def _require_alive(self, own: ClientSession) -> None:

@@ -133,9 +133,12 @@ class McpEndpoint:
 
         Errors:
             UpstreamUnavailable: it calls a tool, and there is no session to know the tools by.
+            Overloaded: nor is there room to wait for one.
         """
-        if any(isinstance(member, Request) and member.method == CALL for member in members):
-            await self._session.connected()
+        calls = any(isinstance(member, Request) and member.method == CALL for member in members)
+        if calls and self._session.held is None:
+            with self._session.admit():
+                await self._session.connected()
         return [self._permitted_member(member) for member in members]
 
     def _permitted_member(self, member: AnyMessage | BridgeError) -> AnyMessage | BridgeError:

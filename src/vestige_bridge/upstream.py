@@ -23,12 +23,13 @@ from yarl import URL
 from vestige_bridge import sse
 from vestige_bridge.errors import (
     BridgeError,
+    NoEventStream,
     SessionLost,
     UpstreamConnectError,
     UpstreamDisconnected,
     UpstreamProtocolError,
 )
-from vestige_bridge.headers import JSON, SESSION_ID, header_lines
+from vestige_bridge.headers import JSON, LAST_EVENT_ID, SESSION_ID, header_lines
 from vestige_bridge.lane import Lane, Receiver
 
 KEEP_ALIVE_SECONDS: Final = 3.0
@@ -36,6 +37,7 @@ KEEP_ALIVE_SECONDS: Final = 3.0
 
 DELETE_TIMEOUT_SECONDS: Final = 5.0
 
+_NO_STREAM: Final = frozenset({405, 501})
 _ACCEPT: Final = f"{JSON}, {sse.CONTENT_TYPE}"
 _SESSION_ID: Final = SESSION_ID.decode()
 
@@ -46,6 +48,12 @@ class EventStream:
     def __init__(self, response: aiohttp.ClientResponse, max_answer_bytes: int) -> None:
         self._response = response
         self._max_answer_bytes = max_answer_bytes
+        self._decoder = sse.EventDecoder(max_answer_bytes)
+
+    @property
+    def position(self) -> sse.Position | None:
+        """Where the stream can be resumed, if its events have ids."""
+        return self._decoder.position
 
     async def messages(self) -> AsyncIterator[bytes]:
         """Yields each JSON-RPC message as it arrives, its bytes as upstream wrote them.
@@ -54,7 +62,7 @@ class EventStream:
             UpstreamDisconnected: the stream was cut.
             UpstreamProtocolError: a message is over the limit.
         """
-        decoder = sse.EventDecoder(self._max_answer_bytes)
+        decoder = self._decoder
         with _translated():
             async for chunk in self._response.content.iter_any():
                 try:
@@ -153,19 +161,28 @@ class Upstream:
         lane.send(head.encode("latin-1") + message, receiver, has_session=_SESSION_ID in headers)
 
     @contextlib.asynccontextmanager
-    async def get(self, headers: Mapping[str, str]) -> AsyncIterator[EventStream]:
-        """Opens the session's own stream (MCP 2025-11-25, basic/transports, listening for messages).
+    async def get(self, headers: Mapping[str, str], last_event_id: str | None = None) -> AsyncIterator[EventStream]:
+        """Opens an event stream (MCP 2025-11-25, basic/transports, listening for messages, resumability).
+
+        Parameters:
+            headers: the headers of the session.
+            last_event_id: the event after which a stream is resumed; ``None`` for the session's own stream.
 
         Errors:
             UpstreamConnectError, UpstreamDisconnected: no connection, or it was cut.
-            SessionLost: the endpoint does not know the session that the headers name.
-            UpstreamProtocolError: the endpoint has no such stream.
+            SessionLost: HTTP 404: upstream has no such stream, or does not know the session.
+            NoEventStream: HTTP 405 or 501: upstream has no such stream.
+            UpstreamProtocolError: upstream refused for another reason, which may pass.
         """
-        async with self._open("GET", {"Accept": sse.CONTENT_TYPE, **headers}) as response:
-            if response.status == 404:
-                raise SessionLost("The MCP endpoint does not know the session any more.", detail="HTTP 404")
-            if response.status != 200 or response.content_type != sse.CONTENT_TYPE:
-                raise UpstreamProtocolError("The MCP endpoint has no stream.", detail=f"HTTP {response.status}")
+        resumed = {} if last_event_id is None else {LAST_EVENT_ID.decode(): last_event_id}
+        async with self._open("GET", {"Accept": sse.CONTENT_TYPE, **headers, **resumed}) as response:
+            status = response.status
+            if status == 404:
+                raise SessionLost("Upstream does not know the session any more.", detail="GET: HTTP 404")
+            if status in _NO_STREAM:
+                raise NoEventStream("Upstream has no event stream for GET.", detail=f"HTTP {status}")
+            if status != 200 or response.content_type != sse.CONTENT_TYPE:
+                raise UpstreamProtocolError("Upstream refused an event stream.", detail=f"GET: HTTP {status}")
             yield EventStream(response, self._max_answer_bytes)
 
     async def delete(self, headers: Mapping[str, str]) -> None:
