@@ -39,4 +39,6 @@ server.setRequestHandler(CallToolRequestSchema, async ({ params }, { signal, sen
   return { content: [{ type: 'text', text: `${params.name} ${told}${'.'.repeat(characters)}` }] }
 })
 
+// A question that nobody will answer must not keep it alive when the gateway was killed.
+process.stdin.on('end', () => process.exit(0))
 await server.connect(new StdioServerTransport())
