@@ -103,6 +103,16 @@ class Gateway:
         self._seen.update(children)
         return list(children)
 
+    def suspend(self) -> None:
+        """Stops supergateway in its tracks: it takes connections, and answers nothing until it is resumed."""
+        assert self._process is not None
+        self._process.suspend()
+
+    def resume(self) -> None:
+        """Has supergateway go on."""
+        assert self._process is not None
+        self._process.resume()
+
     def kill(self) -> None:
         """Kills supergateway as the out-of-memory killer does; its servers end when their standard input does."""
         servers = self.servers
@@ -377,6 +387,7 @@ class ScriptedUpstream:
         self.received: list[Received] = []
         self.sessions: set[str] = set()
         self.sessions_opened = 0
+        self.deletes: list[Mapping[str, str]] = []
         self.scripts: dict[str, Script] = {}
         self.app = web.Application(client_max_size=2**26)
         self.app.router.add_post("/mcp", self._post)
@@ -384,7 +395,7 @@ class ScriptedUpstream:
         self.app.router.add_delete("/mcp", self._delete)
 
     def on(self, method: str, script: Script) -> None:
-        """Has a method answered by a script from now on."""
+        """Has a method answered by a script from now on; ``GET`` stands for the request of that HTTP method."""
         self.scripts[method] = script
 
     def count(self, method: str) -> int:
@@ -436,9 +447,12 @@ class ScriptedUpstream:
         response.headers["Mcp-Session-Id"] = session_id
         return response
 
-    async def _get(self, _http: web.Request) -> web.Response:
+    async def _get(self, http: web.Request) -> web.StreamResponse:
+        if "GET" in self.scripts:
+            return await self.scripts["GET"](Received(http, b"", {}))
         return web.Response(status=405)
 
     async def _delete(self, http: web.Request) -> web.Response:
+        self.deletes.append(http.headers)
         self.sessions.discard(http.headers.get("Mcp-Session-Id", ""))
         return web.Response(status=200)

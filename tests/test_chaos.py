@@ -14,6 +14,7 @@ CAUGHT_BY = {
     "replay_always": ("F1", 0.05, "lied"),
     "no_drain": ("F2", 0.05, "failed"),
     "ids_as_they_are": ("F3", 0.001, "wrong"),
+    "twins_as_they_are": ("fuzz-per-client", 0.01, "wrong"),
     "renewed_on_garbage": ("F4", 0.01, "failed"),
     "tokens_by_prefix": ("F5", 0.01, "wrong"),
     "a_task_is_left": ("F6", 0.01, "grown"),
@@ -34,7 +35,7 @@ async def test_a_planted_defect_is_caught(defect: str, tmp_path: Path) -> None:
     assert figures.zeros[column] > 0, figures
 
 
-@pytest.mark.parametrize("fault", ["F3", "F5", "F8", "network"])
+@pytest.mark.parametrize("fault", ["F3", "F5", "F8", "network", "hung", "fuzz-per-client"])
 async def test_the_bridge_as_it_is_passes(fault: str, tmp_path: Path) -> None:
     figures = await FAULTS[fault](Run(1, 0.01, tmp_path))
     assert figures.zeros.total() == 0, figures

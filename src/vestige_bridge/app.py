@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -84,7 +83,7 @@ def build_app(settings: Settings, write: logs.Write = logs.write) -> App:
     monitor = Monitor(settings.check_interval_seconds)
     session = Session(upstream, settings, monitor.record, SessionFile.from_settings(settings))
     health = HealthEndpoints(session, monitor)
-    client_sessions = ClientSessions(upstream, settings)
+    client_sessions = ClientSessions(upstream, session, settings)
     mcp = McpEndpoint(session, settings, client_sessions if settings.session_mode == "per-client" else None)
     tokens, refusals = Tokens.from_settings(settings), Counter(dict.fromkeys(REFUSALS, 0))
     metrics = Metrics(
@@ -110,7 +109,8 @@ def build_app(settings: Settings, write: logs.Write = logs.write) -> App:
         client_sessions.end_streams()
 
     async def drain() -> None:
-        await asyncio.gather(session.drain(settings.drain_seconds), client_sessions.drain(settings.drain_seconds))
+        client_sessions.end_streams()
+        await session.drain(settings.drain_seconds)
 
     def watched(app: ASGIApp) -> ASGIApp:
         return AccessLog(app, lambda: session.draining, metrics.observe, write)

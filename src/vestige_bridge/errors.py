@@ -19,6 +19,8 @@
     ├── SessionLost                     upstream forgot the session: renew, replay
     └── UpstreamError                   answered something that is not MCP
         ├── UpstreamProtocolError
+        │   ├── RequestRefused          refused this one request by its HTTP status
+        │   └── NoEventStream           has no event stream for GET
         ├── UpstreamDisconnected        hung up after sending
         ├── UpstreamTimeout             no answer in time
         └── UpstreamUnavailable         no session, and none could be opened
@@ -187,6 +189,22 @@ class UpstreamProtocolError(UpstreamError):
         self.sent = sent
 
 
+class RequestRefused(UpstreamProtocolError):
+    """Upstream refused the body of this request; that says nothing about the connection or about other requests.
+
+    Parameters:
+        message: a sentence for the client.
+        detail: what the log says besides.
+    """
+
+    def __init__(self, message: str, *, detail: str = "") -> None:
+        super().__init__(message, detail=detail, sent=False)
+
+
+class NoEventStream(UpstreamProtocolError):
+    """Upstream has no event stream for GET (MCP 2025-11-25, basic/transports: HTTP 405)."""
+
+
 class UpstreamDisconnected(UpstreamError):
     """The MCP endpoint hung up after the request was sent; it may have run."""
 
@@ -236,6 +254,8 @@ RENDERINGS: Final[Mapping[type[BridgeError], Rendering]] = MappingProxyType(
         InternalError: Rendering(500, -32603),
         SessionLost: Rendering(503, -32010),
         UpstreamProtocolError: Rendering(502, -32011),
+        RequestRefused: Rendering(502, -32011),
+        NoEventStream: Rendering(502, -32011),
         UpstreamDisconnected: Rendering(502, -32011),
         UpstreamError: Rendering(502, -32011),
         UpstreamTimeout: Rendering(504, -32012),
@@ -249,6 +269,9 @@ REASONS: Final[Mapping[type[BridgeError], str]] = MappingProxyType(
         BodyTooLarge: "too_large",
         Cancelled: "cancelled",
         InternalError: "bug",
+        NotFound: "session_lost",
+        NoEventStream: "protocol",
+        RequestRefused: "refused",
         SessionLost: "session_lost",
         UpstreamConnectError: "connect",
         UpstreamDisconnected: "disconnected",

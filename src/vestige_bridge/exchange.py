@@ -14,6 +14,7 @@ from vestige_bridge.errors import BridgeError, InvalidMessage, Outcome
 from vestige_bridge.jsonrpc import parse_message
 from vestige_bridge.messages import Request, Response
 from vestige_bridge.multiplexer import Call, Caller
+from vestige_bridge.pass_through import ClientHeldSession
 
 PROGRESS_LIMIT_BYTES: Final = 262_144
 """How many bytes of progress wait for a slow reader; over it the oldest go, since a newer step supersedes them."""
@@ -70,6 +71,7 @@ class Exchange(Call):
         timeout_seconds: how long it may take without an end or a step of progress.
         keeper: who sees it through.
         loop: the event loop.
+        own: its client's own upstream session, on which alone it may be sent; ``None`` for the held session.
 
     Attributes:
         sent: whether upstream may have seen the request, in any attempt.
@@ -90,6 +92,7 @@ class Exchange(Call):
         "driver",
         "headers",
         "opened_session_id",
+        "own",
         "relayed",
         "replayed",
         "sent",
@@ -106,8 +109,10 @@ class Exchange(Call):
         timeout_seconds: float,
         keeper: Keeper,
         loop: asyncio.AbstractEventLoop,
+        own: ClientHeldSession | None = None,
     ) -> None:
         super().__init__(request, caller)
+        self.own = own
         self.headers = headers
         self.timeout_seconds = timeout_seconds
         self.sent = False
@@ -137,6 +142,11 @@ class Exchange(Call):
     def error(self) -> BridgeError | None:
         """The error that ended it, if one did."""
         return self._end if isinstance(self._end, BridgeError) else None
+
+    @property
+    def answered(self) -> Answered | None:
+        """The answer that ended it, if one did."""
+        return self._end if isinstance(self._end, Answered) else None
 
     @property
     def outcome(self) -> Outcome:
@@ -179,11 +189,7 @@ class Exchange(Call):
             BridgeError: the error that ended the exchange.
         """
         if not self._progress and self._end is None:
-            self._news = self._loop.create_future()
-            try:
-                await self._news
-            finally:
-                self._news = None
+            await self._wait()
         if self._progress:
             step = self._progress.popleft()
             self._progress_bytes -= len(step)
@@ -194,6 +200,12 @@ class Exchange(Call):
         if end is not None:
             self._end = _TAKEN
         return end
+
+    async def opened(self) -> str | None:
+        """Waits until the head of a reply names the session that it opens, or the end has come without one."""
+        while self.opened_session_id is None and self._end is None:
+            await self._wait()
+        return self.opened_session_id
 
     async def result(self) -> Answered:
         """Waits for the answer, whatever progress comes before it.
@@ -209,6 +221,13 @@ class Exchange(Call):
         """Has ``next`` return, with nothing if there is nothing."""
         if self._news is not None and not self._news.done():
             self._news.set_result(None)
+
+    async def _wait(self) -> None:
+        self._news = self._loop.create_future()
+        try:
+            await self._news
+        finally:
+            self._news = None
 
     def _finish(self, end: Answered | BridgeError) -> None:
         if self._end is None:

@@ -54,6 +54,7 @@ class HealthEndpoints:
                 "status": "ready" if ready else "not_ready",
                 "state": "draining" if self._session.draining else health.state.value,
                 "reason": health.reason,
+                "upstream_sessions": None if self._session.held is None else not self._session.stateless,
                 "last_answer_age_seconds": self._monitor.answer_age_seconds,
             },
             200 if ready else 503,
@@ -85,7 +86,6 @@ class HealthEndpoints:
         try:
             await self._session.discover_tools()
         except BridgeError as error:
-            self._monitor.record(error)
             return isinstance(error, SessionLost) and await self._renewed()
         return True
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from vestige_bridge.messages import Notification
+from vestige_bridge.messages import Notification, Request
 from vestige_bridge.multiplexer import Caller
 
 LIST_CHANGED: Final = frozenset(
@@ -59,8 +59,8 @@ class Listener:
         self._waiting_bytes = 0
         self._news: asyncio.Future[None] | None = None
 
-    def put(self, notification: Notification) -> None:
-        """Keeps a notification for the reader; never waits."""
+    def put(self, notification: Notification | Request) -> None:
+        """Keeps a notification, or a request of upstream's, for the reader; never waits."""
         data = notification.encoded()
         key = data if notification.method in LIST_CHANGED | {RESOURCE_UPDATED} else object()
         self._drop(key)

@@ -106,6 +106,22 @@ def build_request(method: str, params: Mapping[str, object] | None = None, *, re
     return request
 
 
+def build_ping(spelled_id: str) -> bytes:
+    """A ``ping`` of the bridge's own under an id that is JSON already (MCP 2025-11-25, basic/utilities/ping)."""
+    return f'{{"jsonrpc":"2.0","id":{spelled_id},"method":"ping"}}'.encode()
+
+
+def build_cancelled(spelled_id: str, reason: str) -> bytes:
+    """A ``notifications/cancelled`` of the bridge's own (MCP 2025-11-25, basic/utilities/cancellation).
+
+    Parameters:
+        spelled_id: the id of the request as it is spelled on the way to upstream.
+        reason: a sentence for upstream.
+    """
+    params = f'{{"requestId":{spelled_id},"reason":{dump(reason)}}}'
+    return f'{{"jsonrpc":"2.0","method":"notifications/cancelled","params":{params}}}'.encode()
+
+
 def build_notification(method: str, params: Mapping[str, object] | None = None) -> bytes:
     """A notification of the bridge's own."""
     message: dict[str, object] = {"jsonrpc": "2.0", "method": method}

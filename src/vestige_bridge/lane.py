@@ -8,20 +8,29 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final, Protocol
 
 import httptools
 
 from vestige_bridge import sse
-from vestige_bridge.errors import BodyTooLarge, BridgeError, SessionLost, UpstreamDisconnected, UpstreamProtocolError
+from vestige_bridge.errors import (
+    BodyTooLarge,
+    BridgeError,
+    RequestRefused,
+    SessionLost,
+    UpstreamDisconnected,
+    UpstreamProtocolError,
+)
 from vestige_bridge.headers import CONTENT_LENGTH, CONTENT_TYPE, JSON, SESSION_ID, TRANSFER_ENCODING, media_type
 from vestige_bridge.held_bytes import LARGE_BYTES, HeldBytes
+from vestige_bridge.lifecycle import refuses_session
 
 MAX_HEAD_BYTES: Final = 65_536
 """How many bytes may come without becoming the head of a reply or a part of its body."""
 
-_REFUSED_UNREAD: Final = frozenset({401, 403, 405, 406, 415})
-_NO_SESSION: Final = b"No valid session ID"
+_REFUSED_UNREAD: Final = frozenset({401, 403, 405})
+_REFUSED_BODY: Final = frozenset({400, 406, 415, 422})
 
 
 class Receiver(Protocol):
@@ -42,11 +51,12 @@ class Receiver(Protocol):
             BridgeError: it is none; the reply ends by that error.
         """
 
-    def end(self, failure: BridgeError | None) -> None:
+    def end(self, failure: BridgeError | None, position: sse.Position | None) -> None:
         """Nothing more will come.
 
         Parameters:
             failure: what its HTTP status means, or what cut it short; ``None`` for a good and whole reply.
+            position: where an event stream can be resumed.
         """
 
 
@@ -86,7 +96,7 @@ class Lane(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self._session_id: str | None = None
         self._decoder: sse.EventDecoder | None = None
-        self._refusal: UpstreamProtocolError | None = None
+        self._refusal: BridgeError | None = None
         self._body = bytearray()
         self._forget_reply()
         transport.set_protocol(self)
@@ -97,9 +107,9 @@ class Lane(asyncio.Protocol):
         return self._transport.is_closing()
 
     @property
-    def streaming(self) -> bool:
-        """Whether the reply under way is an event stream."""
-        return self._decoder is not None
+    def unfinished(self) -> bool:
+        """Whether more of the reply under way is to come."""
+        return not self._whole
 
     def send(self, message: bytes, receiver: Receiver, *, has_session: bool) -> None:
         """Writes a request.
@@ -121,7 +131,7 @@ class Lane(asyncio.Protocol):
         self._count(0)
         receiver, self.receiver = self.receiver, None
         if receiver is not None:
-            receiver.end(failure)
+            receiver.end(failure, None if self._decoder is None else self._decoder.position)
 
     def close(self) -> None:
         """Closes the connection; a reply that is under way ends by that."""
@@ -219,20 +229,31 @@ class Lane(asyncio.Protocol):
         receiver, refusal = self.receiver, self._refusal
         if self._status == 0 or receiver is None:
             return
+        self._whole = True
         if self._body:
             body = bytes(self._body)
             self._body.clear()
             self._count(0)
-            if refusal is not None and _NO_SESSION in body:
-                raise SessionLost("The MCP endpoint does not know the session any more.", detail="HTTP 400")
-            receiver.take(body)
+            if refusal is None:
+                receiver.take(body)
+            else:
+                refusal = self._take_refusal(receiver, body, refusal)
+        position = None if self._decoder is None else self._decoder.position
         self.receiver = None
         self._forget_reply()
         if self._parser.should_keep_alive():
             self._on_idle(self)
         else:
             self._transport.close()
-        receiver.end(refusal)
+        receiver.end(refusal, position)
+
+    def _take_refusal(self, receiver: Receiver, body: bytes, refusal: BridgeError) -> BridgeError:
+        """Hands out a body that came with another status: a JSON-RPC error with the request's id is its answer."""
+        if self._status == 400 and self._has_session and refuses_session(body):
+            return _session_lost(400)
+        with suppress(BridgeError):
+            receiver.take(body)
+        return refusal
 
     def pause_reading(self) -> None:
         """Takes nothing more from upstream for now."""
@@ -252,6 +273,7 @@ class Lane(asyncio.Protocol):
 
     def _forget_reply(self) -> None:
         self._status = 0
+        self._whole = False
         self._pending_bytes = 0
         self._content_type = ""
         self._session_id = None
@@ -259,23 +281,34 @@ class Lane(asyncio.Protocol):
         self._decoder = None
         self._refusal = None
 
-    def _refused(self) -> UpstreamProtocolError:
+    def _refused(self) -> BridgeError:
         """What a reply with another status means, unless its JSON turns out to answer the request."""
-        if self._status == 413:
-            raise BodyTooLarge("The MCP endpoint refused the body as too large.", data={"layer": "mcp_endpoint"})
-        if self._has_session and self._status == 404:
-            raise SessionLost("The MCP endpoint does not know the session any more.", detail="HTTP 404")
-        refusal = UpstreamProtocolError(
-            "The MCP endpoint answered something that is not MCP.",
-            detail=f"HTTP {self._status}, {self._content_type}",
-            sent=self._status not in _REFUSED_UNREAD,
-        )
+        refusal = self._refusal_by_status()
         if self._content_type != JSON:
             raise refusal
         return refusal
 
+    def _refusal_by_status(self) -> BridgeError:
+        status = self._status
+        message, detail = f"Upstream refused the request with HTTP status {status}.", f"HTTP {status}"
+        if status == 413:
+            return BodyTooLarge("Upstream refused the body as too large (HTTP 413).", data={"layer": "mcp_endpoint"})
+        if self._has_session and status == 404:
+            return _session_lost(404)
+        if status in _REFUSED_BODY:
+            return RequestRefused(message, detail=self._content_type)
+        if status < 400:
+            message = "The MCP endpoint answered something that is not MCP."
+        return UpstreamProtocolError(
+            message, detail=f"{detail}, {self._content_type}", sent=status not in _REFUSED_UNREAD
+        )
+
     def _too_large(self) -> UpstreamProtocolError:
         return UpstreamProtocolError(f"The answer is over the limit of {self._max_answer_bytes} bytes.")
+
+
+def _session_lost(status: int) -> SessionLost:
+    return SessionLost("Upstream does not know the session any more.", detail=f"HTTP {status}")
 
 
 def _not_http(detail: str) -> UpstreamProtocolError:

@@ -5,9 +5,10 @@ The law of this room: messages in, facts out. Of a tool only its name is read, a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from vestige_bridge import __version__
 from vestige_bridge.errors import UpstreamProtocolError
@@ -30,7 +31,15 @@ REPEATABLE_METHODS: Final = frozenset(
 )
 """The methods that change nothing, so that running one twice is as good as once."""
 
+INITIALIZE: Final = "initialize"
+
 _METHOD_NOT_FOUND: Final = -32601
+_SESSION_REFUSAL: Final = {
+    "jsonrpc": "2.0",
+    "error": {"code": -32000, "message": "Bad Request: No valid session ID provided"},
+    "id": None,
+}
+_MAX_REFUSAL_BYTES: Final = 1_024
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +90,7 @@ class HeldSession:
 def build_initialize() -> Request:
     """The request that opens a session: our latest legacy version, and nothing that upstream could ask of us."""
     return build_request(
-        "initialize",
+        INITIALIZE,
         {
             "protocolVersion": LEGACY_VERSIONS[0],
             "capabilities": {},
@@ -114,20 +123,46 @@ def read_initialize(response: Response, session_id: str | None) -> HeldSession:
     )
 
 
-def read_tool_page(response: Response) -> Mapping[str, Any]:
-    """A page of ``tools/list``; an upstream that knows no tools has none.
+def refuses_session(body: bytes) -> bool:
+    """Whether a body with HTTP status 400 is the one by which supergateway 3 refuses an unknown session."""
+    if len(body) > _MAX_REFUSAL_BYTES:
+        return False
+    try:
+        return bool(json.loads(body) == _SESSION_REFUSAL)
+    except (ValueError, RecursionError):
+        return False
 
-    Errors:
-        UpstreamProtocolError: the page lists no tools, or one without a name.
+
+class ToolPage(NamedTuple):
+    """A page of ``tools/list`` (MCP 2025-11-25, server/tools).
+
+    Attributes:
+        tools: the tools that have a name.
+        next_cursor: where the list goes on; ``None`` at its end.
+        problem: what is wrong with the page, a sentence for the log; empty if nothing is.
     """
+
+    tools: Sequence[Mapping[str, Any]]
+    next_cursor: str | None = None
+    problem: str = ""
+
+
+def read_tool_page(response: Response) -> ToolPage:
+    """Reads a page; an upstream that knows no tools has an empty one, and what is no tool is left out."""
     page = response.result
-    if (response.error or {}).get("code") == _METHOD_NOT_FOUND:
-        return {}
     if not isinstance(page, dict) or not isinstance(page.get("tools"), list):
-        raise UpstreamProtocolError("Vestige did not list its tools.")
-    if not all(isinstance(tool, dict) and isinstance(tool.get("name"), str) for tool in page["tools"]):
-        raise UpstreamProtocolError("Vestige listed a tool without a name.")
-    return page
+        code = (response.error or {}).get("code")
+        return ToolPage(
+            [], problem="" if code == _METHOD_NOT_FOUND else f"Vestige did not list its tools (code {code})"
+        )
+    tools = [tool for tool in page["tools"] if isinstance(tool, dict) and isinstance(tool.get("name"), str)]
+    left_out = len(page["tools"]) - len(tools)
+    cursor = page.get("nextCursor")
+    return ToolPage(
+        tools,
+        cursor if isinstance(cursor, str) else None,
+        f"Vestige listed {left_out} tools without a name; they are left out" if left_out else "",
+    )
 
 
 def read_tool(tool: Mapping[str, Any]) -> Tool:

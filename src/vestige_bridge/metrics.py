@@ -144,9 +144,9 @@ class Metrics(Collector):
             "requests_failed",
             "Requests that ended without Vestige's answer, whatever their HTTP status.",
             "reason",
-            {reason: count + own.failures[reason] for reason, count in session.failures.items()},
+            session.failures,
         )
-        yield _gauge("requests_in_flight", "Requests in flight.", session.in_flight + own.in_flight)
+        yield _gauge("requests_in_flight", "Requests in flight.", session.in_flight)
         yield _gauge("requests_in_flight_limit", "How many may be.", self._settings.max_in_flight)
         yield _gauge("streams_open", "Open streams of notifications.", session.hub.streams_open + own.streams_open)
         yield _gauge("client_sessions_open", "Upstream sessions of clients in per-client mode.", own.sessions_open)
@@ -168,9 +168,18 @@ class Metrics(Collector):
         yield _counter("upstream_sessions_opened", "Sessions opened for all.", session.sessions_opened)
         yield _counter("upstream_reconnects", "Connections that came back after a failure.", monitor.reconnects)
         yield _counters("upstream_failures", "Failures of the connection to Vestige.", "reason", monitor.failures)
+        yield _counter(
+            "upstream_stream_failures",
+            "Times that the session's own event stream was refused or cut.",
+            session.stream_failures,
+        )
+        yield _gauge(
+            "upstream_stateless", "1 while upstream keeps no sessions: a process a request.", session.stateless
+        )
         yield _counter("replays", "Requests that were sent again after a failure.", session.replays)
         yield _gauge("tools_known", "Tools that Vestige announced.", len(session.tools))
         yield _gauge("upstream_requests_in_flight", "Requests that are with Vestige.", session.with_upstream)
+        yield _gauge("upstream_requests_forgetting", "Ended requests that Vestige is to forget.", session.forgetting)
         yield _gauge("upstream_requests_in_flight_limit", "How many may be.", self._settings.upstream_concurrency)
 
     def _clients(self) -> Iterator[Metric]:

@@ -136,15 +136,11 @@ class Monitor:
 
     async def step(self, connection: Connection) -> None:
         """One check; an attempt to connect when there is no session, or the check finds it lost."""
+        # The session reports each outcome where it is found, since others may be waiting for the same one.
         with suppress(BridgeError):
             if connection.held is not None:
-                try:
+                with suppress(SessionLost):
                     return await connection.check()
-                except BridgeError as error:
-                    self.record(error)
-                    if not isinstance(error, SessionLost):
-                        return
-            # The session reports what becomes of a handshake, since others may be waiting for the same one.
             await connection.connected()
 
     def delay_seconds(self) -> float:

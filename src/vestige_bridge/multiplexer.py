@@ -34,15 +34,17 @@ class Call:
 
     Attributes:
         wire_id: the id under which upstream knows it; ``None`` while upstream is to know nothing of it.
+        spelled_wire_id: the same as it is spelled in a message; empty before the first attempt.
         newest_step: the most progress that came for it under that id.
     """
 
-    __slots__ = ("caller", "newest_step", "request", "wire_id")
+    __slots__ = ("caller", "newest_step", "request", "spelled_wire_id", "wire_id")
 
     def __init__(self, request: Request, caller: Caller) -> None:
         self.request = request
         self.caller = caller
         self.wire_id: int | None = None
+        self.spelled_wire_id = ""
         self.newest_step = -math.inf
 
 
@@ -97,6 +99,7 @@ class Multiplexer(Generic[C]):
         call.wire_id, call.newest_step = next(self._wire_ids), -math.inf
         self._by_wire_id[call.wire_id] = call
         request, wire_id = call.request, str(call.wire_id)
+        call.spelled_wire_id = wire_id
         token = request.progress_token
         if token is None:
             return request.spliced((request.id, wire_id))
@@ -112,6 +115,12 @@ class Multiplexer(Generic[C]):
         self.withdraw(call)
         self._open.discard(call)
 
+    def hold(self, call: C) -> None:
+        """Keeps the id of a call from being used again: upstream may still send something for it."""
+
+    def release(self, call: C) -> None:
+        """Gives back what ``hold`` or ``assign`` kept; nothing to do here, where no id is used twice."""
+
     def find(self, caller: Caller, notification: Notification) -> C | None:
         """The call that a caller's ``notifications/cancelled`` means, if exactly one is meant.
 
@@ -124,19 +133,17 @@ class Multiplexer(Generic[C]):
         calls = [it for it in self._open if it.caller == caller and token_key(it.request, it.request.id) == key]
         return calls[0] if len(calls) == 1 else None
 
-    def route(self, data: bytes) -> Answer[C] | Progress[C] | Reply | Unattributed:
+    def route(self, data: bytes, arrived_on: C | None = None) -> Answer[C] | Progress[C] | Reply | Unattributed:
         """Says whose a message from upstream is.
 
         Parameters:
             data: the bytes of one message, as they came on any stream of the session.
+            arrived_on: the call on whose stream they came; nothing depends on it here.
 
         Errors:
             InvalidMessage: the bytes are no JSON-RPC message.
         """
-        try:
-            message: AnyMessage = read_response(data) or parse_message(data.decode())
-        except UnicodeDecodeError:
-            message = parse_message("")
+        message = read_message(data)
         if isinstance(message, Response):
             return self._route_response(message)
         if isinstance(message, Request):
@@ -161,6 +168,18 @@ class Multiplexer(Generic[C]):
         """The call with this id; upstream may spell the number in its own way."""
         # A float finds the whole number that it equals.
         return self._by_wire_id.get(token.value) if isinstance(token.value, float) else None  # type: ignore[call-overload]
+
+
+def read_message(data: bytes) -> AnyMessage:
+    """The message that upstream sent.
+
+    Errors:
+        InvalidMessage: the bytes are no JSON-RPC message.
+    """
+    try:
+        return read_response(data) or parse_message(data.decode())
+    except UnicodeDecodeError:
+        return parse_message("")
 
 
 def _overtaken(progress: Notification, call: Call) -> bool:

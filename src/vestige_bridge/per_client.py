@@ -1,7 +1,8 @@
 """Per-client mode: each legacy client has an upstream session of its own, one to one.
 
-The law of this room: bodies are untouched in both directions, and a session serves nobody but the principal that
-opened it. It is for an upstream that holds many sessions in one process.
+Invariant: messages are untouched in both directions, and a session serves nobody but the principal that opened it.
+Requests run on the same exchanges, with the same limits, deadlines and errors, as on the held session. The mode is for
+an upstream that holds many sessions in one process.
 """
 
 from __future__ import annotations
@@ -9,75 +10,52 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Final, Self
 
 from starlette.responses import Response as HttpResponse
 
-from vestige_bridge import sse
+from vestige_bridge.client_session import ClientSession
 from vestige_bridge.errors import (
-    BodyTooLarge,
     BridgeError,
     InvalidMessage,
     MethodNotAllowed,
+    NoEventStream,
     NotFound,
     Overloaded,
-    UpstreamDisconnected,
-    UpstreamError,
-    UpstreamProtocolError,
-    UpstreamTimeout,
-    no_failures,
-    reason_of,
+    SessionLost,
 )
-from vestige_bridge.headers import JSON, LAST_EVENT_ID, PROTOCOL_VERSION, SESSION_ID
-from vestige_bridge.jsonrpc import build_error, parse_message
-from vestige_bridge.messages import AnyMessage, Request, Response
+from vestige_bridge.exchange import Exchange
+from vestige_bridge.headers import SESSION_ID
+from vestige_bridge.jsonrpc import build_error, build_ping
+from vestige_bridge.messages import AnyMessage, Notification, Request, Response
+from vestige_bridge.session import Admission, Session
 from vestige_bridge.settings import Settings
 from vestige_bridge.tasks import Tasks
-from vestige_bridge.upstream import ForwardedReply, Upstream
+from vestige_bridge.upstream import Upstream
 from vestige_bridge.visit import Visit
 
 log = logging.getLogger(__name__)
 
-_EVENT_ENDS: Final = (b"\n\n", b"\r\r", b"\r\n\r\n")
-
-
-@dataclass(slots=True)
-class _Owned:
-    """A client's own upstream session: whose it is, and whether it is in use."""
-
-    principal: str
-    used_at: float
-    in_use: int = 0
+_NOBODYS_ID: Final = '"vestige-bridge-check"'
 
 
 class ClientSessions:
     """The upstream sessions of the clients (MCP 2025-11-25, basic/transports, session management).
 
     Parameters:
-        upstream: the MCP endpoint.
+        upstream: the MCP server.
+        session: sees the requests of all sessions through.
         settings: limits and timeouts.
-
-    Attributes:
-        in_flight: how many requests are in flight.
-        streams_open: how many clients listen on their session's own stream.
-        failures: how many requests ended without an answer, by reason.
     """
 
-    def __init__(self, upstream: Upstream, settings: Settings) -> None:
-        self.in_flight = 0
-        self.streams_open = 0
-        self.failures = no_failures()
+    def __init__(self, upstream: Upstream, session: Session, settings: Settings) -> None:
         self._upstream = upstream
+        self._session = session
         self._settings = settings
-        self._owned: dict[str, _Owned] = {}
+        self._sessions: dict[str, ClientSession] = {}
         self._opening = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
-        self._closing = False
-        self._streams_end = asyncio.Event()
         self._tasks = Tasks()
 
     async def __aenter__(self) -> Self:
@@ -90,260 +68,246 @@ class ClientSessions:
     ) -> None:
         """Ends every session."""
         await self._tasks.close()
-        await asyncio.gather(*(self._delete(session_id) for session_id in list(self._owned)))
+        await asyncio.gather(*(self._delete(own) for own in list(self._sessions.values())))
 
     @property
     def sessions_open(self) -> int:
         """How many sessions clients have."""
-        return len(self._owned)
+        return len(self._sessions)
 
-    async def drain(self, timeout_seconds: float) -> None:
-        """Takes no more requests, ends the streams, and waits for what is in flight."""
-        self._closing = True
-        self.end_streams()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_seconds):
-                await self._idle.wait()
+    @property
+    def streams_open(self) -> int:
+        """How many clients listen on their session's own stream."""
+        return sum(own.listening for own in self._sessions.values())
 
     def end_streams(self) -> None:
-        """Ends every client's stream; who may can open it again."""
-        self._streams_end.set()
-        self._streams_end = asyncio.Event()
+        """Ends every client's stream; clients may open them again."""
+        for own in self._sessions.values():
+            own.end_stream()
 
-    async def forward(self, visit: Visit, message: AnyMessage | None, body: bytes) -> None:
-        """Forwards a message on its client's own session, which an ``initialize`` opens.
+    async def serve(self, visit: Visit, message: AnyMessage) -> None:
+        """Answers one message on its client's own session, which an ``initialize`` without a session opens.
 
-        Parameters:
-            visit: the HTTP request.
-            message: the message in it; ``None`` for a batch.
-            body: the bytes as the client wrote them.
+        Errors:
+            BridgeError: it could not be answered, and nothing was sent to the client yet.
         """
-        request = message if isinstance(message, Request) else None
-        with self._admitted(visit, opens=visit.caller.session_id is None):
+        if isinstance(message, Request) and message.method == "initialize" and SESSION_ID not in visit.headers:
+            return await self._open(visit, message)
+        with self._session_of(visit) as own:
+            if isinstance(message, Request):
+                exchange = self._request(visit, own, message)
+                try:
+                    return await visit.relay.exchange(exchange)
+                finally:
+                    self._forget_if_lost(own, exchange)
+            await self._take(visit, own, message)
+            await visit.respond(HttpResponse(status_code=202))
+
+    async def serve_batch(self, visit: Visit, members: Sequence[AnyMessage | BridgeError]) -> None:
+        """Answers a batch, each member as a message of its own (MCP 2025-03-26, basic/transports).
+
+        Errors:
+            BridgeError: none of it was sent.
+        """
+        visit.record.method = "batch"
+        requests = sum(isinstance(member, Request) for member in members)
+        if requests > self._settings.max_in_flight:
+            raise InvalidMessage(f"A batch may hold {self._settings.max_in_flight} requests.")
+        with self._session_of(visit) as own:
+            with self._session.admit(requests) as admission:
+                # All requests have their places before anything is waited for.
+                opened = [self._open_member(visit, own, it, admission) for it in members]
+            told = [await self._member(visit, own, *pair) for pair in zip(members, opened, strict=True)]
+            answers = [it for it in told if it is not None]
+            if not answers:
+                return await visit.respond(HttpResponse(status_code=202))
             try:
-                async with self._upstream.forward("POST", self._headers(visit), body) as reply:
-                    self._note(visit, reply)
-                    await self._answer(visit, request, reply)
-            except UpstreamError as error:
-                await self._fail(visit, request, error)
+                await visit.relay.batch(answers)
+            finally:
+                self._forget_if_lost(own, *(it for it in opened if it is not None))
+
+    def _open_member(
+        self, visit: Visit, own: ClientSession, member: AnyMessage | BridgeError, admission: Admission
+    ) -> Exchange | None:
+        """The exchange of a request that may be part of a batch."""
+        if isinstance(member, Request) and member.method != "initialize":
+            return self._request(visit, own, member, admission)
+        return None
+
+    async def _member(
+        self, visit: Visit, own: ClientSession, member: AnyMessage | BridgeError, opened: Exchange | None
+    ) -> Exchange | bytes | None:
+        """What answers a member of a batch; ``None`` for what needs no answer."""
+        if opened is not None:
+            return opened
+        try:
+            if isinstance(member, BridgeError):
+                raise member
+            if isinstance(member, Request):
+                raise InvalidMessage("initialize cannot be part of a batch.", request_id=member.spelled_id)
+            await self._take(visit, own, member)
+        except BridgeError as error:
+            return build_error(error, error.request_id)
+        return None
 
     async def listen(self, visit: Visit) -> None:
-        """Forwards the session's own stream until it ends, its client leaves, or streams are ended."""
-        owned = self._require_owned(visit)
-        if self._closing:
-            raise Overloaded("The bridge is shutting down.")
-        owned.in_use += 1
-        self.streams_open += 1
-        pumping = asyncio.create_task(self._pump_own_stream(visit))
-        others = [asyncio.create_task(visit.until_client_leaves()), asyncio.create_task(self._streams_end.wait())]
-        try:
-            await asyncio.wait([pumping, *others], return_when=asyncio.FIRST_COMPLETED)
-            if pumping.done():
-                pumping.result()
-        finally:
-            owned.in_use -= 1
-            self.streams_open -= 1
-            for task in (pumping, *others):
-                task.cancel()
-            await asyncio.gather(pumping, *others, return_exceptions=True)
-        if visit.record.client_left:
-            return
-        if not visit.record.answering:
-            raise Overloaded("All streams were ended; open this one again.")
-        await visit.send({"type": "http.response.body", "body": b""})
+        """Gives a client its session's own stream, which ends when upstream's ends.
+
+        Errors:
+            InvalidMessage, NotFound: the client names no session, or none that is its own.
+            MethodNotAllowed: upstream gives the session no stream.
+            Overloaded: streams are being ended.
+            UpstreamError: upstream could not be reached, or did not answer.
+        """
+        with self._session_of(visit) as own:
+            if self._session.draining:
+                raise Overloaded("The bridge is shutting down.")
+            try:
+                listener = await own.listen(self._settings.request_timeout_seconds)
+            except SessionLost:
+                await self._require_alive(own)
+                raise MethodNotAllowed("Upstream gives this session no stream.") from None
+            except NoEventStream as error:
+                raise MethodNotAllowed("Upstream gives this session no stream.") from error
+            try:
+                await visit.relay.notifications(listener)
+            finally:
+                own.stop_listening(listener)
 
     async def end(self, visit: Visit) -> None:
-        """Ends the client's own session, here and upstream."""
-        self._require_owned(visit)
-        await self._delete(visit.caller.session_id or "")
+        """Ends the client's own session, here and upstream.
+
+        Errors:
+            InvalidMessage, NotFound: the client names no session, or none that is its own.
+        """
+        with self._session_of(visit) as own:
+            await self._delete(own)
         await visit.respond(HttpResponse(status_code=204))
 
     @contextlib.contextmanager
-    def _admitted(self, visit: Visit, *, opens: bool) -> Iterator[None]:
-        """Counts a request while it is in flight, if there is room for it."""
-        data = {"outcome": "not_sent", "retryable": True}
-        if self._closing:
-            raise Overloaded("The bridge is shutting down.", data=data)
-        if self.in_flight >= self._settings.max_in_flight:
-            raise Overloaded("Too many requests are in flight.", data=data)
-        if opens and len(self._owned) + self._opening >= self._settings.max_client_sessions:
-            raise Overloaded("Too many sessions are open; see VESTIGE_BRIDGE_MAX_CLIENT_SESSIONS.", data=data)
-        owned = None if opens else self._require_owned(visit)
-        self.in_flight += 1
-        self._opening += opens
-        self._idle.clear()
-        if owned is not None:
-            owned.in_use += 1
-        try:
-            yield
-        finally:
-            self.in_flight -= 1
-            self._opening -= opens
-            if owned is not None:
-                owned.in_use -= 1
-                owned.used_at = asyncio.get_running_loop().time()
-            if not self.in_flight:
-                self._idle.set()
-
-    def _require_owned(self, visit: Visit) -> _Owned:
-        """The caller's session.
+    def _session_of(self, visit: Visit) -> Iterator[ClientSession]:
+        """The caller's session, which is in use meanwhile.
 
         Errors:
-            InvalidMessage: it names none.
+            InvalidMessage: the caller names none.
             NotFound: the session is unknown, or somebody else's.
         """
-        if visit.caller.session_id is None:
+        # Of any length and form: only what upstream gave out is found, and nothing else goes upstream.
+        session_id = visit.headers.get(SESSION_ID)
+        if session_id is None:
             raise InvalidMessage("Name your session in the header Mcp-Session-Id; initialize gives you one.")
-        owned = self._owned.get(visit.caller.session_id)
-        if owned is None or owned.principal != visit.principal:
-            raise NotFound("There is no such session; send initialize to begin one.")
-        return owned
-
-    def _headers(self, visit: Visit) -> dict[str, str]:
-        passed_on = {
-            name.decode(): value
-            for name in (SESSION_ID, PROTOCOL_VERSION, LAST_EVENT_ID)
-            if (value := visit.headers.text(name)) is not None
-        }
-        return visit.upstream_headers | passed_on
-
-    def _note(self, visit: Visit, reply: ForwardedReply) -> None:
-        """Keeps whose session was opened, or that upstream does not know one any more."""
-        if visit.caller.session_id is None and reply.session_id is not None and reply.status < 300:
-            # An upstream that gives one id twice gives nobody another's session by it.
-            self._owned.setdefault(reply.session_id, _Owned(visit.principal, asyncio.get_running_loop().time()))
-        elif reply.status == 404 and visit.caller.session_id is not None:
-            self._owned.pop(visit.caller.session_id, None)
-
-    async def _answer(self, visit: Visit, request: Request | None, reply: ForwardedReply) -> None:
-        session = [] if reply.session_id is None else [(SESSION_ID, reply.session_id.encode())]
-        if reply.content_type == sse.CONTENT_TYPE and reply.status == 200:
-            if visit.accepted.event_stream:
-                await _start(visit, 200, sse.CONTENT_TYPE, session)
-                await self._pump(visit, request, reply)
-                return await visit.send({"type": "http.response.body", "body": b""})
-            data, status = await self._collapse(request, reply), 200
-        elif reply.status in (202, 204) or reply.content_type == JSON:
-            data, status = await self._whole(reply), reply.status
-        elif reply.status == 413:
-            raise BodyTooLarge("The MCP endpoint refused the body as too large.", data={"layer": "mcp_endpoint"})
-        else:
-            raise UpstreamProtocolError(
-                "The MCP endpoint answered something that is not MCP.",
-                detail=f"HTTP {reply.status}, {reply.content_type}",
+        own = self._sessions.get(session_id.decode("latin-1"))
+        if own is None or own.principal != visit.principal:
+            raise NotFound(
+                "There is no such session; send initialize to begin one.",
+                data={"outcome": "not_sent", "retryable": True},
             )
-        await _start(visit, status, JSON, session)
-        await visit.send({"type": "http.response.body", "body": data})
+        with own.in_use():
+            yield own
 
-    async def _pump_own_stream(self, visit: Visit) -> None:
-        async with self._upstream.forward("GET", self._headers(visit), None) as reply:
-            if reply.status == 404:
-                self._note(visit, reply)
-                raise NotFound("There is no such session; send initialize to begin one.")
-            if reply.status != 200 or reply.content_type != sse.CONTENT_TYPE:
-                raise MethodNotAllowed("The MCP endpoint gives this session no stream, or has one open already.")
-            await _start(visit, 200, sse.CONTENT_TYPE, [])
-            await visit.send({"type": "http.response.body", "body": sse.HEARTBEAT, "more_body": True})
-            # Such a stream may end at any time, and its client opens another: a cut is no more to it.
-            with contextlib.suppress(UpstreamDisconnected):
-                await self._pump(visit, None, reply)
+    async def _open(self, visit: Visit, request: Request) -> None:
+        """Forwards an ``initialize``; the head of the answer tells its client the session's id."""
+        if len(self._sessions) + self._opening >= self._settings.max_client_sessions:
+            raise Overloaded(
+                "Too many sessions are open; see VESTIGE_BRIDGE_MAX_CLIENT_SESSIONS.",
+                data={"outcome": "not_sent", "retryable": True},
+            )
+        own = ClientSession(visit.principal, self._session, self._upstream, self._tasks)
+        exchange = self._request(visit, own, request)
+        self._opening += 1
+        try:
+            session_id = await exchange.opened()
+        finally:
+            self._opening -= 1
+        if session_id is None:
+            return await visit.relay.exchange(exchange)
+        own.named(session_id, request)
+        # An upstream that gives one id twice gives nobody another's session by it.
+        self._sessions.setdefault(session_id, own)
+        with own.in_use():
+            try:
+                await self._relay_opening(visit, own, exchange)
+            finally:
+                if exchange.answered is None or exchange.answered.response.failed:
+                    self._tasks.start(self._delete(own))
 
-    async def _pump(self, visit: Visit, request: Request | None, reply: ForwardedReply) -> None:
-        """Passes the bytes of an event stream on as they come, with a heartbeat between events when none do."""
-        tail = b"\n\n"
-        async for chunk in self._chunks(request, reply):
-            if chunk:
-                tail = (tail + chunk)[-4:]
-                await visit.send({"type": "http.response.body", "body": chunk, "more_body": True})
-            elif tail.endswith(_EVENT_ENDS):
-                await visit.send({"type": "http.response.body", "body": sse.HEARTBEAT, "more_body": True})
+    async def _relay_opening(self, visit: Visit, own: ClientSession, exchange: Exchange) -> None:
+        def answer(data: bytes) -> tuple[int, bytes]:
+            if exchange.answered is not None:
+                own.negotiated(exchange.answered)
+            return 200, data
 
-    async def _chunks(self, request: Request | None, reply: ForwardedReply) -> AsyncIterator[bytes]:
-        """The bytes of a reply as they arrive; empty ones when nothing came for a heartbeat.
+        session_id = own.held.session_id or ""
+        await visit.relay.exchange(exchange, answer, headers=[(SESSION_ID, session_id.encode("latin-1"))])
+        # A client that has left does not keep the session from being opened, or ended if that fails.
+        with contextlib.suppress(BridgeError):
+            own.negotiated(await exchange.result())
+
+    def _request(
+        self, visit: Visit, own: ClientSession, request: Request, admission: Admission | None = None
+    ) -> Exchange:
+        """Has a request seen through on a session of its client."""
+        exchange = self._session.request(request, visit.caller, visit.header_lines, admission, own.held)
+        if visit.accepted.event_stream:
+            own.held.router.hear(exchange)
+        return exchange
+
+    async def _take(self, visit: Visit, own: ClientSession, message: Notification | Response) -> None:
+        """Passes on what needs no answer; what answers a question of upstream's is taken whatever the load.
 
         Errors:
-            UpstreamTimeout: nothing came for a request in its time.
+            NotFound: upstream has ended the session.
+            Overloaded: there is no room for a notification.
+            UpstreamError, BodyTooLarge: it could not be passed on.
         """
-        silent_seconds = 0.0
-        heartbeat_seconds = min(self._settings.heartbeat_seconds, self._settings.request_timeout_seconds)
-        while True:
-            try:
-                async with asyncio.timeout(heartbeat_seconds):
-                    chunk = await reply.read()
-            except TimeoutError:
-                silent_seconds += heartbeat_seconds
-                if request is not None and silent_seconds >= self._settings.request_timeout_seconds:
-                    raise UpstreamTimeout("No answer came in time.") from None
-                yield b""
-                continue
-            if not chunk:
+        if isinstance(message, Notification):
+            if message.method == "notifications/cancelled":
+                self._session.cancel(visit.caller, message, own.held)
                 return
-            silent_seconds = 0.0
-            yield chunk
+            with self._session.admit():
+                return await self._send(own, message.encoded(), visit.header_lines)
+        await self._send(own, message.encoded(), visit.header_lines)
 
-    async def _whole(self, reply: ForwardedReply) -> bytes:
-        body = bytearray()
-        async for chunk in self._chunks(None, reply):
-            body += chunk
-            if len(body) > self._settings.max_answer_bytes:
-                raise UpstreamProtocolError(f"The answer is over the limit of {self._settings.max_answer_bytes} bytes.")
-        return bytes(body)
+    async def _require_alive(self, own: ClientSession) -> None:
+        """Asks upstream whether it knows the session: a GET that is answered 404 does not tell.
 
-    async def _collapse(self, request: Request | None, reply: ForwardedReply) -> bytes:
-        """The one response in an event stream, for a client that takes no stream."""
-        decoder = sse.EventDecoder(self._settings.max_answer_bytes)
-        async for chunk in self._chunks(request, reply):
-            try:
-                for event in decoder.feed(chunk):
-                    message = parse_message(event.data.decode())
-                    if isinstance(message, Response) and (request is None or _answers(message, request)):
-                        return event.data
-            except (sse.EventTooLarge, UnicodeDecodeError, InvalidMessage) as error:
-                raise UpstreamProtocolError("The MCP endpoint answered something that is not MCP.") from error
-        raise UpstreamProtocolError("The MCP endpoint gave no answer to the request.")
+        Errors:
+            NotFound: it does not.
+            UpstreamError: it did not say.
+        """
+        await self._send(own, build_ping(_NOBODYS_ID), "")
 
-    async def _fail(self, visit: Visit, request: Request | None, error: UpstreamError) -> None:
-        """Ends a stream that has begun by the error object."""
-        self.failures[reason_of(error)] += 1
-        error.request_id = visit.spelled_id
-        error.data |= {"outcome": "unknown" if error.sent else "not_sent", "retryable": not error.sent}
-        if isinstance(error, UpstreamTimeout) and request is not None:
-            self._tasks.start(self._cancel(request, self._headers(visit)))
-        if not visit.record.answering:
-            raise error
-        body = sse.encode_event(build_error(error, error.request_id))
-        await visit.send({"type": "http.response.body", "body": body})
+    async def _send(self, own: ClientSession, message: bytes, headers: str) -> None:
+        try:
+            await self._session.pass_on(message, own.held, headers)
+        except SessionLost as error:
+            self._forget(own)
+            raise NotFound("Upstream has ended this session; send initialize to begin another.") from error
 
-    async def _cancel(self, request: Request, headers: dict[str, str]) -> None:
-        """Tells upstream that nobody waits any more (MCP 2025-11-25, basic/utilities/cancellation)."""
-        body = f'{{"jsonrpc":"2.0","method":"notifications/cancelled","params":{{"requestId":{request.spelled_id}}}}}'
-        with contextlib.suppress(BridgeError):
-            async with self._upstream.forward("POST", headers, body.encode()):
-                pass
+    def _forget_if_lost(self, own: ClientSession, *exchanges: Exchange) -> None:
+        if any(isinstance(exchange.error, NotFound) for exchange in exchanges):
+            self._forget(own)
+
+    def _forget(self, own: ClientSession) -> bool:
+        """Lets a session go; returns whether it was there."""
+        session_id = own.held.session_id or ""
+        if self._sessions.get(session_id) is not own:
+            return False
+        del self._sessions[session_id]
+        own.end_stream()
+        return True
+
+    async def _delete(self, own: ClientSession) -> None:
+        """Ends a session, here and upstream."""
+        if self._forget(own):
+            await self._upstream.delete(own.held.headers)
 
     async def _end_idle_sessions(self) -> None:
         patience = self._settings.client_session_idle_seconds
         while True:
             await asyncio.sleep(min(patience, 60.0))
-            now = asyncio.get_running_loop().time()
-            for session_id, owned in list(self._owned.items()):
-                if owned.in_use == 0 and now - owned.used_at >= patience:
+            idle_since = asyncio.get_running_loop().time() - patience
+            for own in list(self._sessions.values()):
+                if own.idle_since(idle_since):
                     log.info("A client's session was idle for too long and is ended")
-                    await self._delete(session_id)
-
-    async def _delete(self, session_id: str) -> None:
-        if self._owned.pop(session_id, None) is not None:
-            await self._upstream.delete({SESSION_ID.decode(): session_id})
-
-
-async def _start(visit: Visit, status: int, content_type: str, session: list[tuple[bytes, bytes]]) -> None:
-    raw = [(b"content-type", content_type.encode()), *session]
-    if content_type == sse.CONTENT_TYPE:
-        raw += [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
-    else:
-        raw.append((b"cache-control", b"no-store"))
-    await visit.send({"type": "http.response.start", "status": status, "headers": raw})
-
-
-def _answers(response: Response, request: Request) -> bool:
-    return response.id is not None and response.id.value == request.id.value
+                    await self._delete(own)

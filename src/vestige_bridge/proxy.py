@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from vestige_bridge.deadlines import Deadlines
 from vestige_bridge.errors import BridgeError, InternalError, InvalidMessage, MethodNotAllowed, Overloaded
+from vestige_bridge.headers import SESSION_ID
 from vestige_bridge.jsonrpc import parse_body
 from vestige_bridge.messages import AnyMessage, Request
 from vestige_bridge.modern import MODERN_VERSION, is_modern
@@ -84,15 +85,15 @@ class McpEndpoint:
             body = await self._body(visit)
         message = parse_body(body)
         if isinstance(message, list):
-            return await self._post_batch(visit, message, body)
+            return await self._post_batch(visit, message)
         visit.note(message, self._session.tools.__contains__)
         if visit.caller.read_only:
-            _require_whole(await self._permitted([message]))
+            await self._require_permitted(message)
         if is_modern(message, visit.protocol_version):
             return await self._stateless.serve(visit, message)
         self._shared.require_not_ended(visit.caller)
         if self._client_sessions is not None and _belongs_to_session(visit, message):
-            return await self._client_sessions.forward(visit, message, body)
+            return await self._client_sessions.serve(visit, message)
         await self._shared.serve(visit, message)
 
     async def _body(self, visit: Visit) -> bytes:
@@ -105,27 +106,39 @@ class McpEndpoint:
         finally:
             self._bodies_arriving -= 1
 
-    async def _post_batch(self, visit: Visit, members: Sequence[AnyMessage | BridgeError], body: bytes) -> None:
+    async def _post_batch(self, visit: Visit, members: Sequence[AnyMessage | BridgeError]) -> None:
         for member in members:
             if not isinstance(member, BridgeError) and is_modern(member, visit.protocol_version):
                 raise InvalidMessage(f"{MODERN_VERSION} has no batches; send each request by itself.")
         self._shared.require_not_ended(visit.caller)
         if visit.caller.read_only:
             members = await self._permitted(members)
-        if self._client_sessions is not None and visit.caller.session_id is not None:
-            if visit.caller.read_only:
-                _require_whole(members)
-            return await self._client_sessions.forward(visit, None, body)
+        if self._client_sessions is not None and SESSION_ID in visit.headers:
+            return await self._client_sessions.serve_batch(visit, members)
         await self._shared.serve_batch(visit, members)
+
+    async def _require_permitted(self, message: AnyMessage) -> None:
+        """Refuses a message that a read-only principal may not send.
+
+        Errors:
+            Forbidden: it may not.
+            UpstreamUnavailable: it calls a tool, and there is no session to know the tools by.
+        """
+        (permitted,) = await self._permitted([message])
+        if isinstance(permitted, BridgeError):
+            raise permitted
 
     async def _permitted(self, members: Sequence[AnyMessage | BridgeError]) -> list[AnyMessage | BridgeError]:
         """What a read-only principal sends, with the reason in the place of each message that it may not send.
 
         Errors:
             UpstreamUnavailable: it calls a tool, and there is no session to know the tools by.
+            Overloaded: nor is there room to wait for one.
         """
-        if any(isinstance(member, Request) and member.method == CALL for member in members):
-            await self._session.connected()
+        calls = any(isinstance(member, Request) and member.method == CALL for member in members)
+        if calls and self._session.held is None:
+            with self._session.admit():
+                await self._session.connected()
         return [self._permitted_member(member) for member in members]
 
     def _permitted_member(self, member: AnyMessage | BridgeError) -> AnyMessage | BridgeError:
@@ -137,14 +150,8 @@ class McpEndpoint:
         return member
 
 
-def _require_whole(members: Sequence[AnyMessage | BridgeError]) -> None:
-    """Refuses what goes on as it is, or not at all, for the first member that may not be in it."""
-    for member in members:
-        if isinstance(member, BridgeError):
-            raise member
-
-
 def _belongs_to_session(visit: Visit, message: AnyMessage) -> bool:
     """Whether the message opens or names a session, as legacy clients do and plain posters do not."""
     opens = isinstance(message, Request) and message.method == "initialize"
-    return opens or visit.caller.session_id is not None
+    # A session id that nobody gave out, of whatever form, must not lead to the session that all share.
+    return opens or SESSION_ID in visit.headers

@@ -50,13 +50,14 @@ class Relay:
         client_left: asks whether the client is gone.
     """
 
-    __slots__ = ("_accepted", "_client_left", "_heartbeats", "_send", "_streaming")
+    __slots__ = ("_accepted", "_client_left", "_headers", "_heartbeats", "_send", "_streaming")
 
     def __init__(self, send: Send, accepted: Accepted, heartbeats: Deadlines[Waiter], client_left: ClientLeft) -> None:
         self._send = send
         self._accepted = accepted
         self._heartbeats = heartbeats
         self._client_left = client_left
+        self._headers: Sequence[tuple[bytes, bytes]] = ()
         self._streaming = False
 
     async def answer(
@@ -69,7 +70,8 @@ class Relay:
     ) -> None:
         """Sends the answer: as the last event if there is a stream or has to be one, otherwise as JSON."""
         if self._streaming or (status == 200 and self._wants_stream(streamed)):
-            await self._start_stream(headers)
+            self._headers = headers or self._headers
+            await self._start_stream()
             return await self._send({"type": "http.response.body", "body": sse.encode_event(data)})
         raw = [
             (b"content-type", b"application/json"),
@@ -80,17 +82,21 @@ class Relay:
         await self._send({"type": "http.response.start", "status": status, "headers": raw})
         await self._send({"type": "http.response.body", "body": data})
 
-    async def exchange(self, exchange: Exchange, shape: Shape = _as_it_is) -> None:
+    async def exchange(
+        self, exchange: Exchange, shape: Shape = _as_it_is, headers: Sequence[tuple[bytes, bytes]] = ()
+    ) -> None:
         """Relays an exchange to its end.
 
         Parameters:
             exchange: the exchange.
             shape: gives the HTTP status and the bytes in which the answer goes to the client.
+            headers: header fields of the answer, whatever form it takes.
 
         Errors:
             BridgeError: the exchange failed, and nothing was sent to the client yet.
         """
         heartbeats = self._heartbeats if self._accepted.event_stream else None
+        self._headers = headers
         try:
             while True:
                 if heartbeats is not None:
@@ -107,16 +113,19 @@ class Relay:
         if not self._client_left():
             streamed, shaped = news.streamed, [shape(news.data)]
             del news
-            await self._answer_shaped(shaped, streamed=streamed)
+            await self._answer_shaped(shaped, streamed=streamed, headers=headers)
 
-    async def _answer_shaped(self, shaped: list[tuple[int, bytes]], *, streamed: bool) -> None:
+    async def _answer_shaped(
+        self, shaped: list[tuple[int, bytes]], *, streamed: bool, headers: Sequence[tuple[bytes, bytes]]
+    ) -> None:
         """Sends an answer that nobody else holds, so that a large one waits for its client only once."""
         status, data = shaped.pop()
         if self._streaming or (status == 200 and self._wants_stream(streamed)):
             data = sse.encode_event(data)
+            self._headers = headers or self._headers
             await self._start_stream()
             return await self._send({"type": "http.response.body", "body": data})
-        await self.answer(data, status=status)
+        await self.answer(data, status=status, headers=headers)
 
     async def notifications(
         self, listener: Listener, *, first: bytes = sse.HEARTBEAT, tag: Tag = _unchanged, last: bytes = b""
@@ -190,7 +199,7 @@ class Relay:
         await self._start_stream()
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
-    async def _start_stream(self, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
+    async def _start_stream(self) -> None:
         if self._streaming:
             return
         self._streaming = True
@@ -198,6 +207,6 @@ class Relay:
             (b"content-type", sse.CONTENT_TYPE.encode()),
             (b"cache-control", b"no-cache"),
             (b"x-accel-buffering", b"no"),
-            *headers,
+            *self._headers,
         ]
         await self._send({"type": "http.response.start", "status": 200, "headers": raw})

@@ -8,22 +8,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from types import MappingProxyType, TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
+from vestige_bridge import sse
 from vestige_bridge.deadlines import Deadlines
 from vestige_bridge.errors import (
     BridgeError,
     Cancelled,
     InternalError,
+    NoEventStream,
+    NotFound,
     Overloaded,
+    RequestRefused,
     SessionLost,
     UpstreamConnectError,
     UpstreamDisconnected,
     UpstreamError,
-    UpstreamProtocolError,
     UpstreamTimeout,
     UpstreamUnavailable,
     no_failures,
@@ -31,8 +35,9 @@ from vestige_bridge.errors import (
 )
 from vestige_bridge.exchange import Answered, Exchange
 from vestige_bridge.hub import Hub
-from vestige_bridge.jsonrpc import build_notification, build_request
+from vestige_bridge.jsonrpc import build_cancelled, build_notification, build_request, parse_message
 from vestige_bridge.lifecycle import (
+    INITIALIZE,
     REPEATABLE_METHODS,
     HeldSession,
     Tool,
@@ -43,6 +48,8 @@ from vestige_bridge.lifecycle import (
 )
 from vestige_bridge.messages import Notification, Request
 from vestige_bridge.multiplexer import Caller
+from vestige_bridge.pacing import Pacing
+from vestige_bridge.pass_through import ClientHeldSession
 from vestige_bridge.permission import CALL, require_read_only
 from vestige_bridge.settings import Settings
 from vestige_bridge.state import SessionFile
@@ -58,9 +65,41 @@ REDISCOVERY_DELAY_SECONDS: Final = 1.0
 LISTEN_AGAIN_SECONDS: Final = 1.0
 """How long to wait before the session's own stream is opened again after it ended."""
 
+LONGEST_LISTEN_AGAIN_SECONDS: Final = 60.0
+"""How long to wait at most, while upstream refuses it again and again."""
+
 _REPLAYED: Final = (SessionLost, UpstreamConnectError, UpstreamDisconnected)
 _BRIDGE: Final = Caller("vestige-bridge")
 _MAX_TOOL_PAGES: Final = 100
+_TOOLS_CHANGED: Final = "notifications/tools/list_changed"
+
+
+class Admission:
+    """Places among what is in flight, held for messages that have to wait before they can be sent.
+
+    A context manager: what was not handed on to a request is released at its end.
+
+    Parameters:
+        release: called with the number of places that are given back.
+        places: how many are held.
+    """
+
+    __slots__ = ("_release", "places")
+
+    def __init__(self, release: Callable[[int], None], places: int) -> None:
+        self._release = release
+        self.places = places
+
+    def __enter__(self) -> Self:
+        """Holds the places."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Gives back what is still held."""
+        places, self.places = self.places, 0
+        self._release(places)
 
 
 class Session:
@@ -79,6 +118,7 @@ class Session:
         sessions_opened: how many upstream sessions were opened so far.
         replays: how many times a request was sent again.
         failures: how many requests of clients ended without an answer, by reason.
+        stream_failures: how often the session's own event stream was refused or cut.
         draining: whether new requests are refused.
     """
 
@@ -97,17 +137,25 @@ class Session:
         self.sessions_opened = 0
         self.replays = 0
         self.failures = no_failures()
+        self.stream_failures = 0
         self.draining = False
         self._upstream = upstream
         self._settings = settings
         self._report = report
         self._file = file
         self._tasks = Tasks()
+        self._endings = Tasks()
+        self._pacing = Pacing()
         self._wire = Wire(upstream, self._tasks, self)
         self._deadlines: dict[float, Deadlines[Exchange]] = {}
         self._in_flight: set[Exchange] = set()
-        self._in_window: set[Exchange] = set()
-        self._waiting: dict[Exchange, None] = {}
+        self._in_window: set[Exchange | asyncio.Future[None]] = set()
+        self._waiting: dict[Exchange | asyncio.Future[None], None] = {}
+        self._keeping_place: set[Exchange] = set()
+        self._reserved = 0
+        self._listed: list[Mapping[str, Any]] | None = None
+        self._catalog_problem = ""
+        self._passing_on: set[asyncio.Task[None]] = set()
         self._idle = asyncio.Event()
         self._idle.set()
         self._connecting: asyncio.Task[HeldSession] | None = None
@@ -125,6 +173,7 @@ class Session:
         """Ends what is still in flight, then the upstream session."""
         self._stop_in_flight()
         await self._tasks.close()
+        await self._endings.finish()
         if self.held is not None:
             await self._upstream.delete(self.held.headers)
             self.held = None
@@ -132,23 +181,50 @@ class Session:
 
     @property
     def in_flight(self) -> int:
-        """How many requests of clients are in flight, those that wait in the window included."""
-        return len(self._in_flight)
+        """How many requests and notifications of clients are in flight, those that wait included."""
+        return len(self._in_flight) + self._reserved
 
     @property
     def with_upstream(self) -> int:
-        """How many of them have a place in the window."""
+        """How many places in the window are taken, those of requests that upstream has not forgotten yet included."""
         return len(self._in_window)
 
-    def request(self, request: Request, caller: Caller, headers: str) -> Exchange:
+    @property
+    def forgetting(self) -> int:
+        """How many requests ended without their answer and are being forgotten by upstream."""
+        return self._wire.forgetting
+
+    @property
+    def stateless(self) -> bool:
+        """Whether upstream gave no session id, so that each request may start a process there."""
+        return self.held is not None and self.held.session_id is None
+
+    def request(
+        self,
+        request: Request,
+        caller: Caller,
+        headers: str,
+        admission: Admission | None = None,
+        own: ClientHeldSession | None = None,
+    ) -> Exchange:
         """Accepts a client's request and sees it through; the exchange says how it goes.
 
         Parameters:
-            request: any request but ``initialize``.
+            request: any request; ``initialize`` only on a client's own session.
             caller: whose it is.
             headers: the header lines that go to upstream with it.
+            admission: where its place is held already; ``None`` takes one now.
+            own: the client's own session, if it has one; it is never renewed.
+
+        Errors:
+            Overloaded: there is no room for it.
         """
-        exchange = self._open(request, caller, headers, self._settings.request_timeout_seconds)
+        if admission is None:
+            self._require_room(1)
+        else:
+            admission.places -= 1
+            self._reserved -= 1
+        exchange = self._open(request, caller, headers, self._settings.request_timeout_seconds, own)
         self._in_flight.add(exchange)
         self._idle.clear()
         if len(self._in_window) < self._settings.upstream_concurrency:
@@ -160,33 +236,49 @@ class Session:
             self._waiting[exchange] = None
         return exchange
 
-    def admit(self, requests: int) -> None:
-        """Refuses what there is no room for.
+    def admit(self, messages: int = 1) -> Admission:
+        """Takes places for messages that have to wait before they can be sent, and holds them.
 
         Parameters:
-            requests: how many requests came together.
+            messages: how many requests and notifications came together.
 
         Errors:
-            Overloaded: the bridge is draining, or has too many requests in flight.
+            Overloaded: the bridge is draining, or has too many messages in flight.
         """
+        self._require_room(messages)
+        self._reserved += messages
+        if messages:
+            self._idle.clear()
+        return Admission(self._release, messages)
+
+    def _release(self, places: int) -> None:
+        self._reserved -= places
+        if not self._in_flight and not self._reserved:
+            self._idle.set()
+
+    def _require_room(self, messages: int) -> None:
         data = {"outcome": "not_sent", "retryable": True}
         if self.draining:
             raise Overloaded("The bridge is shutting down.", data=data)
-        if len(self._in_flight) + requests > self._settings.max_in_flight:
+        if len(self._in_flight) + self._reserved + messages > self._settings.max_in_flight:
             raise Overloaded("Too many requests are in flight.", data=data)
 
-    def cancel(self, caller: Caller, notification: Notification) -> bool:
+    def cancel(self, caller: Caller, notification: Notification, own: ClientHeldSession | None = None) -> bool:
         """Ends the request that a client's ``notifications/cancelled`` means.
+
+        Parameters:
+            caller: whose notification it is.
+            notification: the notification.
+            own: the client's own session, if it came on one.
 
         Returns:
             Whether it meant exactly one of that caller's requests in flight.
         """
-        exchange = self._wire.find(caller, notification)
+        exchange = self._wire.find(caller, notification, own)
         if exchange is None:
             return False
-        cancelled = notification.spliced((notification.params["requestId"], str(exchange.wire_id)))
-        exchange.fail(Cancelled("The client cancelled the request."))
-        self._withdraw(exchange, cancelled)
+        cancelled = notification.spliced((notification.params["requestId"], exchange.spelled_wire_id))
+        self._withdraw(exchange, Cancelled("The client cancelled the request."), cancelled)
         return True
 
     def abandon(self, exchange: Exchange, reason: str) -> None:
@@ -197,21 +289,51 @@ class Session:
             reason: a sentence for upstream.
         """
         if not exchange.ended:
-            exchange.fail(Cancelled("The client cancelled the request."))
-            self._withdraw(exchange, _cancelled(exchange, reason))
+            cancelled = build_cancelled(exchange.spelled_wire_id, reason)
+            self._withdraw(exchange, Cancelled("The client cancelled the request."), cancelled)
+
+    async def pass_on(self, message: bytes, own: ClientHeldSession, headers: str) -> None:
+        """Passes a message on that waits for no answer, on a client's own session.
+
+        Errors:
+            SessionLost, UpstreamError, BodyTooLarge: it was not taken.
+        """
+        sending = self._tasks.start(self._wire.send(message, own, headers, self._settings.request_timeout_seconds))
+        self._passing_on.add(sending)
+        sending.add_done_callback(self._passing_on.discard)
+        await asyncio.wait([sending])
+        if sending.cancelled():
+            raise UpstreamTimeout("The bridge had to stop before upstream took the message.")
+        sending.result()
+
+    def deliver(self, data: bytes, own: ClientHeldSession) -> None:
+        """Hands out a message that came on the stream of a client's own session.
+
+        Errors:
+            UpstreamProtocolError: it is no message.
+        """
+        self._wire.deliver(data, own)
 
     async def notify(self, notification: Notification, headers: str) -> None:
-        """Passes a client's notification on.
+        """Passes a client's notification on; its caller holds an `Admission` for it. It takes a place in the window.
 
         Errors:
             UpstreamError: it could not be passed on.
         """
-        with suppress(SessionLost):
-            return await self._notify_once(notification, headers)
+        turn: asyncio.Future[None] = self._loop.create_future()
         try:
-            return await self._notify_once(notification, headers)
+            async with asyncio.timeout(self._settings.request_timeout_seconds):
+                await self._turn(turn)
+                with suppress(SessionLost):
+                    return await self._notify_once(notification, headers)
+                return await self._notify_once(notification, headers)
         except SessionLost as error:
-            raise _unavailable("The MCP endpoint keeps refusing its own session.", str(error)) from error
+            raise _unavailable("Upstream keeps refusing its own session.", str(error)) from error
+        except TimeoutError:
+            raise UpstreamTimeout("Upstream did not take a notification in time.") from None
+        finally:
+            self._waiting.pop(turn, None)
+            self._leave_window(turn)
 
     async def connected(self) -> HeldSession:
         """The upstream session; opens one if there is none. All who wait share one handshake.
@@ -272,6 +394,8 @@ class Session:
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_seconds):
                 await self._idle.wait()
+                while self._passing_on:
+                    await asyncio.wait(self._passing_on)
         self._stop_in_flight()
 
     def repeatable(self, request: Request) -> bool:
@@ -288,17 +412,23 @@ class Session:
 
     def attempt_failed(self, exchange: Exchange, held: HeldSession, error: BridgeError) -> None:
         """Makes another attempt where it can do no harm; the bridge's own requests are made once."""
-        if isinstance(error, SessionLost):
-            self._lose(held)
-        if exchange in self._in_flight and isinstance(error, _REPLAYED):
+        if exchange not in self._in_flight:
+            return exchange.fail(error)
+        if exchange.own is not None and isinstance(error, SessionLost):
+            return exchange.fail(NotFound("Upstream has ended this session; send initialize to begin another."))
+        if exchange.own is None:
+            self._note_failure(held, error)
+        elif isinstance(error, UpstreamConnectError):
+            # What else happens to one client's session says nothing of the held one.
             self._report(error)
+        if isinstance(error, _REPLAYED):
             harmless = not error.sent or (exchange.repeatable and not exchange.relayed)
             if harmless and type(error) not in exchange.replayed:
                 exchange.replayed += (type(error),)
                 exchange.drop_progress()
                 self.replays += 1
                 log.debug("Replaying a request: %s", error)
-                return self._send(exchange, self.held)
+                return self._send(exchange, exchange.own or self.held)
         exchange.fail(error)
 
     def session_opened(self, session_id: str) -> None:
@@ -307,12 +437,17 @@ class Session:
 
     def server_died(self, held: HeldSession) -> None:
         """Gives up a session that nobody serves any more."""
-        self._lose(held)
+        self._lose(held, UpstreamDisconnected("The MCP server process ended."))
+
+    def forgotten(self, exchange: Exchange) -> None:
+        """Gives the place in the window back that an exchange kept after its end."""
+        self._keeping_place.discard(exchange)
+        self._leave_window(exchange)
 
     def notified(self, notification: Notification) -> None:
         """Hands a notification to those who listen, and asks for the tools again if they changed."""
         self.hub.publish(notification)
-        changed = notification.method == "notifications/tools/list_changed"
+        changed = notification.method == _TOOLS_CHANGED
         if changed and (self._rediscovering is None or self._rediscovering.done()):
             self._rediscovering = self._tasks.start(self._rediscover())
 
@@ -329,19 +464,43 @@ class Session:
             self._in_flight.remove(exchange)
             if exchange.error is not None:
                 self.failures[reason_of(exchange.error)] += 1
-            if not self._in_flight:
+            if not self._in_flight and not self._reserved:
                 self._idle.set()
         self._waiting.pop(exchange, None)
-        if exchange in self._in_window:
-            self._in_window.remove(exchange)
-            if self._waiting:
-                following = next(iter(self._waiting))
-                del self._waiting[following]
-                self._in_window.add(following)
-                # In a turn of its own, since this one may be the end of many, one after another.
-                self._loop.call_soon(self._send_on_held, following)
+        if exchange not in self._keeping_place:
+            self._leave_window(exchange)
 
-    def _open(self, request: Request, caller: Caller, headers: str, timeout_seconds: float) -> Exchange:
+    async def _turn(self, turn: asyncio.Future[None]) -> None:
+        """Waits for a place in the window."""
+        if len(self._in_window) < self._settings.upstream_concurrency:
+            self._in_window.add(turn)
+        else:
+            self._waiting[turn] = None
+            await turn
+
+    def _leave_window(self, leaving: Exchange | asyncio.Future[None]) -> None:
+        if leaving not in self._in_window:
+            return
+        self._in_window.remove(leaving)
+        if not self._waiting:
+            return
+        following = next(iter(self._waiting))
+        del self._waiting[following]
+        self._in_window.add(following)
+        if isinstance(following, Exchange):
+            # In a turn of its own, since this one may be the end of many, one after another.
+            self._loop.call_soon(self._send_on_held, following)
+        elif not following.done():
+            following.set_result(None)
+
+    def _open(
+        self,
+        request: Request,
+        caller: Caller,
+        headers: str,
+        timeout_seconds: float,
+        own: ClientHeldSession | None = None,
+    ) -> Exchange:
         exchange = Exchange(
             request,
             caller,
@@ -349,6 +508,7 @@ class Session:
             timeout_seconds=timeout_seconds,
             keeper=self,
             loop=self._loop,
+            own=own,
         )
         self._wire.open(exchange)
         if timeout_seconds not in self._deadlines:
@@ -357,7 +517,7 @@ class Session:
         return exchange
 
     def _send_on_held(self, exchange: Exchange) -> None:
-        self._send(exchange, self.held)
+        self._send(exchange, exchange.own or self.held)
 
     def _send(self, exchange: Exchange, held: HeldSession | None) -> None:
         """Sends the request at once if it can be; a task is made only where something has to be waited for."""
@@ -395,39 +555,63 @@ class Session:
             require_read_only(exchange.request, self.tools)
 
     def _stop_in_flight(self) -> None:
+        for sending in self._passing_on:
+            sending.cancel()
         for exchange in list(self._in_flight):
             exchange.fail(UpstreamTimeout("The bridge had to stop before the answer came."))
 
     def _expire(self, exchange: Exchange) -> None:
-        exchange.fail(UpstreamTimeout("No answer came in time."))
-        self._withdraw(exchange, _cancelled(exchange, "No answer came in time."))
+        error = UpstreamTimeout("No answer came in time.")
+        self._withdraw(exchange, error, build_cancelled(exchange.spelled_wire_id, "No answer came in time."))
 
-    def _withdraw(self, exchange: Exchange, cancelled: bytes) -> None:
-        """Stops the work on an exchange that ended without an answer, and has upstream stop, too."""
-        held, wire_id = self._wire.under_way(exchange), exchange.wire_id
-        if held is not None and wire_id is not None:
-            forgetting = self._tasks.start(self._wire.forget(exchange, wire_id, held, cancelled))
-            forgetting.add_done_callback(lambda _: self._wire.stop_reading(exchange))
-        elif exchange.driver is not None:
+    def _withdraw(self, exchange: Exchange, error: BridgeError, cancelled: bytes) -> None:
+        """Ends an exchange without an answer, and has upstream stop, too; until then it keeps its place."""
+        if self._wire.under_way(exchange) is not None:
+            if exchange.request.method == INITIALIZE:
+                # It must not be cancelled (MCP 2025-11-25, basic/utilities/cancellation); its session is ended.
+                exchange.fail(error)
+                self._tasks.start(self._wire.stop_reading_later(exchange))
+                return
+            if exchange in self._in_window:
+                self._keeping_place.add(exchange)
+            exchange.fail(error)
+            self._wire.forget(exchange, cancelled, self._settings.request_timeout_seconds)
+            return
+        exchange.fail(error)
+        if exchange.driver is not None:
             exchange.driver.cancel()
 
     async def _notify_once(self, notification: Notification, headers: str) -> None:
         held = await self.connected()
         try:
             await self._wire.send(notification.encoded(), held, headers, self._settings.request_timeout_seconds)
-        except SessionLost as error:
-            self._lose(held)
-            self._report(error)
+        except BridgeError as error:
+            self._note_failure(held, error)
             raise
 
-    def _lose(self, held: HeldSession) -> None:
+    def _note_failure(self, held: HeldSession, error: BridgeError) -> None:
+        """Reports a failure of the connection where it is found; one that ends the session gives it up, too."""
+        if isinstance(error, SessionLost):
+            self._lose(held, error)
+        elif self.held is held and isinstance(error, UpstreamError) and not isinstance(error, RequestRefused):
+            self._report(error)
+
+    def _lose(self, held: HeldSession, error: BridgeError) -> None:
+        """Gives a session up, reports why, and has upstream end it."""
         if self.held is not held:
             return
         self.held = None
+        self._pacing.lost()
         if self._listening is not None:
             self._listening.cancel()
+        self._wire.leave(held)
+        if held.session_id is not None:
+            self._endings.start(self._upstream.delete(held.headers))
+        self._report(error)
 
     async def _connect(self) -> HeldSession:
+        await asyncio.sleep(self._pacing.delay_seconds())
+        before = self._listed
         try:
             held = await self._handshake()
         except BridgeError as error:
@@ -436,6 +620,10 @@ class Session:
         self.held = held
         self.sessions_opened += 1
         self._report(None)
+        if held.session_id is None:
+            log.warning("Upstream gave no session id: each request may start a process there; run it with sessions")
+        if before is not None and before != self._listed:
+            self._publish_tools_changed()
         self._listening = self._tasks.start(self._listen(held))
         self._tasks.start(self._restore(held))
         return held
@@ -451,6 +639,7 @@ class Session:
         timeout_seconds = self._settings.request_timeout_seconds
         held = HeldSession()
         exchange = self._open(build_initialize(), _BRIDGE, "", timeout_seconds)
+        self._pacing.opened()
         self._send(exchange, held)
         try:
             answered = await exchange.result()
@@ -459,6 +648,7 @@ class Session:
             await self._wire.send(build_notification("notifications/initialized"), held, "", timeout_seconds)
             await self._discover(held, timeout_seconds)
         except BaseException:
+            self._pacing.failed(reached=exchange.sent)
             if exchange.opened_session_id is not None:
                 await self._upstream.delete(HeldSession(exchange.opened_session_id, held.protocol_version).headers)
                 self._file.forget()
@@ -471,37 +661,77 @@ class Session:
         """Sends a request of the bridge's own, outside the window, once."""
         exchange = self._open(build_request(method, params), _BRIDGE, "", timeout_seconds)
         self._send(exchange, held)
-        return await exchange.result()
+        try:
+            return await exchange.result()
+        except BridgeError as error:
+            if isinstance(error, SessionLost):
+                self._lose(held, error)
+            elif self.held is held:
+                self._report(error)
+            raise
 
     async def _discover(self, held: HeldSession, timeout_seconds: float) -> None:
-        tools: dict[str, Tool] = {}
-        cursor: object = None
-        for _ in range(_MAX_TOOL_PAGES):
+        listed: list[Mapping[str, Any]] = []
+        cursors: set[str | None] = set()
+        cursor: str | None = None
+        problem = ""
+        while cursor not in cursors and len(cursors) < _MAX_TOOL_PAGES:
+            cursors.add(cursor)
             params = None if cursor is None else {"cursor": cursor}
             response = (await self._ask(held, "tools/list", params, timeout_seconds=timeout_seconds)).response
             page = read_tool_page(response)
-            tools |= {tool["name"]: read_tool(tool) for tool in page.get("tools", [])}
-            cursor = page.get("nextCursor")
-            if not isinstance(cursor, str):
+            listed += page.tools
+            problem = problem or page.problem
+            if page.next_cursor is None:
                 break
+            cursor = page.next_cursor
+        if problem and problem != self._catalog_problem:
+            log.warning("%s", problem)
+        self._catalog_problem = problem
+        if problem and not listed and held is self.held:
+            # What it announced before may still be there.
+            return
+        self._listed = listed
+        tools = {tool["name"]: read_tool(tool) for tool in listed}
         if held is not self.held or tools.keys() != self.tools.keys():
             log.info("Vestige tools discovered (%d): %s", len(tools), ", ".join(tools))
         self.tools = MappingProxyType(tools)
 
     async def _listen(self, held: HeldSession) -> None:
-        """Keeps the session's own stream open, if upstream has one."""
+        """Keeps the session's own stream open, if upstream has one (MCP 2025-11-25, basic/transports)."""
+        position: sse.Position | None = None
+        refusals = 0
         while self.held is held:
             try:
-                await self._wire.listen(held)
-            except SessionLost as error:
-                self._report(error)
-                return self._lose(held)
-            except UpstreamProtocolError as error:
-                log.debug("Upstream has no stream of its own: %s", error)
-                return None
+                position = await self._wire.listen(held, position)
+                refusals = 0
+            except NoEventStream as error:
+                return log.debug("%s", error)
+            except SessionLost:
+                # It says that there is no such stream, or no such session: an answer on the session tells.
+                self.stream_failures += 1
+                if await self._answers(held):
+                    return log.debug("Upstream has no event stream for GET")
+                position, refusals = None, refusals + 1
             except UpstreamError as error:
-                log.debug("Upstream's own stream was cut: %s", error)
-            await asyncio.sleep(LISTEN_AGAIN_SECONDS)
+                log.debug("Upstream's own stream was refused or cut: %s", error)
+                self.stream_failures += 1
+                position, refusals = None, refusals + 1
+            longest = min(LONGEST_LISTEN_AGAIN_SECONDS, LISTEN_AGAIN_SECONDS * 2.0 ** min(refusals, 16))
+            await asyncio.sleep(random.uniform(LISTEN_AGAIN_SECONDS, longest))  # noqa: S311
+
+    async def _answers(self, held: HeldSession) -> bool:
+        """Whether upstream answers on the session; if it does not know it any more, the session is given up."""
+        try:
+            await self._ask(held, "ping", timeout_seconds=self._settings.check_timeout_seconds)
+        except BridgeError:
+            return False
+        return True
+
+    def _publish_tools_changed(self) -> None:
+        notification = parse_message(build_notification(_TOOLS_CHANGED).decode())
+        if isinstance(notification, Notification):
+            self.hub.publish(notification)
 
     async def _restore(self, held: HeldSession) -> None:
         """Asks a new session for what clients asked of the last one."""
@@ -532,8 +762,3 @@ class Session:
 def _unavailable(message: str, detail: str) -> UpstreamUnavailable:
     """What those are told who wait for a session: nothing was sent, so they may try again."""
     return UpstreamUnavailable(message, detail=detail, data={"outcome": "not_sent", "retryable": True})
-
-
-def _cancelled(exchange: Exchange, reason: str) -> bytes:
-    """The bridge's own ``notifications/cancelled`` (MCP 2025-11-25, basic/utilities/cancellation)."""
-    return build_notification("notifications/cancelled", {"requestId": exchange.wire_id, "reason": reason})

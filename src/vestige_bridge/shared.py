@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Final
 
 from starlette.responses import Response as HttpResponse
@@ -22,12 +23,15 @@ from vestige_bridge.messages import AnyMessage, Notification, Request, Response
 from vestige_bridge.modern import LEGACY_VERSIONS
 from vestige_bridge.multiplexer import Caller
 from vestige_bridge.places import dump, replace_member
-from vestige_bridge.session import Session
+from vestige_bridge.session import Admission, Session
 from vestige_bridge.settings import Settings
 from vestige_bridge.visit import Visit
 
 MAX_ENDED_SESSIONS: Final = 65_536
 """How many sessions that were ended by their clients are remembered."""
+
+CANCELLED: Final = "notifications/cancelled"
+"""The notification that needs no place and never waits."""
 
 _KEPT_NOTIFICATIONS: Final = frozenset(
     {"notifications/initialized", "notifications/progress", "notifications/roots/list_changed"}
@@ -66,11 +70,12 @@ class SharedSession:
         if isinstance(message, Notification):
             await self._take(visit, message)
             return await visit.respond(HttpResponse(status_code=202))
-        self._session.admit(1)
         if message.method == "initialize":
             version = _negotiated_version(message)
             minted = (headers.SESSION_ID, f"{version}.{secrets.token_hex(16)}".encode())
-            return await visit.relay.answer(await self._initialize(message, version), headers=[minted])
+            with self._session.admit():
+                answer = await self._initialize(message, version)
+            return await visit.relay.answer(answer, headers=[minted])
         opened = self._open(visit, message)
         if isinstance(opened, bytes):
             return await visit.relay.answer(opened)
@@ -79,24 +84,24 @@ class SharedSession:
     async def serve_batch(self, visit: Visit, members: Sequence[AnyMessage | BridgeError]) -> None:
         """Answers a batch (MCP 2025-03-26, basic/transports; JSON-RPC 2.0, section 6)."""
         visit.record.method = "batch"
-        requests = sum(isinstance(member, Request) for member in members)
-        if requests > self._settings.max_in_flight:
-            raise InvalidMessage(f"A batch may hold {self._settings.max_in_flight} requests.")
-        self._session.admit(requests)
+        places = sum(_takes_place(member) for member in members)
+        if places > self._settings.max_in_flight:
+            raise InvalidMessage(f"A batch may hold {self._settings.max_in_flight} requests and notifications.")
         answers: list[Exchange | bytes] = []
-        for member in members:
-            try:
-                if isinstance(member, BridgeError):
-                    raise member
-                message = _servable(member)
-                if isinstance(message, Notification):
-                    await self._take(visit, message)
-                elif message.method == "initialize":
-                    raise InvalidMessage("initialize cannot be part of a batch.", request_id=message.spelled_id)
-                else:
-                    answers.append(self._open(visit, message))
-            except BridgeError as error:
-                answers.append(build_error(error, error.request_id))
+        with self._session.admit(places) as admission:
+            for member in members:
+                try:
+                    if isinstance(member, BridgeError):
+                        raise member
+                    message = _servable(member)
+                    if isinstance(message, Notification):
+                        await self._take(visit, message, admission)
+                    elif message.method == "initialize":
+                        raise InvalidMessage("initialize cannot be part of a batch.", request_id=message.spelled_id)
+                    else:
+                        answers.append(self._open(visit, message, admission))
+                except BridgeError as error:
+                    answers.append(build_error(error, error.request_id))
         if not answers:
             return await visit.respond(HttpResponse(status_code=202))
         await visit.relay.batch(answers)
@@ -131,18 +136,20 @@ class SharedSession:
         held = await self._session.connected()
         return build_result(request.spelled_id, replace_member(held.initialize_result, "protocolVersion", version))
 
-    async def _take(self, visit: Visit, notification: Notification) -> None:
-        if notification.method == "notifications/cancelled":
+    async def _take(self, visit: Visit, notification: Notification, admission: Admission | None = None) -> None:
+        """Takes a notification; one that goes upstream has a place, held for a batch or taken now."""
+        if notification.method == CANCELLED:
             self._session.cancel(visit.caller, notification)
         elif notification.method not in _KEPT_NOTIFICATIONS:
-            await self._session.notify(notification, visit.header_lines)
+            with self._session.admit() if admission is None else nullcontext():
+                await self._session.notify(notification, visit.header_lines)
 
-    def _open(self, visit: Visit, request: Request) -> Exchange | bytes:
+    def _open(self, visit: Visit, request: Request, admission: Admission | None = None) -> Exchange | bytes:
         """The exchange that a request becomes, or the answer of one that upstream has no part in."""
         merged = self._merge(visit.caller, request)
         if isinstance(merged, bytes):
             return merged
-        return self._session.request(merged, visit.caller, visit.header_lines)
+        return self._session.request(merged, visit.caller, visit.header_lines, admission)
 
     def _merge(self, caller: Caller, request: Request) -> Request | bytes:
         """Makes of what a client wants to hear what upstream has to be asked for on behalf of all who listen."""
@@ -169,6 +176,13 @@ class SharedSession:
             if uri.value in hub.uris:
                 return build_result(request.spelled_id, "{}")
         return request
+
+
+def _takes_place(member: AnyMessage | BridgeError) -> bool:
+    """Whether a member of a batch goes upstream, as far as is known before it is looked at."""
+    if isinstance(member, Notification):
+        return member.method != CANCELLED and member.method not in _KEPT_NOTIFICATIONS
+    return isinstance(member, Request)
 
 
 def _servable(message: AnyMessage) -> Request | Notification:

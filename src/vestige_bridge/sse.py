@@ -17,6 +17,8 @@ HEARTBEAT: Final = b": still here\n\n"
 
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 _line_breaks = re.compile(rb"[\r\n]+")
+_header_value = re.compile(rb"[\x20-\x7e\x80-\xff]{0,1024}").fullmatch
+_MAX_RETRY_DIGITS: Final = 9
 _FIELD: Final = b"data: "
 _HEAD: Final = b"event: message\ndata: "
 
@@ -37,6 +39,18 @@ class Event(NamedTuple):
     type: str = "message"
 
 
+class Position(NamedTuple):
+    """Where a stream that ended can be resumed (MCP 2025-11-25, basic/transports, resumability).
+
+    Attributes:
+        event_id: the id of the last event, for the header ``Last-Event-ID``.
+        retry_seconds: how long to wait first, if the stream said.
+    """
+
+    event_id: str
+    retry_seconds: float | None
+
+
 class EventDecoder:
     """Turns the chunks of one event stream into its events.
 
@@ -53,6 +67,14 @@ class EventDecoder:
         self._data: list[bytes] = []
         self._data_bytes = 0
         self._type = ""
+        self._event_id = ""
+        self._last_event_id = ""
+        self._retry_seconds: float | None = None
+
+    @property
+    def position(self) -> Position | None:
+        """Where the stream can be resumed; ``None`` if no event had an id."""
+        return Position(self._last_event_id, self._retry_seconds) if self._last_event_id else None
 
     @property
     def held_bytes(self) -> int:
@@ -119,6 +141,10 @@ class EventDecoder:
             self._require_room(self._data_bytes)
         elif name == b"event":
             self._type = value.decode(errors="replace")
+        elif name == b"id" and _header_value(value):
+            self._event_id = value.decode("latin-1")
+        elif name == b"retry" and value.isdigit() and len(value) <= _MAX_RETRY_DIGITS:
+            self._retry_seconds = int(value) / 1000
 
     def _require_room(self, held_bytes: int) -> None:
         if held_bytes > self._limit_bytes:
@@ -132,6 +158,7 @@ class EventDecoder:
         self._data.clear()
         self._data_bytes = 0
         self._type = ""
+        self._last_event_id = self._event_id
         return Event(data, event_type or "message") if data else None
 
 

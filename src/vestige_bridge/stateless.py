@@ -13,7 +13,7 @@ from typing import Final
 from starlette.responses import Response as HttpResponse
 
 from vestige_bridge import sse
-from vestige_bridge.errors import InvalidMessage, InvalidParams, MethodNotFound
+from vestige_bridge.errors import InvalidMessage, InvalidParams, MethodNotFound, Overloaded
 from vestige_bridge.exchange import Exchange
 from vestige_bridge.hub import RESOURCE_UPDATED, TOO_MANY_RESOURCES, Listener
 from vestige_bridge.lifecycle import HeldSession
@@ -57,14 +57,19 @@ class StatelessRequests:
         require_valid(message, visit.headers)
         if message.method.startswith("notifications/"):
             raise MethodNotFound("A notification is not a method to be called.")
-        self._session.admit(1)
-        held = await self._session.connected()
-        if message.method == DISCOVER:
-            return await visit.relay.answer(discover(message, held.initialize_result))
-        if message.method == LISTEN:
-            return await self._listen(visit, message, held)
-        caller = Caller(visit.principal, _NO_SESSION, visit.caller.read_only)
-        exchange = self._session.request(to_legacy(message), caller, visit.header_lines)
+        with self._session.admit() as admission:
+            held = await self._session.connected()
+            if message.method == DISCOVER:
+                return await visit.relay.answer(discover(message, held.initialize_result))
+            if message.method != LISTEN:
+                caller = Caller(visit.principal, _NO_SESSION, visit.caller.read_only)
+                exchange = self._session.request(to_legacy(message), caller, visit.header_lines, admission)
+                return await self._relay(visit, message, held, exchange)
+        if self._session.draining:
+            raise Overloaded("The bridge is shutting down.")
+        await self._listen(visit, message, held)
+
+    async def _relay(self, visit: Visit, message: Request, held: HeldSession, exchange: Exchange) -> None:
         watching = asyncio.create_task(self._cancel_when_client_leaves(visit, exchange))
         try:
             shape = partial(to_modern, request=message, server_info=server_info(held.initialize_result))

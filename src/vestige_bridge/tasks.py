@@ -26,6 +26,10 @@ class Tasks:
         task.add_done_callback(self._ended)
         return task
 
+    async def finish(self) -> None:
+        """Waits for the end of what runs."""
+        await asyncio.gather(*self._running, return_exceptions=True)
+
     async def close(self) -> None:
         """Cancels what still runs and waits for its end."""
         running = list(self._running)

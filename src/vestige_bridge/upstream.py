@@ -5,7 +5,7 @@ the request. It never sends anything twice.
 
 Requests travel on lanes: connections that aiohttp's connector makes and a protocol of our own takes over, because its
 client spends most of a forwarded request's time on what this traffic has no use for (cookies, redirects, tracing, a
-timer and a stream for each reply). Streams and what per-client mode forwards go through aiohttp's session.
+timer and a stream for each reply). A session's own stream goes through aiohttp's session.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ from yarl import URL
 from vestige_bridge import sse
 from vestige_bridge.errors import (
     BridgeError,
+    NoEventStream,
     SessionLost,
     UpstreamConnectError,
     UpstreamDisconnected,
     UpstreamProtocolError,
 )
-from vestige_bridge.headers import JSON, SESSION_ID, header_lines
+from vestige_bridge.headers import JSON, LAST_EVENT_ID, SESSION_ID, header_lines
 from vestige_bridge.held_bytes import HeldBytes
 from vestige_bridge.lane import Lane, Receiver
 
@@ -37,6 +38,7 @@ KEEP_ALIVE_SECONDS: Final = 3.0
 
 DELETE_TIMEOUT_SECONDS: Final = 5.0
 
+_NO_STREAM: Final = frozenset({405, 501})
 _ACCEPT: Final = f"{JSON}, {sse.CONTENT_TYPE}"
 _SESSION_ID: Final = SESSION_ID.decode()
 
@@ -47,6 +49,12 @@ class EventStream:
     def __init__(self, response: aiohttp.ClientResponse, max_answer_bytes: int) -> None:
         self._response = response
         self._max_answer_bytes = max_answer_bytes
+        self._decoder = sse.EventDecoder(max_answer_bytes)
+
+    @property
+    def position(self) -> sse.Position | None:
+        """Where the stream can be resumed, if its events have ids."""
+        return self._decoder.position
 
     async def messages(self) -> AsyncIterator[bytes]:
         """Yields each JSON-RPC message as it arrives, its bytes as upstream wrote them.
@@ -55,7 +63,7 @@ class EventStream:
             UpstreamDisconnected: the stream was cut.
             UpstreamProtocolError: a message is over the limit.
         """
-        decoder = sse.EventDecoder(self._max_answer_bytes)
+        decoder = self._decoder
         with _translated():
             async for chunk in self._response.content.iter_any():
                 try:
@@ -64,31 +72,6 @@ class EventStream:
                             yield event.data
                 except sse.EventTooLarge as error:
                     raise UpstreamProtocolError(f"A message is over {self._max_answer_bytes} bytes.") from error
-
-
-class ForwardedReply:
-    """The reply to a client's own HTTP request, passed on as it is.
-
-    Attributes:
-        status: its HTTP status.
-        content_type: its media type, lowercase, without parameters.
-        session_id: the session that it names.
-    """
-
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
-        self._response = response
-        self.status = response.status
-        self.content_type = response.content_type
-        self.session_id = response.headers.get("mcp-session-id")
-
-    async def read(self) -> bytes:
-        """The next bytes of the body as they arrive; none at its end.
-
-        Errors:
-            UpstreamDisconnected: the body was cut.
-        """
-        with _translated():
-            return await self._response.content.readany()
 
 
 class Upstream:
@@ -183,33 +166,29 @@ class Upstream:
         lane.send(head.encode("latin-1") + message, receiver, has_session=_SESSION_ID in headers)
 
     @contextlib.asynccontextmanager
-    async def get(self, headers: Mapping[str, str]) -> AsyncIterator[EventStream]:
-        """Opens the session's own stream (MCP 2025-11-25, basic/transports, listening for messages).
+    async def get(self, headers: Mapping[str, str], last_event_id: str | None = None) -> AsyncIterator[EventStream]:
+        """Opens an event stream (MCP 2025-11-25, basic/transports, listening for messages, resumability).
+
+        Parameters:
+            headers: the headers of the session.
+            last_event_id: the event after which a stream is resumed; ``None`` for the session's own stream.
 
         Errors:
             UpstreamConnectError, UpstreamDisconnected: no connection, or it was cut.
-            SessionLost: the endpoint does not know the session that the headers name.
-            UpstreamProtocolError: the endpoint has no such stream.
+            SessionLost: HTTP 404: upstream has no such stream, or does not know the session.
+            NoEventStream: HTTP 405 or 501: upstream has no such stream.
+            UpstreamProtocolError: upstream refused for another reason, which may pass.
         """
-        async with self._open("GET", {"Accept": sse.CONTENT_TYPE, **headers}, None) as response:
-            if response.status == 404:
-                raise SessionLost("The MCP endpoint does not know the session any more.", detail="HTTP 404")
-            if response.status != 200 or response.content_type != sse.CONTENT_TYPE:
-                raise UpstreamProtocolError("The MCP endpoint has no stream.", detail=f"HTTP {response.status}")
+        resumed = {} if last_event_id is None else {LAST_EVENT_ID.decode(): last_event_id}
+        async with self._open("GET", {"Accept": sse.CONTENT_TYPE, **headers, **resumed}) as response:
+            status = response.status
+            if status == 404:
+                raise SessionLost("Upstream does not know the session any more.", detail="GET: HTTP 404")
+            if status in _NO_STREAM:
+                raise NoEventStream("Upstream has no event stream for GET.", detail=f"HTTP {status}")
+            if status != 200 or response.content_type != sse.CONTENT_TYPE:
+                raise UpstreamProtocolError("Upstream refused an event stream.", detail=f"GET: HTTP {status}")
             yield EventStream(response, self._max_answer_bytes)
-
-    @contextlib.asynccontextmanager
-    async def forward(
-        self, method: str, headers: Mapping[str, str], body: bytes | None
-    ) -> AsyncIterator[ForwardedReply]:
-        """Sends a client's own HTTP request on and opens the reply to it, whatever that is.
-
-        Errors:
-            UpstreamConnectError, UpstreamDisconnected, UpstreamProtocolError: there is no whole response.
-        """
-        content = {} if body is None else {"Content-Type": JSON}
-        async with self._open(method, {"Accept": _ACCEPT, **content, **headers}, body) as response:
-            yield ForwardedReply(response)
 
     async def delete(self, headers: Mapping[str, str]) -> None:
         """Ends the session that the headers name; an endpoint that is gone has ended it already."""
@@ -229,13 +208,9 @@ class Upstream:
             connection.close()
 
     @contextlib.asynccontextmanager
-    async def _open(
-        self, method: str, headers: Mapping[str, str], body: bytes | None
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
+    async def _open(self, method: str, headers: Mapping[str, str]) -> AsyncIterator[aiohttp.ClientResponse]:
         with _translated():
-            async with self._client.request(
-                method, self._url, data=body, headers=headers, allow_redirects=False
-            ) as response:
+            async with self._client.request(method, self._url, headers=headers, allow_redirects=False) as response:
                 yield response
 
     @property

@@ -10,20 +10,25 @@ import asyncio
 import logging
 from typing import Final, Protocol
 
+from vestige_bridge import sse
 from vestige_bridge.deadlines import Deadlines
 from vestige_bridge.errors import (
     BridgeError,
     InvalidMessage,
+    SessionLost,
     UpstreamDisconnected,
+    UpstreamError,
     UpstreamProtocolError,
     UpstreamTimeout,
 )
 from vestige_bridge.exchange import Exchange
-from vestige_bridge.jsonrpc import build_request
+from vestige_bridge.jsonrpc import build_ping
 from vestige_bridge.lane import Lane
 from vestige_bridge.lifecycle import HeldSession
 from vestige_bridge.messages import Notification
+from vestige_bridge.modern import LEGACY_VERSIONS
 from vestige_bridge.multiplexer import Answer, Caller, Multiplexer, Progress, Reply
+from vestige_bridge.pass_through import ClientHeldSession
 from vestige_bridge.tasks import Tasks
 from vestige_bridge.upstream import Upstream
 
@@ -32,8 +37,14 @@ log = logging.getLogger(__name__)
 LINGER_SECONDS: Final = 5.0
 """How long a stream may stay open after the exchange that it was opened for has ended."""
 
-FORGET_SECONDS: Final = 300.0
-"""How long upstream may take to forget a request: a server that is busy reads nothing meanwhile."""
+MAX_FORGETTING: Final = 256
+"""How many requests upstream may be forgetting at a time; for one more the connection of the oldest is cut."""
+
+RESUME_SECONDS: Final = 1.0
+"""How long to wait before a stream is resumed, unless upstream said how long."""
+
+SHORTEST_RESUME_SECONDS: Final = 0.05
+LONGEST_RESUME_SECONDS: Final = 30.0
 
 _SERVER_DIED: Final = {"code": -32603.0, "message": "MCP server process failed"}
 """What supergateway answers when the process of its MCP server ended; no answer of that server's."""
@@ -47,6 +58,9 @@ class Observer(Protocol):
 
     def attempt_failed(self, exchange: Exchange, held: HeldSession, error: BridgeError) -> None:
         """An attempt has ended, and the exchange has neither its answer nor another end."""
+
+    def forgotten(self, exchange: Exchange) -> None:
+        """Upstream has answered or forgotten an exchange that ended without an answer, or had its time for it."""
 
     def session_opened(self, session_id: str) -> None:
         """The head of a reply names a new session; its answer may take long."""
@@ -73,23 +87,29 @@ class Wire:
         self._observer = observer
         self._multiplexer: Multiplexer[Exchange] = Multiplexer()
         self._attempts: dict[Exchange, _Attempt] = {}
+        self._forgetting: dict[Exchange, _Forgetting] = {}
         self._lingering = Deadlines(LINGER_SECONDS, self.stop_reading)
+
+    @property
+    def forgetting(self) -> int:
+        """How many requests upstream is being told to forget."""
+        return len(self._forgetting)
 
     def open(self, exchange: Exchange) -> None:
         """Takes an exchange in, so that its client can cancel it."""
-        self._multiplexer.open(exchange)
+        self._router(exchange.own).open(exchange)
 
     def close(self, exchange: Exchange) -> None:
         """Lets an ended exchange go; the reply to its attempt is read on, for the others, but not for long."""
-        self._multiplexer.close(exchange)
+        self._router(exchange.own).close(exchange)
         attempt = self._attempts.get(exchange)
-        # What is no stream is at its end when it is handed out.
-        if attempt is not None and attempt.lane.streaming:
+        # An answer that came on another stream leaves a reply that may never come.
+        if attempt is not None and attempt.lane.unfinished:
             self._lingering.start(exchange)
 
-    def find(self, caller: Caller, notification: Notification) -> Exchange | None:
+    def find(self, caller: Caller, notification: Notification, own: ClientHeldSession | None = None) -> Exchange | None:
         """The exchange that a ``notifications/cancelled`` means, if exactly one is meant."""
-        return self._multiplexer.find(caller, notification)
+        return self._router(own).find(caller, notification)
 
     def under_way(self, exchange: Exchange) -> HeldSession | None:
         """The session on which an attempt at the exchange is being made."""
@@ -118,9 +138,50 @@ class Wire:
         """Ends an attempt whose exchange has ended, and closes its connection."""
         attempt = self._attempts.get(exchange)
         if attempt is not None:
-            attempt.lane.cut(UpstreamDisconnected("The exchange had ended and its reply had not."))
+            attempt.cut(UpstreamDisconnected("The exchange had ended and its reply had not."))
 
-    async def forget(self, exchange: Exchange, wire_id: int, held: HeldSession, cancelled: bytes) -> None:
+    async def stop_reading_later(self, exchange: Exchange) -> None:
+        """Reads an attempt whose exchange has ended for as long again as that might have taken."""
+        await asyncio.sleep(exchange.timeout_seconds)
+        self.stop_reading(exchange)
+
+    def forget(self, exchange: Exchange, cancelled: bytes, timeout_seconds: float) -> None:
+        """Has upstream forget an exchange that is under way and has ended without its answer.
+
+        The observer is told when upstream has answered or forgotten it, or the time is over. Until then the reply is
+        read on; after that its connection is cut.
+
+        Parameters:
+            exchange: the exchange.
+            cancelled: the ``notifications/cancelled`` for it.
+            timeout_seconds: how long upstream has: a server that is busy reads nothing meanwhile.
+        """
+        attempt, wire_id = self._attempts[exchange], exchange.wire_id
+        if wire_id is None:
+            raise RuntimeError("an exchange under way has an id")
+        if len(self._forgetting) >= MAX_FORGETTING:
+            oldest, given_up = next(iter(self._forgetting.items()))
+            given_up.task.cancel()
+            self._end_forgetting(oldest)
+        self._lingering.stop(exchange)
+        work = self._forget(exchange, wire_id, attempt.held, cancelled, timeout_seconds)
+        forgetting = self._forgetting[exchange] = _Forgetting(attempt.held, self._tasks.start(work))
+        forgetting.task.add_done_callback(lambda _: self._end_forgetting(exchange))
+
+    def leave(self, held: HeldSession) -> None:
+        """Forgets nothing more on a session that was given up: it ends, and with it what runs there."""
+        for forgetting in list(self._forgetting.values()):
+            if forgetting.held is held:
+                forgetting.task.cancel()
+
+    def _end_forgetting(self, exchange: Exchange) -> None:
+        if self._forgetting.pop(exchange, None) is not None:
+            self.stop_reading(exchange)
+            self._observer.forgotten(exchange)
+
+    async def _forget(
+        self, exchange: Exchange, wire_id: int, held: HeldSession, cancelled: bytes, timeout_seconds: float
+    ) -> None:
         """Tells upstream that a request was cancelled, and makes it stop waiting for that answer.
 
         A cancelled request gets no answer, and supergateway would count it as pending for ever: it sends the
@@ -130,14 +191,26 @@ class Wire:
         that the cancellation was read. Until then the stream of the request is read on, however long that takes: what
         it brings belongs to others.
         """
-        self._lingering.stop(exchange)
-        read, settled = (build_request("ping", request_id=it).encoded() for it in (-wire_id, wire_id))
+        # An id that is nobody's: on the held session ids are positive numbers, on a client's own its client's.
+        unused = str(-wire_id) if exchange.own is None else f'"vestige-bridge-{wire_id}"'
+        read, settled = build_ping(unused), build_ping(exchange.spelled_wire_id)
+        self._router(held).hold(exchange)
         try:
-            async with asyncio.timeout(FORGET_SECONDS):
-                for message in (cancelled, read, settled):
-                    await self.send(message, held, exchange.headers, FORGET_SECONDS)
-        except (BridgeError, TimeoutError) as error:
-            log.debug("Upstream could not be told of a cancelled request: %s", error)
+            async with asyncio.timeout(timeout_seconds):
+                try:
+                    for message in (cancelled, read, settled):
+                        await self.send(message, held, exchange.headers, timeout_seconds)
+                except (UpstreamError, SessionLost) as error:
+                    log.debug("Upstream could not be told of a cancelled request: %s", error)
+                    if isinstance(error, SessionLost) or exchange not in self._attempts:
+                        return
+                    # Its reply shows when it has run to its end.
+                    self._forgetting[exchange].told = False
+                    await asyncio.Event().wait()
+        except TimeoutError:
+            log.debug("Upstream has not forgotten a cancelled request in time")
+        finally:
+            self._router(held).release(exchange)
 
     async def send(self, message: bytes, held: HeldSession, headers: str, timeout_seconds: float) -> None:
         """Sends a message that waits for no answer of its own, and hands out whatever comes in return.
@@ -159,24 +232,38 @@ class Wire:
         if failure is not None:
             raise failure
 
-    async def listen(self, held: HeldSession) -> None:
+    async def listen(self, held: HeldSession, position: sse.Position | None) -> sse.Position | None:
         """Reads the session's own stream, which brings what comes when no request is in flight, until it ends.
+
+        Parameters:
+            held: the session.
+            position: where the stream is resumed; ``None`` for a new one.
+
+        Returns:
+            Where it can be resumed, if it can.
 
         Errors:
             SessionLost, UpstreamError: there is no such stream, or it was cut.
         """
-        async with self._upstream.get(held.headers) as stream:
+        last_event_id = None if position is None else position.event_id
+        async with self._upstream.get(held.headers, last_event_id) as stream:
             async for message in stream.messages():
                 self.deliver(message, held)
+            return stream.position or position
 
-    def deliver(self, data: bytes, held: HeldSession) -> None:
+    def deliver(self, data: bytes, held: HeldSession, arrived_on: Exchange | None = None) -> None:
         """Hands a message of upstream's to whom it belongs.
+
+        Parameters:
+            data: the bytes of the message.
+            held: the session that it came on.
+            arrived_on: the exchange on whose stream it came, if it was one's.
 
         Errors:
             UpstreamProtocolError: it is no message.
         """
         try:
-            routed = self._multiplexer.route(data)
+            routed = self._router(held).route(data, arrived_on)
         except InvalidMessage as error:
             raise UpstreamProtocolError(
                 "The MCP endpoint answered something that is not MCP.", detail=error.message
@@ -186,7 +273,9 @@ class Wire:
                 self._cut(routed.call, held)
             else:
                 routed.call.answer(routed.data)
-                self._observer.answered()
+                # An answer on a client's own session says nothing of the held one.
+                if routed.call.own is None:
+                    self._observer.answered()
         elif isinstance(routed, Progress):
             routed.call.take_progress(routed.data)
         elif isinstance(routed, Reply):
@@ -194,18 +283,33 @@ class Wire:
         elif routed.notification is not None:
             self._observer.notified(routed.notification)
 
-    def session_opened(self, session_id: str) -> None:
-        """Tells of a session as soon as it is there."""
-        self._observer.session_opened(session_id)
+    def session_opened(self, exchange: Exchange, session_id: str) -> None:
+        """Tells of a session as soon as it is there; ends one that nobody waits for any more."""
+        if exchange.ended:
+            version = exchange.request.params.get("protocolVersion")
+            asked = version.value if version is not None and version.value in LEGACY_VERSIONS else None
+            self._tasks.start(self._upstream.delete(HeldSession(session_id, asked).headers))
+        elif exchange.own is None:
+            self._observer.session_opened(session_id)
+        else:
+            exchange.wake()
 
-    def attempt_over(self, attempt: _Attempt, failure: BridgeError | None) -> None:
+    def attempt_over(self, attempt: _Attempt, failure: BridgeError | None, position: sse.Position | None) -> None:
         """Takes note that the reply to an attempt has ended."""
         exchange = attempt.exchange
+        if position is not None and attempt.resumable(failure) and self._waited_for(exchange):
+            attempt.resuming = self._tasks.start(self._resume(attempt, position))
+            attempt.resuming.add_done_callback(lambda task: self._resumed(attempt, task))
+            return
         del self._attempts[exchange]
         self._lingering.stop(exchange)
+        router = self._router(attempt.held)
+        router.release(exchange)
         if exchange.ended:
+            if self._forgetting and (forgetting := self._forgetting.get(exchange)) is not None:
+                forgetting.reply_ended(whole=failure is None)
             return
-        self._multiplexer.withdraw(exchange)
+        router.withdraw(exchange)
         if failure is None:
             failure = (
                 UpstreamDisconnected("The MCP endpoint ended its stream before the answer.")
@@ -215,24 +319,82 @@ class Wire:
         exchange.sent = failure.sent or attempt.sent_before
         self._observer.attempt_failed(exchange, attempt.held, failure)
 
+    def _waited_for(self, exchange: Exchange) -> bool:
+        """Whether an answer is still to come: to its client, or to show that upstream has run it."""
+        return not exchange.ended or exchange in self._forgetting
+
+    async def _resume(self, attempt: _Attempt, position: sse.Position) -> BridgeError | None:
+        """Reads the rest of a reply that upstream closed, or that was cut (MCP 2025-11-25, resumability)."""
+        failure: BridgeError | None = None
+        while failure is None and self._waited_for(attempt.exchange):
+            seconds = RESUME_SECONDS if position.retry_seconds is None else position.retry_seconds
+            await asyncio.sleep(min(max(seconds, SHORTEST_RESUME_SECONDS), LONGEST_RESUME_SECONDS))
+            position, failure = await self._read_on(attempt, position)
+        return failure
+
+    def _resumed(self, attempt: _Attempt, task: asyncio.Task[BridgeError | None]) -> None:
+        attempt.resuming = None
+        failed = task.cancelled() or task.exception() is not None
+        self.attempt_over(attempt, None if failed else task.result(), None)
+
+    async def _read_on(self, attempt: _Attempt, at: sse.Position) -> tuple[sse.Position, BridgeError | None]:
+        """Reads one more part of a reply; returns where the next one begins, or why there is none."""
+        try:
+            async with self._upstream.get(attempt.held.headers, at.event_id) as stream:
+                try:
+                    async for message in stream.messages():
+                        self.deliver(message, attempt.held, attempt.exchange)
+                        if attempt.exchange.ended and attempt.exchange not in self._forgetting:
+                            break
+                except UpstreamDisconnected as error:
+                    log.debug("A resumed stream was cut: %s", error)
+                return stream.position or at, None
+        except UpstreamDisconnected as error:
+            log.debug("A stream was cut before it was resumed: %s", error)
+            return at, None
+        except (UpstreamError, SessionLost) as error:
+            return at, UpstreamDisconnected(
+                "A stream that upstream had closed could not be resumed.", detail=str(error)
+            )
+
     def _begin(self, exchange: Exchange, held: HeldSession, lane: Lane) -> None:
         attempt = self._attempts[exchange] = _Attempt(self, exchange, held, lane)
         exchange.sent = True
-        message = self._multiplexer.assign(exchange)
+        message = self._router(held).assign(exchange)
         self._upstream.send(lane, message, held.header_lines + exchange.headers, attempt)
+
+    def _router(self, held: HeldSession | None) -> Multiplexer[Exchange]:
+        """Who says whose the messages of a session are: a client's own session has a router of its own."""
+        return held.router if isinstance(held, ClientHeldSession) else self._multiplexer
 
     def _cut(self, exchange: Exchange, held: HeldSession) -> None:
         """Ends the attempt at an exchange whose answer will not come, because nobody is left to give it."""
         self._observer.server_died(held)
         attempt = self._attempts.get(exchange)
         if attempt is not None:
-            attempt.lane.cut(UpstreamDisconnected("The MCP server process ended before its answer."))
+            attempt.cut(UpstreamDisconnected("The MCP server process ended before its answer."))
+
+
+class _Forgetting:
+    """A request that upstream is being told to forget."""
+
+    __slots__ = ("held", "task", "told")
+
+    def __init__(self, held: HeldSession, task: asyncio.Task[None]) -> None:
+        self.held = held
+        self.task = task
+        self.told = True
+
+    def reply_ended(self, *, whole: bool) -> None:
+        """Ends it if nothing more can be learnt: the reply was whole, or cut, and upstream could not be told."""
+        if whole or not self.told:
+            self.task.cancel()
 
 
 class _Attempt:
     """One attempt at an exchange: the receiver of the reply to it."""
 
-    __slots__ = ("_wire", "exchange", "held", "lane", "sent_before")
+    __slots__ = ("_given_up", "_wire", "exchange", "held", "lane", "resuming", "sent_before")
 
     def __init__(self, wire: Wire, exchange: Exchange, held: HeldSession, lane: Lane) -> None:
         self._wire = wire
@@ -240,18 +402,32 @@ class _Attempt:
         self.held = held
         self.lane = lane
         self.sent_before = exchange.sent
+        self.resuming: asyncio.Task[BridgeError | None] | None = None
+        self._given_up = False
+
+    def resumable(self, failure: BridgeError | None) -> bool:
+        """Whether the reply was only closed or cut, and not by the bridge."""
+        return not self._given_up and (failure is None or isinstance(failure, UpstreamDisconnected))
+
+    def cut(self, failure: BridgeError) -> None:
+        """Ends the attempt by an error, and its connection with it."""
+        self._given_up = True
+        if self.resuming is not None:
+            self.resuming.cancel()
+        else:
+            self.lane.cut(failure)
 
     def begin(self, *, streamed: bool, session_id: str | None) -> None:
         self.exchange.streamed = streamed
         self.exchange.opened_session_id = session_id
         if session_id is not None and self.held.session_id is None:
-            self._wire.session_opened(session_id)
+            self._wire.session_opened(self.exchange, session_id)
 
     def take(self, data: bytes) -> None:
-        self._wire.deliver(data, self.held)
+        self._wire.deliver(data, self.held, self.exchange)
 
-    def end(self, failure: BridgeError | None) -> None:
-        self._wire.attempt_over(self, failure)
+    def end(self, failure: BridgeError | None, position: sse.Position | None) -> None:
+        self._wire.attempt_over(self, failure, position)
 
 
 class _Delivery:
@@ -268,6 +444,6 @@ class _Delivery:
     def take(self, data: bytes) -> None:
         self._wire.deliver(data, self._held)
 
-    def end(self, failure: BridgeError | None) -> None:
+    def end(self, failure: BridgeError | None, position: sse.Position | None) -> None:
         if not self.over.done():
             self.over.set_result(failure)

@@ -21,8 +21,10 @@ from chaos.account import ZEROS, Figures
 from chaos.canaries import canaries
 from chaos.collisions import one_id
 from chaos.doors import doors
+from chaos.fuzz import fuzz_per_client, fuzz_shared
 from chaos.mutations import mutations
 from chaos.outages import kills, network, restarts
+from chaos.sessions import hung
 from chaos.slowness import slowness
 from chaos.soak import soak
 from chaos.stack import Run
@@ -42,6 +44,9 @@ FAULTS: dict[str, Callable[[Run], Awaitable[Figures]]] = {
     "strangers": strangers,
     "floods": floods,
     "held": held,
+    "hung": hung,
+    "fuzz-shared": fuzz_shared,
+    "fuzz-per-client": fuzz_per_client,
     "F8": canaries,
 }
 """In this order: the last one searches what the others have left."""

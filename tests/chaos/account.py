@@ -27,6 +27,7 @@ STATUSES = {-32010: 503, -32011: 502, -32012: 504, -32013: 503, -32017: 200}
 """The errors that a fault may end a call with, and the HTTP status of each."""
 
 CANCELLED = -32017
+NO_SESSION = -32600
 
 
 @dataclass
@@ -60,6 +61,7 @@ class Call:
         spelled_id: its JSON-RPC id.
         characters: how many more its answer has.
         cancelled: whether its client cancels it.
+        in_session: whether it is made on a session of its client's own, which may be lost.
         got: ``answer``, ``error``, ``cancelled`` (its client cancelled the stream), ``left`` (its client did not wait),
             ``refused`` (no connection), ``cut`` (the connection ended before the answer); empty while it waits.
         error: the error object.
@@ -72,6 +74,7 @@ class Call:
     spelled_id: str
     characters: int = 0
     cancelled: bool = False
+    in_session: bool = False
     got: str = ""
     error: dict[str, Any] = field(default_factory=dict)
     complaint: str = ""
@@ -117,6 +120,8 @@ class Call:
         self.error = message["error"]
         code = self.error.get("code", 0)
         expected = None if code == CANCELLED and not self.cancelled else STATUSES.get(code)
+        if code == NO_SESSION and self.in_session:
+            expected = 404
         if expected is None or status not in (expected, None, *((200,) if self.steps else ())):
             self.complain(f"an error that no fault explains: HTTP {status} {self.error}")
 

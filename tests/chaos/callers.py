@@ -189,11 +189,17 @@ class Caller:
                 if not line.startswith(b"data:"):
                     continue
                 message = json.loads(line[5:])
-                if "method" in message:
+                if "method" in message and "id" in message:
+                    await self.answer_question(call, message)
+                elif "method" in message:
                     call.take_progress(message)
                 else:
                     call.take(None, line[5:])
             call.got = call.got or ("cancelled" if call.cancelled else "cut")
+
+    async def answer_question(self, call: Call, question: dict[str, Any]) -> None:
+        """Answers what the server asks in the middle of a call; a client that shares its session is asked nothing."""
+        call.complain(f"a question to nobody: {question}")
 
     @asynccontextmanager
     async def _watched(self, calls: list[Call]) -> AsyncIterator[None]:

@@ -27,6 +27,7 @@ from vestige_bridge.errors import InvalidMessage
 from vestige_bridge.lifecycle import HeldSession
 from vestige_bridge.messages import Request
 from vestige_bridge.multiplexer import Multiplexer
+from vestige_bridge.pass_through import PassThrough
 from vestige_bridge.session import Session
 from vestige_bridge.settings import Settings
 from vestige_bridge.tokens import Token, Tokens
@@ -47,11 +48,25 @@ def ids_as_they_are() -> None:
     def assign(self: Multiplexer[Any], call: Any) -> bytes:
         self.withdraw(call)
         call.wire_id = int(float(str(call.request.id.value)))
+        call.spelled_wire_id = str(call.wire_id)
         self._by_wire_id[call.wire_id] = call
         data: bytes = call.request.encoded()
         return data
 
     Multiplexer.assign = assign  # type: ignore[method-assign]
+
+
+def twins_as_they_are() -> None:
+    """Two requests of one client under one id travel under that id in per-client mode."""
+
+    def assign(self: PassThrough[Any], call: Any) -> bytes:
+        call.wire_id, call.spelled_wire_id = 1, call.request.spelled_id
+        self._by_id[call.request.id.value] = call
+        self.hold(call)
+        data: bytes = call.request.encoded()
+        return data
+
+    PassThrough.assign = assign  # type: ignore[method-assign]
 
 
 def no_drain() -> None:
@@ -163,7 +178,7 @@ def _with_each_body(do: Callable[[bytes], None]) -> None:
 DEFECTS: dict[str, Callable[[], None]] = {
     it.__name__: it
     for it in (
-        *(replay_always, ids_as_they_are, no_drain, tokens_by_prefix, no_answer_limit, renewed_on_garbage),
+        *(replay_always, ids_as_they_are, twins_as_they_are, no_drain, tokens_by_prefix, no_answer_limit, renewed_on_garbage),
         *(bodies_in_the_log, a_task_is_left, bodies_are_rewritten),
     )
 }

@@ -150,8 +150,7 @@ def check_lifecycle(random: Random) -> None:
         if isinstance(message, Response):
             with suppress(UpstreamProtocolError):
                 read_initialize(message, None)
-            with suppress(UpstreamProtocolError):
-                read_tool_page(message)
+            read_tool_page(message)
 
 
 def check_sse(random: Random) -> None:

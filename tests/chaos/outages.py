@@ -113,7 +113,7 @@ async def network(run: Run) -> Figures:
     async with stack(run, "Network", done, link=link, REQUEST_TIMEOUT_SECONDS="3", CHECK_TIMEOUT_SECONDS="1") as it:
         async with it.load():
             for _ in range(times):
-                for fail in (_delay, _cut, _reset, _silence):
+                for fail in LINK_FAULTS:
                     await asyncio.sleep(it.random.uniform(0.1, 0.5))
                     await fail(link, it.random)
         await it.good_request()
@@ -145,3 +145,6 @@ async def _silence(link: Link, random: Random) -> None:
     await asyncio.sleep(random.uniform(0.5, 4))
     link.swallows = False
     link.break_all()
+
+
+LINK_FAULTS = (_delay, _cut, _reset, _silence)

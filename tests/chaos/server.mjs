@@ -1,10 +1,11 @@
 // An MCP server over stdio that writes down each call before it answers it: one line, one write, to the file JOURNAL.
+// With `asking` it asks its client for a sample, and answers with what that says.
 // `write` must not run twice, `set` may, `read` changes nothing; all three do the same and answer with their own key.
 import { openSync, writeSync } from 'node:fs'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Server } from '@modelcontextprotocol/sdk/server/index.js'
 import { StdioServerTransport } from '@modelcontextprotocol/sdk/server/stdio.js'
-import { CallToolRequestSchema, ListToolsRequestSchema } from '@modelcontextprotocol/sdk/types.js'
+import { CallToolRequestSchema, CreateMessageResultSchema, ListToolsRequestSchema } from '@modelcontextprotocol/sdk/types.js'
 
 const journal = openSync(process.env.JOURNAL, 'a')
 const tools = { write: {}, set: { idempotentHint: true }, read: { readOnlyHint: true } }
@@ -14,8 +15,9 @@ server.oninitialized = () => writeSync(journal, 'handshake\n')
 server.setRequestHandler(ListToolsRequestSchema, () => ({
   tools: Object.entries(tools).map(([name, annotations]) => ({ name, annotations, inputSchema: { type: 'object' } }))
 }))
-server.setRequestHandler(CallToolRequestSchema, async ({ params }, { signal, sendNotification }) => {
-  const { key, steps = 0, step_ms: ms = 0, block_ms: block = 0, characters = 0, failing = false } = params.arguments
+server.setRequestHandler(CallToolRequestSchema, async ({ params }, { signal, sendNotification, sendRequest }) => {
+  const { key, steps = 0, step_ms: ms = 0, block_ms: block = 0, characters = 0 } = params.arguments
+  const { failing = false, asking = false } = params.arguments
   writeSync(journal, `${key}\n`)
   if (block) Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, block)
   const progressToken = params._meta?.progressToken
@@ -27,8 +29,16 @@ server.setRequestHandler(CallToolRequestSchema, async ({ params }, { signal, sen
       params: { progressToken, progress, total: steps, message: key }
     })
   }
+  let told = key
+  if (asking) {
+    const messages = [{ role: 'user', content: { type: 'text', text: key } }]
+    const question = { method: 'sampling/createMessage', params: { messages, maxTokens: 1 } }
+    told = (await sendRequest(question, CreateMessageResultSchema, { signal })).content.text
+  }
   if (failing) throw new Error(`no ${key}`)
-  return { content: [{ type: 'text', text: `${params.name} ${key}${'.'.repeat(characters)}` }] }
+  return { content: [{ type: 'text', text: `${params.name} ${told}${'.'.repeat(characters)}` }] }
 })
 
+// A question that nobody will answer must not keep it alive when the gateway was killed.
+process.stdin.on('end', () => process.exit(0))
 await server.connect(new StdioServerTransport())

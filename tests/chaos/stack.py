@@ -158,12 +158,13 @@ class Stack:
     http: aiohttp.ClientSession
     random: Random
     ids: tuple[str, ...]
+    callers: type[Caller] = Caller
 
     def caller(self, kind: str = "json_poster", url: str = "") -> Caller:
         """A caller of that kind."""
         random = Random(self.random.random())
         url, token = url or self.bridge.url, self.run.token
-        return Caller(kind, self.account, url=url, token=token, http=self.http, random=random, ids=self.ids)
+        return self.callers(kind, self.account, url=url, token=token, http=self.http, random=random, ids=self.ids)
 
     @asynccontextmanager
     async def load(
@@ -212,6 +213,7 @@ async def stack(
     link: Link | None = None,
     ids: tuple[str, ...] = IDS,
     descriptors: int = 0,
+    callers: type[Caller] = Caller,
     **settings: str,
 ) -> AsyncIterator[Stack]:
     """The parts for one fault; at the end every call is judged, and the log is looked through.
@@ -223,6 +225,7 @@ async def stack(
         link: what stands between the bridge and supergateway, if anything does.
         ids: the ids of all requests.
         descriptors: how many descriptors the bridge may open; 0 for as many as the driver.
+        callers: what makes the calls.
         settings: variables of the bridge, without their prefix.
     """
     journal = run.folder / f"journal-{'-'.join(fault.split())}"
@@ -238,7 +241,7 @@ async def stack(
             upstream = f"http://127.0.0.1:{link.port}/mcp"
         bridge = BridgeProcess(run, upstream, settings, descriptors=descriptors)
         account = Account(run.secret("memory"), journal)
-        it = Stack(run, figures, account, gateway, bridge, _http_client(), run.random(fault), ids)
+        it = Stack(run, figures, account, gateway, bridge, _http_client(), run.random(fault), ids, callers)
         exits.push_async_callback(_end, it)
         await bridge.ready(it.http)
         yield it

@@ -28,6 +28,8 @@ TABLE = {
     "InternalError": (500, -32603),
     "UpstreamError": (502, -32011),
     "UpstreamProtocolError": (502, -32011),
+    "RequestRefused": (502, -32011),
+    "NoEventStream": (502, -32011),
     "UpstreamDisconnected": (502, -32011),
     "SessionLost": (503, -32010),
     "UpstreamUnavailable": (503, -32010),
@@ -36,7 +38,14 @@ TABLE = {
     "UpstreamTimeout": (504, -32012),
     "Cancelled": (200, -32017),
 }
-NEVER_SENT = {"BodyTooLarge", "Overloaded", "SessionLost", "UpstreamUnavailable", "UpstreamConnectError"}
+NEVER_SENT = {
+    "BodyTooLarge",
+    "Overloaded",
+    "RequestRefused",
+    "SessionLost",
+    "UpstreamUnavailable",
+    "UpstreamConnectError",
+}
 
 KINDS = [
     kind
