@@ -23,6 +23,7 @@ from chaos.collisions import one_id
 from chaos.doors import doors
 from chaos.mutations import mutations
 from chaos.outages import kills, network, restarts
+from chaos.quirks import cancellations, streams
 from chaos.slowness import slowness
 from chaos.soak import soak
 from chaos.stack import Run
@@ -38,6 +39,8 @@ FAULTS: dict[str, Callable[[Run], Awaitable[Figures]]] = {
     "F6": soak,
     "F7": slowness,
     "network": network,
+    "streams": streams,
+    "cancellations": cancellations,
     "F8": canaries,
 }
 """In this order: the last one searches what the others have left."""
