@@ -35,7 +35,7 @@ async def test_a_planted_defect_is_caught(defect: str, tmp_path: Path) -> None:
     assert figures.zeros[column] > 0, figures
 
 
-@pytest.mark.parametrize("fault", ["F3", "F5", "F8", "network", "hung", "fuzz-per-client"])
+@pytest.mark.parametrize("fault", ["F3", "F5", "F8", "network", "cancellations", "hung", "fuzz-per-client"])
 async def test_the_bridge_as_it_is_passes(fault: str, tmp_path: Path) -> None:
     figures = await FAULTS[fault](Run(1, 0.01, tmp_path))
     assert figures.zeros.total() == 0, figures

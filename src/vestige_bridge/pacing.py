@@ -14,8 +14,8 @@ from typing import Final
 LEAST_SECONDS: Final = 1.0
 """The least time between two openings."""
 
-LONGEST_SECONDS: Final = 8.0
-"""The most that an opening waits after the one before it."""
+LONGEST_SECONDS: Final = 4.0
+"""The most that an opening waits after the one before it: less than a request waits for a session by default."""
 
 LASTING_SECONDS: Final = 10.0
 """A session that lasted this long was no repeated loss."""

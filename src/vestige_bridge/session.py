@@ -257,11 +257,10 @@ class Session:
             self._idle.set()
 
     def _require_room(self, messages: int) -> None:
-        data = {"outcome": "not_sent", "retryable": True}
         if self.draining:
-            raise Overloaded("The bridge is shutting down.", data=data)
+            raise _overloaded("The bridge is shutting down.")
         if len(self._in_flight) + self._reserved + messages > self._settings.max_in_flight:
-            raise Overloaded("Too many requests are in flight.", data=data)
+            raise _overloaded("Too many requests are in flight.")
 
     def cancel(self, caller: Caller, notification: Notification, own: ClientHeldSession | None = None) -> bool:
         """Ends the request that a client's ``notifications/cancelled`` means.
@@ -757,6 +756,10 @@ class Session:
         self._rediscovering = None
         with suppress(BridgeError):
             await self.discover_tools()
+
+
+def _overloaded(message: str) -> Overloaded:
+    return Overloaded(message, data={"outcome": "not_sent", "retryable": True})
 
 
 def _unavailable(message: str, detail: str) -> UpstreamUnavailable:

@@ -25,6 +25,7 @@ from chaos.fuzz import fuzz_per_client, fuzz_shared
 from chaos.mutations import mutations
 from chaos.outages import kills, network, restarts
 from chaos.sessions import hung
+from chaos.quirks import cancellations, streams
 from chaos.slowness import slowness
 from chaos.soak import soak
 from chaos.stack import Run
@@ -47,6 +48,8 @@ FAULTS: dict[str, Callable[[Run], Awaitable[Figures]]] = {
     "hung": hung,
     "fuzz-shared": fuzz_shared,
     "fuzz-per-client": fuzz_per_client,
+    "streams": streams,
+    "cancellations": cancellations,
     "F8": canaries,
 }
 """In this order: the last one searches what the others have left."""

@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from unit import json_texts
-from vestige_bridge.sse import HEARTBEAT, Event, EventDecoder, EventTooLarge, encode_event
+from vestige_bridge.sse import HEARTBEAT, Event, EventDecoder, EventTooLarge, Position, encode_event
 
 _fragments = [
     *(
@@ -144,3 +144,22 @@ def test_a_message_comes_out_of_its_event_as_it_was_but_for_line_breaks(template
     assert event.type == "message"
     assert event.data == re.sub(rb"[\r\n]+", b" ", data)
     assert json.loads(event.data, parse_int=float) == json.loads(data, parse_int=float)
+
+
+@pytest.mark.parametrize(
+    ("stream", "position"),
+    [
+        (b"data: 1\n\n", None),
+        (b"id: 1\ndata:\n\n", Position("1", None)),
+        (b"id: 1\nretry: 1500\n\n", Position("1", 1.5)),
+        (b"id: 1\n\nid: 2\ndata: cut", Position("1", None)),
+        (b"id: 1\n\ndata: 2\n\n", Position("1", None)),
+        (b"id: 1\n\nid\n\n", None),
+        (b"id: 1\n\nid: \x00\n\n", Position("1", None)),
+        (b"id: 1\nretry: soon\nretry: 99999999999\n\n", Position("1", None)),
+    ],
+)
+def test_a_stream_with_ids_can_be_resumed_after_its_last_whole_event(stream: bytes, position: Position | None) -> None:
+    decoder = EventDecoder(1000)
+    list(decoder.feed(stream))
+    assert decoder.position == position
