@@ -69,9 +69,22 @@ def is_modern(message: AnyMessage, header: str | None) -> bool:
     """
     if _VERSION in message.meta_keys:
         return True
+    require_supported(header, message)
+    return header == MODERN_VERSION
+
+
+def require_supported(header: str | None, message: AnyMessage | None = None) -> None:
+    """Refuses a version that is not spoken here (MCP 2025-11-25, basic/transports, protocol version header).
+
+    Parameters:
+        header: the value of ``MCP-Protocol-Version``, if it was sent.
+        message: the client's message, if there is one.
+
+    Errors:
+        UnsupportedProtocolVersion: with ``supported`` and ``requested``.
+    """
     if header is not None and header not in SUPPORTED_VERSIONS:
         raise _unsupported(header, message)
-    return header == MODERN_VERSION
 
 
 def require_valid(request: Request, http_headers: headers.Headers) -> None:
@@ -89,15 +102,15 @@ def require_valid(request: Request, http_headers: headers.Headers) -> None:
         raise InvalidParams(f'"params._meta" has to hold "{_VERSION}".', request_id=spelled_id)
     if capabilities is None or not isinstance(capabilities.value, dict):
         raise InvalidParams(f'"params._meta" has to hold "{_CAPABILITIES}", an object.', request_id=spelled_id)
-    if headers.mirrored(http_headers, headers.PROTOCOL_VERSION) != version.value:
+    if not headers.mirrors(http_headers, headers.PROTOCOL_VERSION, version.value):
         raise HeaderMismatch("The header MCP-Protocol-Version does not say what the body says.", request_id=spelled_id)
     if version.value != MODERN_VERSION:
         raise _unsupported(version.value, request)
-    if headers.mirrored(http_headers, headers.METHOD) != request.method:
+    if not headers.mirrors(http_headers, headers.METHOD, request.method):
         raise HeaderMismatch("The header Mcp-Method does not say what the body says.", request_id=spelled_id)
     named_by = _MIRRORED_IN_NAME.get(request.method)
     named = None if named_by is None else request.params.get(named_by)
-    if named is not None and headers.mirrored(http_headers, headers.NAME) != named.value:
+    if named is not None and not headers.mirrors(http_headers, headers.NAME, named.value):
         raise HeaderMismatch("The header Mcp-Name does not say what the body says.", request_id=spelled_id)
     if request.method in _REMOVED:
         raise MethodNotFound(f"{request.method} is not a method of {MODERN_VERSION}.", request_id=spelled_id)
@@ -221,7 +234,7 @@ def _can(capabilities: Mapping[str, object], feature: str, what: str) -> bool:
     return isinstance(features, dict) and features.get(what) is True
 
 
-def _unsupported(version: str, message: AnyMessage) -> UnsupportedProtocolVersion:
+def _unsupported(version: str, message: AnyMessage | None) -> UnsupportedProtocolVersion:
     return UnsupportedProtocolVersion(
         "This protocol version is not spoken here.",
         data={"supported": list(SUPPORTED_VERSIONS), "requested": version[:64]},

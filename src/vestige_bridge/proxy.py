@@ -13,9 +13,9 @@ from starlette.types import Receive, Scope, Send
 
 from vestige_bridge.deadlines import Deadlines
 from vestige_bridge.errors import BridgeError, InternalError, InvalidMessage, MethodNotAllowed, Overloaded
-from vestige_bridge.jsonrpc import parse_body
+from vestige_bridge.jsonrpc import parse_body, strict_body
 from vestige_bridge.messages import AnyMessage, Request
-from vestige_bridge.modern import MODERN_VERSION, is_modern
+from vestige_bridge.modern import MODERN_VERSION, is_modern, require_supported
 from vestige_bridge.per_client import ClientSessions
 from vestige_bridge.permission import CALL, require_read_only
 from vestige_bridge.relay import Waiter
@@ -63,6 +63,8 @@ class McpEndpoint:
 
     async def _serve(self, visit: Visit, http_method: str) -> None:
         own = self._client_sessions
+        if http_method in ("DELETE", "GET"):
+            require_supported(visit.protocol_version)
         if http_method == "DELETE":
             self._shared.require_not_ended(visit.caller)
             await (own.end(visit) if own is not None else self._shared.end(visit))
@@ -92,7 +94,7 @@ class McpEndpoint:
             return await self._stateless.serve(visit, message)
         self._shared.require_not_ended(visit.caller)
         if self._client_sessions is not None and _belongs_to_session(visit, message):
-            return await self._client_sessions.forward(visit, message, body)
+            return await self._client_sessions.forward(visit, message, strict_body(message.encoded()))
         await self._shared.serve(visit, message)
 
     async def _body(self, visit: Visit) -> bytes:
@@ -115,7 +117,7 @@ class McpEndpoint:
         if self._client_sessions is not None and visit.caller.session_id is not None:
             if visit.caller.read_only:
                 _require_whole(members)
-            return await self._client_sessions.forward(visit, None, body)
+            return await self._client_sessions.forward(visit, None, strict_body(body))
         await self._shared.serve_batch(visit, members)
 
     async def _permitted(self, members: Sequence[AnyMessage | BridgeError]) -> list[AnyMessage | BridgeError]:
