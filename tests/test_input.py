@@ -91,8 +91,8 @@ async def test_headers_of_the_modern_era_that_are_said_twice_are_one(scripted: B
     body = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "write", "_meta": META}}
     twice = {name: f"{value}, {value}" for name, value in MODERN_HEADERS.items()}
     assert (await scripted.post(body, twice)).status == 200
-    for name in MODERN_HEADERS:
-        answer = await scripted.post(body, MODERN_HEADERS | {name: f"{MODERN_HEADERS[name]}, other"})
+    for name, value in MODERN_HEADERS.items():
+        answer = await scripted.post(body, MODERN_HEADERS | {name: f"{value}, other"})
         assert (answer.status, answer.error["code"], answer.json["id"]) == (400, -32020, 1)
 
 
