@@ -47,6 +47,7 @@ _CACHEABLE: Final = frozenset(
 _NOT_CACHED: Final[Mapping[str, str]] = {"ttlMs": "0", "cacheScope": '"private"'}
 """The one honest hint for an upstream that gives none: what it says may change at once, and is for this caller."""
 
+_ACKNOWLEDGEMENT: Final = b'{"jsonrpc":"2.0","method":"notifications/subscriptions/acknowledged",'
 _STATUSES: Final[Mapping[float, int]] = {-32601: 404, -32602: 400, -32600: 400, -32700: 400, -32021: 400}
 _LEGACY_RESOURCE_NOT_FOUND: Final = -32002
 _INVALID_PARAMS: Final = -32602
@@ -201,15 +202,21 @@ class Subscription:
             self.uris = frozenset(uri for uri in uris if isinstance(uri, str))
             self._filter["resourceSubscriptions"] = sorted(self.uris)
 
+    def narrow(self, uris: frozenset[str]) -> None:
+        """Takes note of the resources whose updates upstream will tell, of those that it wants."""
+        if "resourceSubscriptions" in self._filter:
+            self.uris &= uris
+            self._filter["resourceSubscriptions"] = sorted(self.uris)
+
     def acknowledgement(self) -> bytes:
         """The first message of the stream: what of the wish will be honoured."""
-        return (
-            '{"jsonrpc":"2.0","method":"notifications/subscriptions/acknowledged",'
-            f'"params":{{"_meta":{self._meta},"notifications":{dump(self._filter)}}}}}'
-        ).encode()
+        params = f'{{"_meta":{self._meta},"notifications":{dump(self._filter)}}}'
+        return b'%b"params":%b}' % (_ACKNOWLEDGEMENT, params.encode())
 
     def tagged(self, data: bytes) -> bytes:
-        """A notification of upstream's with the id of this subscription in it."""
+        """A notification of upstream's with the id of this subscription in it; an acknowledgement has it already."""
+        if data.startswith(_ACKNOWLEDGEMENT):
+            return data
         text = data.decode()
         params = members_of(text).get("params")
         if params is None or text[params.start] != "{":

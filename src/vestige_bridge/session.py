@@ -46,6 +46,7 @@ from vestige_bridge.multiplexer import Caller
 from vestige_bridge.permission import CALL, require_read_only
 from vestige_bridge.settings import Settings
 from vestige_bridge.state import SessionFile
+from vestige_bridge.subscriptions import Subscriptions, Wish
 from vestige_bridge.tasks import Tasks
 from vestige_bridge.upstream import Upstream
 from vestige_bridge.wire import Wire
@@ -76,6 +77,7 @@ class Session:
         held: the upstream session, while there is one.
         tools: the tools that upstream announced, by their names.
         hub: who hears which notification.
+        subscriptions: what upstream is asked to tell on their behalf.
         sessions_opened: how many upstream sessions were opened so far.
         replays: how many times a request was sent again.
         failures: how many requests of clients ended without an answer, by reason.
@@ -103,6 +105,7 @@ class Session:
         self._report = report
         self._file = file
         self._tasks = Tasks()
+        self.subscriptions = Subscriptions(self.hub, self._tasks, self.connected, self._ask_for_clients)
         self._wire = Wire(upstream, self._tasks, self)
         self._deadlines: dict[float, Deadlines[Exchange]] = {}
         self._in_flight: set[Exchange] = set()
@@ -158,6 +161,20 @@ class Session:
             self._loop.call_soon(self._send_on_held, exchange)
         else:
             self._waiting[exchange] = None
+        return exchange
+
+    def request_to_hear(self, request: Request, caller: Caller, wish: Wish) -> Exchange:
+        """Accepts a client's request to be told of something; it needs no place in the window.
+
+        Parameters:
+            request: the request.
+            caller: whose it is.
+            wish: what it asks for.
+        """
+        exchange = self._open(request, caller, "", self._settings.request_timeout_seconds)
+        self._in_flight.add(exchange)
+        self._idle.clear()
+        self.subscriptions.serve(exchange, wish)
         return exchange
 
     def admit(self, requests: int) -> None:
@@ -252,18 +269,6 @@ class Session:
         if self.held is None:
             raise UpstreamUnavailable("There is no session with Vestige.")
         await self._discover(self.held, self._settings.check_timeout_seconds)
-
-    async def subscribe(self, uris: frozenset[str]) -> None:
-        """Has upstream tell of these resources."""
-        held = await self.connected()
-        for uri in sorted(uris):
-            await self._ask_quietly(held, "resources/subscribe", {"uri": uri})
-
-    def unsubscribe_unwanted(self, uris: frozenset[str]) -> None:
-        """Has upstream tell no more of those of these resources that nobody wants to hear of now."""
-        held = self.held
-        if held is not None:
-            self._tasks.start(self._unsubscribe(held, uris - self.hub.uris))
 
     async def drain(self, timeout_seconds: float) -> None:
         """Takes no more requests and waits for those in flight; those that do not end in time are answered 504."""
@@ -426,6 +431,7 @@ class Session:
         self.held = None
         if self._listening is not None:
             self._listening.cancel()
+        self.subscriptions.end()
 
     async def _connect(self) -> HeldSession:
         try:
@@ -437,7 +443,7 @@ class Session:
         self.sessions_opened += 1
         self._report(None)
         self._listening = self._tasks.start(self._listen(held))
-        self._tasks.start(self._restore(held))
+        self.subscriptions.begin(held)
         return held
 
     async def _handshake(self) -> HeldSession:
@@ -503,23 +509,8 @@ class Session:
                 log.debug("Upstream's own stream was cut: %s", error)
             await asyncio.sleep(LISTEN_AGAIN_SECONDS)
 
-    async def _restore(self, held: HeldSession) -> None:
-        """Asks a new session for what clients asked of the last one."""
-        level = self.hub.level
-        asked = [] if level is None else [("logging/setLevel", {"level": level})]
-        asked += [("resources/subscribe", {"uri": uri}) for uri in sorted(self.hub.uris)]
-        for method, params in asked:
-            await self._ask_quietly(held, method, params)
-
-    async def _unsubscribe(self, held: HeldSession, uris: frozenset[str]) -> None:
-        for uri in sorted(uris):
-            await self._ask_quietly(held, "resources/unsubscribe", {"uri": uri})
-
-    async def _ask_quietly(self, held: HeldSession, method: str, params: Mapping[str, object]) -> None:
-        try:
-            await self._ask(held, method, params, timeout_seconds=self._settings.check_timeout_seconds)
-        except BridgeError as error:
-            log.debug("Upstream did not answer %s: %s", method, error)
+    async def _ask_for_clients(self, held: HeldSession, method: str, params: Mapping[str, object]) -> Answered:
+        return await self._ask(held, method, params, timeout_seconds=self._settings.request_timeout_seconds)
 
     async def _rediscover(self) -> None:
         await asyncio.sleep(REDISCOVERY_DELAY_SECONDS)

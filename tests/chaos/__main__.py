@@ -21,11 +21,13 @@ from chaos.account import ZEROS, Figures
 from chaos.canaries import canaries
 from chaos.collisions import one_id
 from chaos.doors import doors
+from chaos.halves import halves
 from chaos.mutations import mutations
 from chaos.outages import kills, network, restarts
 from chaos.slowness import slowness
 from chaos.soak import soak
 from chaos.stack import Run
+from chaos.tasks import tasks
 from compatibility import package_version, write_section
 from harness import ROOT, SERVER_EVERYTHING, SUPERGATEWAY
 
@@ -38,6 +40,8 @@ FAULTS: dict[str, Callable[[Run], Awaitable[Figures]]] = {
     "F6": soak,
     "F7": slowness,
     "network": network,
+    "F9": halves,
+    "F10": tasks,
     "F8": canaries,
 }
 """In this order: the last one searches what the others have left."""

@@ -18,7 +18,7 @@ from typing import Any
 
 import uvloop
 
-from vestige_bridge import __main__, jsonrpc, proxy
+from vestige_bridge import __main__, jsonrpc, proxy, shared, stateless
 from vestige_bridge.errors import InvalidMessage
 from vestige_bridge.lifecycle import HeldSession
 from vestige_bridge.messages import Request
@@ -108,6 +108,18 @@ def a_task_is_left() -> None:
     _with_each_body(lambda _: tasks.append(asyncio.get_running_loop().create_task(asyncio.sleep(3600))))
 
 
+def halves_pass() -> None:
+    """Halves of characters travel upstream."""
+    jsonrpc.replace_unpaired_surrogates = lambda text: text  # type: ignore[attr-defined]
+
+
+def tasks_pass() -> None:
+    """Tasks are made and asked for on the session of all."""
+    for module in (shared, stateless):
+        module.is_about_tasks = lambda _: False  # type: ignore[attr-defined]
+        module.without_task = lambda request: request  # type: ignore[attr-defined]
+
+
 def _with_each_body(do: Callable[[bytes], None]) -> None:
     def parse_body(body: bytes) -> Any:
         do(body)
@@ -120,7 +132,7 @@ DEFECTS: dict[str, Callable[[], None]] = {
     it.__name__: it
     for it in (
         *(replay_always, ids_as_they_are, no_drain, tokens_by_prefix, no_answer_limit, renewed_on_garbage),
-        *(bodies_in_the_log, a_task_is_left),
+        *(bodies_in_the_log, a_task_is_left, halves_pass, tasks_pass),
     )
 }
 

@@ -1,10 +1,12 @@
 // An MCP server over stdio that writes down each call before it answers it: one line, one write, to the file JOURNAL.
 // `write` must not run twice, `set` may, `read` changes nothing; all three do the same and answer with their own key.
+// Its parser is as strict as Vestige's.
 import { openSync, writeSync } from 'node:fs'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Server } from '@modelcontextprotocol/sdk/server/index.js'
 import { StdioServerTransport } from '@modelcontextprotocol/sdk/server/stdio.js'
 import { CallToolRequestSchema, ListToolsRequestSchema } from '@modelcontextprotocol/sdk/types.js'
+import { strictInput } from '../strict.mjs'
 
 const journal = openSync(process.env.JOURNAL, 'a')
 const tools = { write: {}, set: { idempotentHint: true }, read: { readOnlyHint: true } }
@@ -31,4 +33,4 @@ server.setRequestHandler(CallToolRequestSchema, async ({ params }, { signal, sen
   return { content: [{ type: 'text', text: `${params.name} ${key}${'.'.repeat(characters)}` }] }
 })
 
-await server.connect(new StdioServerTransport())
+await server.connect(new StdioServerTransport(strictInput()))

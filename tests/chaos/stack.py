@@ -88,7 +88,10 @@ class BridgeProcess:
             "VESTIGE_BRIDGE_METRICS_PORT": str(self.metrics_port),
         }
         defaults = {"REQUEST_TIMEOUT_SECONDS": "10", "LOG_LEVEL": "debug"}
-        environ |= {f"VESTIGE_BRIDGE_{name}": value for name, value in {**defaults, **settings}.items()}
+        environ |= {
+            name if name.startswith("VESTIGE_") else f"VESTIGE_BRIDGE_{name}": value
+            for name, value in {**defaults, **settings}.items()
+        }
         with self.log.open("wb") as log:
             self.process = psutil.Popen(
                 [sys.executable, "-m", "chaos.launch", run.defect], env=environ, stderr=log, stdin=subprocess.DEVNULL
