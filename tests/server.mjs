@@ -1,5 +1,6 @@
 // An MCP server over stdio with all that a legacy server can do, under the names that the conformance suite asks for,
-// and with the few tools more that show what became of a call: `wait`, `waits`, `large`, `touch`.
+// and with the few tools more that show what became of a call: `wait`, `waits`, `large`, `touch`, `touch_part`. Its
+// parser is as strict as Vestige's.
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Server } from '@modelcontextprotocol/sdk/server/index.js'
 import { StdioServerTransport } from '@modelcontextprotocol/sdk/server/stdio.js'
@@ -20,6 +21,7 @@ import {
   SubscribeRequestSchema,
   UnsubscribeRequestSchema
 } from '@modelcontextprotocol/sdk/types.js'
+import { strictInput } from './strict.mjs'
 
 const PNG =
   'iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=='
@@ -169,6 +171,10 @@ const tools = {
   async touch({ uri }) {
     if (subscribed.has(uri)) await server.sendResourceUpdated({ uri })
     return text(subscribed.has(uri))
+  },
+  async touch_part({ uri, part }) {
+    if (subscribed.has(uri)) await server.sendResourceUpdated({ uri: uri + part })
+    return text(subscribed.has(uri))
   }
 }
 const inputs = {
@@ -176,7 +182,8 @@ const inputs = {
   test_elicitation: { message: string },
   wait: { name: string, steps: number },
   large: { characters: number },
-  touch: { uri: string }
+  touch: { uri: string },
+  touch_part: { uri: string, part: string }
 }
 const reads = { annotations: { readOnlyHint: true } }
 
@@ -253,4 +260,4 @@ server.setRequestHandler(CompleteRequestSchema, ({ params }) => ({
 }))
 server.setRequestHandler(SetLevelRequestSchema, () => ({}))
 
-await server.connect(new StdioServerTransport())
+await server.connect(new StdioServerTransport(strictInput()))

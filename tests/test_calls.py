@@ -39,7 +39,7 @@ def surroundings(variables: Mapping[str, str]) -> dict[str, str]:
     return {**inherited, "COLUMNS": "60", **variables}
 
 
-async def start(*words: str, variables: Mapping[str, str], **streams: Any) -> asyncio.subprocess.Process:
+async def start(*words: str | bytes, variables: Mapping[str, str], **streams: Any) -> asyncio.subprocess.Process:
     """Starts a command; each stream that is not given is a pipe."""
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), asyncio.subprocess.PIPE) | streams
     return await asyncio.create_subprocess_exec(
@@ -47,17 +47,17 @@ async def start(*words: str, variables: Mapping[str, str], **streams: Any) -> as
     )
 
 
-async def run(*words: str, stdin: str = "", **variables: str) -> Done:
+async def run(*words: str | bytes, stdin: str | bytes = "", **variables: str) -> Done:
     """Runs a command between pipes, to its end."""
     process = await start(*words, variables=variables)
     async with asyncio.timeout(30):
-        out, err = await process.communicate(stdin.encode())
+        out, err = await process.communicate(stdin.encode() if isinstance(stdin, str) else stdin)
     assert process.returncode is not None
     assert TOKEN not in (out + err).decode()
     return Done(process.returncode, out.decode(), err.decode())
 
 
-async def ask(served: Bridge, *words: str, stdin: str = "", **variables: str) -> Done:
+async def ask(served: Bridge, *words: str | bytes, stdin: str | bytes = "", **variables: str) -> Done:
     """Runs a command that asks this bridge, by its settings."""
     port = served.origin.rpartition(":")[2]
     return await run(*words, stdin=stdin, **{"VESTIGE_BRIDGE_PORT": port, "VESTIGE_AUTH_TOKEN": TOKEN, **variables})
@@ -134,6 +134,28 @@ async def test_values_are_typed_by_the_schema_of_the_tool(everything: Bridge) ->
     assert done.json["content"][0]["text"] == "The sum of 2 and 40 is 42."
     done = await ask(everything, "call", "echo", "message=42")
     assert done.json["content"][0]["text"] == "Echo: 42"
+
+
+@pytest.mark.parametrize(
+    ("words", "stdin", "said"),
+    [
+        ([b"message=-"], b"caf\xe9", "byte 4 of it is 0xe9"),
+        ([b"--json", b"-"], b'{"message":"\xff"}', "byte 13 of it is 0xff"),
+        ([b"-"], b"\xc3", "byte 1 of it is 0xc3"),
+        ([b"message=caf\xe9"], b"", "the byte 0xe9"),
+        ([b"--json", b'{"message":"\xe9"}'], b"", "the byte 0xe9"),
+    ],
+)
+async def test_input_that_is_no_utf_8_is_one_sentence_and_nothing_is_sent(
+    scripted: Bridge, upstream: ScriptedUpstream, words: list[bytes], stdin: bytes, said: str
+) -> None:
+    for locale in ("C.UTF-8", "POSIX"):
+        done = await ask(scripted, b"call", b"read", *words, stdin=stdin, LC_ALL=locale)
+        assert (done.status, done.out) == (2, "")
+        assert done.err.count("\n") == 1
+        assert "UTF-8" in done.err
+        assert said in done.err
+    assert upstream.count("tools/call") == 0
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,8 @@ CAUGHT_BY = {
     "no_answer_limit": ("F7", 0.01, "grown"),
     "bodies_are_rewritten": ("strangers", 0.01, "wrong"),
     "bodies_in_the_log": ("F8", 0.01, "leaked"),
+    "halves_pass": ("F9", 0.001, "failed"),
+    "tasks_pass": ("F10", 0.01, "wrong"),
 }
 
 
@@ -35,7 +37,9 @@ async def test_a_planted_defect_is_caught(defect: str, tmp_path: Path) -> None:
     assert figures.zeros[column] > 0, figures
 
 
-@pytest.mark.parametrize("fault", ["F3", "F5", "F8", "network", "cancellations", "hung", "fuzz-per-client"])
+@pytest.mark.parametrize(
+    "fault", ["F3", "F5", "F8", "F9", "F10", "network", "cancellations", "hung", "fuzz-per-client"]
+)
 async def test_the_bridge_as_it_is_passes(fault: str, tmp_path: Path) -> None:
     figures = await FAULTS[fault](Run(1, 0.01, tmp_path))
     assert figures.zeros.total() == 0, figures

@@ -19,6 +19,20 @@ export function asString(value: unknown): string | undefined {
   return typeof value === "string" ? value : undefined;
 }
 
+/**
+ * The first `count` characters of the text, by code points. Cut by its length, a text can end in half a character:
+ * strict JSON parsers, Vestige's among them, refuse that.
+ */
+export function firstCharacters(text: string, count: number): string {
+  let end = 0;
+  let taken = 0;
+  for (const character of text) {
+    if (taken++ === count) break;
+    end += character.length;
+  }
+  return text.slice(0, end);
+}
+
 /** The parsed text, or undefined when it is not JSON. */
 export function parseJson(text: string): unknown {
   try {

@@ -8,7 +8,7 @@
 import { ToolInputError } from "./errors.ts";
 import type { Tool } from "./client.ts";
 import { significantWords } from "./memories.ts";
-import { asArray, asObject, asString, isObject, type JsonObject } from "./json.ts";
+import { asArray, asObject, asString, firstCharacters, isObject, type JsonObject } from "./json.ts";
 
 export interface Intents {
   search: { query: string; limit?: number };
@@ -150,7 +150,7 @@ function sessionArguments({ topics, codebase }: Intents["recallContext"]): JsonO
 /** The name ends in a digest of the content: the same memory twice is one, two that begin alike are two. */
 async function asEntity({ content, tags, type }: Intents["remember"]): Promise<JsonObject> {
   const digest = Buffer.from(await crypto.subtle.digest("SHA-256", new TextEncoder().encode(content)));
-  const start = content.replace(/\s+/g, " ").trim().slice(0, 48).trim();
+  const start = firstCharacters(content.replace(/\s+/g, " ").trim(), 48).trim();
   return {
     name: `${start} #${digest.toString("hex", 0, 4)}`,
     entityType: type ?? "memory",

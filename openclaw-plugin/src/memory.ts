@@ -2,7 +2,7 @@
 
 import type { Caller, Tool, ToolResult, VestigeClient } from "./client.ts";
 import { ToolInputError, VestigeError } from "./errors.ts";
-import type { JsonObject } from "./json.ts";
+import { firstCharacters, type JsonObject } from "./json.ts";
 import { isDestructive, plan, type Intent, type Intents } from "./mapping.ts";
 import { readMemories, type Memory } from "./memories.ts";
 
@@ -81,7 +81,7 @@ async function callAll(client: VestigeClient, tool: string, calls: JsonObject[],
 }
 
 function succeeded({ text, failed }: ToolResult): string {
-  if (failed) throw new VestigeError(`Vestige could not do that: ${text.slice(0, 2000)}`);
+  if (failed) throw new VestigeError(`Vestige could not do that: ${firstCharacters(text, 2000)}`);
   return text;
 }
 

@@ -1,7 +1,7 @@
 /** `autoRecall`: what the memory knows about a user's request is put before the prompt, marked as untrusted. */
 
 import type { VestigeClient } from "./client.ts";
-import { asObject } from "./json.ts";
+import { asObject, firstCharacters } from "./json.ts";
 import { findMemories } from "./memory.ts";
 import type { Memory } from "./memories.ts";
 import type { BeforePromptBuildContext, BeforePromptBuildEvent, PluginApi } from "./openclaw.ts";
@@ -51,7 +51,7 @@ export function registerRecall(api: PluginApi, settings: RecallSettings, client:
 function readRequest(event: BeforePromptBuildEvent, context: BeforePromptBuildContext): string | undefined {
   const origin = context.inputProvenance?.kind;
   if (context.trigger !== "user" || (origin !== undefined && origin !== "external_user")) return undefined;
-  const request = (event.currentUserMessage ?? event.prompt).trim().slice(0, QUERY_CHARS);
+  const request = firstCharacters((event.currentUserMessage ?? event.prompt).trim(), QUERY_CHARS);
   return request === "" ? undefined : request;
 }
 

@@ -63,6 +63,17 @@ test("arguments that a tool does not announce are left out", async () => {
   assert.deepEqual((await plan("remember", INPUT.remember, tools)).calls, [{ content: INPUT.remember.content }]);
 });
 
+test("a name made of a memory's beginning never ends in half a character", async () => {
+  const tools = [{ name: "create_entities", description: "", annotations: {}, inputSchema: { properties: { entities: {} } } }];
+  for (const before of [46, 47, 48]) {
+    const content = "x".repeat(before) + "😀".repeat(4);
+    const [call] = (await plan("remember", { content }, tools)).calls;
+    const [entity] = call?.["entities"] as [{ name: string }];
+    assert.ok(entity.name.isWellFormed(), entity.name);
+    assert.match(entity.name, new RegExp(`^x{${before}}(😀){${48 - before}} #[0-9a-f]{8}$`, "u"));
+  }
+});
+
 test("an older memory tool that knows only delete is told to delete", async () => {
   const inputSchema = { properties: { action: { enum: ["get", "delete"] }, id: {} } };
   const planned = await plan("forget", { id: "m-1" }, [{ name: "memory", description: "", annotations: {}, inputSchema }]);

@@ -1,5 +1,8 @@
 import assert from "node:assert/strict";
+import { createServer } from "node:http";
+import type { AddressInfo } from "node:net";
 import { after, test } from "node:test";
+import { asObject, asString, type JsonObject } from "../src/json.ts";
 import type { BeforePromptBuildContext } from "../src/openclaw.ts";
 import { prependMemories } from "../src/recall.ts";
 import { readRecallSettings } from "../src/settings.ts";
@@ -47,6 +50,33 @@ test("the user's own words are searched for, not the history before them", async
   const event = { prompt: `[history] ${"unrelated words ".repeat(40)}`, currentUserMessage: PROMPT };
   assert.match((await host.recall(event, USER))?.prependContext ?? "", /PostgreSQL/);
   assert.equal(await host.recall({ prompt: PROMPT, currentUserMessage: "" }, USER), undefined);
+});
+
+test("a long request is searched for up to a whole character", async () => {
+  const searched: string[] = [];
+  const { port } = await new Promise<{ port: number }>((listening) => {
+    const server = createServer((request, response) => {
+      let body = "";
+      request.on("data", (chunk: Buffer) => (body += chunk.toString()));
+      request.on("end", () => {
+        const { id, method, params } = JSON.parse(body) as { id: unknown; method: string; params: JsonObject };
+        if (method === "tools/call") searched.push(asString(asObject(params["arguments"])["query"]) ?? "");
+        const tools = [{ name: "search", inputSchema: { type: "object", properties: { query: {} } } }];
+        const result = method === "tools/call" ? { content: [] } : { tools };
+        response.setHeader("Content-Type", "application/json").end(JSON.stringify({ jsonrpc: "2.0", id, result }));
+      });
+    });
+    after(() => {
+      server.close();
+    });
+    server.listen(0, "127.0.0.1", () => {
+      listening(server.address() as AddressInfo);
+    });
+  });
+  const asking = Host.load({ ...config, serverUrl: `http://127.0.0.1:${port}` }, ALLOWED);
+  await recall(asking, "a".repeat(499) + "😀😀");
+  assert.deepEqual(asking.warnings, []);
+  assert.deepEqual(searched, ["a".repeat(499) + "😀"]);
 });
 
 test("what scores below the threshold is left out", async () => {

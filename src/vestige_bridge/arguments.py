@@ -44,6 +44,8 @@ def parse_words(words: list[str], schema: Schema, read_stdin: Callable[[], str])
     Errors:
         UsageError: they are not what the schema takes.
     """
+    for word in words:
+        _require_utf8(word)
     if words == [STDIN]:
         return parse_json(read_stdin(), schema)
     if sum(word.endswith(f"={STDIN}") for word in words) > 1:
@@ -66,6 +68,7 @@ def parse_json(text: str, schema: Schema) -> dict[str, Any]:
     Errors:
         UsageError: it is none, or not what the schema takes.
     """
+    _require_utf8(text)
     try:
         arguments = _parsed(text)
     except (ValueError, RecursionError) as error:
@@ -215,6 +218,13 @@ def _require_complete(arguments: Mapping[str, Any], schema: Schema) -> None:
     missing = [name for name in required_arguments(schema) if name not in arguments]
     if missing:
         raise UsageError(f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing.")
+
+
+def _require_utf8(text: str) -> None:
+    """Refuses what the shell gave as other bytes; Python keeps them as surrogates (PEP 383)."""
+    byte = next((ord(it) - 0xDC00 for it in text if "\udc80" <= it <= "\udcff"), None)
+    if byte is not None:
+        raise UsageError(f"An argument is not UTF-8 text: it holds the byte 0x{byte:02x}.")
 
 
 def _mapping(value: object) -> Mapping[str, Any]:

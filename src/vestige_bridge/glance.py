@@ -140,9 +140,11 @@ def scan(text: str) -> AnyMessage | None:
         return Response(text, id=place, failed="error" in members, places=None)
     if not isinstance(method, str) or (place is None and "id" in members):
         return None
+    if "params" in members and not isinstance(members["params"], (tuple, list)):
+        return None
     params = _object(members["params"]) if "params" in members else {}
     meta = _object(params["_meta"]) if params and "_meta" in params else {}
-    if params is None or meta is None or _have_twins(params, meta):
+    if params is None or meta is None or "task" in params or _have_twins(params, meta):
         return None
     token = None
     if "progressToken" in meta and (token := _scan_token(text, meta["progressToken"])) is None:
@@ -156,6 +158,7 @@ def scan(text: str) -> AnyMessage | None:
         id=place,
         name=name if isinstance(name, str) else None,
         progress_token=token,
+        task=None,
         meta_keys=meta.keys(),
         places=None,
     )

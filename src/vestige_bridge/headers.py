@@ -163,15 +163,40 @@ def trace_id(headers: Headers) -> str | None:
     return match["trace_id"].decode("ascii") if match else None
 
 
-def mirrored(headers: Headers, name: bytes) -> str | None:
-    """The value of a header that mirrors a part of the body (MCP 2026-07-28, basic/transports).
+def single_value(headers: Headers, name: bytes) -> str | None:
+    """The value of a header that can have only one, read as Latin-1; ``None`` when it is missing or empty.
 
-    What cannot stand in a header comes as ``=?base64?…?=``. ``None`` when it is missing, there twice, or spoilt.
+    Equal values are one, however they are split over lines and commas (RFC 9110, section 5.3). Different ones are
+    returned together, separated by commas: no single value looks like that.
     """
-    values = headers.get_all(name)
-    if len(values) != 1:
-        return None
-    value = values[0].strip(b" \t")
+    value = headers.joined(name).strip(b" \t")
+    if b"," in value:
+        value = b", ".join(dict.fromkeys(part.strip(b" \t") for part in value.split(b",")))
+    return value.decode("latin-1") or None
+
+
+def mirrors(headers: Headers, name: bytes, value: object) -> bool:
+    """Whether a header says what a part of the body says (MCP 2026-07-28, basic/transports).
+
+    What cannot stand in a header comes as ``=?base64?…?=``. Repeating the value, on lines of their own or behind a
+    comma, changes nothing.
+
+    Parameters:
+        headers: the headers of the request.
+        name: the name of the header.
+        value: the part of the body.
+    """
+    joined = headers.joined(name).strip(b" \t")
+    if not isinstance(value, str) or name not in headers:
+        return False
+    spelled = re.escape(value.encode(errors="surrogatepass"))
+    # A value may hold commas itself, so it is looked for as a whole before the commas are taken for separators.
+    if re.fullmatch(rb"%b(?:[ \t]*,[ \t]*%b)*" % (spelled, spelled), joined):
+        return True
+    return all(_decoded(part.strip(b" \t")) == value for part in joined.split(b","))
+
+
+def _decoded(value: bytes) -> str | None:
     encoded = _base64_value(value)
     try:
         return (base64.b64decode(encoded.group(1), validate=True) if encoded else value).decode()

@@ -6,35 +6,36 @@ The law of this room: what it lets pass no two readers can read as two different
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NoReturn
+from typing import Final, NoReturn
 
 from vestige_bridge.errors import RENDERINGS, BridgeError, InvalidMessage, ParseError
 from vestige_bridge.glance import scan
 from vestige_bridge.messages import AnyMessage, Notification, Request, Response, is_token
-from vestige_bridge.places import after_space, dump, elements, find_places
+from vestige_bridge.places import Value, after_space, dump, elements, find_places, without_member
+from vestige_bridge.strict import NESTING_LIMIT, is_too_deep, replace_unpaired_surrogates, shallow
+
+INITIALIZED: Final = "notifications/initialized"
+CANCELLED: Final = "notifications/cancelled"
 
 
 def parse_body(body: bytes) -> AnyMessage | list[AnyMessage | InvalidMessage]:
     """The message in a body, or the members of a batch in their order, each a message or what is wrong with it.
 
     Parameters:
-        body: the bytes of an HTTP body, JSON in UTF-8 (RFC 8259).
+        body: the bytes of an HTTP body, JSON in UTF-8 (RFC 8259), with or without a byte order mark.
 
     Errors:
-        ParseError: the bytes are not JSON.
+        ParseError: the bytes are not JSON, or a message is nested too deeply.
         InvalidMessage: they are JSON and no JSON-RPC 2.0 message, or an empty batch (JSON-RPC 2.0, section 6).
     """
-    try:
-        text = body.decode()
-    except UnicodeDecodeError:
-        raise ParseError("The body is not valid UTF-8.") from None
+    text = _decoded(body)
     if text[:1] == "{":
-        return parse_message(text)
+        return _parse_from_client(text)
     start = after_space(text, 0)
     if start == len(text):
         raise ParseError("The body is empty; send one JSON-RPC request.")
     if text[start] != "[":
-        return parse_message(text)
+        return _parse_from_client(text)
     return [_parse_member(text[begin:end]) for begin, end in elements(text, start)]
 
 
@@ -46,6 +47,73 @@ def parse_message(text: str) -> AnyMessage:
         InvalidMessage: it is JSON and no JSON-RPC 2.0 message.
     """
     return scan(text) or _parse(text)
+
+
+def _decoded(body: bytes) -> str:
+    """The text of a body (RFC 8259, section 8.1: a reader may ignore a byte order mark)."""
+    try:
+        return body.decode().removeprefix("\ufeff")
+    except UnicodeDecodeError:
+        raise ParseError("The body is not valid UTF-8.") from None
+
+
+def _parse_from_client(text: str) -> AnyMessage:
+    """A client's message in the form in which any upstream takes it."""
+    if is_too_deep(text):
+        raise ParseError(f"The message is nested deeper than {NESTING_LIMIT} levels.", request_id=_find_id(text))
+    message = scan(text) or _with_params_of_use(_parse(text))
+    if isinstance(message, Request) and message.method == INITIALIZED:
+        # Some clients give it an id, and wait for no answer.
+        message = parse_message(without_member(message.text, message.id))
+    return _with_whole_characters(message)
+
+
+def _with_params_of_use(message: AnyMessage) -> AnyMessage:
+    """The message without ``params`` that are ``null``.
+
+    Errors:
+        InvalidMessage: its ``params`` are neither an object nor an array (JSON-RPC 2.0, section 4.2).
+    """
+    params = message.members.get("params")
+    if isinstance(message, Response) or params is None or message.text[params.start] in "{[":
+        return message
+    if message.spelled(params) != "null":
+        request_id = message.spelled_id if isinstance(message, Request) else None
+        raise InvalidMessage('"params" has to be an object or an array.', request_id=request_id)
+    return parse_message(without_member(message.text, params))
+
+
+def _with_whole_characters(message: AnyMessage) -> AnyMessage:
+    """The message without unpaired surrogates, but for those in an id or a token: they never travel upstream."""
+    text = message.text
+    whole = replace_unpaired_surrogates(text)
+    if whole == text:
+        return message
+    for value in _mapped_values(message):
+        whole = whole[: value.start] + text[value.start : value.end] + whole[value.end :]
+    return parse_message(whole)
+
+
+def _mapped_values(message: AnyMessage) -> list[Value]:
+    """What the multiplexer gives other values on the way upstream, and its own again on the way back."""
+    if isinstance(message, Request):
+        return [message.id] if message.progress_token is None else [message.id, message.progress_token]
+    if isinstance(message, Notification) and message.method == CANCELLED and "requestId" in message.params:
+        return [message.params["requestId"]]
+    return []
+
+
+def _find_id(text: str) -> str | None:
+    """The id of a message that is nested too deeply to be parsed, as it is spelled."""
+    text = shallow(text)
+    try:
+        members, _, _, repeated = find_places(text)
+    except InvalidMessage:
+        return None
+    request_id = members.get("id")
+    if request_id is None or "id" in repeated or not is_token(request_id):
+        return None
+    return text[request_id.start : request_id.end]
 
 
 def _parse(text: str) -> AnyMessage:
@@ -90,6 +158,7 @@ def _parse(text: str) -> AnyMessage:
         id=request_id,
         name=name.value if name is not None and isinstance(name.value, str) else None,
         progress_token=token,
+        task=params.get("task"),
         meta_keys=meta.keys(),
         places=places,
     )
@@ -155,6 +224,6 @@ def build_method_not_found(spelled_id: str) -> bytes:
 
 def _parse_member(text: str) -> AnyMessage | InvalidMessage:
     try:
-        return parse_message(text)
+        return _parse_from_client(text)
     except InvalidMessage as error:
         return error

@@ -13,9 +13,10 @@ from typing import Any, Final, NamedTuple
 from vestige_bridge import __version__
 from vestige_bridge.errors import UpstreamProtocolError
 from vestige_bridge.headers import PROTOCOL_VERSION, SESSION_ID, header_lines
-from vestige_bridge.jsonrpc import build_request
+from vestige_bridge.jsonrpc import build_request, parse_message
 from vestige_bridge.messages import Request, Response
 from vestige_bridge.modern import LEGACY_VERSIONS
+from vestige_bridge.places import members_of, without_member
 
 REPEATABLE_METHODS: Final = frozenset(
     {
@@ -32,6 +33,7 @@ REPEATABLE_METHODS: Final = frozenset(
 """The methods that change nothing, so that running one twice is as good as once."""
 
 INITIALIZE: Final = "initialize"
+_TASK_METHODS: Final = ("tasks/", "notifications/tasks/")
 
 _METHOD_NOT_FOUND: Final = -32601
 _SESSION_REFUSAL: Final = {
@@ -113,11 +115,12 @@ def read_initialize(response: Response, session_id: str | None) -> HeldSession:
     version, server, capabilities = (result.get(key) for key in ("protocolVersion", "serverInfo", "capabilities"))
     if version not in LEGACY_VERSIONS or not isinstance(server, dict):
         raise UpstreamProtocolError("Vestige speaks no protocol version known here.", detail=f"version {version!r}")
+    capabilities = capabilities if isinstance(capabilities, dict) else {}
     return HeldSession(
         session_id=session_id,
         protocol_version=version,
-        capabilities=capabilities if isinstance(capabilities, dict) else {},
-        initialize_result=response.spelled(response.members["result"]),
+        capabilities={key: value for key, value in capabilities.items() if key != "tasks"},
+        initialize_result=_without_tasks(response.spelled(response.members["result"])),
         server_name=str(server.get("name", "")),
         server_version=str(server.get("version", "")),
     )
@@ -131,6 +134,34 @@ def refuses_session(body: bytes) -> bool:
         return bool(json.loads(body) == _SESSION_REFUSAL)
     except (ValueError, RecursionError):
         return False
+
+
+def is_about_tasks(method: str) -> bool:
+    """Whether a request or a notification is about tasks.
+
+    A task belongs to a session, and whoever is on it may list, read and cancel it (MCP 2025-11-25,
+    basic/utilities/tasks): on a session that principals share there can be none.
+    """
+    return method.startswith(_TASK_METHODS)
+
+
+def without_task(request: Request) -> Request:
+    """The request without ``params.task``, which a server without tasks has to ignore (same section)."""
+    if request.task is None:
+        return request
+    plain = parse_message(without_member(request.text, request.task))
+    if not isinstance(plain, Request):
+        raise TypeError("a request stays a request")
+    return plain
+
+
+def _without_tasks(initialize_result: str) -> str:
+    """The InitializeResult of an upstream whose tasks are not offered."""
+    capabilities = members_of(initialize_result).get("capabilities")
+    if capabilities is None or not isinstance(capabilities.value, dict):
+        return initialize_result
+    tasks = members_of(initialize_result, capabilities.start).get("tasks")
+    return initialize_result if tasks is None else without_member(initialize_result, tasks)
 
 
 class ToolPage(NamedTuple):

@@ -84,9 +84,10 @@ class Request(Message):
         id: its id.
         name: ``params.name``: the tool or prompt that is asked for.
         progress_token: ``params._meta.progressToken`` (MCP 2025-11-25, basic/utilities/progress).
+        task: ``params.task``, which asks for a task instead of an answer (MCP 2025-11-25, basic/utilities/tasks).
     """
 
-    __slots__ = ("id", "method", "name", "progress_token")
+    __slots__ = ("id", "method", "name", "progress_token", "task")
 
     def __init__(
         self,
@@ -96,6 +97,7 @@ class Request(Message):
         id: Value,  # noqa: A002
         name: str | None,
         progress_token: Value | None,
+        task: Value | None,
         meta_keys: Collection[str],
         places: Places | None,
     ) -> None:
@@ -106,6 +108,7 @@ class Request(Message):
         self.id = id
         self.name = name
         self.progress_token = progress_token
+        self.task = task
 
     @property
     def spelled_id(self) -> str:

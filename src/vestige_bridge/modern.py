@@ -47,6 +47,7 @@ _CACHEABLE: Final = frozenset(
 _NOT_CACHED: Final[Mapping[str, str]] = {"ttlMs": "0", "cacheScope": '"private"'}
 """The one honest hint for an upstream that gives none: what it says may change at once, and is for this caller."""
 
+_ACKNOWLEDGEMENT: Final = b'{"jsonrpc":"2.0","method":"notifications/subscriptions/acknowledged",'
 _STATUSES: Final[Mapping[float, int]] = {-32601: 404, -32602: 400, -32600: 400, -32700: 400, -32021: 400}
 _LEGACY_RESOURCE_NOT_FOUND: Final = -32002
 _INVALID_PARAMS: Final = -32602
@@ -69,9 +70,22 @@ def is_modern(message: AnyMessage, header: str | None) -> bool:
     """
     if _VERSION in message.meta_keys:
         return True
+    require_supported(header, message)
+    return header == MODERN_VERSION
+
+
+def require_supported(header: str | None, message: AnyMessage | None = None) -> None:
+    """Refuses a version that is not spoken here (MCP 2025-11-25, basic/transports, protocol version header).
+
+    Parameters:
+        header: the value of ``MCP-Protocol-Version``, if it was sent.
+        message: the client's message, if there is one.
+
+    Errors:
+        UnsupportedProtocolVersion: with ``supported`` and ``requested``.
+    """
     if header is not None and header not in SUPPORTED_VERSIONS:
         raise _unsupported(header, message)
-    return header == MODERN_VERSION
 
 
 def require_valid(request: Request, http_headers: headers.Headers) -> None:
@@ -89,15 +103,15 @@ def require_valid(request: Request, http_headers: headers.Headers) -> None:
         raise InvalidParams(f'"params._meta" has to hold "{_VERSION}".', request_id=spelled_id)
     if capabilities is None or not isinstance(capabilities.value, dict):
         raise InvalidParams(f'"params._meta" has to hold "{_CAPABILITIES}", an object.', request_id=spelled_id)
-    if headers.mirrored(http_headers, headers.PROTOCOL_VERSION) != version.value:
+    if not headers.mirrors(http_headers, headers.PROTOCOL_VERSION, version.value):
         raise HeaderMismatch("The header MCP-Protocol-Version does not say what the body says.", request_id=spelled_id)
     if version.value != MODERN_VERSION:
         raise _unsupported(version.value, request)
-    if headers.mirrored(http_headers, headers.METHOD) != request.method:
+    if not headers.mirrors(http_headers, headers.METHOD, request.method):
         raise HeaderMismatch("The header Mcp-Method does not say what the body says.", request_id=spelled_id)
     named_by = _MIRRORED_IN_NAME.get(request.method)
     named = None if named_by is None else request.params.get(named_by)
-    if named is not None and headers.mirrored(http_headers, headers.NAME) != named.value:
+    if named is not None and not headers.mirrors(http_headers, headers.NAME, named.value):
         raise HeaderMismatch("The header Mcp-Name does not say what the body says.", request_id=spelled_id)
     if request.method in _REMOVED:
         raise MethodNotFound(f"{request.method} is not a method of {MODERN_VERSION}.", request_id=spelled_id)
@@ -188,15 +202,21 @@ class Subscription:
             self.uris = frozenset(uri for uri in uris if isinstance(uri, str))
             self._filter["resourceSubscriptions"] = sorted(self.uris)
 
+    def narrow(self, uris: frozenset[str]) -> None:
+        """Takes note of the resources whose updates upstream will tell, of those that it wants."""
+        if "resourceSubscriptions" in self._filter:
+            self.uris &= uris
+            self._filter["resourceSubscriptions"] = sorted(self.uris)
+
     def acknowledgement(self) -> bytes:
         """The first message of the stream: what of the wish will be honoured."""
-        return (
-            '{"jsonrpc":"2.0","method":"notifications/subscriptions/acknowledged",'
-            f'"params":{{"_meta":{self._meta},"notifications":{dump(self._filter)}}}}}'
-        ).encode()
+        params = f'{{"_meta":{self._meta},"notifications":{dump(self._filter)}}}'
+        return b'%b"params":%b}' % (_ACKNOWLEDGEMENT, params.encode())
 
     def tagged(self, data: bytes) -> bytes:
-        """A notification of upstream's with the id of this subscription in it."""
+        """A notification of upstream's with the id of this subscription in it; an acknowledgement has it already."""
+        if data.startswith(_ACKNOWLEDGEMENT):
+            return data
         text = data.decode()
         params = members_of(text).get("params")
         if params is None or text[params.start] != "{":
@@ -221,7 +241,7 @@ def _can(capabilities: Mapping[str, object], feature: str, what: str) -> bool:
     return isinstance(features, dict) and features.get(what) is True
 
 
-def _unsupported(version: str, message: AnyMessage) -> UnsupportedProtocolVersion:
+def _unsupported(version: str, message: AnyMessage | None) -> UnsupportedProtocolVersion:
     return UnsupportedProtocolVersion(
         "This protocol version is not spoken here.",
         data={"supported": list(SUPPORTED_VERSIONS), "requested": version[:64]},

@@ -27,6 +27,7 @@ READ_IN_PARAMS: Final = frozenset(
         "protocolVersion",
         "requestId",
         "requestState",
+        "task",
         "uri",
     }
 )
@@ -41,7 +42,7 @@ READ_IN_META: Final = frozenset(
 )
 
 DECIDING: Final = frozenset({"error", "id", "jsonrpc", "method", "params", "result"})
-DECIDING_IN_PARAMS: Final = frozenset({"_meta", "name", "progressToken", "requestId"})
+DECIDING_IN_PARAMS: Final = frozenset({"_meta", "name", "progressToken", "requestId", "task"})
 DECIDING_IN_META: Final = frozenset({"progressToken"})
 """The keys by which a message is told from others and given to somebody, at the three levels."""
 
@@ -128,6 +129,14 @@ def add_members(text: str, start: int, members: Mapping[str, str]) -> str:
     rest = after_space(text, start + 1)
     spelled = ",".join(f"{dump(key)}:{value}" for key, value in members.items())
     return f"{text[: start + 1]}{spelled}{'' if text[rest] == '}' else ','}{text[start + 1 :]}"
+
+
+def without_member(text: str, member: Value) -> str:
+    """The text without a member of one of its objects, and without one of the commas beside it; all else as it was."""
+    before, rest = text[: member.key_start].rstrip(" \t\n\r"), after_space(text, member.end)
+    if before.endswith(","):
+        return before[:-1] + text[member.end :]
+    return text[: member.key_start] + text[rest + 1 if text[rest] == "," else rest :]
 
 
 def dump(value: object) -> str:

@@ -16,7 +16,7 @@ from vestige_bridge.errors import BridgeError, InternalError, InvalidMessage, Me
 from vestige_bridge.headers import SESSION_ID
 from vestige_bridge.jsonrpc import parse_body
 from vestige_bridge.messages import AnyMessage, Request
-from vestige_bridge.modern import MODERN_VERSION, is_modern
+from vestige_bridge.modern import MODERN_VERSION, is_modern, require_supported
 from vestige_bridge.per_client import ClientSessions
 from vestige_bridge.permission import CALL, require_read_only
 from vestige_bridge.relay import Waiter
@@ -64,6 +64,8 @@ class McpEndpoint:
 
     async def _serve(self, visit: Visit, http_method: str) -> None:
         own = self._client_sessions
+        if http_method in ("DELETE", "GET"):
+            require_supported(visit.protocol_version)
         if http_method == "DELETE":
             self._shared.require_not_ended(visit.caller)
             await (own.end(visit) if own is not None else self._shared.end(visit))

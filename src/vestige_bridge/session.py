@@ -53,6 +53,7 @@ from vestige_bridge.pass_through import ClientHeldSession
 from vestige_bridge.permission import CALL, require_read_only
 from vestige_bridge.settings import Settings
 from vestige_bridge.state import SessionFile
+from vestige_bridge.subscriptions import Subscriptions, Wish
 from vestige_bridge.tasks import Tasks
 from vestige_bridge.upstream import Upstream
 from vestige_bridge.wire import Wire
@@ -115,6 +116,7 @@ class Session:
         held: the upstream session, while there is one.
         tools: the tools that upstream announced, by their names.
         hub: who hears which notification.
+        subscriptions: what upstream is asked to tell on their behalf.
         sessions_opened: how many upstream sessions were opened so far.
         replays: how many times a request was sent again.
         failures: how many requests of clients ended without an answer, by reason.
@@ -146,6 +148,7 @@ class Session:
         self._tasks = Tasks()
         self._endings = Tasks()
         self._pacing = Pacing()
+        self.subscriptions = Subscriptions(self.hub, self._tasks, self.connected, self._ask_for_clients)
         self._wire = Wire(upstream, self._tasks, self)
         self._deadlines: dict[float, Deadlines[Exchange]] = {}
         self._in_flight: set[Exchange] = set()
@@ -219,11 +222,7 @@ class Session:
         Errors:
             Overloaded: there is no room for it.
         """
-        if admission is None:
-            self._require_room(1)
-        else:
-            admission.places -= 1
-            self._reserved -= 1
+        self._take_place(admission)
         exchange = self._open(request, caller, headers, self._settings.request_timeout_seconds, own)
         self._in_flight.add(exchange)
         self._idle.clear()
@@ -235,6 +234,34 @@ class Session:
         else:
             self._waiting[exchange] = None
         return exchange
+
+    def request_to_hear(
+        self, request: Request, caller: Caller, wish: Wish, admission: Admission | None = None
+    ) -> Exchange:
+        """Accepts a client's request to be told of something; it needs no place in the window.
+
+        Parameters:
+            request: the request.
+            caller: whose it is.
+            wish: what it asks for.
+            admission: where its place is held already; ``None`` takes one now.
+
+        Errors:
+            Overloaded: there is no room for it.
+        """
+        self._take_place(admission)
+        exchange = self._open(request, caller, "", self._settings.request_timeout_seconds)
+        self._in_flight.add(exchange)
+        self._idle.clear()
+        self.subscriptions.serve(exchange, wish)
+        return exchange
+
+    def _take_place(self, admission: Admission | None) -> None:
+        if admission is None:
+            self._require_room(1)
+        else:
+            admission.places -= 1
+            self._reserved -= 1
 
     def admit(self, messages: int = 1) -> Admission:
         """Takes places for messages that have to wait before they can be sent, and holds them.
@@ -373,18 +400,6 @@ class Session:
         if self.held is None:
             raise UpstreamUnavailable("There is no session with Vestige.")
         await self._discover(self.held, self._settings.check_timeout_seconds)
-
-    async def subscribe(self, uris: frozenset[str]) -> None:
-        """Has upstream tell of these resources."""
-        held = await self.connected()
-        for uri in sorted(uris):
-            await self._ask_quietly(held, "resources/subscribe", {"uri": uri})
-
-    def unsubscribe_unwanted(self, uris: frozenset[str]) -> None:
-        """Has upstream tell no more of those of these resources that nobody wants to hear of now."""
-        held = self.held
-        if held is not None:
-            self._tasks.start(self._unsubscribe(held, uris - self.hub.uris))
 
     async def drain(self, timeout_seconds: float) -> None:
         """Takes no more requests and waits for those in flight; those that do not end in time are answered 504."""
@@ -603,6 +618,7 @@ class Session:
         self._pacing.lost()
         if self._listening is not None:
             self._listening.cancel()
+        self.subscriptions.end()
         self._wire.leave(held)
         if held.session_id is not None:
             self._endings.start(self._upstream.delete(held.headers))
@@ -624,7 +640,7 @@ class Session:
         if before is not None and before != self._listed:
             self._publish_tools_changed()
         self._listening = self._tasks.start(self._listen(held))
-        self._tasks.start(self._restore(held))
+        self.subscriptions.begin(held)
         return held
 
     async def _handshake(self) -> HeldSession:
@@ -732,23 +748,8 @@ class Session:
         if isinstance(notification, Notification):
             self.hub.publish(notification)
 
-    async def _restore(self, held: HeldSession) -> None:
-        """Asks a new session for what clients asked of the last one."""
-        level = self.hub.level
-        asked = [] if level is None else [("logging/setLevel", {"level": level})]
-        asked += [("resources/subscribe", {"uri": uri}) for uri in sorted(self.hub.uris)]
-        for method, params in asked:
-            await self._ask_quietly(held, method, params)
-
-    async def _unsubscribe(self, held: HeldSession, uris: frozenset[str]) -> None:
-        for uri in sorted(uris):
-            await self._ask_quietly(held, "resources/unsubscribe", {"uri": uri})
-
-    async def _ask_quietly(self, held: HeldSession, method: str, params: Mapping[str, object]) -> None:
-        try:
-            await self._ask(held, method, params, timeout_seconds=self._settings.check_timeout_seconds)
-        except BridgeError as error:
-            log.debug("Upstream did not answer %s: %s", method, error)
+    async def _ask_for_clients(self, held: HeldSession, method: str, params: Mapping[str, object]) -> Answered:
+        return await self._ask(held, method, params, timeout_seconds=self._settings.request_timeout_seconds)
 
     async def _rediscover(self) -> None:
         await asyncio.sleep(REDISCOVERY_DELAY_SECONDS)

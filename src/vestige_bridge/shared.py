@@ -17,14 +17,16 @@ from starlette.responses import Response as HttpResponse
 from vestige_bridge import headers
 from vestige_bridge.errors import BridgeError, InvalidMessage, InvalidParams, NotFound, Overloaded
 from vestige_bridge.exchange import Exchange
-from vestige_bridge.hub import LEVELS, TOO_MANY_RESOURCES
-from vestige_bridge.jsonrpc import build_error, build_result, parse_message
+from vestige_bridge.hub import TOO_MANY_RESOURCES
+from vestige_bridge.jsonrpc import build_error, build_method_not_found, build_result
+from vestige_bridge.lifecycle import is_about_tasks, without_task
 from vestige_bridge.messages import AnyMessage, Notification, Request, Response
 from vestige_bridge.modern import LEGACY_VERSIONS
 from vestige_bridge.multiplexer import Caller
-from vestige_bridge.places import dump, replace_member
+from vestige_bridge.places import replace_member
 from vestige_bridge.session import Admission, Session
 from vestige_bridge.settings import Settings
+from vestige_bridge.subscriptions import Wish, wish_of
 from vestige_bridge.visit import Visit
 
 MAX_ENDED_SESSIONS: Final = 65_536
@@ -37,9 +39,6 @@ _KEPT_NOTIFICATIONS: Final = frozenset(
     {"notifications/initialized", "notifications/progress", "notifications/roots/list_changed"}
 )
 """What a client says about itself, which upstream would take for something said about the session of all."""
-
-_MERGED: Final = frozenset({"logging/setLevel", "resources/subscribe", "resources/unsubscribe"})
-"""What clients ask to hear, of which upstream is asked on behalf of all."""
 
 
 class SharedSession:
@@ -126,9 +125,7 @@ class SharedSession:
         self._ended[caller] = None
         if len(self._ended) > MAX_ENDED_SESSIONS:
             self._ended.popitem(last=False)
-        uris = self._session.hub.uris
         self._session.hub.forget(caller)
-        self._session.unsubscribe_unwanted(uris)
         await visit.respond(HttpResponse(status_code=204))
 
     async def _initialize(self, request: Request, version: str) -> bytes:
@@ -140,42 +137,37 @@ class SharedSession:
         """Takes a notification; one that goes upstream has a place, held for a batch or taken now."""
         if notification.method == CANCELLED:
             self._session.cancel(visit.caller, notification)
-        elif notification.method not in _KEPT_NOTIFICATIONS:
+        elif notification.method not in _KEPT_NOTIFICATIONS and not is_about_tasks(notification.method):
             with self._session.admit() if admission is None else nullcontext():
                 await self._session.notify(notification, visit.header_lines)
 
     def _open(self, visit: Visit, request: Request, admission: Admission | None = None) -> Exchange | bytes:
         """The exchange that a request becomes, or the answer of one that upstream has no part in."""
-        merged = self._merge(visit.caller, request)
-        if isinstance(merged, bytes):
-            return merged
-        return self._session.request(merged, visit.caller, visit.header_lines, admission)
+        if is_about_tasks(request.method):
+            return build_method_not_found(request.spelled_id)
+        request = without_task(request)
+        wish = wish_of(request)
+        if wish is None:
+            return self._session.request(request, visit.caller, visit.header_lines, admission)
+        self._note(visit.caller, request, wish)
+        return self._session.request_to_hear(request, visit.caller, wish, admission)
 
-    def _merge(self, caller: Caller, request: Request) -> Request | bytes:
-        """Makes of what a client wants to hear what upstream has to be asked for on behalf of all who listen."""
-        if request.method not in _MERGED:
-            return request
-        hub = self._session.hub
-        uri, level = request.params.get("uri"), request.params.get("level")
-        # A plain poster has no stream to hear anything on, and still must not take it from the others.
-        listens = caller.session_id is not None
-        if request.method == "logging/setLevel" and level is not None and level.value in LEVELS:
-            if listens:
-                hub.set_level(caller, level.value)
-            least = min(level.value, hub.level or level.value, key=LEVELS.index)
-            merged = parse_message(request.spliced((level, dump(least))).decode())
-            return merged if isinstance(merged, Request) else request
-        if request.method == "resources/subscribe" and uri is not None and isinstance(uri.value, str):
-            if not hub.has_room(frozenset({uri.value}), caller):
+    def _note(self, caller: Caller, request: Request, wish: Wish) -> None:
+        """Keeps what a client wants to hear; a plain poster has no stream to hear anything on.
+
+        Errors:
+            InvalidParams: there is no room for it.
+        """
+        hub, listens = self._session.hub, caller.session_id is not None
+        if wish.uri is None and listens:
+            hub.set_level(caller, str(wish.value))
+        elif wish.uri is not None and wish.value:
+            if not hub.make_room(caller.principal, frozenset({wish.uri}), caller):
                 raise InvalidParams(TOO_MANY_RESOURCES, request_id=request.spelled_id)
             if listens:
-                hub.subscribe(caller, uri.value)
-        if request.method == "resources/unsubscribe" and uri is not None and isinstance(uri.value, str):
-            if listens:
-                hub.unsubscribe(caller, uri.value)
-            if uri.value in hub.uris:
-                return build_result(request.spelled_id, "{}")
-        return request
+                hub.subscribe(caller, wish.uri)
+        elif wish.uri is not None and listens:
+            hub.unsubscribe(caller, wish.uri)
 
 
 def _takes_place(member: AnyMessage | BridgeError) -> bool:

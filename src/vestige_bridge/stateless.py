@@ -15,8 +15,8 @@ from starlette.responses import Response as HttpResponse
 from vestige_bridge import sse
 from vestige_bridge.errors import InvalidMessage, InvalidParams, MethodNotFound, Overloaded
 from vestige_bridge.exchange import Exchange
-from vestige_bridge.hub import RESOURCE_UPDATED, TOO_MANY_RESOURCES, Listener
-from vestige_bridge.lifecycle import HeldSession
+from vestige_bridge.hub import RESOURCE_UPDATED, TOO_MANY_RESOURCES, Listener, concerns
+from vestige_bridge.lifecycle import HeldSession, is_about_tasks, without_task
 from vestige_bridge.messages import AnyMessage, Notification, Request, Response
 from vestige_bridge.modern import (
     DISCOVER,
@@ -57,13 +57,15 @@ class StatelessRequests:
         require_valid(message, visit.headers)
         if message.method.startswith("notifications/"):
             raise MethodNotFound("A notification is not a method to be called.")
+        if is_about_tasks(message.method):
+            raise MethodNotFound("There are no tasks on a session that is shared.")
         with self._session.admit() as admission:
             held = await self._session.connected()
             if message.method == DISCOVER:
                 return await visit.relay.answer(discover(message, held.initialize_result))
             if message.method != LISTEN:
                 caller = Caller(visit.principal, _NO_SESSION, visit.caller.read_only)
-                exchange = self._session.request(to_legacy(message), caller, visit.header_lines, admission)
+                exchange = self._session.request(without_task(to_legacy(message)), caller, visit.header_lines, admission)
                 return await self._relay(visit, message, held, exchange)
         if self._session.draining:
             raise Overloaded("The bridge is shutting down.")
@@ -89,27 +91,31 @@ class StatelessRequests:
 
         def wants(notification: Notification) -> bool:
             uri = notification.params.get("uri")
-            updated = notification.method == RESOURCE_UPDATED and uri is not None and uri.value in subscription.uris
-            return updated or notification.method in subscription.methods
+            if notification.method == RESOURCE_UPDATED and uri is not None and isinstance(uri.value, str):
+                return concerns(uri.value, subscription.uris)
+            return notification.method in subscription.methods
 
-        listener, hub = Listener(wants), self._session.hub
-        if not hub.has_room(subscription.uris):
+        listener, hub = Listener(wants, opened=False), self._session.hub
+        if not hub.make_room(visit.principal, subscription.uris):
             raise InvalidParams(TOO_MANY_RESOURCES)
-        fresh = subscription.uris - hub.uris
-        hub.add(listener, subscription.uris)
+        hub.add(listener, visit.principal, subscription.uris)
         watching = asyncio.create_task(self._close_when_client_leaves(visit, listener))
+        acknowledging = asyncio.create_task(self._acknowledge(subscription, listener))
         try:
-            await self._session.subscribe(fresh)
+            # The stream opens with a comment: its first message waits until upstream has said what it will tell.
             await visit.relay.notifications(
-                listener,
-                first=sse.encode_event(subscription.acknowledgement()),
-                tag=subscription.tagged,
-                last=sse.encode_event(subscription.result()),
+                listener, tag=subscription.tagged, last=sse.encode_event(subscription.result())
             )
         finally:
             watching.cancel()
+            acknowledging.cancel()
             hub.remove(None, listener)
-            self._session.unsubscribe_unwanted(subscription.uris)
+
+    async def _acknowledge(self, subscription: Subscription, listener: Listener) -> None:
+        """Tells the client what it will hear, once that is known."""
+        subscription.narrow(await self._session.subscriptions.told(subscription.uris))
+        self._session.hub.narrow(listener, subscription.uris)
+        listener.open(subscription.acknowledgement())
 
     async def _close_when_client_leaves(self, visit: Visit, listener: Listener) -> None:
         await visit.until_client_leaves()

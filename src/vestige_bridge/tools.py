@@ -54,11 +54,11 @@ def call(client: Client, name: str, words: list[str], as_json: str | None) -> bo
         raise UsageError(f"There is no tool {shown(name)!r}.{closest(name, list(tools))}")
     schema = _schema(tools[name])
     if as_json is None:
-        arguments = parse_words(words, schema, sys.stdin.read)
+        arguments = parse_words(words, schema, _read_stdin)
     elif words:
         raise UsageError("The arguments are given twice: as words, and by --json.")
     else:
-        arguments = parse_json(sys.stdin.read() if as_json == "-" else as_json, schema)
+        arguments = parse_json(_read_stdin() if as_json == "-" else as_json, schema)
     with ProgressLine(name) as line:
         result = client.ask(
             "tools/call", {"name": name, "arguments": arguments}, on_progress=lambda params: line.say(_progress(params))
@@ -71,6 +71,22 @@ def call(client: Client, name: str, words: list[str], as_json: str | None) -> bo
     if failed:
         print(f"{name} ended with an error.", file=sys.stderr)
     return not failed
+
+
+def _read_stdin() -> str:
+    """The text on standard input.
+
+    Errors:
+        UsageError: it is not UTF-8; nothing else can be sent in JSON (RFC 8259, section 8.1).
+    """
+    data = sys.stdin.buffer.read()
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"Standard input is not UTF-8 text: byte {error.start + 1} of it is 0x{data[error.start]:02x}. "
+            "Convert it first, for example with `iconv -f latin1 -t utf-8`."
+        ) from None
 
 
 def _print_json(value: object) -> None:

@@ -112,7 +112,7 @@ class Visit:
     @property
     def protocol_version(self) -> str | None:
         """The version that the request declares in its header."""
-        return self.headers.text(headers.PROTOCOL_VERSION)
+        return headers.single_value(self.headers, headers.PROTOCOL_VERSION)
 
     @property
     def upstream_headers(self) -> dict[str, str]:

@@ -22,6 +22,7 @@ from chaos.canaries import canaries
 from chaos.collisions import one_id
 from chaos.doors import doors
 from chaos.fuzz import fuzz_per_client, fuzz_shared
+from chaos.halves import halves
 from chaos.mutations import mutations
 from chaos.outages import kills, network, restarts
 from chaos.sessions import hung
@@ -30,6 +31,7 @@ from chaos.slowness import slowness
 from chaos.soak import soak
 from chaos.stack import Run
 from chaos.strangers import floods, held, strangers
+from chaos.tasks import tasks
 from compatibility import package_version, write_section
 from harness import ROOT, SERVER_EVERYTHING, SUPERGATEWAY
 
@@ -50,6 +52,8 @@ FAULTS: dict[str, Callable[[Run], Awaitable[Figures]]] = {
     "fuzz-per-client": fuzz_per_client,
     "streams": streams,
     "cancellations": cancellations,
+    "F9": halves,
+    "F10": tasks,
     "F8": canaries,
 }
 """In this order: the last one searches what the others have left."""

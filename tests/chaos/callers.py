@@ -128,6 +128,19 @@ class Caller:
                 pass
         await post
 
+    async def cutter(self) -> None:
+        """Sends texts that were cut in the middle of a character, in keys and in values."""
+        form = self._random.randrange(4)
+        calls = [self._open("1") for _ in range(3 if form == 0 else 1)]
+        meta = MODERN_META if form == 1 else None
+        bodies = [self.body(call, meta, **self._halves()) for call in calls]
+        if form == 0:
+            await self._post_json(calls, b"[" + b",".join(bodies) + b"]", {})
+        elif form == 3:
+            await self._post_stream(calls[0], bodies[0], SSE)
+        else:
+            await self._post_json(calls, bodies[0], _modern_headers(calls[0]) if meta else {})
+
     async def leaver(self) -> None:
         """Goes away in the middle, which cancels the call of a modern client and no other's."""
         call = self._open()
@@ -156,6 +169,14 @@ class Caller:
         params["_meta"] = {**(meta or {}), "progressToken": "@"}
         message = {"jsonrpc": "2.0", "id": "@", "method": "tools/call", "params": params}
         return json.dumps(message).replace('"@"', call.spelled_id).encode()
+
+    def _halves(self) -> dict[str, Any]:
+        """Arguments with halves of characters, whole characters and backslashes in any order."""
+
+        def text() -> str:
+            return "".join(self._random.choices(["\ud83d", "\ude00", "\U0001f600", "\\", "\\ud83d", "a", '"'], k=9))
+
+        return {f"x{text()}": self._random.choice([text(), [text()], {text(): text()}, text() * 1000])}
 
     async def _initialize(self) -> dict[str, str]:
         message = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": INITIALIZE}

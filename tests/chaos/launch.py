@@ -22,7 +22,7 @@ from typing import Any
 import uvicorn
 import uvloop
 
-from vestige_bridge import __main__, jsonrpc, proxy
+from vestige_bridge import __main__, jsonrpc, proxy, shared, stateless
 from vestige_bridge.errors import InvalidMessage
 from vestige_bridge.lifecycle import HeldSession
 from vestige_bridge.messages import Request
@@ -167,6 +167,18 @@ class Rewriting(asyncio.Protocol):
             given = given[number:]
 
 
+def halves_pass() -> None:
+    """Halves of characters travel upstream."""
+    jsonrpc.replace_unpaired_surrogates = lambda text: text  # type: ignore[attr-defined]
+
+
+def tasks_pass() -> None:
+    """Tasks are made and asked for on the session of all."""
+    for module in (shared, stateless):
+        module.is_about_tasks = lambda _: False  # type: ignore[attr-defined]
+        module.without_task = lambda request: request  # type: ignore[attr-defined]
+
+
 def _with_each_body(do: Callable[[bytes], None]) -> None:
     def parse_body(body: bytes) -> Any:
         do(body)
@@ -179,7 +191,7 @@ DEFECTS: dict[str, Callable[[], None]] = {
     it.__name__: it
     for it in (
         *(replay_always, ids_as_they_are, twins_as_they_are, no_drain, tokens_by_prefix, no_answer_limit, renewed_on_garbage),
-        *(bodies_in_the_log, a_task_is_left, bodies_are_rewritten),
+        *(bodies_in_the_log, a_task_is_left, bodies_are_rewritten, halves_pass, tasks_pass),
     )
 }
 

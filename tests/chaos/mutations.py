@@ -188,7 +188,7 @@ def check_headers(random: Random) -> None:
     headers.is_compressed(sent)
     headers.content_length(sent)
     headers.bearer_token(sent)
-    headers.mirrored(sent, headers.NAME)
+    headers.mirrors(sent, headers.NAME, "x")
     headers.origin_allowed(sent, frozenset({"http://a:1"}))
     request_id = headers.request_id(sent) or "made"
     crossing = headers.upstream_headers(sent, "somebody", request_id)

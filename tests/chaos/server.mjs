@@ -1,11 +1,13 @@
 // An MCP server over stdio that writes down each call before it answers it: one line, one write, to the file JOURNAL.
 // With `asking` it asks its client for a sample, and answers with what that says.
 // `write` must not run twice, `set` may, `read` changes nothing; all three do the same and answer with their own key.
+// Its parser is as strict as Vestige's.
 import { openSync, writeSync } from 'node:fs'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Server } from '@modelcontextprotocol/sdk/server/index.js'
 import { StdioServerTransport } from '@modelcontextprotocol/sdk/server/stdio.js'
 import { CallToolRequestSchema, CreateMessageResultSchema, ListToolsRequestSchema } from '@modelcontextprotocol/sdk/types.js'
+import { strictInput } from '../strict.mjs'
 
 const journal = openSync(process.env.JOURNAL, 'a')
 const tools = { write: {}, set: { idempotentHint: true }, read: { readOnlyHint: true } }
@@ -41,4 +43,4 @@ server.setRequestHandler(CallToolRequestSchema, async ({ params }, { signal, sen
 
 // A question that nobody will answer must not keep it alive when the gateway was killed.
 process.stdin.on('end', () => process.exit(0))
-await server.connect(new StdioServerTransport())
+await server.connect(new StdioServerTransport(strictInput()))

@@ -91,7 +91,10 @@ class BridgeProcess:
             "VESTIGE_BRIDGE_METRICS_PORT": str(self.metrics_port),
         }
         defaults = {"REQUEST_TIMEOUT_SECONDS": "10", "LOG_LEVEL": "debug"}
-        environ |= {f"VESTIGE_BRIDGE_{name}": value for name, value in {**defaults, **settings}.items()}
+        environ |= {
+            name if name.startswith("VESTIGE_") else f"VESTIGE_BRIDGE_{name}": value
+            for name, value in {**defaults, **settings}.items()
+        }
         limit = ["--descriptors", str(descriptors)] if descriptors else []
         command = [sys.executable, "-m", "chaos.launch", *limit, run.defect]
         with self.log.open("wb") as log:

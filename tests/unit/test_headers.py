@@ -124,26 +124,68 @@ def test_a_header_is_read_only_if_it_is_visible_ascii(value: bytes) -> None:
 @pytest.mark.parametrize(
     ("values", "mirrored"),
     [
-        ([], None),
         ([b"tools/call"], "tools/call"),
         ([b" search\t"], "search"),
         (["größe".encode()], "größe"),
-        ([b"\xff"], None),
         ([b"=?base64?Z3LDtsOfZQ==?="], "größe"),
         ([b"=?base64??="], ""),
-        ([b"=?base64?Z3LDt?="], None),
-        ([b"=?base64?/w==?="], None),
-        ([b"search", b"search"], None),
+        ([b"search", b"search"], "search"),
+        ([b"search ,\tsearch", b"search"], "search"),
+        ([b"=?base64?Z3LDtsOfZQ==?=, =?base64?Z3LDtsOfZQ==?="], "größe"),
+        ([b"file:///a,b"], "file:///a,b"),
+        ([b"file:///a, b,file:///a, b"], "file:///a, b"),
+        ([b"file:///a, b", b"file:///a, b"], "file:///a, b"),
     ],
 )
-def test_a_header_that_mirrors_the_body_is_read_plain_or_in_base64(values: list[bytes], mirrored: str | None) -> None:
-    assert headers.mirrored(Headers([(b"mcp-name", value) for value in values]), b"mcp-name") == mirrored
+def test_a_header_that_mirrors_the_body_is_read_plain_or_in_base64(values: list[bytes], mirrored: str) -> None:
+    assert headers.mirrors(Headers([(b"mcp-name", value) for value in values]), b"mcp-name", mirrored)
 
 
-@given(st.text(alphabet="aZ /=?é→𝄞\t\x00"))
-def test_any_name_survives_its_base64(name: str) -> None:
+@pytest.mark.parametrize(
+    ("values", "value"),
+    [
+        ([], ""),
+        ([], "search"),
+        ([b"other"], "search"),
+        ([b"Search"], "search"),
+        ([b"search", b"other"], "search"),
+        ([b"search, other"], "search"),
+        ([b"search", b""], "search"),
+        ([b"\xff"], "\xff"),
+        ([b"=?base64?Z3LDt?="], "größe"),
+        ([b"=?base64?/w==?="], "\xff"),
+        ([b"1"], 1.0),
+        ([b"a"], "."),
+    ],
+)
+def test_a_header_that_says_something_else_mirrors_nothing(values: list[bytes], value: object) -> None:
+    assert not headers.mirrors(Headers([(b"mcp-name", it) for it in values]), b"mcp-name", value)
+
+
+@given(st.text(alphabet="aZ /=?,é→𝄞\t\x00"), st.integers(1, 3))
+def test_any_name_survives_its_base64(name: str, times: int) -> None:
     value = b"=?base64?" + base64.b64encode(name.encode()) + b"?="
-    assert headers.mirrored(Headers([(b"mcp-name", value)]), b"mcp-name") == name
+    assert headers.mirrors(Headers([(b"mcp-name", b", ".join([value] * times))]), b"mcp-name", name)
+
+
+@pytest.mark.parametrize(
+    ("values", "single"),
+    [
+        ([], None),
+        ([b""], None),
+        ([b" 2025-11-25\t"], "2025-11-25"),
+        ([b"2025-11-25, 2025-11-25"], "2025-11-25"),
+        ([b"2025-11-25", b"2025-11-25"], "2025-11-25"),
+        ([b"2025-11-25", b"2025-11-25,2025-11-25"], "2025-11-25"),
+        ([b"2025-11-25, 2025-06-18"], "2025-11-25, 2025-06-18"),
+        ([b"2025-11-25", b"2025-06-18"], "2025-11-25, 2025-06-18"),
+        ([b"2025-11-25", b""], "2025-11-25, "),
+        ([b"\xff"], "\xff"),
+    ],
+)
+def test_equal_values_of_a_header_are_one(values: list[bytes], single: str | None) -> None:
+    raw = [(b"host", b"x"), *((b"mcp-protocol-version", value) for value in values)]
+    assert headers.single_value(Headers(raw), b"mcp-protocol-version") == single
 
 
 def test_nothing_crosses_upstream_but_what_is_named() -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from unit import json_texts
 from unit.json_texts import ID, TOKEN, Speller
+from vestige_bridge import jsonrpc
 from vestige_bridge.errors import BodyTooLarge, InvalidMessage, ParseError, UpstreamTimeout
 from vestige_bridge.jsonrpc import (
     build_error,
@@ -18,9 +19,11 @@ from vestige_bridge.jsonrpc import (
     build_result,
     parse_body,
     parse_message,
+    strict_body,
 )
-from vestige_bridge.messages import AnyMessage, Message, Notification, Request, Response, is_token, token_key
+from vestige_bridge.messages import Message, Notification, Request, Response, is_token, token_key
 from vestige_bridge.places import BATCH_LIMIT, MEMBERS_LIMIT, add_members, members_of, replace_member
+from vestige_bridge.strict import NESTING_LIMIT, replace_unpaired_surrogates
 
 
 def parse_request(text: str) -> Request:
@@ -39,13 +42,6 @@ def parse_response(text: str) -> Response:
     message = parse_message(text)
     assert isinstance(message, Response)
     return message
-
-
-def parsed(text: str) -> AnyMessage | InvalidMessage:
-    try:
-        return parse_message(text)
-    except InvalidMessage as error:
-        return error
 
 
 def is_strict_json(text: str) -> bool:
@@ -130,7 +126,7 @@ def test_what_a_strict_reader_of_json_refuses_is_a_parse_error_and_nothing_else_
         parses = False
     except InvalidMessage:
         pass
-    assert parses == is_strict_json(text)
+    assert parses == is_strict_json(text.removeprefix("\ufeff"))
     assert not any(isinstance(member, ParseError) for member in (members if isinstance(members, list) else []))
 
 
@@ -145,7 +141,7 @@ def test_bytes_that_are_no_utf_8_are_a_parse_error(body: bytes) -> None:
         with pytest.raises(ParseError, match="UTF-8"):
             parse_body(body)
     else:
-        if not is_strict_json(text):
+        if not is_strict_json(text.removeprefix("\ufeff")):
             with pytest.raises(ParseError):
                 parse_body(body)
 
@@ -160,9 +156,125 @@ def test_nesting_beyond_the_parser_is_a_parse_error(opening: str, closed: bool) 
         parse_body(text.encode())
 
 
-def test_nesting_that_is_deep_and_sane_passes() -> None:
-    nested = "[" * 200 + "]" * 200
-    assert parse_request(f'{{"jsonrpc":"2.0","id":1,"method":"x","params":{{"a":{nested}}}}}').method == "x"
+_DEEP = [
+    '{"jsonrpc":"2.0","id":7,"method":"x","params":{"a":@}}',
+    '{"jsonrpc":"2.0","method":"x","params":[@,{"id":8}],"id" : 7 }',
+    '{"params":{"\\\\":"[[[","id":9,"a":[{}, @]},"id":7,"jsonrpc":"2.0","method":"x"}',
+]
+
+
+@pytest.mark.parametrize("template", _DEEP)
+@pytest.mark.parametrize("pair", ["[]", '{"a":}', '[{"\\"]":[]}]'])
+def test_a_message_may_have_as_many_levels_as_the_limit(template: str, pair: str) -> None:
+    def nested(levels: int) -> bytes:
+        opening, closing = pair[: (len(pair) + 1) // 2], pair[(len(pair) + 1) // 2 :]
+        if pair == '{"a":}':
+            opening, closing = '{"a":', "}"
+        if pair.startswith("[{"):
+            opening, closing = '{"\\"]":', "}"
+        return template.replace("@", opening * (levels - 1) + "[]" + closing * (levels - 1)).encode()
+
+    above = 3 if template is _DEEP[2] else 2
+    assert isinstance(parse_body(nested(NESTING_LIMIT - above)), Request)
+    for levels in (NESTING_LIMIT - above + 1, 2_000, 30_000):
+        with pytest.raises(ParseError, match="nested") as refusal:
+            parse_body(nested(levels))
+        assert refusal.value.request_id == "7"
+
+
+def test_brackets_in_strings_and_side_by_side_are_no_nesting() -> None:
+    flat = ",".join(["[]", '"[[[{{{\\"[["', "{}"] * 200)
+    assert isinstance(parse_body(f'{{"jsonrpc":"2.0","id":1,"method":"x","params":[{flat}]}}'.encode()), Request)
+
+
+def test_each_message_of_a_batch_has_its_own_levels() -> None:
+    deep = _DEEP[0].replace("@", "[" * 200 + "]" * 200)
+    fine = '{"jsonrpc":"2.0","id":8,"method":"x"}'
+    refused, served = parse_body(f"[{deep},{fine}]".encode())  # type: ignore[misc]
+    assert isinstance(refused, ParseError)
+    assert refused.request_id == "7"
+    assert isinstance(served, Request)
+
+
+@pytest.mark.parametrize("spelled_id", ["7 8", "null", "[]", '1,"id":2'])
+def test_a_message_that_is_too_deep_and_has_no_id_of_use_is_refused_without_one(spelled_id: str) -> None:
+    deep = "[" * 200 + "]" * 200
+    with pytest.raises(ParseError) as refusal:
+        parse_body(f'{{"jsonrpc":"2.0","id":{spelled_id},"method":"x","params":{deep}}}'.encode())
+    assert refusal.value.request_id is None
+
+
+@pytest.mark.parametrize("params", ['"x"', "1", "true", "false", "-1e5"])
+@pytest.mark.parametrize("end", ["", ',"id":4'])
+def test_params_that_are_neither_object_nor_array_are_refused(params: str, end: str) -> None:
+    with pytest.raises(InvalidMessage, match="params") as refusal:
+        parse_body(f'{{"jsonrpc":"2.0","method":"notifications/x","params":{params}{end}}}'.encode())
+    assert refusal.value.request_id == ("4" if end else None)
+
+
+@pytest.mark.parametrize(
+    ("text", "without"),
+    [
+        ('{"jsonrpc":"2.0","id":1,"method":"x","params":null}', '{"jsonrpc":"2.0","id":1,"method":"x"}'),
+        ('{"jsonrpc":"2.0", "params" : null ,"method":"x","id":1}', '{"jsonrpc":"2.0" ,"method":"x","id":1}'),
+        ('{ "params":null, "jsonrpc":"2.0","method":"n"}', '{  "jsonrpc":"2.0","method":"n"}'),
+        ('{"jsonrpc":"2.0","method":"n","p\\u0061rams":null}', '{"jsonrpc":"2.0","method":"n"}'),
+    ],
+)
+def test_params_that_are_null_count_as_absent_and_go_nowhere(text: str, without: str) -> None:
+    message = parse_body(text.encode())
+    assert isinstance(message, Request | Notification)
+    assert message.encoded() == without.encode()
+    assert message.params == {}
+
+
+@given(json_texts.requests, json_texts.ids)
+def test_a_byte_order_mark_is_passed_over(template: str, spelled_id: str) -> None:
+    body = template.replace(ID, spelled_id).replace(TOKEN, "1").encode()
+    with_mark, without = parse_body(b"\xef\xbb\xbf" + body), parse_body(body)
+    assert isinstance(with_mark, Request)
+    assert isinstance(without, Request)
+    assert with_mark.encoded() == without.encoded()
+    assert strict_body(b"\xef\xbb\xbf" + body) == strict_body(body)
+
+
+def test_an_id_of_the_initialized_notification_is_dropped() -> None:
+    message = parse_body(b'{"jsonrpc":"2.0","id":5,"method":"notifications/initialized","params":{}}')
+    assert isinstance(message, Notification)
+    assert message.encoded() == b'{"jsonrpc":"2.0","method":"notifications/initialized","params":{}}'
+
+
+@given(json_texts.requests, json_texts.ids, json_texts.ids)
+def test_a_request_goes_upstream_whole_and_its_id_comes_back_as_it_was_spelled(
+    template: str, spelled_id: str, token: str
+) -> None:
+    text = template.replace(ID, spelled_id).replace(TOKEN, token)
+    request = parse_body(text.encode())
+    assert isinstance(request, Request)
+    assert request.progress_token is not None
+    assert request.spelled_id == spelled_id
+    assert request.spelled(request.progress_token) == token
+    sent = request.spliced((request.id, "7"), (request.progress_token, "8")).decode()
+    assert sent == replace_unpaired_surrogates(template.replace(ID, "7").replace(TOKEN, "8"))
+
+
+def test_a_cancellation_means_a_request_whatever_is_in_its_id() -> None:
+    body = rb'{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":"\ud83d","reason":"\ud83d"}}'
+    message = parse_body(body)
+    assert isinstance(message, Notification)
+    assert message.spelled(message.params["requestId"]) == r'"\ud83d"'
+    assert message.spliced((message.params["requestId"], "7")) == body.replace(
+        rb'"requestId":"\ud83d"', b'"requestId":7'
+    ).replace(rb"\ud83d", rb"\ufffd")
+
+
+def test_each_message_of_a_batch_goes_upstream_whole() -> None:
+    member = r'{"jsonrpc":"2.0","id":1,"method":"x","params":{"a\udc00":"half \uD83D"}}'
+    members = parse_body(f"[{member},{member}]".encode())
+    assert isinstance(members, list)
+    for it in members:
+        assert isinstance(it, Request)
+        assert it.encoded() == member.replace("udc00", "ufffd").replace("uD83D", "ufffd").encode()
 
 
 _READ_LEVELS = {
@@ -307,7 +419,7 @@ def test_a_batch_is_read_member_by_member_in_its_order(members: list[str]) -> No
     assert isinstance(batch, list)
     assert len(batch) == len(texts)
     for text, member in zip(texts, batch, strict=True):
-        alone = parsed(text.strip(" \t\r\n"))
+        alone = jsonrpc._parse_member(text.strip(" \t\r\n"))
         if isinstance(alone, InvalidMessage) and isinstance(member, InvalidMessage):
             assert (member.message, member.request_id) == (alone.message, alone.request_id)
         else:

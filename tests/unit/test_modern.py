@@ -117,7 +117,9 @@ def test_a_client_need_not_name_itself() -> None:
         mirrored("TOOLS/CALL", "echo"),
         mirrored("tools/call", "other"),
         mirrored("tools/call"),
-        [*mirrored("tools/call", "echo"), (b"mcp-name", b"echo")],
+        [*mirrored("tools/call", "echo"), (b"mcp-name", b"other")],
+        [*mirrored("tools/call", "echo"), (b"mcp-protocol-version", b"2025-11-25")],
+        [*mirrored("tools/call", "echo"), (b"mcp-method", b"tools/list")],
         mirrored("tools/call", "=?base64?!!?="),
         [*mirrored("tools/call"), (b"mcp-name", b"\xff")],
     ],
@@ -130,6 +132,11 @@ def test_headers_that_do_not_say_what_the_body_says_are_refused(headers: list[tu
 @pytest.mark.parametrize("name", ["echo", " echo\t", "=?base64?" + base64.b64encode(b"echo").decode() + "?="])
 def test_a_name_is_the_same_padded_or_encoded(name: str) -> None:
     require_valid(modern("tools/call", name="echo"), Headers(mirrored("tools/call", name)))
+
+
+def test_what_a_header_says_twice_it_says_once() -> None:
+    repeated = mirrored("tools/call", "echo, echo") + mirrored("tools/call", "echo")
+    require_valid(modern("tools/call", name="echo"), Headers(repeated))
 
 
 def test_a_name_outside_of_ascii_comes_encoded() -> None:

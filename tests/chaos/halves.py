@@ -1,0 +1,21 @@
+"""Texts that were cut in the middle of a character, on their way to a server whose parser is as strict as Vestige's."""
+
+from __future__ import annotations
+
+from chaos.account import Figures
+from chaos.stack import Run, stack
+from harness import until
+
+
+async def halves(run: Run) -> Figures:
+    """F9: every call is answered, in time, and nobody waits for a place."""
+    requests = run.times(20_000)
+    done = "halves of characters in keys and values of all requests of 32 callers, to a server as strict as Vestige"
+    async with stack(run, "F9 halves", done, UPSTREAM_CONCURRENCY="8", REQUEST_TIMEOUT_SECONDS="5") as it:
+        async with it.load(kinds=("cutter",)):
+            await until(lambda: len(it.account.calls) >= requests, 3600)
+        for call in it.account.calls.values():
+            if call.got != "answer":
+                it.figures.blame("failed", f"{call.key} with half a character: {call.got} {call.error}")
+        await it.good_request()
+    return it.figures
