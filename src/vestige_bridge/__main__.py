@@ -9,14 +9,14 @@ import os
 import sys
 import textwrap
 from collections.abc import Mapping
+from pathlib import Path
 
-from dotenv import dotenv_values
-
-from vestige_bridge import __version__
 from vestige_bridge.client import Client, parse_bridge_url
+from vestige_bridge.clients import BY_KEY, TOKEN_VARIABLE
+from vestige_bridge.environment import read_environ
 from vestige_bridge.errors import SettingsError
 from vestige_bridge.fetch import TIMEOUT_SECONDS, ClientError
-from vestige_bridge.settings import Settings, describe
+from vestige_bridge.settings import Settings, describe, unknown_settings
 
 _CALL = """\
 Each argument is key=value and gets the type that the tool's schema gives it; arrays and objects are written as JSON,
@@ -45,6 +45,19 @@ runs and starts no second Vestige; only where no bridge runs does it open a sess
 
 The exit status is 0 when all is well, otherwise 1."""
 
+_CONNECT = """\
+Without CLIENT it lists the clients. It prints the command to run, or the file and what to put into it, and writes
+nothing itself. The token stays where it is: what is printed names the variable that holds it.
+
+  vestige-bridge connect claude-code
+  vestige-bridge connect codex --url https://vestige.example.com --token-env TEAM_TOKEN"""
+
+_STDIO = """\
+An MCP server on standard input and output, for clients that can do no more than start one. It forwards to a bridge
+that runs, and ends when its client does. What goes wrong on the way stands on standard error.
+
+  vestige-bridge stdio --url https://vestige.example.com"""
+
 _WHERE = "where the bridge answers, such as http://host:8000; without it the settings of this machine say"
 
 
@@ -55,10 +68,10 @@ def main(arguments: list[str] | None = None) -> int:
         The exit status: 0; 1 when the bridge could not serve, the doctor found something or a call failed; 2 for
         mistakes in the arguments or the settings; 130 when the person ended it.
     """
+    _open_standard_streams()
     options = _options(arguments)
-    environ = {**_dotenv(), **os.environ}
     try:
-        return _run(options, environ)
+        return _run(options, read_environ(os.environ, Path(".env")))
     except SettingsError as error:
         for problem in error.problems:
             print(problem, file=sys.stderr)
@@ -67,11 +80,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     # A command imports what it needs.
-    if options.command in ("doctor", "tools", "call"):
+    if options.command in ("doctor", "tools", "call", "connect"):
         return _ask(options, environ)
+    if options.command == "stdio":
+        from vestige_bridge import stdio  # noqa: PLC0415
+
+        return stdio.serve(Client.from_environ(environ, options.url))
     from vestige_bridge import server  # noqa: PLC0415
 
-    return server.serve(Settings.from_environ(environ))
+    return server.serve(Settings.from_environ(environ), unknown_settings(environ))
 
 
 def _ask(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
@@ -79,7 +96,8 @@ def _ask(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
     try:
-        status = _doctor(options, environ) if options.command == "doctor" else _tools(options, environ)
+        run = {"doctor": _doctor, "connect": _connect}.get(options.command, _tools)
+        status = run(options, environ)
         sys.stdout.flush()
         return status
     except BrokenPipeError:
@@ -99,6 +117,17 @@ def _doctor(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     from vestige_bridge import doctor  # noqa: PLC0415
 
     return doctor.run(environ, url=options.url, timeout_seconds=options.timeout, as_json=options.json)
+
+
+def _connect(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    from vestige_bridge import connect  # noqa: PLC0415
+
+    if options.client is None:
+        connect.print_clients()
+    else:
+        url = Client.without_token(environ, options.url, TIMEOUT_SECONDS).url
+        connect.print_client(options.client, url, options.token_env)
+    return 0
 
 
 def _tools(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
@@ -121,9 +150,18 @@ def _tools(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
         return 1
 
 
-def _dotenv() -> dict[str, str]:
-    """The variables of the file ``.env`` in the working directory, if there is one."""
-    return {name: value for name, value in dotenv_values(".env").items() if value is not None}
+def _open_standard_streams() -> None:
+    """Has each standard stream take whatever is written, and lead nowhere where whoever started us closed it."""
+    # A socket that got the number of a closed stream would be written to like that stream.
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(number)
+    sys.stdin = sys.stdin or os.fdopen(0)
+    sys.stdout = sys.stdout or os.fdopen(1, "w")
+    sys.stderr = sys.stderr or os.fdopen(2, "w")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
@@ -137,6 +175,16 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
+class _PrintVersion(argparse.Action):
+    """Looks the version up only when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from vestige_bridge import __version__  # noqa: PLC0415
+
+        print(f"{parser.prog} {__version__}")
+        parser.exit()
+
+
 def _parser() -> argparse.ArgumentParser:
     lines = []
     for variable, default, help_text in describe():
@@ -148,11 +196,23 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Settings come from the environment, then from a file .env:\n\n" + "\n".join(lines),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    parser.add_argument("--version", action=_PrintVersion, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(dest="command", metavar="command")
     commands.add_parser("serve", help="run the bridge (the default)")
     _add_doctor(commands)
     _add_tools(commands)
+    connect = _add(commands, "connect", "show how an MCP client is connected", _CONNECT, token=False)
+    connect.add_argument(
+        "client", nargs="?", choices=list(BY_KEY), metavar="CLIENT", help="the client; none for a list"
+    )
+    connect.add_argument(
+        "--token-env",
+        type=_variable,
+        default=TOKEN_VARIABLE,
+        metavar="NAME",
+        help=f"the environment variable that holds the token (default: {TOKEN_VARIABLE})",
+    )
+    _add(commands, "stdio", "be an MCP server on standard input and output", _STDIO)
     return parser
 
 
@@ -180,14 +240,20 @@ def _add_tools(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _add(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, summary: str, more: str
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    summary: str,
+    more: str,
+    *,
+    token: bool = True,
 ) -> argparse.ArgumentParser:
-    """A command that asks a running bridge."""
+    """A command that concerns a running bridge, and shows it a token or does not."""
+    where = "\n\nThe token comes from VESTIGE_AUTH_TOKEN, or is the first of VESTIGE_AUTH_TOKEN_FILE."
     command = commands.add_parser(
         name,
         help=summary,
         description=f"{summary[0].upper()}{summary[1:]}.",
-        epilog=f"{more}\n\nThe token comes from VESTIGE_AUTH_TOKEN, or is the first of VESTIGE_AUTH_TOKEN_FILE.",
+        epilog=more + (where if token else ""),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument("--url", type=_bridge_url, help=_WHERE)
@@ -199,6 +265,12 @@ def _bridge_url(value: str) -> str:
         return parse_bridge_url(value)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{value!r} is no address such as http://host:8000") from None
+
+
+def _variable(value: str) -> str:
+    if not (value.isascii() and value.isidentifier()):
+        raise argparse.ArgumentTypeError(f"{value!r} is no name of an environment variable")
+    return value
 
 
 def _seconds(value: str) -> float:
