@@ -259,6 +259,10 @@ format: .venv/lint.stamp ## Rewrite the code in the house's format.
 	$(bin)/ruff check --fix-only .
 	$(bin)/ruff format .
 
+.PHONY: generated
+generated: .venv/dev.stamp .venv/test.stamp ## Write anew what is made from the code: docs/clients.md and the completion for shells.
+	$(bin)/python dev/generate.py
+
 compile = $(bin)/uv pip compile --quiet --no-config --upgrade --generate-hashes --python-version 3.13 --python-platform linux \
 	--custom-compile-command 'make requirements'
 

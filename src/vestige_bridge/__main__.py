@@ -15,14 +15,16 @@ from vestige_bridge.client import Client, parse_bridge_url
 from vestige_bridge.clients import BY_KEY, TOKEN_VARIABLE
 from vestige_bridge.environment import read_environ
 from vestige_bridge.errors import SettingsError
-from vestige_bridge.fetch import TIMEOUT_SECONDS, ClientError
+from vestige_bridge.fetch import TIMEOUT_SECONDS, ClientError, Refused
 from vestige_bridge.settings import Settings, describe, unknown_settings
+from vestige_bridge.terminal import shown
 
 _CALL = """\
 Each argument is key=value and gets the type that the tool's schema gives it; arrays and objects are written as JSON,
 and a.b=1 sets a member of an object. key=- takes the value from standard input, - alone takes all arguments from
 there as a JSON object.
 
+  vestige-bridge call search --help
   vestige-bridge call search query='what is blue'
   vestige-bridge call create_entities entities='[{"name": "sky", "entityType": "fact", "observations": []}]'
   vestige-bridge call search --json '{"query": "sky", "limit": 5}' | jq .structuredContent
@@ -31,9 +33,11 @@ there as a JSON object.
 The exit status is 0; 1 when the tool or the call failed; 2 when the arguments are not what the tool takes."""
 
 _TOOLS = """\
-A table on a terminal, and the JSON in which Vestige announces its tools on a pipe.
+A table on a terminal, and the JSON in which Vestige announces its tools on a pipe. With NAME one tool, and its
+arguments with their types and descriptions.
 
   vestige-bridge tools
+  vestige-bridge tools search
   vestige-bridge tools | jq -r '.[].name'"""
 
 _DOCTOR = """\
@@ -57,6 +61,9 @@ An MCP server on standard input and output, for clients that can do no more than
 that runs, and ends when its client does. What goes wrong on the way stands on standard error.
 
   vestige-bridge stdio --url https://vestige.example.com"""
+
+SHELLS = ("bash", "fish", "zsh")
+_COMPLETIONS = Path(__file__).parent / "completions"
 
 _WHERE = "where the bridge answers, such as http://host:8000; without it the settings of this machine say"
 
@@ -82,13 +89,23 @@ def _run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     # A command imports what it needs.
     if options.command in ("doctor", "tools", "call", "connect"):
         return _ask(options, environ)
+    if options.command == "completion":
+        print((_COMPLETIONS / options.shell).read_text(), end="")
+        return 0
     if options.command == "stdio":
-        from vestige_bridge import stdio  # noqa: PLC0415
-
-        return stdio.serve(Client.from_environ(environ, options.url))
+        return _stdio(options, environ)
     from vestige_bridge import server  # noqa: PLC0415
 
     return server.serve(Settings.from_environ(environ), unknown_settings(environ))
+
+
+def _stdio(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    from vestige_bridge import stdio  # noqa: PLC0415
+
+    try:
+        return stdio.serve(Client.from_environ(environ, options.url))
+    except KeyboardInterrupt:
+        return 130
 
 
 def _ask(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
@@ -131,19 +148,23 @@ def _connect(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 
 def _tools(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    from vestige_bridge import arguments, terminal, tools  # noqa: PLC0415
+    from vestige_bridge import arguments, tools  # noqa: PLC0415
 
     client = Client.from_environ(environ, options.url)
     try:
-        if options.command == "tools":
+        if options.command == "tools" and options.tool is None:
             tools.print_tools(client, as_json=options.json)
+            return 0
+        if options.command == "tools" or options.help:
+            as_json = options.command == "tools" and (options.json or not sys.stdout.isatty())
+            tools.print_tool(client, options.tool, as_json=as_json)
             return 0
         return 0 if tools.call(client, options.tool, options.arguments, options.json) else 1
     except arguments.UsageError as error:
-        print(terminal.shown(str(error)), file=sys.stderr)
+        print(shown(str(error)), file=sys.stderr)
         return 2
     except ClientError as error:
-        print(f"{client.url}: {terminal.shown(str(error))}", file=sys.stderr)
+        print(f"{client.url}: {_reason(error, client)}", file=sys.stderr)
         if getattr(error, "may_have_run", False):
             print("Vestige may have run it all the same.", file=sys.stderr)
         print("`vestige-bridge doctor` says more.", file=sys.stderr)
@@ -164,9 +185,21 @@ def _open_standard_streams() -> None:
             stream.reconfigure(errors="replace")
 
 
+def _reason(error: ClientError, client: Client) -> str:
+    """Why there is no result; a person who gave no token is told where one goes, not how it travels."""
+    if isinstance(error, Refused) and error.status == 401 and not client.token:
+        return "A token is needed: set VESTIGE_AUTH_TOKEN or VESTIGE_AUTH_TOKEN_FILE to what the bridge has."
+    return shown(str(error))
+
+
 def _options(arguments: list[str] | None) -> argparse.Namespace:
-    parser = _parser()
+    parser = build_parser()
     options, more = parser.parse_known_args(arguments)
+    if options.command == "call" and options.tool is None:
+        if options.help:
+            options.parser.print_help()
+            parser.exit()
+        options.parser.error("say which TOOL; `vestige-bridge tools` lists them")
     # argparse gives up on the arguments of a tool where an option stands among them.
     if more and (options.command != "call" or any(word.startswith("-") and word != "-" for word in more)):
         parser.error(f"unrecognized arguments: {' '.join(more)}")
@@ -185,7 +218,8 @@ class _PrintVersion(argparse.Action):
         parser.exit()
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """What the command line takes; completion for shells is made of it, too."""
     lines = []
     for variable, default, help_text in describe():
         lines.append(f"  {variable} (default: {default or 'none'})")
@@ -213,6 +247,8 @@ def _parser() -> argparse.ArgumentParser:
         help=f"the environment variable that holds the token (default: {TOKEN_VARIABLE})",
     )
     _add(commands, "stdio", "be an MCP server on standard input and output", _STDIO)
+    completion = commands.add_parser("completion", help="print what completes these commands in a shell")
+    completion.add_argument("shell", choices=SHELLS)
     return parser
 
 
@@ -232,11 +268,14 @@ def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 def _add_tools(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     tools = _add(commands, "tools", "list what Vestige can do", _TOOLS)
+    tools.add_argument("tool", nargs="?", metavar="NAME", help="one tool, with its arguments; none for a list")
     tools.add_argument("--json", action="store_true", help="JSON on a terminal, too")
-    call = _add(commands, "call", "call a tool of Vestige", _CALL)
-    call.add_argument("tool", help="the tool's name, as `vestige-bridge tools` shows it")
+    call = _add(commands, "call", "call a tool of Vestige", _CALL, own_help=True)
+    call.add_argument("-h", "--help", action="store_true", help="show this help, or after TOOL what that tool takes")
+    call.add_argument("tool", nargs="?", metavar="TOOL", help="the tool's name, as `vestige-bridge tools` shows it")
     call.add_argument("arguments", nargs="*", metavar="key=value", help="an argument of the tool")
     call.add_argument("--json", metavar="OBJECT", help="all arguments in one JSON object; - for standard input")
+    call.set_defaults(parser=call)
 
 
 def _add(
@@ -246,8 +285,9 @@ def _add(
     more: str,
     *,
     token: bool = True,
+    own_help: bool = False,
 ) -> argparse.ArgumentParser:
-    """A command that concerns a running bridge, and shows it a token or does not."""
+    """A command that concerns a running bridge; whether it shows it a token, and shows its help in its own way."""
     where = "\n\nThe token comes from VESTIGE_AUTH_TOKEN, or is the first of VESTIGE_AUTH_TOKEN_FILE."
     command = commands.add_parser(
         name,
@@ -255,6 +295,7 @@ def _add(
         description=f"{summary[0].upper()}{summary[1:]}.",
         epilog=more + (where if token else ""),
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=not own_help,
     )
     command.add_argument("--url", type=_bridge_url, help=_WHERE)
     return command

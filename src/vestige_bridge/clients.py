@@ -160,7 +160,7 @@ _VS_CODE = McpClient(
   }
 }""",
             "json",
-            {"all platforms": ".vscode/mcp.json in the project"},
+            {"in the project": ".vscode/mcp.json"},
         ),
     ),
     source="https://code.visualstudio.com/docs/copilot/chat/mcp-servers",

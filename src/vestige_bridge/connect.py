@@ -1,8 +1,6 @@
 """The command ``connect``: how a client is connected, printed for a person; it writes nothing.
 
-The page ``docs/clients.md`` is made from the same data:
-
-    python -m vestige_bridge.connect > docs/clients.md
+The page ``docs/clients.md`` is made from the same data.
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ _PREAMBLE: Final = """\
 # Connect a client
 
 `vestige-bridge connect CLIENT` prints what stands here with the address of your bridge filled in; without `CLIENT` it
-lists the clients. This page is made from the same data: `.venv/bin/python -m vestige_bridge.connect > docs/clients.md`.
+lists the clients. This page is made from the same data, by `make generated`.
 
 Each example has the address that `make dev` serves, `http://127.0.0.1:8000/mcp`. The token comes from the environment
 variable `VESTIGE_AUTH_TOKEN`; `--token-env NAME` names another. After `make dev` it is in `.env`:
@@ -115,7 +113,3 @@ def _filled_paragraph(text: str) -> str:
 def _command() -> str:
     """The path of the command, beside the Python that runs it."""
     return shutil.which("vestige-bridge", path=str(Path(sys.executable).parent)) or "vestige-bridge"
-
-
-if __name__ == "__main__":
-    print(page(), end="")

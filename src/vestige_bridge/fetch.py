@@ -167,6 +167,19 @@ def converse(
             yield from ((reply.status, message) for message in messages)
 
 
+def is_event_stream(url: str, timeout_seconds: float) -> bool:
+    """Whether GET is answered there with a stream of events, of which nothing is read.
+
+    Errors:
+        NoAnswer: nothing there speaks HTTP.
+    """
+    with (
+        closing(open_connection(url, timeout_seconds)) as connection,
+        closing(_opened(connection, "GET", url, None, {})) as response,
+    ):
+        return response.status == 200 and response.headers.get_content_type() == sse.CONTENT_TYPE
+
+
 def connect(url: str, timeout_seconds: float) -> None:
     """Makes a connection to whoever listens there, and leaves.
 
