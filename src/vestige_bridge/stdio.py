@@ -161,9 +161,10 @@ class Forwarder:
         over = time.monotonic() + LINGER_SECONDS
         for thread in list(self._threads):
             thread.join(max(0.0, over - time.monotonic()))
-        if self.session is not None and self.session.id:
+        session, self.session = self.session, None
+        if session is not None and session.id:
             with suppress(ClientError), closing(open_connection(self.url, LINGER_SECONDS)) as connection:
-                self.send(connection, "DELETE", None, self.session.headers)
+                self.send(connection, "DELETE", None, session.headers)
 
     def send(
         self, connection: http.client.HTTPConnection, method: str, body: bytes | None, headers: dict[str, str]
@@ -395,7 +396,9 @@ class Exchange:
         if isinstance(answer, Response):
             self._answered = True
             if answer.id is None:  # refused before it was read, as for want of a token
-                body = _with_id(body, self.message.spelled_id)
+                error = json.loads(body).get("error")
+                _say(str(error.get("message") if isinstance(error, dict) else error))
+                body = _with_id(error, self.message.spelled_id)
         self._forwarder.output.write(body)
 
     def _fail(self, error: Exception, *, sent: bool) -> None:
@@ -430,10 +433,9 @@ def _opened(response: http.client.HTTPResponse, body: bytes, initialize: bytes) 
     return Session(response.headers.get("mcp-session-id", ""), str(version), initialize)
 
 
-def _with_id(body: bytes, spelled_id: str) -> bytes:
-    """An error object, whose id is ``null``, as the answer to the request with this id."""
-    error = json.dumps(json.loads(body).get("error"), ensure_ascii=False)
-    return f'{{"jsonrpc":"2.0","id":{spelled_id},"error":{error}}}'.encode()
+def _with_id(error: object, spelled_id: str) -> bytes:
+    """The error as the answer to the request with this id."""
+    return f'{{"jsonrpc":"2.0","id":{spelled_id},"error":{json.dumps(error)}}}'.encode()
 
 
 def _say(sentence: str) -> None:
