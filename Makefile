@@ -63,7 +63,7 @@ interop: test-tools interop-tools ## Put real MCP clients, in two releases each,
 	PYTHONPATH=tests $(bin)/python -m interop $(WRITE)
 
 .PHONY: interop-all
-interop-all: on-linux test-tools interop-tools ## The same with the clients that have to be built first; needs Go.
+interop-all: on-linux test-tools interop-tools ## The same with the clients that are large or have to be built first; needs Linux and Go.
 	@$(require-go)
 	cd tests/interop/go && go build -o interop-newest . && go build -modfile=previous.mod -o interop-previous .
 	PYTHONPATH=tests $(bin)/python -m interop --all $(WRITE)
