@@ -32,6 +32,9 @@ export no_proxy := $(NO_PROXY)
 on-linux:
 	@test "$$(uname -s)" = Linux || { echo 'make $(MAKECMDGOALS) works on Linux only.' >&2; exit 2; }
 
+# Runs a command where there is no network but loopback.
+offline = unshare --net --map-root-user sh -c 'ip link set lo up && exec "$$@"' -
+
 require-go = command -v go >/dev/null || \
 	{ echo 'Go is missing, and a tool has to be built with it: install it from https://go.dev/dl.' >&2; exit 1; }
 
@@ -60,12 +63,14 @@ conformance: test-tools ## Run the public conformance suite directly and through
 
 .PHONY: interop
 interop: test-tools interop-tools ## Put real MCP clients, in two releases each, through the same behaviours.
+	PYTHONPATH=tests $(bin)/python -m interop.connected
 	PYTHONPATH=tests $(bin)/python -m interop $(WRITE)
 
 .PHONY: interop-all
-interop-all: on-linux test-tools interop-tools ## The same with the clients that are large or have to be built first; needs Linux and Go.
+interop-all: on-linux test-tools interop-tools tests/interop/agents/node_modules/stamp ## The same with the clients that are large or have to be built first; needs Linux and Go.
 	@$(require-go)
 	cd tests/interop/go && go build -o interop-newest . && go build -modfile=previous.mod -o interop-previous .
+	$(offline) env PYTHONPATH=tests $(bin)/python -m interop.connected --all
 	PYTHONPATH=tests $(bin)/python -m interop --all $(WRITE)
 
 faults = PYTHONPATH=tests $(bin)/python -m chaos $@ $(if $(SEED),--seed $(SEED)) $(WRITE)
@@ -96,7 +101,7 @@ audit: .venv/dev.stamp .venv/audit.stamp ## Ask for known vulnerabilities in wha
 ##@ Measure
 
 # PEERS=all puts ToolHive beside the others: Go builds it, and it runs where there is no network but loopback, as all do then.
-isolated = $(if $(filter all,$(PEERS)),unshare --net --map-root-user sh -c 'ip link set lo up && exec "$$@"' -)
+isolated = $(if $(filter all,$(PEERS)),$(offline))
 bench = $(isolated) .venv-bench/bin/python -m bench
 
 .PHONY: bench-quick
@@ -273,7 +278,7 @@ requirements: .venv/audit.stamp ## Pin anew, with hashes, what the bridge's imag
 
 .PHONY: clean
 clean: ## Remove what was installed and built; the memory in .dev/ and .env stay.
-	rm -rf .venv .venv-e2e .venv-bench* .venv-mcp-* docker/gateway/node_modules tests/node_modules tests/*/node_modules
+	rm -rf .venv .venv-e2e .venv-bench* .venv-mcp-* docker/gateway/node_modules tests/node_modules tests/*/node_modules tests/*/*/node_modules
 	rm -rf openclaw-plugin/node_modules openclaw-plugin/dist
 	rm -rf build dist htmlcov .coverage* .hypothesis .*_cache .import_linter_cache src/*.egg-info
 
