@@ -32,6 +32,8 @@ export no_proxy := $(NO_PROXY)
 on-linux:
 	@test "$$(uname -s)" = Linux || { echo 'make $(MAKECMDGOALS) works on Linux only.' >&2; exit 2; }
 
+with-node := PATH="$(CURDIR)/$(bin):$$PATH"
+
 # Runs a command where there is no network but loopback.
 offline = unshare --net --map-root-user sh -c 'ip link set lo up && exec "$$@"' -
 
@@ -70,6 +72,7 @@ interop: test-tools interop-tools ## Put real MCP clients, in two releases each,
 interop-all: on-linux test-tools interop-tools tests/interop/agents/node_modules/stamp ## The same with the clients that are large or have to be built first; needs Linux and Go.
 	@$(require-go)
 	cd tests/interop/go && go build -o interop-newest . && go build -modfile=previous.mod -o interop-previous .
+	$(with-node) node --input-type=module --eval "await (await import('./openclaw-plugin/e2e/openclaw.ts')).installOpenClaw()"
 	$(offline) env PYTHONPATH=tests $(bin)/python -m interop.connected --all
 	PYTHONPATH=tests $(bin)/python -m interop --all $(WRITE)
 
@@ -145,8 +148,6 @@ bench-publish: .venv-bench/stamp ## Write what the last runs have found, with th
 	@$(bench) publish
 
 ##@ OpenClaw
-
-with-node := PATH="$(CURDIR)/$(bin):$$PATH"
 
 .PHONY: test-openclaw
 test-openclaw: .venv/dev.stamp docker/gateway/node_modules/stamp openclaw-plugin/node_modules/stamp ## Run the plugin's tests on a real bridge.

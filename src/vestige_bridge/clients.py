@@ -270,7 +270,7 @@ _OPENCLAW = McpClient(
         ),
         Step("Check it.", "openclaw mcp probe vestige"),
     ),
-    tried="`make interop-all` puts it into a new configuration and runs the probe, where OpenClaw is installed.",
+    tried="`make interop-all` puts it into a new configuration and runs the probe.",
 )
 
 _PYTHON_2 = McpClient(

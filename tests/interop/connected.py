@@ -24,6 +24,7 @@ from interop.clients import HERE
 from vestige_bridge.clients import BY_KEY, TOKEN_VARIABLE, Target
 
 AGENTS: Final = HERE / "agents/node_modules"
+OPENCLAW: Final = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vestige-bridge"
 TOOL: Final = "read_graph"
 SECONDS: Final = 120
 
@@ -131,6 +132,16 @@ async def codex(person: Person) -> None:
     await person.run("sh", "-c", add)
     transport = json.loads(await person.run("sh", "-c", f"{check} --json"))["transport"]
     assert (transport["url"], transport["bearer_token_env_var"]) == (person.url, TOKEN_VARIABLE), transport
+
+
+async def openclaw(person: Person) -> None:
+    (home,) = await asyncio.to_thread(lambda: list(OPENCLAW.glob("openclaw-*/")))
+    person.install("openclaw", home / "bin/node", home / "node_modules/openclaw/openclaw.mjs")
+    config, check = person.told("openclaw")
+    (person.home / ".openclaw").mkdir()
+    (person.home / ".openclaw/openclaw.json").write_text(config)
+    said = await person.run("sh", "-c", check)
+    assert TOOL in said, said
 
 
 CONNECTED: Final = {
