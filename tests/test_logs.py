@@ -23,6 +23,7 @@ from harness import (
     bridge,
     call_body,
     environment,
+    free_port,
     until,
 )
 from vestige_bridge.modern import MODERN_VERSION
@@ -207,3 +208,23 @@ async def test_a_bridge_whose_standard_error_is_closed_serves(upstream: Scripted
     async with BridgeProcess(environment(upstream.url), command).serving() as served:
         await until(served.ready)
         assert (await served.call("read")).status == 200
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+async def test_an_upstream_that_cannot_be_reached_is_told_in_the_systems_words(
+    caplog: pytest.LogCaptureFixture, host: str
+) -> None:
+    port = free_port()
+    async with bridge(f"http://{host}:{port}/mcp"):
+        await until(lambda: "cannot be reached yet" in caplog.text)
+    (line,) = [record.getMessage() for record in caplog.records if "cannot be reached yet" in record.getMessage()]
+    assert line.endswith(f"The MCP endpoint cannot be reached. ({host}:{port}: Connection refused)")
+
+
+async def test_a_name_that_does_not_resolve_is_told_without_the_spelling_of_python(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with bridge("http://vestige.invalid:3100/mcp"):
+        await until(lambda: "cannot be reached yet" in caplog.text)
+    assert "(vestige.invalid:3100: " in caplog.text
+    assert "Errno" not in caplog.text

@@ -141,7 +141,7 @@ async def openclaw(person: Person) -> None:
     (person.home / ".openclaw").mkdir()
     (person.home / ".openclaw/openclaw.json").write_text(config)
     said = await person.run("sh", "-c", check)
-    assert TOOL in said, said
+    assert "- vestige: 9 tools" in said, said
 
 
 CONNECTED: Final = {
@@ -152,7 +152,7 @@ CONNECTED: Final = {
     "inspector": inspector,
     "curl": curl,
 }
-AGENTS_CONNECTED: Final = {"claude-code": claude_code, "codex": codex}
+AGENTS_CONNECTED: Final = {"claude-code": claude_code, "codex": codex, "openclaw": openclaw}
 
 
 async def attempt(key: str, connect: Callable[[Person], Awaitable[None]], served: Bridge) -> bool:
