@@ -219,7 +219,7 @@ _OPENCLAW_PLUGIN = McpClient(
     "OpenClaw, by the plugin",
     (
         Step(
-            "Build the plugin in a checkout of vestige-bridge, with Node 24, and install it.",
+            "Build the plugin in a checkout of vestige-bridge and install it; the Node 24 that it needs is in `.venv/bin`.",
             """\
 cd openclaw-plugin
 npm ci --ignore-scripts

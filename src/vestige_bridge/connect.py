@@ -67,8 +67,8 @@ def described(client: McpClient, target: Target) -> str:
     parts = [client.title]
     if client.needs_variable:
         parts.append(
-            f"The token is in the environment variable {target.token_variable}; "
-            f"{client.title} needs it when it starts:\n\n  export {target.token_variable}=…"
+            f"The token is in an environment variable, which the client needs when it starts:\n\n"
+            f"  export {target.token_variable}=…"
         )
     parts += [_step_for_terminal(step, target) for step in client.steps]
     if not client.tried:
