@@ -219,15 +219,15 @@ _OPENCLAW_PLUGIN = McpClient(
     "OpenClaw, by the plugin",
     (
         Step(
-            "Build the plugin in a checkout of vestige-bridge and install it; the Node 24 that it needs is in `.venv/bin`.",
+            "Build the plugin in a checkout of vestige-bridge and install it; its Node 24 is in `.venv/bin`.",
             """\
 cd openclaw-plugin
 npm ci --ignore-scripts
 npm pack
-openclaw plugins install npm-pack:./openclaw-plugin-vestige-0.1.0.tgz --accept-capabilities""",
+openclaw plugins install npm-pack:./openclaw-plugin-vestige-0.1.0.tgz --force --accept-capabilities""",
         ),
         Step(
-            "Add this to the file.",
+            "Give the entry that the install made in the file its `config`.",
             """\
 {
   "plugins": {
