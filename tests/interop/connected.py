@@ -176,7 +176,10 @@ async def measure(*, agents: bool) -> bool:
         try:
             async with bridge(gateway.url) as served:
                 await until(served.ready)
-                return all([await attempt(key, connect, served) for key, connect in clients.items()])
+                connected = [await attempt(key, connect, served) for key, connect in clients.items()]
+                assert served.drain is not None
+                await served.drain()  # ends the streams that a client left open
+                return all(connected)
         finally:
             await asyncio.to_thread(gateway.stop)
 
