@@ -9,10 +9,41 @@ PYTHON ?= python3
 bin := .venv/bin
 pip = $(dir $@)bin/pip install --quiet --disable-pip-version-check
 
+# What a person has set for their own Python, pip and npm must not break ours; where packages come from stays theirs.
+packages_come_from = PIP_CACHE_DIR PIP_CERT PIP_CLIENT_CERT PIP_CONFIG_FILE PIP_DEFAULT_TIMEOUT PIP_EXTRA_INDEX_URL \
+	PIP_FIND_LINKS PIP_INDEX_URL PIP_KEYRING_PROVIDER PIP_NO_INDEX PIP_PROXY PIP_RETRIES PIP_TIMEOUT PIP_TRUSTED_HOST \
+	$(foreach prefix,npm_config_ NPM_CONFIG_,$(addprefix $(prefix),/% ca cafile cache cert https_proxy key noproxy proxy \
+	registry strict_ssl userconfig CA CAFILE CACHE CERT HTTPS_PROXY KEY NOPROXY PROXY REGISTRY STRICT_SSL USERCONFIG)) \
+	NODE_EXTRA_CA_CERTS
+of_a_person = $(filter PYTHON% PIP_% npm_config_% NPM_CONFIG_% NODE_%,$(.VARIABLES))
+unexport $(filter-out PYTHON $(packages_come_from),$(of_a_person))
+export PIP_USER := 0
+export npm_config_update_notifier := false
+
+# Loopback never goes through a proxy.
+comma := ,
+loopback := localhost,127.0.0.1,::1
+direct = $(if $(findstring $(loopback),$1),$1,$(if $1,$1$(comma))$(loopback))
+export NO_PROXY := $(call direct,$(or $(no_proxy),$(NO_PROXY)))
+export no_proxy := $(NO_PROXY)
+
+# What a target needs besides, told in a sentence when it is missing.
+.PHONY: on-linux
+on-linux:
+	@test "$$(uname -s)" = Linux || { echo 'make $(MAKECMDGOALS) works on Linux only.' >&2; exit 2; }
+
+with-node := PATH="$(CURDIR)/$(bin):$$PATH"
+
+# Runs a command where there is no network but loopback.
+offline = unshare --net --map-root-user sh -c 'ip link set lo up && exec "$$@"' -
+
+require-go = command -v go >/dev/null || \
+	{ echo 'Go is missing, and a tool has to be built with it: install it from https://go.dev/dl.' >&2; exit 1; }
+
 ##@ Run
 
 .PHONY: dev
-dev: .venv/dev.stamp docker/gateway/node_modules ## Start supergateway and the bridge, and print a line to paste.
+dev: .venv/dev.stamp docker/gateway/node_modules/stamp ## Start supergateway and the bridge, and print a line to paste.
 	@exec $(bin)/python dev/start.py
 
 ##@ Check
@@ -34,25 +65,29 @@ conformance: test-tools ## Run the public conformance suite directly and through
 
 .PHONY: interop
 interop: test-tools interop-tools ## Put real MCP clients, in two releases each, through the same behaviours.
+	PYTHONPATH=tests $(bin)/python -m interop.connected
 	PYTHONPATH=tests $(bin)/python -m interop $(WRITE)
 
 .PHONY: interop-all
-interop-all: test-tools interop-tools ## The same with the clients that have to be built first; needs Go.
+interop-all: on-linux test-tools interop-tools tests/interop/agents/node_modules/stamp ## The same with the clients that are large or have to be built first; needs Linux and Go.
+	@$(require-go)
 	cd tests/interop/go && go build -o interop-newest . && go build -modfile=previous.mod -o interop-previous .
+	$(with-node) node --input-type=module --eval "await (await import('./openclaw-plugin/e2e/openclaw.ts')).installOpenClaw()"
+	$(offline) env PYTHONPATH=tests $(bin)/python -m interop.connected --all
 	PYTHONPATH=tests $(bin)/python -m interop --all $(WRITE)
 
 faults = PYTHONPATH=tests $(bin)/python -m chaos $@ $(if $(SEED),--seed $(SEED)) $(WRITE)
 
 .PHONY: chaos-quick
-chaos-quick: test-tools proxies ## Throw a little of every fault at the bridge, in three minutes; SEED=… repeats a run.
+chaos-quick: on-linux test-tools proxies ## Throw a little of every fault at the bridge, in three minutes; SEED=… repeats a run (Linux).
 	$(faults)
 
 .PHONY: chaos
-chaos: test-tools proxies ## Throw faults at the bridge by the thousand, and account for every call.
+chaos: on-linux test-tools proxies ## Throw faults at the bridge by the thousand, and account for every call (Linux).
 	$(faults)
 
 .PHONY: soak
-soak: test-tools proxies ## The same with half an hour under load and faults; MINUTES=… makes it longer or shorter.
+soak: on-linux test-tools proxies ## The same with half an hour under load and faults; MINUTES=… makes it longer or shorter (Linux).
 	$(faults) $(if $(MINUTES),--minutes $(MINUTES))
 
 .PHONY: lint
@@ -69,35 +104,35 @@ audit: .venv/dev.stamp .venv/audit.stamp ## Ask for known vulnerabilities in wha
 ##@ Measure
 
 # PEERS=all puts ToolHive beside the others: Go builds it, and it runs where there is no network but loopback, as all do then.
-isolated = $(if $(filter all,$(PEERS)),unshare --net --map-root-user sh -c 'ip link set lo up && exec "$$@"' -)
+isolated = $(if $(filter all,$(PEERS)),$(offline))
 bench = $(isolated) .venv-bench/bin/python -m bench
 
 .PHONY: bench-quick
-bench-quick: bench-tools ## Measure the bridge side by side with other proxies, in two minutes; PEERS=all takes ToolHive in.
+bench-quick: on-linux bench-tools ## Measure the bridge side by side with other proxies, in two minutes; PEERS=all takes ToolHive in (Linux).
 	@$(bench) quick
 
 .PHONY: bench
-bench: bench-tools ## Measure longer, and what idle, slow and large streams cost, too.
+bench: on-linux bench-tools ## Measure longer, and what idle, slow and large streams cost, too (Linux).
 	@$(bench) standard
 
 .PHONY: bench-full
-bench-full: bench-tools ## Measure the bridge and the floor with every size, form and number of connections, too.
+bench-full: on-linux bench-tools ## Measure the bridge and the floor with every size, form and number of connections, too (Linux).
 	@$(bench) full
 
 .PHONY: bench-smoke
-bench-smoke: bench-tools ## See that the benchmarks work, and that a request costs no more instructions than it did.
+bench-smoke: on-linux bench-tools ## See that the benchmarks work, and that a request costs no more instructions than it did (Linux).
 	@$(bench) smoke
 
 .PHONY: bench-streams
-bench-streams: bench-tools ## Measure what idle and slow streams and large answers cost the bridge and the others.
+bench-streams: on-linux bench-tools ## Measure what idle and slow streams and large answers cost the bridge and the others (Linux).
 	@$(bench) streams
 
 .PHONY: bench-memory
-bench-memory: bench-tools docker/gateway/node_modules .venv-mcp-2/stamp ## Let agents write memories at once on real servers, and restart these.
+bench-memory: on-linux bench-tools docker/gateway/node_modules/stamp .venv-mcp-2/stamp ## Let agents write memories at once on real servers, and restart these (Linux).
 	@$(bench) memory
 
 .PHONY: bench-instructions
-bench-instructions: bench-tools ## Count a request's instructions; WRITE=--write stores them as what it may cost.
+bench-instructions: on-linux bench-tools ## Count a request's instructions; WRITE=--write stores them as what it may cost (Linux).
 	@$(bench) instructions $(WRITE)
 
 .PHONY: bench-calls
@@ -109,11 +144,11 @@ bench-crosscheck: bench-tools ## Compare the benchmarks' load tool with wrk.
 	@$(bench) crosscheck
 
 .PHONY: bench-tricks
-bench-tricks: bench-tools ## Measure what each trick of the hot path is worth, by undoing one at a time.
+bench-tricks: on-linux bench-tools ## Measure what each trick of the hot path is worth, by undoing one at a time (Linux).
 	@$(bench) tricks
 
 .PHONY: bench-all
-bench-all: bench-tools docker/gateway/node_modules .venv-mcp-2/stamp ## Measure everything but the whole matrix, in about twenty minutes.
+bench-all: on-linux bench-tools docker/gateway/node_modules/stamp .venv-mcp-2/stamp ## Measure everything but the whole matrix, in about twenty minutes (Linux).
 	@$(bench) all
 
 .PHONY: bench-publish
@@ -122,18 +157,16 @@ bench-publish: .venv-bench/stamp ## Write what the last runs have found, with th
 
 ##@ OpenClaw
 
-with-node := PATH="$(CURDIR)/$(bin):$$PATH"
-
 .PHONY: test-openclaw
-test-openclaw: .venv/dev.stamp docker/gateway/node_modules openclaw-plugin/node_modules ## Run the plugin's tests on a real bridge.
+test-openclaw: .venv/dev.stamp docker/gateway/node_modules/stamp openclaw-plugin/node_modules/stamp ## Run the plugin's tests on a real bridge.
 	$(with-node) npm test --prefix openclaw-plugin
 
 .PHONY: lint-openclaw
-lint-openclaw: openclaw-plugin/node_modules ## Check the plugin's types and style.
+lint-openclaw: openclaw-plugin/node_modules/stamp ## Check the plugin's types and style.
 	$(with-node) npm run check --prefix openclaw-plugin
 
 .PHONY: e2e-openclaw
-e2e-openclaw: .venv/dev.stamp docker/gateway/node_modules openclaw-plugin/node_modules ## Use all of the plugin on a real OpenClaw.
+e2e-openclaw: .venv/dev.stamp docker/gateway/node_modules/stamp openclaw-plugin/node_modules/stamp ## Use all of the plugin on a real OpenClaw.
 	$(with-node) node openclaw-plugin/e2e/run.ts
 
 ##@ Deploy
@@ -205,13 +238,14 @@ port-forward: ## Lead port 8000 of this machine to the Service.
 	$(run) kubectl port-forward --namespace $(NAMESPACE) svc/$(RELEASE) 8000:8000
 
 .PHONY: chart-lint
-chart-lint: chart-tools ## Lint the chart, test what it renders, and watch a bridge by its alerts.
+chart-lint: on-linux chart-tools ## Lint the chart, test what it renders, and watch a bridge by its alerts (Linux).
 	$(HELM) lint --strict charts/vestige --set auth.token=a-token-for-the-linter-alone
 	HELM='$(HELM)' .venv-e2e/bin/python -m pytest -c e2e/pytest.ini e2e/chart $(PYTEST_ARGS)
 
 .PHONY: version
 version: ## Print the version; make version NEW=0.2.0 sets it for package, chart and images.
-	@test -z '$(NEW)' || sed -i -E 's/^(version = |version: |appVersion: ")[0-9][^"]*/\1$(NEW)/' setup.cfg charts/vestige/Chart.yaml
+	@test -z '$(NEW)' || sed -i.old -E 's/^(version = |version: |appVersion: ")[0-9][^"]*/\1$(NEW)/' setup.cfg charts/vestige/Chart.yaml
+	@rm -f setup.cfg.old charts/vestige/Chart.yaml.old
 	@sed -n 's/^version = //p' setup.cfg
 
 .PHONY: chart-package
@@ -219,7 +253,7 @@ chart-package: $(HELM) ## Package the chart into dist/.
 	$(HELM) package charts/vestige --destination dist
 
 .PHONY: deploy-lint
-deploy-lint: .venv-e2e/stamp .tools/bin/actionlint ## Check the Dockerfiles, shell scripts and workflows.
+deploy-lint: on-linux .venv-e2e/stamp .tools/bin/actionlint ## Check the Dockerfiles, shell scripts and workflows (Linux).
 	@e2e/packages
 	.venv-e2e/bin/hadolint docker/Dockerfile.vestige docker/Dockerfile.bridge
 	shellcheck $$(git grep --cached -lE '^#!.*(ba)?sh')
@@ -227,7 +261,7 @@ deploy-lint: .venv-e2e/stamp .tools/bin/actionlint ## Check the Dockerfiles, she
 	.venv-e2e/bin/mypy --strict e2e
 
 .PHONY: e2e
-e2e: $(HELM) .venv-e2e/stamp ## Build the images and walk through the guide on the cluster of KUBECONFIG.
+e2e: on-linux $(HELM) .venv-e2e/stamp ## Build the images and walk through the guide on the cluster of KUBECONFIG (Linux).
 	@e2e/packages
 	HELM='$(abspath $(HELM))' CONTAINERS_CONF='$(CURDIR)/e2e/containers.conf' PATH="$(CURDIR)/.venv-e2e/bin:$$PATH" \
 		.venv-e2e/bin/python -m pytest -c e2e/pytest.ini e2e/walk $(PYTEST_ARGS)
@@ -239,6 +273,10 @@ format: .venv/lint.stamp ## Rewrite the code in the house's format.
 	$(bin)/ruff check --fix-only .
 	$(bin)/ruff format .
 
+.PHONY: generated
+generated: .venv/dev.stamp .venv/test.stamp ## Write anew what is made from the code: docs/clients.md and the completion for shells.
+	$(bin)/python dev/generate.py
+
 compile = $(bin)/uv pip compile --quiet --no-config --upgrade --generate-hashes --python-version 3.13 --python-platform linux \
 	--custom-compile-command 'make requirements'
 
@@ -249,7 +287,7 @@ requirements: .venv/audit.stamp ## Pin anew, with hashes, what the bridge's imag
 
 .PHONY: clean
 clean: ## Remove what was installed and built; the memory in .dev/ and .env stay.
-	rm -rf .venv .venv-e2e .venv-bench* .venv-mcp-* docker/gateway/node_modules tests/node_modules tests/*/node_modules
+	rm -rf .venv .venv-e2e .venv-bench* .venv-mcp-* docker/gateway/node_modules tests/node_modules tests/*/node_modules tests/*/*/node_modules
 	rm -rf openclaw-plugin/node_modules openclaw-plugin/dist
 	rm -rf build dist htmlcov .coverage* .hypothesis .*_cache .import_linter_cache src/*.egg-info
 
@@ -260,7 +298,7 @@ help: ## List these targets.
 		/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: test-tools
-test-tools: .venv/dev.stamp .venv/test.stamp .venv-mcp-1/stamp .venv-mcp-2/stamp docker/gateway/node_modules tests/node_modules tests/conformance/node_modules
+test-tools: .venv/dev.stamp .venv/test.stamp .venv-mcp-1/stamp .venv-mcp-2/stamp docker/gateway/node_modules/stamp tests/node_modules/stamp tests/conformance/node_modules/stamp
 
 # The strangers of chaos share the bridge's connections through these; tests/test_chaos.py shows that this finds a defect.
 .PHONY: proxies
@@ -276,16 +314,18 @@ bench-packages:
 	@dev/packages gcc iproute2 libc6-dev nginx-light valgrind wrk
 
 .PHONY: chart-tools
-chart-tools: $(HELM) .venv-e2e/stamp .tools/bin/prometheus .venv/dev.stamp docker/gateway/node_modules
+chart-tools: $(HELM) .venv-e2e/stamp .tools/bin/prometheus .venv/dev.stamp docker/gateway/node_modules/stamp
 
 .PHONY: interop-tools
 interop-tools: .venv-mcp-1-previous/stamp .venv-mcp-2-previous/stamp .venv-mcp-fastmcp/stamp .venv-mcp-fastmcp-previous/stamp
-interop-tools: tests/interop/node_modules
+interop-tools: tests/interop/node_modules/stamp
 
-.venv/bin/pip:
+# Each stamp is written last, so that what was interrupted half-way is begun again.
+.venv/stamp:
 	@PYTHON='$(PYTHON)' dev/make-venv.sh .venv
+	@touch $@
 
-.venv/%.stamp: setup.cfg pyproject.toml | .venv/bin/pip
+.venv/%.stamp: setup.cfg pyproject.toml .venv/stamp
 	@echo "Installing the bridge and its tools for: $*."
 	@$(pip) --editable '.[$*]'
 	@touch $@
@@ -322,6 +362,7 @@ build/bench/upstream-go: bench/upstream.go
 # Releases from 0.55 on ask for Go 1.27.
 .tools/bin/thv: GO_PACKAGE := github.com/stacklok/toolhive/cmd/thv@v0.47.0
 .tools/bin/%:
+	@$(require-go)
 	@echo "Building $*."
 	@GOBIN='$(abspath $(@D))' go install $(GO_PACKAGE)
 
@@ -337,7 +378,7 @@ build/bench/upstream-go: bench/upstream.go
 	@$(pip) '$(MCP)'
 	@touch $@
 
-%/node_modules: %/package.json %/package-lock.json | .venv/dev.stamp
+%/node_modules/stamp: %/package.json %/package-lock.json | .venv/dev.stamp
 	@echo "Installing the npm packages of $*."
-	@PATH="$(CURDIR)/$(bin):$$PATH" npm ci --prefix $* --ignore-scripts --no-audit --no-fund --loglevel=error
+	@PATH="$(CURDIR)/$(bin):$$PATH" npm ci --prefix $* --ignore-scripts --include=dev --no-audit --no-fund --loglevel=error >/dev/null
 	@touch $@

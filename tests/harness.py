@@ -68,13 +68,14 @@ class Gateway:
         *,
         supergateway: Path = SUPERGATEWAY,
         stateful: bool = True,
+        transport: str = "streamableHttp",
     ) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}/mcp"
         variables = [f"{name}={value}" for name, value in (environ or {}).items()]
         self._command = shlex.join(["exec", "env", *variables, str(NODE), str(server)])
         self._supergateway = supergateway
-        self._sessions = ["--stateful"] if stateful else []
+        self._mode = ["--outputTransport", transport, *(["--stateful"] if stateful else [])]
         self._process: psutil.Popen | None = None
         self._seen: set[psutil.Process] = set()
 
@@ -83,7 +84,7 @@ class Gateway:
         self._process = psutil.Popen(
             [
                 *(NODE, "--import", ROOT / "docker/gateway/bind.js", self._supergateway, "--stdio", self._command),
-                *("--outputTransport", "streamableHttp", *self._sessions, "--logLevel", "none"),
+                *(*self._mode, "--logLevel", "none"),
                 *("--port", str(self.port)),
             ],
             stdin=subprocess.DEVNULL,

@@ -267,9 +267,13 @@ async def _(tmp: Path) -> AsyncIterator[Patient]:
 
 @asynccontextmanager
 async def gateway(
-    server: Path, *, supergateway: Path = SUPERGATEWAY, stateful: bool = True, environ: Mapping[str, str] | None = None
+    server: Path,
+    *,
+    supergateway: Path = SUPERGATEWAY,
+    stateful: bool = True,
+    transport: str = "streamableHttp",
 ) -> AsyncIterator[Gateway]:
-    running = Gateway(server, environ, supergateway=supergateway, stateful=stateful)
+    running = Gateway(server, supergateway=supergateway, stateful=stateful, transport=transport)
     running.start()
     try:
         yield running
@@ -298,6 +302,30 @@ async def _(tmp: Path) -> AsyncIterator[Patient]:
         upstream = running.url.replace("/mcp", "/message")
         async with bridge(upstream) as served:
             yield near(upstream, served)
+
+
+@broken("MCP endpoint", "supergateway runs in its default mode, SSE")
+async def _(tmp: Path) -> AsyncIterator[Patient]:
+    async with gateway(SERVER_MEMORY, stateful=False, transport="sse") as running, bridge(running.url) as served:
+        yield near(running.url, served)
+
+
+@broken("MCP endpoint", "supergateway of version 3 runs in its default mode, SSE")
+async def _(tmp: Path) -> AsyncIterator[Patient]:
+    old = gateway(SERVER_MEMORY, supergateway=SUPERGATEWAY_3, stateful=False, transport="sse")
+    async with old as running, bridge(running.url) as served:
+        yield near(running.url, served)
+
+
+@broken("MCP endpoint", "nothing is at its path, which is the usual one")
+async def _(tmp: Path) -> AsyncIterator[Patient]:
+    async def be_elsewhere(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        await writer.drain()
+
+    async with listening(be_elsewhere) as authority, bridge(f"http://{authority}/mcp") as served:
+        yield near(f"http://{authority}/mcp", served)
 
 
 @broken("MCP endpoint", "a web server has the port")

@@ -191,3 +191,11 @@ async def test_a_page_learns_nothing_of_an_answer_that_it_may_not_read(scripted:
     for path in ("/mcp", "/health", "/readyz", "/nothing"):
         answer = await scripted.ask("GET", path, b"", scripted.request_headers({"Origin": "https://evil.example"}))
         assert not [name for name in answer.headers if name.lower().startswith("access-control-")]
+
+
+@pytest.mark.parametrize("path", ["/health", "/readyz", "/livez"])
+async def test_a_probe_that_a_person_asks_ends_with_a_line_feed(scripted: Bridge, path: str) -> None:
+    await until(scripted.ready)
+    answer = await scripted.get(path)
+    assert answer.body.endswith(b"}\n")
+    assert int(answer.headers["Content-Length"]) == len(answer.body)

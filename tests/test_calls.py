@@ -107,6 +107,48 @@ async def test_a_person_gets_a_table_of_what_each_tool_needs_and_does(everything
     assert json.loads((await see(everything, "tools", "--json")).out)
 
 
+async def test_one_tool_is_shown_with_its_arguments(everything: Bridge) -> None:
+    await until(everything.ready)
+    shown = await see(everything, "tools", "get-sum")
+    helped = await ask(everything, "call", "get-sum", "--help")
+    assert (shown.status, helped.status) == (0, 0)
+    assert shown.out.splitlines() == helped.out.splitlines()
+    assert helped.out.splitlines() == [
+        "vestige-bridge call get-sum a=… b=…",
+        "",
+        "Returns the sum of two numbers",
+        "",
+        "  a  number, required",
+        "      First number",
+        "  b  number, required",
+        "      Second number",
+    ]
+    [announced] = [tool for tool in (await ask(everything, "tools")).json if tool["name"] == "get-sum"]
+    assert (await ask(everything, "tools", "get-sum")).json == announced
+    assert json.loads((await see(everything, "tools", "get-sum", "--json")).out) == announced
+
+
+async def test_a_tool_without_arguments_and_one_that_is_none(everything: Bridge) -> None:
+    assert "It names no arguments." in (await ask(everything, "call", "get-env", "-h")).out
+    done = await ask(everything, "tools", "get-smu")
+    assert (done.status, done.err.partition(".")[0]) == (2, "There is no tool 'get-smu'")
+
+
+async def test_call_alone_says_that_a_tool_is_missing_and_nothing_of_its_arguments() -> None:
+    done = await run("call")
+    assert done.status == 2
+    assert done.err.splitlines()[-1] == (
+        "vestige-bridge call: error: say which TOOL; `vestige-bridge tools` lists them"
+    )
+    assert "vestige-bridge call search --help" in (await run("call", "--help")).out
+
+
+async def test_without_a_token_it_says_which_variable_takes_one(everything: Bridge) -> None:
+    done = await run("tools", "--url", everything.origin)
+    sentence = "A token is needed: set VESTIGE_AUTH_TOKEN or VESTIGE_AUTH_TOKEN_FILE to what the bridge has."
+    assert (done.status, done.err.splitlines()[0]) == (1, f"{everything.origin}: {sentence}")
+
+
 async def test_all_pages_of_the_list_are_read(upstream: ScriptedUpstream, scripted: Bridge) -> None:
     async def turn(received: Received) -> Any:
         page = int(received.message.get("params", {}).get("cursor", 0))
@@ -182,7 +224,7 @@ async def test_arguments_come_as_words_as_json_or_on_standard_input(
         (["read", "x"], "'x' is no argument; write key=value."),
         (["typed"], "count is missing."),
         (["typed", "cuont=1"], "There is no argument 'cuont'. Did you mean count?"),
-        (["typed", "count=many"], "count: 'many' is not of the type integer."),
+        (["typed", "count=many"], "count: 'many' is not of the type integer; write count=5."),
         (["typed", "--json", "[]"], "The arguments are no JSON object."),
         (["mv"], "There is no tool 'mv'. There is read, typed, m\ufffd[2Jve."),
         (["typed", "count=1", "--json", "{}"], "The arguments are given twice: as words, and by --json."),
@@ -255,7 +297,7 @@ async def test_a_bridge_elsewhere_is_named_by_its_address(everything: Bridge, en
 
 
 @pytest.mark.parametrize(
-    "words", [["--url", "host:8000"], ["--url", "http://h/?a=b"], ["--url", ""], ["--colour"], ["call"]]
+    "words", [["--url", "host:8000"], ["--url", "http://h/?a=b"], ["--url", ""], ["--colour"], ["a", "b"]]
 )
 async def test_words_that_mean_nothing_are_exit_status_2(words: list[str]) -> None:
     done = await run("tools", *words)

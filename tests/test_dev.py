@@ -105,11 +105,13 @@ def running(checkout: Path, variables: dict[str, str]) -> Iterator[Terminal]:
 def paste(screen: str, change: Callable[[Any], Any] = lambda body: body) -> Any:
     """What the curl line on the screen gets, sent without curl, which a machine may not have."""
     (line,) = [line for line in screen.splitlines() if line.strip().startswith("curl ")]
-    _curl, _options, url, *pairs = shlex.split(line)
+    _curl, _options, *words = shlex.split(line)
+    url, *pairs = words[2:] if words[0] == "--noproxy" else words
     headers = dict(value.split(": ", 1) for flag, value in zip(pairs[::2], pairs[1::2], strict=True) if flag == "-H")
     body = change(json.loads(pairs[pairs.index("-d") + 1]))
     request = urllib.request.Request(url, json.dumps(body).encode(), headers)
-    with urllib.request.urlopen(request, timeout=10) as response:
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with direct.open(request, timeout=10) as response:
         return json.load(response)
 
 
@@ -150,6 +152,36 @@ def test_a_first_start_makes_a_token_once_and_memory_survives_a_restart(checkout
         graph = paste(terminal.screen, calling("read_graph", {}))["result"]["structuredContent"]
         assert graph["entities"] == [entity]
     assert list((checkout / ".dev").iterdir()) == [checkout / ".dev/memory.jsonl"]
+
+
+def test_the_first_lines_are_a_line_a_part_and_nothing_to_worry_about(checkout: Path, ports: dict[str, str]) -> None:
+    with running(checkout, ports) as terminal:
+        before, _, after = terminal.screen.partition("Ready:")
+    for noise in ("WARNING", "ERROR", "status=", "npm", "[Errno", "Error:"):
+        assert noise not in before
+    assert before.count("Listening on") == before.count("Vestige connected") == 1
+    token = (checkout / ".env").read_text().removeprefix("VESTIGE_AUTH_TOKEN=").strip()
+    (line,) = [line.strip() for line in after.splitlines() if line.strip().startswith("claude ")]
+    url = f"http://127.0.0.1:{ports['VESTIGE_BRIDGE_PORT']}/mcp"
+    assert shlex.split(line) == [
+        *("claude", "mcp", "add", "--scope", "user", "--transport", "http", "vestige", url),
+        *("--header", f"Authorization: Bearer {token}"),
+    ]
+
+
+@pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
+def test_loopback_never_goes_through_a_proxy(checkout: Path, ports: dict[str, str], variable: str) -> None:
+    nobody = f"http://127.0.0.1:{free_port()}"
+    with running(checkout, ports | {variable: nobody, "NO_PROXY": "", "no_proxy": ""}) as terminal:
+        assert "curl -sS --noproxy '*' http" in terminal.screen
+        assert len(paste(terminal.screen)["result"]["tools"]) == 9
+
+
+def test_a_dotenv_that_is_not_utf_8_is_one_sentence(checkout: Path, ports: dict[str, str]) -> None:
+    (checkout / ".env").write_bytes("VESTIGE_AUTH_TOKEN=x\n".encode("utf-16"))
+    said = refused(checkout, ports)
+    assert "it is not UTF-8" in said
+    assert "Traceback" not in said
 
 
 def test_vestige_is_taken_when_it_is_there_and_never_sees_the_bridges_token(
@@ -200,7 +232,7 @@ def test_a_port_that_is_taken_is_one_sentence_naming_the_variable(
         said = refused(checkout, ports | {variable: str(taken)})
         holder.kill()
     assert f"Port {taken} on 127.0.0.1 is not free" in said
-    assert f"set {variable} to another port" in said
+    assert f"(Address already in use): set {variable} to another port" in said
     assert "Traceback" not in said
 
 

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import logging
+import os
 import re
+import shlex
 import subprocess
 from configparser import ConfigParser
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from harness import ROOT, Bridge, until
+from harness import NODE, ROOT, SERVER_MEMORY, TOKEN, Bridge, Gateway, bridge, free_port, until
+from harness import SUPERGATEWAY as INSTALLED_SUPERGATEWAY
 from vestige_bridge import __version__
 from vestige_bridge.auth import REFUSALS
+from vestige_bridge.bypass import SUPERGATEWAY, ask_endpoint
 from vestige_bridge.errors import REASONS
+from vestige_bridge.fetch import NoAnswer
 from vestige_bridge.logs import FIELDS
 from vestige_bridge.monitor import State
 from vestige_bridge.settings import describe
@@ -56,6 +64,129 @@ def test_every_make_target_that_is_named_exists() -> None:
     named = set(re.findall(r"(?:^|`)make ([a-z0-9-]+)", text, re.MULTILINE))
     assert named
     assert named <= targets
+
+
+COMMANDS = {
+    "README.md": {
+        "git clone REPOSITORY vestige-bridge": "not run: the address is that of the page",
+        "cd vestige-bridge": "not run: it follows the clone",
+        "make dev": "test_a_first_start_makes_a_token_once_and_memory_survives_a_restart",
+        "curl -sS": "test_a_first_start_makes_a_token_once_and_memory_survives_a_restart",
+        'export PATH="$PWD/.venv/bin:$PATH"': "test_the_commands_that_follow_make_dev_work_as_they_stand",
+        "export VESTIGE_AUTH_TOKEN=": "test_the_commands_that_follow_make_dev_work_as_they_stand",
+        "vestige-bridge connect": "test_the_commands_that_follow_make_dev_work_as_they_stand",
+        "python3 -m venv": "test_the_wheel_serves_outside_the_checkout",
+        "~/.local/share/vestige-bridge/bin/pip install .": "test_the_wheel_serves_outside_the_checkout",
+        'export PATH="$HOME/.local/share/vestige-bridge/bin:$PATH"': "not run: the shell's own",
+        "npx -y supergateway@4": "test_the_command_for_supergateway_is_one_that_the_bridge_can_use",
+        "VESTIGE_MCP_URL=": "test_the_wheel_serves_outside_the_checkout",
+        "vestige-bridge tools": "test_the_commands_that_follow_make_dev_work_as_they_stand",
+        "vestige-bridge call search_nodes": "test_the_commands_that_follow_make_dev_work_as_they_stand",
+        "make test": "not run: it is what runs this",
+    },
+    "docs/clients.md": {
+        "export VESTIGE_AUTH_TOKEN=": "test_the_commands_that_follow_make_dev_work_as_they_stand",
+        "claude mcp ": "make interop-all",
+        "codex mcp ": "make interop-all",
+        "(umask 077 &&": "make interop",
+        "npx -y @modelcontextprotocol/inspector": "make interop",
+        "cd openclaw-plugin": "make e2e-openclaw",
+        "npm ci --ignore-scripts": "make e2e-openclaw",
+        "npm pack": "make e2e-openclaw",
+        "openclaw plugins install": "make e2e-openclaw",
+        "openclaw vestige status": "make e2e-openclaw",
+        "openclaw mcp probe": "make interop-all",
+        "curl -sS": "test_the_line_for_curl_gets_an_answer",
+    },
+    "docs/command-line.md": {
+        "vestige-bridge tools": "test_one_tool_is_shown_with_its_arguments",
+        "vestige-bridge call search --help": "test_one_tool_is_shown_with_its_arguments",
+        "vestige-bridge call search query=": "test_a_call_writes_and_another_reads_what_was_written",
+        "git log -1": "test_arguments_come_as_words_as_json_or_on_standard_input",
+        "VESTIGE_AUTH_TOKEN=… vestige-bridge call": "test_a_bridge_elsewhere_is_named_by_its_address",
+        "vestige-bridge stdio": "test_a_session_is_opened_used_and_ended_with_its_client",
+        "mkdir -p ~/.local/share": "test_the_completions_are_put_where_the_page_says",
+        "vestige-bridge completion bash": "test_the_completions_are_put_where_the_page_says",
+        "vestige-bridge completion fish": "test_the_completions_are_put_where_the_page_says",
+        "vestige-bridge completion zsh": "test_the_completion_of_a_shell_is_printed",
+    },
+}
+"""How each command that a page shows is run, by the beginning of its line: a test, a target, or why it is not."""
+
+
+def commands(document: str) -> list[str]:
+    """The lines of shell that a page shows."""
+    blocks = re.findall(r"^```sh\n(.*?)^```$", (ROOT / document).read_text(), re.MULTILINE | re.DOTALL)
+    return [line for block in blocks for line in block.replace("\\\n", "").splitlines()]
+
+
+@pytest.mark.parametrize("document", COMMANDS)
+def test_every_command_of_a_page_is_run_or_says_why_not(document: str) -> None:
+    lines, known = commands(document), COMMANDS[document]
+    assert [line for line in lines if not line.startswith(tuple(known))] == []
+    assert [beginning for beginning in known if not any(line.startswith(beginning) for line in lines)] == []
+    exist = {
+        name for module in ROOT.glob("tests/**/test_*.py") for name in re.findall(r"def (test_\w+)", module.read_text())
+    }
+    exist |= {
+        f"make {name}" for name in re.findall(r"^([a-z0-9-]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    }
+    assert [by for by in known.values() if by not in exist and not by.startswith("not run: ")] == []
+
+
+async def test_the_commands_that_follow_make_dev_work_as_they_stand(memory_gateway: Gateway, tmp_path: Path) -> None:
+    lines = commands("README.md")
+    first, last = lines.index('export PATH="$PWD/.venv/bin:$PATH"'), lines.index("vestige-bridge connect claude-code")
+    asked = [line for line in lines if line.startswith(("vestige-bridge tools", "vestige-bridge call"))]
+    (tmp_path / ".venv").symlink_to(ROOT / ".venv")
+    async with bridge(memory_gateway.url) as served:
+        await until(served.ready)
+        port = served.origin.rpartition(":")[2]
+        (tmp_path / ".env").write_text(f"VESTIGE_BRIDGE_PORT={port}\nVESTIGE_AUTH_TOKEN={TOKEN}\n")
+        process = await asyncio.create_subprocess_exec(
+            *("bash", "-euc", "\n".join([*lines[first : last + 1], *asked])),
+            cwd=tmp_path,
+            env={name: value for name, value in os.environ.items() if not name.startswith("VESTIGE_")},
+            stdout=asyncio.subprocess.PIPE,
+        )
+        said = (await process.communicate())[0].decode()
+    assert process.returncode == 0
+    assert f"claude mcp add --scope user --transport http vestige http://127.0.0.1:{port}/mcp" in said
+    assert "vestige-bridge call search_nodes query=…" in said
+    assert json.loads(said.splitlines()[-1])["structuredContent"] == {"entities": [], "relations": []}
+
+
+def test_the_completions_are_put_where_the_page_says(tmp_path: Path) -> None:
+    lines = [
+        line for line in commands("docs/command-line.md") if line.startswith(("mkdir", "vestige-bridge completion"))
+    ]
+    environ = {**os.environ, "HOME": str(tmp_path), "PATH": f"{ROOT / '.venv/bin'}:{os.environ['PATH']}"}
+    subprocess.run(["bash", "-euc", "\n".join(lines[:-1])], env=environ, cwd=tmp_path, check=True)
+    for path in (
+        ".local/share/bash-completion/completions/vestige-bridge",
+        ".config/fish/completions/vestige-bridge.fish",
+    ):
+        assert "vestige-bridge" in (tmp_path / path).read_text()
+
+
+def test_the_command_for_supergateway_is_one_that_the_bridge_can_use(tmp_path: Path) -> None:
+    assert SUPERGATEWAY in commands("README.md")
+    port = free_port()
+    memory = f"{shlex.quote(str(NODE))} {shlex.quote(str(SERVER_MEMORY))}"
+    words = [
+        memory if word == "vestige-mcp" else str(port) if word == "3100" else word for word in shlex.split(SUPERGATEWAY)
+    ]
+    assert words[:3] == ["npx", "-y", "supergateway@4"]
+    command = [str(NODE), "--import", str(ROOT / "docker/gateway/bind.js"), str(INSTALLED_SUPERGATEWAY), *words[3:]]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, env={**os.environ, "HOME": str(tmp_path)}) as gateway:
+        try:
+            while gateway.poll() is None:
+                with suppress(NoAnswer):
+                    ask_endpoint(f"http://127.0.0.1:{port}/mcp", "", 10)
+                    break
+            assert gateway.poll() is None
+        finally:
+            gateway.terminate()
 
 
 def test_make_alone_lists_the_targets_by_section() -> None:

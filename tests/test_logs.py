@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
+import socket
+import sys
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -20,6 +23,7 @@ from harness import (
     bridge,
     call_body,
     environment,
+    free_port,
     until,
 )
 from vestige_bridge.modern import MODERN_VERSION
@@ -166,3 +170,61 @@ async def test_the_trace_and_the_request_id_go_to_the_mcp_endpoint(
     (received,) = upstream.of("tools/call")
     assert received.http.headers.getall("traceparent") == [TRACEPARENT]
     assert received.http.headers.getall("X-Request-Id") == ["r-1"]
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+async def test_a_port_that_is_taken_is_one_line_of_the_log(upstream: ScriptedUpstream, log_format: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        process = BridgeProcess(environment(upstream.url, PORT=str(port), LOG_FORMAT=log_format))
+        status, log = await process.ended()
+    assert status == 1
+    (line,) = log.splitlines()
+    sentence = (
+        f"Cannot listen on 127.0.0.1 port {port}: Address already in use. "
+        "Choose another VESTIGE_BRIDGE_HOST or VESTIGE_BRIDGE_PORT."
+    )
+    if log_format == "json":
+        said = json.loads(line)
+        assert (said["level"], said["message"]) == ("error", sentence)
+    else:
+        assert line.endswith(f"ERROR   {sentence}")
+
+
+async def test_a_variable_that_is_no_setting_is_a_warning_and_the_bridge_serves(upstream: ScriptedUpstream) -> None:
+    variables = {"VESTIGE_BRIDGE_PROT": "1", "VESTIGE_BRIDGE_SERVICE_HOST": "10.0.0.1"}
+    process = BridgeProcess(environment(upstream.url) | variables)
+    async with process.serving():
+        process.terminate()
+        status, log = await process.ended()
+    assert status in (0, -15)
+    (warning,) = [line for line in log.splitlines() if "WARNING" in line and "no setting" in line]
+    assert warning.endswith("VESTIGE_BRIDGE_PROT is no setting and is ignored. Did you mean VESTIGE_BRIDGE_PORT?")
+    assert "SERVICE_HOST" not in log
+
+
+async def test_a_bridge_whose_standard_error_is_closed_serves(upstream: ScriptedUpstream) -> None:
+    command = ["sh", "-c", f"exec {shlex.join([sys.executable, '-m', 'vestige_bridge'])} 2>&-"]
+    async with BridgeProcess(environment(upstream.url), command).serving() as served:
+        await until(served.ready)
+        assert (await served.call("read")).status == 200
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+async def test_an_upstream_that_cannot_be_reached_is_told_in_the_systems_words(
+    caplog: pytest.LogCaptureFixture, host: str
+) -> None:
+    port = free_port()
+    async with bridge(f"http://{host}:{port}/mcp"):
+        await until(lambda: "cannot be reached yet" in caplog.text)
+    (line,) = [record.getMessage() for record in caplog.records if "cannot be reached yet" in record.getMessage()]
+    assert line.endswith(f"The MCP endpoint cannot be reached. ({host}:{port}: Connection refused)")
+
+
+async def test_a_name_that_does_not_resolve_is_told_without_the_spelling_of_python(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with bridge("http://vestige.invalid:3100/mcp"):
+        await until(lambda: "cannot be reached yet" in caplog.text)
+    assert "(vestige.invalid:3100: " in caplog.text
+    assert "Errno" not in caplog.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import subprocess
 import sys
@@ -38,3 +39,6 @@ async def test_the_wheel_serves_outside_the_checkout(installed: Path, upstream: 
         process.terminate()
         status, _ = await process.ended()
     assert status == 0
+    completion = [*command, "completion", "bash"]
+    printed = await asyncio.to_thread(subprocess.run, completion, cwd=installed, capture_output=True, check=True)
+    assert b"_shtab_vestige_bridge" in printed.stdout

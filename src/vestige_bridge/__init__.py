@@ -1,5 +1,10 @@
 """An authenticating reverse proxy that lets any number of MCP clients share one Vestige."""
 
-from importlib.metadata import version
 
-__version__ = version("vestige-bridge")
+def __getattr__(name: str) -> str:
+    """``__version__``, looked up when it is asked for: that takes longer than all else that a command imports."""
+    if name != "__version__":
+        raise AttributeError(name)
+    from importlib.metadata import version  # noqa: PLC0415
+
+    return version("vestige-bridge")

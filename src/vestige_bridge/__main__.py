@@ -9,20 +9,22 @@ import os
 import sys
 import textwrap
 from collections.abc import Mapping
+from pathlib import Path
 
-from dotenv import dotenv_values
-
-from vestige_bridge import __version__
 from vestige_bridge.client import Client, parse_bridge_url
+from vestige_bridge.clients import BY_KEY, TOKEN_VARIABLE
+from vestige_bridge.environment import read_environ
 from vestige_bridge.errors import SettingsError
-from vestige_bridge.fetch import TIMEOUT_SECONDS, ClientError
-from vestige_bridge.settings import Settings, describe
+from vestige_bridge.fetch import TIMEOUT_SECONDS, ClientError, Refused
+from vestige_bridge.settings import Settings, describe, unknown_settings
+from vestige_bridge.terminal import shown
 
 _CALL = """\
 Each argument is key=value and gets the type that the tool's schema gives it; arrays and objects are written as JSON,
 and a.b=1 sets a member of an object. key=- takes the value from standard input, - alone takes all arguments from
 there as a JSON object.
 
+  vestige-bridge call search --help
   vestige-bridge call search query='what is blue'
   vestige-bridge call create_entities entities='[{"name": "sky", "entityType": "fact", "observations": []}]'
   vestige-bridge call search --json '{"query": "sky", "limit": 5}' | jq .structuredContent
@@ -31,9 +33,11 @@ there as a JSON object.
 The exit status is 0; 1 when the tool or the call failed; 2 when the arguments are not what the tool takes."""
 
 _TOOLS = """\
-A table on a terminal, and the JSON in which Vestige announces its tools on a pipe.
+A table on a terminal, and the JSON in which Vestige announces its tools on a pipe. With NAME one tool, and its
+arguments with their types and descriptions.
 
   vestige-bridge tools
+  vestige-bridge tools search
   vestige-bridge tools | jq -r '.[].name'"""
 
 _DOCTOR = """\
@@ -45,6 +49,22 @@ runs and starts no second Vestige; only where no bridge runs does it open a sess
 
 The exit status is 0 when all is well, otherwise 1."""
 
+_CONNECT = """\
+Without CLIENT it lists the clients. It prints the command to run, or the file and what to put into it, and writes
+nothing itself. The token stays where it is: what is printed names the variable that holds it.
+
+  vestige-bridge connect claude-code
+  vestige-bridge connect codex --url https://vestige.example.com --token-env TEAM_TOKEN"""
+
+_STDIO = """\
+An MCP server on standard input and output, for clients that can do no more than start one. It forwards to a bridge
+that runs, and ends when its client does. What goes wrong on the way stands on standard error.
+
+  vestige-bridge stdio --url https://vestige.example.com"""
+
+SHELLS = ("bash", "fish", "zsh")
+_COMPLETIONS = Path(__file__).parent / "completions"
+
 _WHERE = "where the bridge answers, such as http://host:8000; without it the settings of this machine say"
 
 
@@ -55,10 +75,10 @@ def main(arguments: list[str] | None = None) -> int:
         The exit status: 0; 1 when the bridge could not serve, the doctor found something or a call failed; 2 for
         mistakes in the arguments or the settings; 130 when the person ended it.
     """
+    _open_standard_streams()
     options = _options(arguments)
-    environ = {**_dotenv(), **os.environ}
     try:
-        return _run(options, environ)
+        return _run(options, read_environ(os.environ, Path(".env")))
     except SettingsError as error:
         for problem in error.problems:
             print(problem, file=sys.stderr)
@@ -67,11 +87,25 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     # A command imports what it needs.
-    if options.command in ("doctor", "tools", "call"):
+    if options.command in ("doctor", "tools", "call", "connect"):
         return _ask(options, environ)
+    if options.command == "completion":
+        print((_COMPLETIONS / options.shell).read_text(), end="")
+        return 0
+    if options.command == "stdio":
+        return _stdio(options, environ)
     from vestige_bridge import server  # noqa: PLC0415
 
-    return server.serve(Settings.from_environ(environ))
+    return server.serve(Settings.from_environ(environ), unknown_settings(environ))
+
+
+def _stdio(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    from vestige_bridge import stdio  # noqa: PLC0415
+
+    try:
+        return stdio.serve(Client.from_environ(environ, options.url))
+    except KeyboardInterrupt:
+        return 130
 
 
 def _ask(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
@@ -79,7 +113,8 @@ def _ask(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
     try:
-        status = _doctor(options, environ) if options.command == "doctor" else _tools(options, environ)
+        run = {"doctor": _doctor, "connect": _connect}.get(options.command, _tools)
+        status = run(options, environ)
         sys.stdout.flush()
         return status
     except BrokenPipeError:
@@ -101,34 +136,70 @@ def _doctor(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     return doctor.run(environ, url=options.url, timeout_seconds=options.timeout, as_json=options.json)
 
 
+def _connect(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    from vestige_bridge import connect  # noqa: PLC0415
+
+    if options.client is None:
+        connect.print_clients()
+    else:
+        url = Client.without_token(environ, options.url, TIMEOUT_SECONDS).url
+        connect.print_client(options.client, url, options.token_env)
+    return 0
+
+
 def _tools(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    from vestige_bridge import arguments, terminal, tools  # noqa: PLC0415
+    from vestige_bridge import arguments, tools  # noqa: PLC0415
 
     client = Client.from_environ(environ, options.url)
     try:
-        if options.command == "tools":
+        if options.command == "tools" and options.tool is None:
             tools.print_tools(client, as_json=options.json)
+            return 0
+        if options.command == "tools" or options.help:
+            as_json = options.command == "tools" and (options.json or not sys.stdout.isatty())
+            tools.print_tool(client, options.tool, as_json=as_json)
             return 0
         return 0 if tools.call(client, options.tool, options.arguments, options.json) else 1
     except arguments.UsageError as error:
-        print(terminal.shown(str(error)), file=sys.stderr)
+        print(shown(str(error)), file=sys.stderr)
         return 2
     except ClientError as error:
-        print(f"{client.url}: {terminal.shown(str(error))}", file=sys.stderr)
+        print(f"{client.url}: {_reason(error, client)}", file=sys.stderr)
         if getattr(error, "may_have_run", False):
             print("Vestige may have run it all the same.", file=sys.stderr)
         print("`vestige-bridge doctor` says more.", file=sys.stderr)
         return 1
 
 
-def _dotenv() -> dict[str, str]:
-    """The variables of the file ``.env`` in the working directory, if there is one."""
-    return {name: value for name, value in dotenv_values(".env").items() if value is not None}
+def _open_standard_streams() -> None:
+    """Has each standard stream take whatever is written, and lead nowhere where whoever started us closed it."""
+    # A socket that got the number of a closed stream would be written to like that stream.
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(number)
+    sys.stdin = sys.stdin or os.fdopen(0)
+    sys.stdout = sys.stdout or os.fdopen(1, "w")
+    sys.stderr = sys.stderr or os.fdopen(2, "w")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def _reason(error: ClientError, client: Client) -> str:
+    """Why there is no result; a person who gave no token is told where one goes, not how it travels."""
+    if isinstance(error, Refused) and error.status == 401 and not client.token:
+        return "A token is needed: set VESTIGE_AUTH_TOKEN or VESTIGE_AUTH_TOKEN_FILE to what the bridge has."
+    return shown(str(error))
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
-    parser = _parser()
+    parser = build_parser()
     options, more = parser.parse_known_args(arguments)
+    if options.command == "call" and options.tool is None:
+        if options.help:
+            options.parser.print_help()
+            parser.exit()
+        options.parser.error("say which TOOL; `vestige-bridge tools` lists them")
     # argparse gives up on the arguments of a tool where an option stands among them.
     if more and (options.command != "call" or any(word.startswith("-") and word != "-" for word in more)):
         parser.error(f"unrecognized arguments: {' '.join(more)}")
@@ -137,7 +208,18 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def _parser() -> argparse.ArgumentParser:
+class _PrintVersion(argparse.Action):
+    """Looks the version up only when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from vestige_bridge import __version__  # noqa: PLC0415
+
+        print(f"{parser.prog} {__version__}")
+        parser.exit()
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """What the command line takes; completion for shells is made of it, too."""
     lines = []
     for variable, default, help_text in describe():
         lines.append(f"  {variable} (default: {default or 'none'})")
@@ -148,11 +230,25 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Settings come from the environment, then from a file .env:\n\n" + "\n".join(lines),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    parser.add_argument("--version", action=_PrintVersion, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(dest="command", metavar="command")
     commands.add_parser("serve", help="run the bridge (the default)")
     _add_doctor(commands)
     _add_tools(commands)
+    connect = _add(commands, "connect", "show how an MCP client is connected", _CONNECT, token=False)
+    connect.add_argument(
+        "client", nargs="?", choices=list(BY_KEY), metavar="CLIENT", help="the client; none for a list"
+    )
+    connect.add_argument(
+        "--token-env",
+        type=_variable,
+        default=TOKEN_VARIABLE,
+        metavar="NAME",
+        help=f"the environment variable that holds the token (default: {TOKEN_VARIABLE})",
+    )
+    _add(commands, "stdio", "be an MCP server on standard input and output", _STDIO)
+    completion = commands.add_parser("completion", help="print what completes these commands in a shell")
+    completion.add_argument("shell", choices=SHELLS)
     return parser
 
 
@@ -172,23 +268,34 @@ def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 def _add_tools(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     tools = _add(commands, "tools", "list what Vestige can do", _TOOLS)
+    tools.add_argument("tool", nargs="?", metavar="NAME", help="one tool, with its arguments; none for a list")
     tools.add_argument("--json", action="store_true", help="JSON on a terminal, too")
-    call = _add(commands, "call", "call a tool of Vestige", _CALL)
-    call.add_argument("tool", help="the tool's name, as `vestige-bridge tools` shows it")
+    call = _add(commands, "call", "call a tool of Vestige", _CALL, own_help=True)
+    call.add_argument("-h", "--help", action="store_true", help="show this help, or after TOOL what that tool takes")
+    call.add_argument("tool", nargs="?", metavar="TOOL", help="the tool's name, as `vestige-bridge tools` shows it")
     call.add_argument("arguments", nargs="*", metavar="key=value", help="an argument of the tool")
     call.add_argument("--json", metavar="OBJECT", help="all arguments in one JSON object; - for standard input")
+    call.set_defaults(parser=call)
 
 
 def _add(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, summary: str, more: str
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    summary: str,
+    more: str,
+    *,
+    token: bool = True,
+    own_help: bool = False,
 ) -> argparse.ArgumentParser:
-    """A command that asks a running bridge."""
+    """A command that concerns a running bridge; whether it shows it a token, and shows its help in its own way."""
+    where = "\n\nThe token comes from VESTIGE_AUTH_TOKEN, or is the first of VESTIGE_AUTH_TOKEN_FILE."
     command = commands.add_parser(
         name,
         help=summary,
         description=f"{summary[0].upper()}{summary[1:]}.",
-        epilog=f"{more}\n\nThe token comes from VESTIGE_AUTH_TOKEN, or is the first of VESTIGE_AUTH_TOKEN_FILE.",
+        epilog=more + (where if token else ""),
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=not own_help,
     )
     command.add_argument("--url", type=_bridge_url, help=_WHERE)
     return command
@@ -199,6 +306,12 @@ def _bridge_url(value: str) -> str:
         return parse_bridge_url(value)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{value!r} is no address such as http://host:8000") from None
+
+
+def _variable(value: str) -> str:
+    if not (value.isascii() and value.isidentifier()):
+        raise argparse.ArgumentTypeError(f"{value!r} is no name of an environment variable")
+    return value
 
 
 def _seconds(value: str) -> float:

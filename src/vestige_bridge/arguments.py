@@ -9,8 +9,9 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import shlex
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 Schema = Mapping[str, Any]
 
@@ -87,12 +88,57 @@ def required_arguments(schema: Schema) -> list[str]:
     return [name for name in required if isinstance(name, str)] if isinstance(required, list) else []
 
 
+class Argument(NamedTuple):
+    """What a schema says of one argument, for people.
+
+    Attributes:
+        name: its name.
+        type: the types that it may have, or the values.
+        required: whether the tool cannot do without it.
+        description: what it is for.
+    """
+
+    name: str
+    type: str
+    required: bool
+    description: str
+
+
+def arguments_of(schema: Schema) -> list[Argument]:
+    """The arguments that the schema names, those first that the tool cannot do without."""
+    required = required_arguments(schema)
+    arguments = [
+        Argument(name, _type_in_words(_mapping(inner), schema), name in required, _description(_mapping(inner)))
+        for name, inner in _Type(schema, schema).members.items()
+    ]
+    return sorted(arguments, key=lambda argument: not argument.required)
+
+
 def closest(name: str, names: list[str]) -> str:
     """A sentence that helps who mistyped a name."""
     close = difflib.get_close_matches(name, names, n=1)
     if close:
         return f" Did you mean {close[0]}?"
     return f" There is {', '.join(names)}." if names else ""
+
+
+def _type_in_words(schema: Schema, root: Schema) -> str:
+    leaves = _leaves(schema, root)
+    words = []
+    for leaf in leaves:
+        if isinstance(leaf.get("enum"), list):
+            words += [json.dumps(value, ensure_ascii=False) for value in leaf["enum"]]
+        elif "array" in _names(leaf) and (inner := _names(_mapping(leaf.get("items")))):
+            words.append(f"array of {' or '.join(sorted(inner))}")
+        else:
+            words += sorted(_names(leaf))
+    return " or ".join(dict.fromkeys(words)) or "any"
+
+
+def _description(schema: Schema) -> str:
+    said = " ".join(str(schema.get("description") or schema.get("title") or "").split())
+    default = f"default: {json.dumps(schema['default'], ensure_ascii=False)}" if "default" in schema else ""
+    return f"{said} ({default})" if said and default else said or default
 
 
 class _Type:
@@ -190,7 +236,20 @@ def _typed(key: str, value: str, names: set[str]) -> Any:  # noqa: ANN401
         return parsed
     if "string" in names:
         return value
-    raise UsageError(f"{key}: {value!r} is not of the type {' or '.join(sorted(names))}.")
+    raise UsageError(f"{key}: {value!r} is not of the type {' or '.join(sorted(names))}{_example(key, value, names)}.")
+
+
+def _example(key: str, value: str, names: set[str]) -> str:
+    """What to write instead, for the first of the types that a person can have meant."""
+    examples = {
+        "array": [json.dumps([value], ensure_ascii=False)],
+        "object": ['{"name": "value"}'],
+        "integer": ["5"],
+        "number": ["0.5"],
+        "boolean": ["true", "false"],
+    }
+    written = next((examples[name] for name in examples if name in names), [])
+    return f"; write {' or '.join(shlex.quote(f'{key}={it}') for it in written)}" if written else ""
 
 
 def _parsed(text: str) -> Any:  # noqa: ANN401

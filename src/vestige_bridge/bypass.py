@@ -7,14 +7,20 @@ that does, the handshake, is for where no bridge runs, and its session is ended.
 from __future__ import annotations
 
 from typing import Final
+from urllib.parse import urlsplit
 
-from vestige_bridge.fetch import Reply, fetch
+from vestige_bridge.fetch import NoAnswer, Reply, fetch, is_event_stream
 from vestige_bridge.settings import Settings
 from vestige_bridge.state import SessionFile
 
 _PING: Final = {"jsonrpc": "2.0", "id": "doctor", "method": "ping"}
 _NOBODYS_SESSION: Final = "vestige-bridge-doctor"
 _NO_SESSION: Final = "No valid session ID"
+
+SUPERGATEWAY: Final = (
+    "npx -y supergateway@4 --stdio vestige-mcp --outputTransport streamableHttp --stateful --logLevel none --port 3100"
+)
+"""How supergateway is started, so that the bridge can use it."""
 
 
 class Fault(Exception):
@@ -46,10 +52,11 @@ def ask_endpoint(url: str, token: str, timeout_seconds: float) -> None:
         Fault: it is no MCP endpoint, or one that the bridge cannot use well.
     """
     reply = fetch("POST", url, _PING, token=token, timeout_seconds=timeout_seconds)
-    _require_mcp(url, reply, token)
+    _require_mcp(url, reply, token, timeout_seconds)
     if reply.status == 200:
         raise Fault(
-            f"{url} keeps no sessions, so every request may start a Vestige", "Start supergateway with --stateful."
+            f"{url} keeps no sessions, so every request may start a Vestige",
+            f"Start supergateway with --stateful: {SUPERGATEWAY}",
         )
     again = fetch("POST", url, _PING, token=token, session_id=_NOBODYS_SESSION, timeout_seconds=timeout_seconds)
     if again.status == 400 and _NO_SESSION.encode() in again.body:
@@ -92,7 +99,7 @@ def shake_hands(settings: Settings) -> tuple[str, int]:
     return asyncio.run(ask())
 
 
-def _require_mcp(url: str, reply: Reply, token: str) -> None:
+def _require_mcp(url: str, reply: Reply, token: str, timeout_seconds: float) -> None:
     """Tells something else that answers there from an MCP endpoint, whatever that says.
 
     Errors:
@@ -104,7 +111,28 @@ def _require_mcp(url: str, reply: Reply, token: str) -> None:
     if any(reply.messages()):
         return
     if reply.status == 404:
-        raise Fault(f"{url} is not there (HTTP 404)", "Correct the path in VESTIGE_MCP_URL; it usually ends in /mcp.")
+        _refuse_sse(url, timeout_seconds)
+        usual = "" if urlsplit(url).path == "/mcp" else "; it usually ends in /mcp"
+        raise Fault(f"{url} is not there (HTTP 404)", f"Correct the path in VESTIGE_MCP_URL{usual}.")
     if reply.status >= 500:
         raise Fault(f"{url} fails with {reply}", "Look at its log.")
     raise Fault(f"{url} does not speak MCP ({reply})", "Correct VESTIGE_MCP_URL: something else answers there.")
+
+
+def _refuse_sse(url: str, timeout_seconds: float) -> None:
+    """Tells supergateway in its default mode, which is the HTTP+SSE transport of 2024-11-05.
+
+    Errors:
+        Fault: it is that.
+    """
+    stream = urlsplit(url)._replace(path="/sse", query="").geturl()
+    try:
+        is_sse = is_event_stream(stream, timeout_seconds)
+    except NoAnswer:
+        return
+    if is_sse:
+        raise Fault(
+            f"{url} is not there, and {stream} is: supergateway runs in its default mode, SSE, "
+            "which the bridge does not speak",
+            f"Start it for Streamable HTTP: {SUPERGATEWAY}",
+        )

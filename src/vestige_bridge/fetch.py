@@ -129,7 +129,7 @@ def fetch(
     """
     headers = _bearer(token) | ({"Mcp-Session-Id": session_id} if session_id else {})
     with (
-        closing(_connected(url, timeout_seconds)) as connection,
+        closing(open_connection(url, timeout_seconds)) as connection,
         closing(_opened(connection, method, url, message, headers)) as response,
     ):
         return _whole(response, url)
@@ -151,12 +151,12 @@ def converse(
         NoAnswer: there is none, or it was cut.
         NotMcp: it is something else.
     """
-    with closing(_connected(url, timeout_seconds)) as connection:
+    with closing(open_connection(url, timeout_seconds)) as connection:
         connection.sock.settimeout(silence_seconds)
         with closing(_opened(connection, "POST", url, message, _bearer(token))) as response:
             if response.headers.get_content_type() == sse.CONTENT_TYPE:
                 decoder = sse.EventDecoder(MAX_ANSWER_BYTES)
-                while piece := _next_piece(response, url):
+                while piece := next_piece(response, url):
                     for event in decoder.feed(piece):
                         yield from ((response.status, message) for message in _members(event.data))
                 return
@@ -167,6 +167,19 @@ def converse(
             yield from ((reply.status, message) for message in messages)
 
 
+def is_event_stream(url: str, timeout_seconds: float) -> bool:
+    """Whether GET is answered there with a stream of events, of which nothing is read.
+
+    Errors:
+        NoAnswer: nothing there speaks HTTP.
+    """
+    with (
+        closing(open_connection(url, timeout_seconds)) as connection,
+        closing(_opened(connection, "GET", url, None, {})) as response,
+    ):
+        return response.status == 200 and response.headers.get_content_type() == sse.CONTENT_TYPE
+
+
 def connect(url: str, timeout_seconds: float) -> None:
     """Makes a connection to whoever listens there, and leaves.
 
@@ -175,7 +188,7 @@ def connect(url: str, timeout_seconds: float) -> None:
     """
     parts = urlsplit(url)
     address = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
-    with _translated(url, f"no connection within {timeout_seconds:g} s"):
+    with translated(url, f"no connection within {timeout_seconds:g} s"):
         socket.create_connection(address, timeout_seconds).close()
 
 
@@ -183,11 +196,20 @@ def _bearer(token: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"} if token else {}
 
 
-def _connected(url: str, timeout_seconds: float) -> http.client.HTTPConnection:
+def open_connection(url: str, timeout_seconds: float) -> http.client.HTTPConnection:
+    """Makes a connection to whoever listens there, TLS included.
+
+    Parameters:
+        url: the address.
+        timeout_seconds: how long it may take; what is done with the connection has the same limit until it is changed.
+
+    Errors:
+        NoAnswer: there is nobody.
+    """
     parts = urlsplit(url)
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
     connection = kind(parts.hostname or "", parts.port, timeout=timeout_seconds)
-    with _translated(url, f"no connection within {timeout_seconds:g} s"):
+    with translated(url, f"no connection within {timeout_seconds:g} s"):
         try:
             connection.connect()
         except ssl.SSLCertVerificationError:
@@ -212,18 +234,23 @@ def _opened(
     content = {} if message is None else {"Content-Type": _JSON}
     sent = {"Accept": f"{_JSON}, {sse.CONTENT_TYPE}", "User-Agent": "vestige-bridge", **content, **headers}
     body = None if message is None else json.dumps(message).encode()
-    with _translated(url, "a connection, but no answer in time"):
+    with translated(url, "a connection, but no answer in time"):
         connection.request(method, (parts.path or "/") + (f"?{parts.query}" if parts.query else ""), body, sent)
         return connection.getresponse()
 
 
-def _next_piece(response: http.client.HTTPResponse, url: str) -> bytes:
-    with _translated(url, "nothing came any more"):
+def next_piece(response: http.client.HTTPResponse, url: str) -> bytes:
+    """Waits for the next bytes of a response; none at its end.
+
+    Errors:
+        NoAnswer: it was cut.
+    """
+    with translated(url, "nothing came any more"):
         return response.read1(65536)
 
 
 def _whole(response: http.client.HTTPResponse, url: str) -> Reply:
-    with _translated(url, "the answer did not come to its end in time"):
+    with translated(url, "the answer did not come to its end in time"):
         body = response.read(MAX_ANSWER_BYTES)
     if response.length:
         raise NoAnswer("the answer was cut", "cut")
@@ -235,7 +262,7 @@ def _whole(response: http.client.HTTPResponse, url: str) -> Reply:
 
 
 @contextmanager
-def _translated(url: str, when_late: str) -> Iterator[None]:
+def translated(url: str, when_late: str) -> Iterator[None]:
     """Turns what the standard library raises into what was found."""
     try:
         yield

@@ -39,7 +39,7 @@ LARGE_DEPTH: Final = 4
 _SLICE_BYTES: Final = 65_536
 
 _CAN_READ_LARGE: Final = sys.version_info >= (3, 11, 5)
-"""Earlier releases of Python match some expressions that try nothing twice wrongly."""
+"""Python before 3.11.5 has a bug in possessive quantifiers; there, large answers are read like any other."""
 
 # What stands round the members of a response.
 _opening = re.compile(rb"[ \t\n\r]*\{").match

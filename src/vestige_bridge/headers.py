@@ -204,6 +204,12 @@ def _decoded(value: bytes) -> str | None:
         return None
 
 
+def spelled_in_header(value: str) -> str:
+    """The value as a header that mirrors it holds it: ``mirrored`` reads it back."""
+    plain = value.isascii() and value.isprintable() and value == value.strip() and not value.startswith("=?")
+    return value if plain else f"=?base64?{base64.b64encode(value.encode()).decode()}?="
+
+
 def upstream_headers(headers: Headers, principal: str, request_id: str) -> dict[str, str]:
     """What of a client's request the MCP endpoint sees besides the body: who asks, as far as we know."""
     crossing = {PRINCIPAL.decode(): principal, REQUEST_ID.decode(): request_id}

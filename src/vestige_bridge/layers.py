@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Final, Literal
 
-from vestige_bridge.bypass import Fault, ask_endpoint, shake_hands
+from vestige_bridge.bypass import SUPERGATEWAY, Fault, ask_endpoint, shake_hands
 from vestige_bridge.client import Client
 from vestige_bridge.errors import BridgeError, SettingsError
 from vestige_bridge.fetch import ClientError, Members, NoAnswer, Refused, connect
@@ -17,7 +17,7 @@ from vestige_bridge.settings import Settings
 from vestige_bridge.state import SessionFile
 
 _TOKEN: Final = "VESTIGE_AUTH_TOKEN or VESTIGE_AUTH_TOKEN_FILE"  # noqa: S105
-_START: Final = "Start supergateway with Vestige behind it, or correct VESTIGE_MCP_URL."
+_START: Final = f"Correct VESTIGE_MCP_URL, or start supergateway with Vestige behind it: {SUPERGATEWAY}"
 _METHOD_NOT_FOUND: Final = -32601
 _CONNECTING: Final = (
     "the bridge is still waiting for Vestige to answer its handshake",

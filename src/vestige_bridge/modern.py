@@ -121,6 +121,16 @@ def require_valid(request: Request, http_headers: headers.Headers) -> None:
         )
 
 
+def http_headers(request: Request) -> dict[str, str]:
+    """The headers that a modern request has over HTTP: they say what its body says (MCP 2026-07-28, transports)."""
+    version = request.meta.get(_VERSION)
+    named_by = _MIRRORED_IN_NAME.get(request.method)
+    named = None if named_by is None else request.params.get(named_by)
+    values = {headers.PROTOCOL_VERSION: version and version.value, headers.METHOD: request.method}
+    values[headers.NAME] = named and named.value
+    return {name.decode(): headers.spelled_in_header(value) for name, value in values.items() if isinstance(value, str)}
+
+
 def to_legacy(request: Request) -> Request:
     """The request as an upstream of the legacy era takes it: without what describes it."""
     meta = request.params["_meta"]

@@ -17,8 +17,14 @@ RETRY_AFTER_SECONDS: Final = 1
 def json_response(
     body: bytes | Mapping[str, object], status: int = 200, headers: Mapping[str, str] | None = None
 ) -> Response:
-    """An answer with a JSON body, given as bytes that are JSON already or as a mapping; no cache keeps it."""
-    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    """An answer with a JSON body; no cache keeps it.
+
+    Parameters:
+        body: bytes that are JSON already, or a mapping, which people ask for in terminals: a line feed ends it.
+        status: the HTTP status.
+        headers: more headers.
+    """
+    content = body if isinstance(body, bytes) else f"{json.dumps(body)}\n".encode()
     return Response(content, status, {"cache-control": "no-store", **(headers or {})}, media_type="application/json")
 
 

@@ -6,10 +6,10 @@ import asyncio
 import ctypes
 import gc
 import logging
+import os
 import signal
 import socket
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, Final, Literal, cast
@@ -94,8 +94,12 @@ class MetricsServer(uvicorn.Server):
         yield
 
 
-def serve(settings: Settings) -> int:
+def serve(settings: Settings, warnings: Sequence[str] = ()) -> int:
     """Serves until a signal comes.
+
+    Parameters:
+        settings: the settings.
+        warnings: what the log says first.
 
     Returns:
         The exit status: 0 after a drain, 1 when it could not listen.
@@ -104,12 +108,14 @@ def serve(settings: Settings) -> int:
         SettingsError: the settings point to something that is of no use.
     """
     handler = logs.configure(settings.logging_level, settings.log_format)
+    for warning in warnings:
+        log.warning("%s", warning)
     app = build_app(settings, handler.write)
     try:
         listener = _listen(settings.host, settings.port, "VESTIGE_BRIDGE_PORT")
         metrics_listener = _listen(settings.host, settings.metrics_port, "VESTIGE_BRIDGE_METRICS_PORT")
     except OSError as error:
-        print(error, file=sys.stderr)
+        log.error("%s", error)  # noqa: TRY400 - the sentence says all
         return 1
     log.info("Listening on http://%s:%d", settings.host, listener.getsockname()[1])
     log.info("Metrics on http://%s:%d/metrics", settings.host, metrics_listener.getsockname()[1])
@@ -166,8 +172,10 @@ def _listen(host: str, port: int, variable: str) -> socket.socket:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
+        # The system's own words: Python adds the address as it spells it.
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
         raise OSError(
-            f"Cannot listen on {host} port {port}: {error.strerror}. Choose another VESTIGE_BRIDGE_HOST or {variable}."
+            f"Cannot listen on {host} port {port}: {reason}. Choose another VESTIGE_BRIDGE_HOST or {variable}."
         ) from error
 
 

@@ -7,6 +7,7 @@ counts as none, because that is what an unset variable of a compose file or a ch
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import ipaddress
 import logging
 import math
@@ -23,6 +24,12 @@ _LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 _LOG_FORMATS: Final = ("text", "json")
 _host_name = re.compile(r"[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?").fullmatch
 _SESSION_MODES: Final = ("shared", "per-client")
+
+PREFIX: Final = "VESTIGE_BRIDGE_"
+_of_kubernetes = re.compile(
+    r".*_SERVICE_(?:HOST|PORT(?:_.+)?)|.*_PORT_\d+_(?:TCP|UDP|SCTP)(?:_PROTO|_PORT|_ADDR)?"
+).fullmatch
+"""The variables that Kubernetes makes of a Service, which may be called vestige-bridge."""
 
 
 def _setting(variable: str, default: str, parse: Callable[[str], Any], help_text: str) -> Any:  # noqa: ANN401
@@ -295,6 +302,21 @@ def describe() -> list[tuple[str, str, str]]:
         (field.metadata["variable"], field.metadata["default"], field.metadata["help"])
         for field in dataclasses.fields(Settings)
     ]
+
+
+def unknown_settings(environ: Mapping[str, str]) -> list[str]:
+    """A sentence for each variable that looks like a setting and is none, with the nearest name if there is one.
+
+    Parameters:
+        environ: environment variables; those that Kubernetes makes of a Service are passed over.
+    """
+    names = [variable for variable, _, _ in describe()]
+    sentences = []
+    for variable in sorted(environ):
+        if variable.startswith(PREFIX) and variable not in names and not _of_kubernetes(variable):
+            close = difflib.get_close_matches(variable, names, n=1)
+            sentences.append(f"{variable} is no setting and is ignored.{f' Did you mean {close[0]}?' if close else ''}")
+    return sentences
 
 
 def _shown(variable: str, value: str) -> str:

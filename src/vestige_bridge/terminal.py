@@ -24,12 +24,17 @@ def shown_lines(text: str) -> str:
     return "\n".join("\t".join(shown(cell) for cell in line.split("\t")) for line in text.splitlines())
 
 
+def width() -> int:
+    """How many characters fit into a line of the terminal."""
+    return shutil.get_terminal_size().columns
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """The rows in columns, each line cut where the terminal ends."""
     cells = [[shown(cell) for cell in row] for row in [header, *rows]]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
-    columns = shutil.get_terminal_size().columns
+    columns = width()
     return "\n".join(line if len(line) <= columns else f"{line[: columns - 1]}…" for line in lines)
 
 
@@ -57,6 +62,6 @@ class ProgressLine:
     def say(self, words: str) -> None:
         """Shows these words in place of the last ones."""
         if self._seen:
-            line = shown(f"{self._name} {words}")[: shutil.get_terminal_size().columns - 1]
+            line = shown(f"{self._name} {words}")[: width() - 1]
             self._stream.write(_ERASE_LINE + line)
             self._stream.flush()

@@ -9,12 +9,20 @@ from __future__ import annotations
 import json
 import re
 import sys
+import textwrap
 from typing import Any
 
-from vestige_bridge.arguments import UsageError, closest, parse_json, parse_words, required_arguments
+from vestige_bridge.arguments import (
+    UsageError,
+    arguments_of,
+    closest,
+    parse_json,
+    parse_words,
+    required_arguments,
+)
 from vestige_bridge.client import Client
 from vestige_bridge.fetch import Members
-from vestige_bridge.terminal import ProgressLine, shown, shown_lines, table
+from vestige_bridge.terminal import ProgressLine, shown, shown_lines, table, width
 
 _control = re.compile("[\x7f-\x9f]")
 """The control characters that JSON does not escape by itself."""
@@ -33,6 +41,37 @@ def print_tools(client: Client, *, as_json: bool) -> None:
     print(table(("TOOL", "NEEDS", "WHAT IT DOES"), rows))
 
 
+def print_tool(client: Client, name: str, *, as_json: bool) -> None:
+    """Prints one tool: what it does and takes, for a person, or the JSON in which Vestige announces it.
+
+    Errors:
+        UsageError: there is no such tool.
+        ClientError: the tools could not be listed.
+    """
+    tool = _named(client, name)
+    if as_json:
+        _print_json(tool)
+    else:
+        _print_help(tool)
+
+
+def _print_help(tool: Members) -> None:
+    """Prints what the tool does, and its arguments with their types and descriptions."""
+    arguments = arguments_of(_schema(tool))
+    needed = [f"{argument.name}=…" for argument in arguments if argument.required]
+    optional = " [key=value …]" if len(needed) < len(arguments) else ""
+    print(shown(f"vestige-bridge call {' '.join([str(tool['name']), *needed])}{optional}"))
+    if description := str(tool.get("description") or tool.get("title") or "").strip():
+        print(f"\n{shown_lines(description)}")
+    print()
+    for name, kind, required, said in arguments:
+        print(shown(f"  {name}  {kind}{', required' if required else ''}"))
+        if said:
+            print(textwrap.fill(shown(said), width(), initial_indent="      ", subsequent_indent="      "))
+    if not arguments:
+        print("  It names no arguments.")
+
+
 def call(client: Client, name: str, words: list[str], as_json: str | None) -> bool:
     """Calls a tool and prints its result: readable on a terminal, otherwise as JSON.
 
@@ -49,10 +88,7 @@ def call(client: Client, name: str, words: list[str], as_json: str | None) -> bo
         UsageError: there is no such tool, or it takes other arguments; nothing was sent.
         ClientError: there is no result.
     """
-    tools = {str(tool["name"]): tool for tool in client.tools()}
-    if name not in tools:
-        raise UsageError(f"There is no tool {shown(name)!r}.{closest(name, list(tools))}")
-    schema = _schema(tools[name])
+    schema = _schema(_named(client, name))
     if as_json is None:
         arguments = parse_words(words, schema, _read_stdin)
     elif words:
@@ -87,6 +123,19 @@ def _read_stdin() -> str:
             f"Standard input is not UTF-8 text: byte {error.start + 1} of it is 0x{data[error.start]:02x}. "
             "Convert it first, for example with `iconv -f latin1 -t utf-8`."
         ) from None
+
+
+def _named(client: Client, name: str) -> Members:
+    """The tool with this name.
+
+    Errors:
+        UsageError: there is none.
+        ClientError: the tools could not be listed.
+    """
+    tools = {str(tool["name"]): tool for tool in client.tools()}
+    if name not in tools:
+        raise UsageError(f"There is no tool {shown(name)!r}.{closest(name, list(tools))}")
+    return tools[name]
 
 
 def _print_json(value: object) -> None:

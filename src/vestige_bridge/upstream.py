@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import re
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from types import TracebackType
@@ -41,6 +43,8 @@ DELETE_TIMEOUT_SECONDS: Final = 5.0
 _NO_STREAM: Final = frozenset({405, 501})
 _ACCEPT: Final = f"{JSON}, {sse.CONTENT_TYPE}"
 _SESSION_ID: Final = SESSION_ID.decode()
+
+_error_numbers = re.compile(r"\[Errno (\d+)\]").findall
 
 
 class EventStream:
@@ -242,4 +246,11 @@ def _translated() -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
+    """What happened; where no connection came about, the address and the system's own words."""
+    if not isinstance(error, aiohttp.ClientConnectorError):
+        return f"{type(error).__name__}: {error}"
+    cause = error.os_error
+    # Where a name leads to several addresses, the error of each stands in the text of one that has no number.
+    numbers = [cause.errno or 0, *map(int, _error_numbers(str(cause)))]
+    words = ", ".join(dict.fromkeys(os.strerror(number) for number in numbers if number > 0))
+    return f"{error.host}:{error.port}: {words or cause.strerror or cause}"

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import subprocess
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -23,6 +26,24 @@ class Connected(Protocol):
 
     async def show(self, behaviour: str) -> str:
         """Does it, and answers ``ok``, ``n/a REASON`` or ``failed REASON``."""
+
+
+def desktop_server(url: str, token: str, home: Path) -> dict[str, object]:
+    """The server that Claude Desktop is told to start, as `vestige-bridge connect claude-desktop` prints it.
+
+    Parameters:
+        url: the endpoint of the bridge.
+        token: the token, which is written where the printed text expects it.
+        home: the home directory.
+    """
+    command = [str(ROOT / ".venv/bin/vestige-bridge"), "connect", "claude-desktop", "--url", url]
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("VESTIGE_")}
+    environ |= {"HOME": str(home), "VESTIGE_AUTH_TOKEN": token}
+    said = subprocess.run(command, env=environ, cwd=home, capture_output=True, text=True, check=True).stdout
+    (write_token,) = [line for line in said.splitlines() if line.strip().startswith("(umask")]
+    subprocess.run(["sh", "-c", write_token], env=environ, check=True)
+    server: dict[str, object] = json.loads(said[said.index("{") :])["mcpServers"]["vestige"]
+    return server
 
 
 @dataclass(frozen=True)
@@ -65,9 +86,14 @@ class _Process:
 async def _process(
     command: tuple[Path | str, ...], arguments: tuple[str, ...], url: str, token: str
 ) -> AsyncIterator[_Process]:
+    async with _started((*command, url, token, *arguments)) as process:
+        yield process
+
+
+@asynccontextmanager
+async def _started(command: tuple[Path | str, ...]) -> AsyncIterator[_Process]:
     process = await asyncio.create_subprocess_exec(
         *command,
-        *(url, token, *arguments),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -84,6 +110,18 @@ async def _process(
         if process.returncode is None:
             process.kill()
             await process.wait()
+
+
+@asynccontextmanager
+async def _by_stdio(
+    command: tuple[Path | str, ...], arguments: tuple[str, ...], url: str, token: str
+) -> AsyncIterator[_Process]:
+    """A client that starts `vestige-bridge stdio`; its arguments have a place for the address and the token or not."""
+    with tempfile.TemporaryDirectory() as home:
+        server = json.dumps(await asyncio.to_thread(desktop_server, url, token, Path(home)))
+        words = (server, "", *arguments) if arguments else (server,)
+        async with _started((*command, *words)) as process:
+            yield process
 
 
 class _Inspector:
@@ -154,6 +192,15 @@ def _node(name: str, script: str, *arguments: str) -> Kind:
     return Kind(name, partial(_process, (NODE, HERE / script), arguments))
 
 
+def _python_by_stdio(name: str, venv: str, module: str) -> Kind:
+    command = (ROOT / f".venv-mcp-{venv}/bin/python", "-m", f"interop.{module}")
+    return Kind(f"{name}, stdio", partial(_by_stdio, command, ()))
+
+
+def _node_by_stdio(name: str, script: str, package: str) -> Kind:
+    return Kind(f"{name}, stdio", partial(_by_stdio, (NODE, HERE / script), (package,)))
+
+
 CLIENTS: Final = (
     _python("Python mcp 2.3.0", "2", "python_2"),
     _python("Python mcp 2.3.0, modern only", "2", "python_2", MODERN),
@@ -167,6 +214,11 @@ CLIENTS: Final = (
     _node("TypeScript client 2.3.1", "typescript_2.mjs", "client-previous"),
     _node("TypeScript sdk 1.32.2", "typescript_1.mjs", "@modelcontextprotocol/sdk"),
     _node("TypeScript sdk 1.32.1", "typescript_1.mjs", "sdk-previous"),
+    _python_by_stdio("Python mcp 2.3.0", "2", "python_2"),
+    _python_by_stdio("Python mcp 1.30.0", "1", "python_1"),
+    _python_by_stdio("FastMCP 4.1.6", "fastmcp", "fastmcp_client"),
+    _node_by_stdio("TypeScript client 2.4.0", "typescript_2.mjs", "@modelcontextprotocol/client"),
+    _node_by_stdio("TypeScript sdk 1.32.2", "typescript_1.mjs", "@modelcontextprotocol/sdk"),
     Kind("Inspector --cli 2.12.0", partial(_inspector, "inspector-newest")),
     Kind("Inspector --cli 2.11.0", partial(_inspector, "inspector-previous")),
 )

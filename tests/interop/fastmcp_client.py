@@ -1,17 +1,18 @@
 """FastMCP's client.
 
-usage: python -m interop.fastmcp_client URL TOKEN
+usage: python -m interop.fastmcp_client URL TOKEN, or with the server to start, in JSON, in the place of both
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import fastmcp
-from fastmcp.client.transports import StreamableHttpTransport
+from fastmcp.client.transports import StdioTransport, StreamableHttpTransport
 
 from interop.driver import Progress, drive
 
@@ -46,4 +47,10 @@ async def connected(url: str, token: str) -> AsyncIterator[Client]:
         yield Client(client)
 
 
-asyncio.run(drive(connected(*sys.argv[1:])))
+@asynccontextmanager
+async def started(server: str) -> AsyncIterator[Client]:
+    async with fastmcp.Client(StdioTransport(**json.loads(server))) as client:
+        yield Client(client)
+
+
+asyncio.run(drive(started(sys.argv[1]) if len(sys.argv) == 2 else connected(*sys.argv[1:])))

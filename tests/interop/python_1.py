@@ -1,17 +1,19 @@
 """The Python SDK 1.x.
 
-usage: python -m interop.python_1 URL TOKEN
+usage: python -m interop.python_1 URL TOKEN, or with the server to start, in JSON, in the place of both
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import mcp.types
-from mcp import ClientSession
+from mcp import ClientSession, StdioServerParameters
+from mcp.client.stdio import stdio_client
 from mcp.client.streamable_http import streamablehttp_client
 
 from interop.driver import Progress, drive
@@ -56,4 +58,14 @@ async def connected(url: str, token: str) -> AsyncIterator[Client]:
         yield Client(session)
 
 
-asyncio.run(drive(connected(*sys.argv[1:])))
+@asynccontextmanager
+async def started(server: str) -> AsyncIterator[Client]:
+    async with (
+        stdio_client(StdioServerParameters(**json.loads(server))) as (read, write),
+        ClientSession(read, write) as session,
+    ):
+        await session.initialize()
+        yield Client(session)
+
+
+asyncio.run(drive(started(sys.argv[1]) if len(sys.argv) == 2 else connected(*sys.argv[1:])))

@@ -1,17 +1,19 @@
 """The Python SDK 2.x, in the era that it finds or in the one that it is told.
 
-usage: python -m interop.python_2 URL TOKEN [ERA]
+usage: python -m interop.python_2 URL TOKEN [ERA], or with the server to start, in JSON, in the place of all
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import httpx2
 import mcp.client
+from mcp.client.stdio import StdioServerParameters, stdio_client
 from mcp.client.streamable_http import streamable_http_client
 
 from interop.driver import Progress, drive
@@ -51,4 +53,10 @@ async def connected(url: str, token: str, era: str = "auto") -> AsyncIterator[Cl
         yield Client(client)
 
 
-asyncio.run(drive(connected(*sys.argv[1:])))
+@asynccontextmanager
+async def started(server: str) -> AsyncIterator[Client]:
+    async with mcp.client.Client(stdio_client(StdioServerParameters(**json.loads(server)))) as client:
+        yield Client(client)
+
+
+asyncio.run(drive(started(sys.argv[1]) if len(sys.argv) == 2 else connected(*sys.argv[1:])))

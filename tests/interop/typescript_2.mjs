@@ -1,11 +1,16 @@
 // The TypeScript client 2.x, in the era that it finds or in the one that it is told.
-// usage: node typescript_2.mjs URL TOKEN PACKAGE [ERA]
+// usage: node typescript_2.mjs URL TOKEN PACKAGE [ERA], or with the server to start, in JSON, as URL
 import { drive } from './driver.mjs'
 
 const [url, token, name, era] = process.argv.slice(2)
 const { Client, StreamableHTTPClientTransport } = await import(name)
 const mode = era ? { pin: era } : 'auto'
-const requestInit = { headers: { Authorization: `Bearer ${token}` } }
 const client = new Client({ name: 'interop', version: '1.0.0' }, { versionNegotiation: { mode } })
-await client.connect(new StreamableHTTPClientTransport(new URL(url), { requestInit }))
+if (url.startsWith('{')) {
+  const { StdioClientTransport } = await import(`${name}/stdio`)
+  await client.connect(new StdioClientTransport(JSON.parse(url)))
+} else {
+  const requestInit = { headers: { Authorization: `Bearer ${token}` } }
+  await client.connect(new StreamableHTTPClientTransport(new URL(url), { requestInit }))
+}
 await drive(client, (params, options) => client.callTool(params, options))

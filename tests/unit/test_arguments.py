@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vestige_bridge.arguments import UsageError, parse_json, parse_words, required_arguments
+from vestige_bridge.arguments import Argument, UsageError, arguments_of, parse_json, parse_words, required_arguments
 
 SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -108,18 +108,18 @@ def test_what_is_written_as_json_comes_out_the_same(keys: list[str], data: st.Da
 @pytest.mark.parametrize(
     ("word", "sentence"),
     [
-        ("count=five", "count: 'five' is not of the type integer."),
-        ("count=5.5", "count: '5.5' is not of the type integer."),
-        ("count=true", "count: 'true' is not of the type integer."),
-        ("count=", "count: '' is not of the type integer."),
-        ("share=NaN", "share: 'NaN' is not of the type number."),
-        ("share=1e999", "share: '1e999' is not of the type number."),
-        ("deep=yes", "deep: 'yes' is not of the type boolean."),
-        ("deep=1", "deep: '1' is not of the type boolean."),
-        ("tags=a", "tags: 'a' is not of the type array."),
-        ("filter=[]", "filter: '[]' is not of the type object."),
-        ("maybe=x", "maybe: 'x' is not of the type integer or null."),
-        ("filter.limit=x", "filter.limit: 'x' is not of the type integer."),
+        ("count=five", "count: 'five' is not of the type integer; write count=5."),
+        ("count=5.5", "count: '5.5' is not of the type integer; write count=5."),
+        ("count=true", "count: 'true' is not of the type integer; write count=5."),
+        ("count=", "count: '' is not of the type integer; write count=5."),
+        ("share=NaN", "share: 'NaN' is not of the type number; write share=0.5."),
+        ("share=1e999", "share: '1e999' is not of the type number; write share=0.5."),
+        ("deep=yes", "deep: 'yes' is not of the type boolean; write deep=true or deep=false."),
+        ("deep=1", "deep: '1' is not of the type boolean; write deep=true or deep=false."),
+        ("tags=a", """tags: 'a' is not of the type array; write 'tags=["a"]'."""),
+        ("filter=[]", """filter: '[]' is not of the type object; write 'filter={"name": "value"}'."""),
+        ("maybe=x", "maybe: 'x' is not of the type integer or null; write maybe=5."),
+        ("filter.limit=x", "filter.limit: 'x' is not of the type integer; write filter.limit=5."),
         ("text.inner=x", "text.inner: text is no object."),
         ("txt=5", "There is no argument 'txt'. Did you mean text?"),
         ("filter.kinds=5", "There is no argument 'kinds'. Did you mean kind?"),
@@ -174,3 +174,39 @@ def test_whatever_a_schema_is_words_are_taken_or_refused_and_nothing_breaks(sche
     for odd in ({"properties": {"a": schema}}, {"properties": schema, "required": schema}, {"$defs": schema}):
         with suppress(UsageError):
             parse_words(["a=1", "a.b=2"], odd, no_stdin)
+
+
+def test_what_a_schema_says_of_each_argument_is_told_the_required_ones_first() -> None:
+    schema: dict[str, Any] = {
+        "properties": {
+            "limit": {"type": "integer", "description": "How many\n  at most.", "default": 10},
+            "level": {"enum": ["low", 1], "title": "The level"},
+            "tags": {"type": "array", "items": {"type": "string"}, "default": []},
+            "maybe": {"anyOf": [{"$ref": "#/$defs/Filter"}, {"type": "null"}]},
+            "open": {},
+            "odd": "no schema",
+            "query": {"type": "string", "description": "What to look for."},
+        },
+        "required": ["query"],
+        "$defs": {"Filter": {"type": "object"}},
+    }
+    assert arguments_of(schema) == [
+        Argument("query", "string", True, "What to look for."),
+        Argument("limit", "integer", False, "How many at most. (default: 10)"),
+        Argument("level", '"low" or 1', False, "The level"),
+        Argument("tags", "array of string", False, "default: []"),
+        Argument("maybe", "object or null", False, ""),
+        Argument("open", "any", False, ""),
+        Argument("odd", "any", False, ""),
+    ]
+    assert arguments_of({}) == []
+
+
+def test_an_argument_of_no_type_that_a_person_can_write_has_no_example() -> None:
+    assert refusal("nothing=x", properties={"nothing": {"type": "null"}}) == "nothing: 'x' is not of the type null."
+
+
+@given(st.recursive(st.none() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
+def test_whatever_a_schema_is_its_arguments_are_told(schema: Any) -> None:
+    for odd in ({"properties": {"a": schema}}, {"properties": schema, "required": schema}, {"$defs": schema}):
+        assert all(isinstance(argument.type, str) for argument in arguments_of(odd))

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import vestige_bridge
 from vestige_bridge import __version__
 from vestige_bridge.__main__ import main
 from vestige_bridge.settings import describe
@@ -82,7 +84,7 @@ def test_a_time_that_is_none_is_exit_status_2(seconds: str, capsys: pytest.Captu
     assert f"{seconds!r} is no number of seconds up to 600" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["doctor", "tools", "call"])
+@pytest.mark.parametrize("command", ["doctor", "tools", "call", "connect", "stdio"])
 def test_the_help_of_a_command_shows_how_it_is_used(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exited:
         main([command, "--help"])
@@ -90,11 +92,11 @@ def test_the_help_of_a_command_shows_how_it_is_used(command: str, capsys: pytest
     shown = capsys.readouterr().out
     assert f"\n  vestige-bridge {command}" in shown
     assert "VESTIGE_AUTH_TOKEN" in shown
-    assert "exit status" in shown or command == "tools"
+    assert "exit status" in shown or command not in ("doctor", "call")
     assert max(map(len, shown.splitlines())) <= 120
 
 
-@pytest.mark.parametrize("arguments", [["--version"], ["doctor", "--quiet"]])
+@pytest.mark.parametrize("arguments", [["--version"], ["doctor", "--quiet"], ["connect", "codex"]])
 def test_a_command_that_serves_nothing_imports_no_server(arguments: list[str]) -> None:
     code = f"""
 import sys
@@ -116,3 +118,71 @@ print(*sorted({{name.partition(".")[0] for name in sys.modules}}))
     assert not {"aiohttp", "asyncio", "httptools", "prometheus_client", "starlette", "uvicorn", "uvloop"} & set(
         imported
     )
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["VESTIGE_BRIDGE_PORT=1\n".encode("utf-16"), "VESTIGE_BRIDGE_PORT=1\n".encode("utf-16-le"), b"NAME=Z\xfcrich\n"],
+    ids=["utf-16", "utf-16 without a mark", "latin-1"],
+)
+@pytest.mark.parametrize("arguments", [[], ["tools"], ["stdio"]])
+def test_a_dotenv_that_is_not_utf_8_is_a_sentence_and_exit_status_2(
+    content: bytes, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path(".env").write_bytes(content)
+    assert main(arguments) == 2
+    assert capsys.readouterr().err == ".env: it is not UTF-8; save it as UTF-8.\n"
+
+
+def test_a_dotenv_with_a_byte_order_mark_is_read(capsys: pytest.CaptureFixture[str]) -> None:
+    Path(".env").write_text("VESTIGE_BRIDGE_PORT=http\n", "utf-8-sig")
+    assert main([]) == 2
+    assert capsys.readouterr().err.startswith("VESTIGE_BRIDGE_PORT: 'http'")
+
+
+def test_a_dotenv_that_is_a_folder_is_none() -> None:
+    Path(".env").mkdir()
+    assert main(["connect"]) == 0
+
+
+def test_a_dotenv_that_cannot_be_read_is_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path(".env").symlink_to("/proc/self/mem")  # a file that even root cannot read from its beginning
+    assert main(["tools"]) == 2
+    assert capsys.readouterr().err.startswith(".env: it cannot be read: ")
+
+
+def started(*arguments: str, redirection: str = "", **variables: str) -> subprocess.CompletedProcess[bytes]:
+    """The command started by a shell that redirects its streams."""
+    command = shlex.join([sys.executable, "-m", "vestige_bridge", *arguments])
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("LC_", "LANG", "PYTHON"))}
+    return subprocess.run(
+        ["sh", "-c", f"exec {command} {redirection}"],
+        env={**environ, **variables},
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+
+
+def test_help_on_a_latin_1_terminal_replaces_what_it_cannot_spell() -> None:
+    done = started("call", "--help", PYTHONIOENCODING="latin-1")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"vestige-bridge call" in done.stdout
+    done = started("--help", PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"Authorization: Bearer ?" in done.stdout
+
+
+@pytest.mark.parametrize("redirection", ["2>&-", ">&-", "<&-", "<&- >&- 2>&-"])
+def test_a_stream_that_is_closed_leads_nowhere(redirection: str) -> None:
+    done = started("connect", redirection=redirection)
+    assert done.returncode == 0
+    assert done.stderr == b""
+    assert done.stdout.startswith(b"claude-code") is (">&-" not in redirection.replace("2>&-", ""))
+
+
+def test_a_version_that_is_asked_for_is_there_and_nothing_else() -> None:
+    with pytest.raises(AttributeError):
+        vestige_bridge.__getattr__("__author__")

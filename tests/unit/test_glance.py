@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import sys
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,6 +12,9 @@ from vestige_bridge import glance, jsonrpc
 from vestige_bridge.glance import read_response, scan
 from vestige_bridge.jsonrpc import parse_message
 from vestige_bridge.messages import AnyMessage, Request, Response
+
+HAS_POSSESSIVE_BUG = sys.version_info < (3, 11, 5)
+"""There, as on Debian 12, large answers are left to the usual reading."""
 
 
 def parse_response(text: str) -> Response:
@@ -142,6 +147,9 @@ def test_a_large_answer_is_checked_without_being_decoded(
     body = content % letters
     for text in (f'{{"jsonrpc":"2.0","id":{id},{body}}}', f'{{{body},"jsonrpc":"2.0","id":{id}}}\n'):
         seen, usual = read_response(text.encode()), parse_response(text)
+        if HAS_POSSESSIVE_BUG:
+            assert seen is None
+            continue
         assert seen is not None
         assert seen.id is not None
         assert usual.id is not None

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vestige_bridge.errors import SettingsError
-from vestige_bridge.settings import Settings, describe
+from vestige_bridge.settings import Settings, describe, unknown_settings
 
 DEFAULTS = {
     "mcp_url": "http://localhost:3100/mcp",
@@ -237,3 +237,33 @@ def test_settings_do_not_change() -> None:
 def test_a_log_level_is_numbered_as_the_logging_module_does(level: str) -> None:
     settings = Settings.from_environ({"VESTIGE_BRIDGE_LOG_LEVEL": level})
     assert settings.logging_level == getattr(logging, level.upper())
+
+
+@pytest.mark.parametrize(
+    ("variable", "sentence"),
+    [
+        ("VESTIGE_BRIDGE_PROT", "VESTIGE_BRIDGE_PROT is no setting and is ignored. Did you mean VESTIGE_BRIDGE_PORT?"),
+        ("VESTIGE_BRIDGE_", "VESTIGE_BRIDGE_ is no setting and is ignored."),
+    ],
+)
+def test_a_variable_that_looks_like_a_setting_is_told_with_the_nearest_name(variable: str, sentence: str) -> None:
+    said = unknown_settings({variable: "1", "VESTIGE_BRIDGE_PORT": "1", "VESTIGE_DATA_DIR": "x"})
+    assert len(said) == 1
+    assert said[0].startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    "variable",
+    [
+        "VESTIGE_BRIDGE_SERVICE_HOST",
+        "VESTIGE_BRIDGE_SERVICE_PORT",
+        "VESTIGE_BRIDGE_SERVICE_PORT_HTTP",
+        "VESTIGE_BRIDGE_PORT_8000_TCP",
+        "VESTIGE_BRIDGE_PORT_8000_TCP_ADDR",
+        "VESTIGE_BRIDGE_PORT_8000_TCP_PORT",
+        "VESTIGE_BRIDGE_PORT_8000_TCP_PROTO",
+        "VESTIGE_BRIDGE_METRICS_PORT_9464_UDP",
+    ],
+)
+def test_what_kubernetes_makes_of_a_service_is_passed_over(variable: str) -> None:
+    assert unknown_settings({variable: "1"}) == []
