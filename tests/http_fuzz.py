@@ -162,7 +162,10 @@ def read_by_h11(chunks: list[bytes]) -> Request | None:
     target = bytes(head.target)
     if b"://" in target:
         # The application sees the path of a target in the absolute form (RFC 9112, section 3.2.2).
-        parts = urlsplit(target)
+        try:
+            parts = urlsplit(target)
+        except ValueError:
+            return Request(bytes(head.method), target, list(head.headers), body, rest)
         target = (parts.path or b"/") + (b"?" + parts.query if parts.query else b"")
     # An empty query is no query to the application.
     return Request(bytes(head.method), target.removesuffix(b"?"), list(head.headers), body, rest)

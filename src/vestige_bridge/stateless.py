@@ -65,7 +65,8 @@ class StatelessRequests:
                 return await visit.relay.answer(discover(message, held.initialize_result))
             if message.method != LISTEN:
                 caller = Caller(visit.principal, _NO_SESSION, visit.caller.read_only)
-                exchange = self._session.request(without_task(to_legacy(message)), caller, visit.header_lines, admission)
+                legacy = without_task(to_legacy(message))
+                exchange = self._session.request(legacy, caller, visit.header_lines, admission)
                 return await self._relay(visit, message, held, exchange)
         if self._session.draining:
             raise Overloaded("The bridge is shutting down.")

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 from vestige_bridge.errors import BridgeError
 from vestige_bridge.exchange import Answered, Exchange
 from vestige_bridge.hub import LEVELS, Hub
-from vestige_bridge.jsonrpc import build_result, parse_message
+from vestige_bridge.jsonrpc import build_result
 from vestige_bridge.lifecycle import HeldSession
 from vestige_bridge.messages import Request, Response
 from vestige_bridge.tasks import Tasks
@@ -121,11 +121,8 @@ class Subscriptions:
             if isinstance(outcome, BridgeError):
                 return exchange.fail(type(outcome)(outcome.message, detail=outcome.detail))
             if isinstance(outcome, Response) and outcome.id is not None:
-                return exchange.answer(outcome, outcome.spliced((outcome.id, exchange.request.spelled_id)))
-            data = build_result(exchange.request.spelled_id, "{}")
-            response = parse_message(data.decode())
-            if isinstance(response, Response):
-                exchange.answer(response, data)
+                return exchange.answer(outcome.spliced((outcome.id, exchange.request.spelled_id)))
+            exchange.answer(build_result(exchange.request.spelled_id, "{}"))
 
         self._wait(wish.uri, _Waiting(wish.value, settle, lambda: exchange.ended))
 

@@ -25,8 +25,8 @@ from chaos.fuzz import fuzz_per_client, fuzz_shared
 from chaos.halves import halves
 from chaos.mutations import mutations
 from chaos.outages import kills, network, restarts
-from chaos.sessions import hung
 from chaos.quirks import cancellations, streams
+from chaos.sessions import hung
 from chaos.slowness import slowness
 from chaos.soak import soak
 from chaos.stack import Run

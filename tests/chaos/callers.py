@@ -135,11 +135,11 @@ class Caller:
         meta = MODERN_META if form == 1 else None
         bodies = [self.body(call, meta, **self._halves()) for call in calls]
         if form == 0:
-            await self._post_json(calls, b"[" + b",".join(bodies) + b"]", {})
+            await self.post_json(calls, b"[" + b",".join(bodies) + b"]", {})
         elif form == 3:
-            await self._post_stream(calls[0], bodies[0], SSE)
+            await self.post_stream(calls[0], bodies[0], SSE)
         else:
-            await self._post_json(calls, bodies[0], _modern_headers(calls[0]) if meta else {})
+            await self.post_json(calls, bodies[0], _modern_headers(calls[0]) if meta else {})
 
     async def leaver(self) -> None:
         """Goes away in the middle, which cancels the call of a modern client and no other's."""

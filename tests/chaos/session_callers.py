@@ -55,7 +55,7 @@ class SessionCaller(Caller):
         """Posts several requests at once, under one id."""
         if await self._has_session():
             calls = [self._call("1") for _ in range(self._random.randint(2, 4))]
-            await self._post_json(calls, b"[" + b",".join(map(self.body, calls)) + b"]", self._session)
+            await self.post_json(calls, b"[" + b",".join(map(self.body, calls)) + b"]", self._session)
             self._note(*calls)
 
     async def session_canceller(self) -> None:
@@ -134,9 +134,9 @@ class SessionCaller(Caller):
 
     async def _post(self, call: Call, body: bytes, *, stream: bool | None = None) -> None:
         if self._random.random() < 0.5 if stream is None else stream:
-            await self._post_stream(call, body, {**SSE, **self._session})
+            await self.post_stream(call, body, {**SSE, **self._session})
         else:
-            await self._post_json([call], body, self._session)
+            await self.post_json([call], body, self._session)
         self._note(call)
 
     def _note(self, *calls: Call) -> None:

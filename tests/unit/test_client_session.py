@@ -10,6 +10,7 @@ import pytest
 from harness import environment, free_port
 from vestige_bridge.client_session import ClientSession
 from vestige_bridge.errors import UpstreamConnectError
+from vestige_bridge.held_bytes import HeldBytes
 from vestige_bridge.jsonrpc import parse_message
 from vestige_bridge.messages import Request
 from vestige_bridge.multiplexer import Call, Caller
@@ -24,7 +25,8 @@ from vestige_bridge.upstream import Upstream
 async def own() -> AsyncIterator[ClientSession]:
     """A session with an upstream where nobody listens."""
     settings = Settings.from_environ(environment(f"http://127.0.0.1:{free_port()}/mcp"))
-    upstream = Upstream(settings.mcp_url, token="", connect_timeout_seconds=1, max_answer_bytes=1000)
+    held = HeldBytes(1000)
+    upstream = Upstream(settings.mcp_url, token="", connect_timeout_seconds=1, max_answer_bytes=1000, held=held)
     session = Session(upstream, settings, lambda _: None, SessionFile(None, settings.mcp_url))
     tasks = Tasks()
     async with upstream, session:

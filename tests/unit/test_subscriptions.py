@@ -18,7 +18,7 @@ from vestige_bridge.exchange import Answered
 from vestige_bridge.hub import Hub, Listener
 from vestige_bridge.jsonrpc import parse_message
 from vestige_bridge.lifecycle import HeldSession
-from vestige_bridge.messages import Request, Response
+from vestige_bridge.messages import Request
 from vestige_bridge.multiplexer import Caller
 from vestige_bridge.subscriptions import Subscriptions, Wish, wish_of
 from vestige_bridge.tasks import Tasks
@@ -69,9 +69,7 @@ class Upstream:
         if held.session_id == f"session-{self.sessions}" and not refused:
             self._do(method, value)
         content = '"error":{"code":-32002,"message":"no"}' if refused else '"result":{}'
-        response = parse_message(f'{{"jsonrpc":"2.0","id":4711,{content}}}')
-        assert isinstance(response, Response)
-        return Answered(response, response.encoded(), streamed=False)
+        return Answered(f'{{"jsonrpc":"2.0","id":4711,{content}}}'.encode(), streamed=False)
 
     def _do(self, method: str, value: str) -> None:
         if method == "logging/setLevel":
