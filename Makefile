@@ -150,6 +150,8 @@ RELEASE ?= vestige
 NAMESPACE ?= openclaw
 HELM ?= $(or $(shell command -v helm),.tools/bin/helm)
 HELM_ARGS ?=
+# A Helm that go builds takes itself for one of Kubernetes 1.20, unless it asks a cluster.
+KUBE_VERSION := 1.35.0
 run = $(if $(DRY_RUN),@echo,)
 image_values = --set vestigeImage.repository=$(ECR_VESTIGE) --set vestigeImage.tag=$(tag) \
 	--set bridgeImage.repository=$(ECR_BRIDGE) --set bridgeImage.tag=$(tag)
@@ -171,7 +173,7 @@ login: ## Log in to the ECR registry of ECR_VESTIGE.
 
 .PHONY: push
 push: ## Push both images as TAG; ALLOW_DIRTY=1 takes uncommitted changes along.
-	@test -n '$(TAG)' || { echo 'TAG is empty. Say which version this is: make push TAG=v0.1.0.' >&2; exit 2; }
+	@test -n '$(TAG)' || { echo 'TAG is empty. Say which version this is: make push TAG=v0.2.0.' >&2; exit 2; }
 	@test -n '$(ALLOW_DIRTY)' || test -z "$$(git status --porcelain)" || \
 		{ echo 'There are uncommitted changes. Commit them, or say ALLOW_DIRTY=1.' >&2; exit 2; }
 	$(run) $(CONTAINER_TOOL) push $(ECR_VESTIGE):$(TAG)
@@ -206,7 +208,7 @@ port-forward: ## Lead port 8000 of this machine to the Service.
 
 .PHONY: chart-lint
 chart-lint: chart-tools ## Lint the chart, test what it renders, and watch a bridge by its alerts.
-	$(HELM) lint --strict charts/vestige --set auth.token=a-token-for-the-linter-alone
+	$(HELM) lint --strict --kube-version $(KUBE_VERSION) charts/vestige --set auth.token=a-token-for-the-linter-alone
 	HELM='$(HELM)' .venv-e2e/bin/python -m pytest -c e2e/pytest.ini e2e/chart $(PYTEST_ARGS)
 
 .PHONY: version
