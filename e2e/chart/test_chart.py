@@ -416,8 +416,12 @@ def strings_only(node: object, path: str = "") -> list[str]:
     if isinstance(node, dict):
         names = {"name", "namespace", "claimName", "secretName", "key"}
         wrong = [f"{path}.{key}" for key, value in node.items() if key in names and not isinstance(value, str)]
-        maps = [node[key] for key in ("labels", "annotations", "matchLabels", "selector") if isinstance(node.get(key), dict)]
-        wrong += [f"{path}: {key}" for entries in maps for key, value in entries.items() if type(value) in (int, float, bool)]
+        maps = [
+            node[key] for key in ("labels", "annotations", "matchLabels", "selector") if isinstance(node.get(key), dict)
+        ]
+        wrong += [
+            f"{path}: {key}" for entries in maps for key, value in entries.items() if not isinstance(value, str | dict)
+        ]
         return wrong + [it for key, value in node.items() for it in strings_only(value, f"{path}.{key}")]
     if isinstance(node, list):
         return [it for index, value in enumerate(node) for it in strings_only(value, f"{path}[{index}]")]
@@ -430,7 +434,8 @@ def test_names_that_look_like_other_types_stay_strings(word: str) -> None:
     result = helm(
         "template", word, str(CHART), "-n", word, "--kube-version", "1.35.0", "--set-string",
         f"auth.existingSecret={word},auth.secretKey={word},persistence.existingClaim={word},fullnameOverride={word}",
-        "--set-string", f"nameOverride={word},priorityClassName={word},ingress.className={word},ingress.hosts[0].host={word}",
+        "--set-string", f"nameOverride={word},priorityClassName={word},ingress.className={word}",
+        "--set-string", f"ingress.hosts[0].host={word}",
         "--set", f"ingress.hosts[0].paths[0].path=/,ingress.hosts[0].paths[0].pathType=Prefix,{monitored}",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
@@ -464,7 +469,7 @@ def test_own_labels_annotations_and_variables_win_and_stand_once() -> None:
         "--set", "bridge.extraEnv[0].name=VESTIGE_BRIDGE_DRAIN_SECONDS,bridge.extraEnv[0].value=7s",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    objects = {it["kind"]: it for it in yaml.load_all(result.stdout, OnceOnly) if it}  # noqa: S506 -- a SafeLoader
+    objects = {it["kind"]: it for it in yaml.load_all(result.stdout, OnceOnly) if it}
     metadata = objects["Deployment"]["spec"]["template"]["metadata"]
     assert metadata["annotations"] == {"kubectl.kubernetes.io/default-container": "vestige-mcp"}
     assert metadata["labels"]["app.kubernetes.io/part-of"] == "agents"

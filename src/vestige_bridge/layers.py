@@ -11,7 +11,7 @@ from typing import Final, Literal
 
 from vestige_bridge.bypass import Fault, ask_endpoint, shake_hands
 from vestige_bridge.client import Client
-from vestige_bridge.errors import BridgeError, SettingsError
+from vestige_bridge.errors import BridgeError, SettingsError, UpstreamConnectError
 from vestige_bridge.fetch import ClientError, Members, NoAnswer, Refused, connect
 from vestige_bridge.settings import Settings
 from vestige_bridge.state import SessionFile
@@ -137,7 +137,13 @@ class Layers:
             raise NotAsked("the settings come first")
         url = self._settings.mcp_url
         try:
-            ask_endpoint(url, self._settings.upstream_token, self._timeout_seconds)
+            # The token may come from a file, which only the modules below a running bridge know how to read.
+            from vestige_bridge.upstream_token import UpstreamToken  # noqa: PLC0415
+
+            token = UpstreamToken.from_settings(self._settings).current()
+            ask_endpoint(url, token, self._timeout_seconds)
+        except UpstreamConnectError as error:
+            raise Fault(str(error), "Start Vestige, which writes it.") from error
         except NoAnswer as error:
             remedy = _scheme_remedy(error, "VESTIGE_MCP_URL")
             raise Fault(f"{url}: {error}", remedy or _START) from error

@@ -1,4 +1,4 @@
-"""Asks something that changes nothing through the Service and prints its answer; an error ends it with another status than 0."""
+"""Asks something that changes nothing through the Service and prints its answer; an error ends it with status 1."""
 
 import json
 import os
@@ -43,8 +43,8 @@ if "result" not in listed:
     raise SystemExit(f"tools/list: {listed}")
 tools = listed["result"]["tools"]
 print(f"{len(tools)} tools: {', '.join(tool['name'] for tool in tools)}")
-for asked, method, params in questions(tools):
-    answer = ask(method, params)
+for name, method, params in questions(tools):
+    asked, answer = name, ask(method, params)
     if answer.get("error", {}).get("code") != METHOD_NOT_FOUND or method == "tools/call":
         break
 if "result" not in answer:
