@@ -146,6 +146,7 @@ ECR_BRIDGE ?= $(REGISTRY)/vestige-bridge
 TAG ?=
 tag = $(or $(TAG),local)
 BUILD_ARGS ?=
+GATEWAY ?= supergateway
 RELEASE ?= vestige
 NAMESPACE ?= openclaw
 HELM ?= $(or $(shell command -v helm),.tools/bin/helm)
@@ -157,8 +158,8 @@ image_values = --set vestigeImage.repository=$(ECR_VESTIGE) --set vestigeImage.t
 	--set bridgeImage.repository=$(ECR_BRIDGE) --set bridgeImage.tag=$(tag)
 
 .PHONY: images
-images: ## Build both images.
-	$(run) $(CONTAINER_TOOL) build $(BUILD_ARGS) --build-arg VERSION=$(tag) -t $(ECR_VESTIGE):$(tag) -f docker/Dockerfile.vestige .
+images: ## Build both images; GATEWAY=none builds Vestige's without supergateway.
+	$(run) $(CONTAINER_TOOL) build $(BUILD_ARGS) --build-arg VERSION=$(tag) --build-arg GATEWAY=$(GATEWAY) -t $(ECR_VESTIGE):$(tag) -f docker/Dockerfile.vestige .
 	$(run) $(CONTAINER_TOOL) build $(BUILD_ARGS) --build-arg VERSION=$(tag) -t $(ECR_BRIDGE):$(tag) -f docker/Dockerfile.bridge .
 
 .PHONY: sbom

@@ -236,6 +236,48 @@ def test_vestiges_container_never_has_the_token() -> None:
     )
 
 
+def test_with_supergateway_no_token_goes_between_the_containers(default: dict[str, Manifest]) -> None:
+    vestige, bridge = containers(default)
+    assert environment(vestige)["GATEWAY"] == "supergateway"
+    assert "VESTIGE_BRIDGE_UPSTREAM_TOKEN_FILE" not in environment(bridge)
+    assert "upstream-token" not in json.dumps(default)
+
+
+def test_natively_vestige_hands_the_bridge_a_token_in_memory_and_nobody_else() -> None:
+    objects = render("--set", "vestige.gateway=none")
+    vestige, bridge = containers(objects)
+    assert environment(vestige)["GATEWAY"] == "none"
+    assert environment(vestige)["GATEWAY_TOKEN_FILE"] == environment(bridge)["VESTIGE_BRIDGE_UPSTREAM_TOKEN_FILE"]
+    [volume] = [volume for volume in pod(objects)["volumes"] if volume["name"] == "upstream-token"]
+    assert volume["emptyDir"] == {"medium": "Memory", "sizeLimit": "1Mi"}
+    assert {"name": "upstream-token", "mountPath": "/run/vestige"} in vestige["volumeMounts"]
+    assert {"name": "upstream-token", "mountPath": "/run/vestige", "readOnly": True} in bridge["volumeMounts"]
+    assert "VESTIGE_AUTH_TOKEN" not in environment(vestige)
+    assert [mount["name"] for mount in vestige["volumeMounts"]] == ["data", "upstream-token"]
+    assert list(objects["Secret"]["data"]) == ["token"]
+
+
+def test_natively_a_clients_token_is_refused_to_vestige_as_well() -> None:
+    assert "a client's token never goes to Vestige" in refusal(
+        "--set", f"auth.token={TOKEN},vestige.gateway=none", "--set", "vestige.extraEnv[0].name=VESTIGE_AUTH_TOKEN"
+    )
+
+
+def test_natively_nothing_else_of_the_pod_and_its_policies_changes(default: dict[str, Manifest]) -> None:
+    native = render("--set", "vestige.gateway=none")
+    assert native.keys() == default.keys()
+    for kind in native.keys() - {"Deployment"}:
+        assert native[kind] == default[kind]
+    for theirs, ours in zip(containers(native), containers(default), strict=True):
+        for part in ("securityContext", "resources", "startupProbe", "livenessProbe", "readinessProbe"):
+            assert theirs[part] == ours[part]
+
+
+def test_the_autopilot_is_off_because_the_process_is_shared(default: dict[str, Manifest]) -> None:
+    assert environment(containers(default)[0])["VESTIGE_AUTOPILOT_ENABLED"] == "0"
+    assert environment(containers(render("--set", "vestige.autopilot=true"))[0])["VESTIGE_AUTOPILOT_ENABLED"] == "1"
+
+
 def test_the_probes_have_the_guides_numbers(default: dict[str, Manifest]) -> None:
     vestige, bridge = containers(default)
     for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
@@ -272,7 +314,7 @@ def test_the_pod_is_hardened(default: dict[str, Manifest]) -> None:
 
 def test_the_bridge_keeps_its_session_where_a_restart_of_the_container_finds_it(default: dict[str, Manifest]) -> None:
     vestige, bridge = containers(default)
-    [volume] = [volume for volume in pod(default)["volumes"] if "emptyDir" in volume]
+    [volume] = [volume for volume in pod(default)["volumes"] if volume["name"] == "state"]
     [mount] = [mount for mount in bridge["volumeMounts"] if mount["name"] == volume["name"]]
     assert mount == {"name": "state", "mountPath": environment(bridge)["VESTIGE_BRIDGE_STATE_DIR"]}
     assert "state" not in [mount["name"] for mount in vestige["volumeMounts"]]
@@ -406,7 +448,7 @@ def test_options_of_scheduling_and_environment_reach_the_pod() -> None:
     assert objects["Service"]["spec"]["type"] == "NodePort"
     assert objects["Service"]["spec"]["ports"][0]["port"] == 80
     assert objects["Service"]["metadata"]["annotations"] == {"note": "outer"}
-    assert environment(vestige) == {"RUST_LOG": "warn"}
+    assert environment(vestige)["RUST_LOG"] == "warn"
     assert environment(bridge)["VESTIGE_BRIDGE_LOG_LEVEL"] == "debug"
     assert environment(bridge)["VESTIGE_BRIDGE_LOG_FORMAT"] == "text"
 
@@ -538,6 +580,8 @@ def test_the_test_pod_is_not_behind_the_service(default: dict[str, Manifest]) ->
         ("auth.token=1234567890123456", "token"),
         ("metrics.podMonitor.interval=often", "interval"),
         ("metrics.alert.enabled=true", "alert"),
+        ("vestige.gateway=nginx", "gateway"),
+        ("persistence.size=5gi", "size"),
     ],
 )
 def test_the_schema_refuses_and_names_what_it_refuses(setting: str, named: str) -> None:
@@ -569,8 +613,13 @@ def test_the_schema_knows_every_value() -> None:
 @pytest.mark.parametrize("version", [OLDEST, NEWEST])
 @pytest.mark.parametrize(
     "values",
-    [[], ["-f", str(VALUES_PROD)], ["--set", "metrics.enabled=true,metrics.dashboard.enabled=true"]],
-    ids=["default", "guide", "metrics"],
+    [
+        [],
+        ["-f", str(VALUES_PROD)],
+        ["--set", "metrics.enabled=true,metrics.dashboard.enabled=true"],
+        ["--set", "vestige.gateway=none"],
+    ],
+    ids=["default", "guide", "metrics", "native"],
 )
 def test_objects_satisfy_the_schemas_of_kubernetes(version: str, values: list[str]) -> None:
     for manifest in render(*values, version=version).values():

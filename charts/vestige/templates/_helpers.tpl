@@ -52,9 +52,24 @@ app.kubernetes.io/part-of: vestige
 {{- concat $env (index . 1) | toYaml }}
 {{- end }}
 
+{{- define "vestige.vestigeEnv" -}}
+- name: GATEWAY
+  value: {{ .Values.vestige.gateway | quote }}
+{{- if eq .Values.vestige.gateway "none" }}
+- name: GATEWAY_TOKEN_FILE
+  value: /run/vestige/token
+{{- end }}
+- name: VESTIGE_AUTOPILOT_ENABLED
+  value: {{ ternary "1" "0" .Values.vestige.autopilot | quote }}
+{{- end }}
+
 {{- define "vestige.bridgeEnv" -}}
 - name: VESTIGE_MCP_URL
   value: http://127.0.0.1:3100/mcp
+{{- if eq .Values.vestige.gateway "none" }}
+- name: VESTIGE_BRIDGE_UPSTREAM_TOKEN_FILE
+  value: /run/vestige/token
+{{- end }}
 - name: VESTIGE_AUTH_TOKEN_FILE
   value: /etc/vestige/auth/token
 - name: VESTIGE_BRIDGE_STATE_DIR
@@ -185,7 +200,7 @@ vestige-bridge/rendered-sha256
 {{- end }}
 {{- range .Values.vestige.extraEnv }}
 {{- if eq .name "VESTIGE_AUTH_TOKEN" }}
-{{- fail "vestige.extraEnv must not set VESTIGE_AUTH_TOKEN: Vestige would read the bridge's token as its own. The bridge has it from auth." }}
+{{- fail "vestige.extraEnv must not set VESTIGE_AUTH_TOKEN: a client's token never goes to Vestige. The bridge has it from auth, and with vestige.gateway=none Vestige gets one of its own at each start." }}
 {{- end }}
 {{- end }}
 {{- include "vestige.validateCluster" . }}
