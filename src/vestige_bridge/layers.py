@@ -59,6 +59,7 @@ class Layers:
         self._settings: Settings | None = None
         self._client: Client | None = None
         self._bridge: Literal["unknown", "absent", "serves"] = "unknown"
+        self._connected = False
         self._passed: set[str] = set()
 
     def in_order(self) -> list[tuple[str, Callable[[], str]]]:
@@ -115,7 +116,7 @@ class Layers:
         self._passed.add("bridge")
         if ready.status == 500:
             return "it runs"
-        self._bridge = "serves"
+        self._bridge, self._connected = "serves", state == "ready"
         return f"it runs, and its connection to Vestige is {state}"
 
     def _examine_token(self) -> str:
@@ -145,6 +146,10 @@ class Layers:
         except UpstreamConnectError as error:
             raise Fault(str(error), "Start Vestige, which writes it.") from error
         except NoAnswer as error:
+            if self._connected and "VESTIGE_MCP_URL" not in self._environ:
+                raise NotAsked(
+                    "the bridge uses another address than the default, which VESTIGE_MCP_URL would name"
+                ) from error
             remedy = _scheme_remedy(error, "VESTIGE_MCP_URL")
             raise Fault(f"{url}: {error}", remedy or _START) from error
         self._passed.add("MCP endpoint")
