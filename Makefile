@@ -12,8 +12,8 @@ pip = $(dir $@)bin/pip install --quiet --disable-pip-version-check
 ##@ Run
 
 .PHONY: dev
-dev: .venv/dev.stamp docker/gateway/node_modules ## Start supergateway and the bridge, and print a line to paste.
-	@exec $(bin)/python dev/start.py
+dev: .venv/dev.stamp docker/gateway/node_modules ## Start supergateway and the bridge, and print a line to paste; GATEWAY=none: without supergateway.
+	@GATEWAY='$(GATEWAY)' exec $(bin)/python dev/start.py
 
 ##@ Check
 
