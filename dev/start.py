@@ -55,9 +55,8 @@ def main() -> int:
     environ["GATEWAY_HOST"] = "127.0.0.1"
     environ["PATH"] = f"{NODE.parent}{os.pathsep}{environ['PATH']}"
 
-    print(
-        f"Starting {'Vestige' if native else 'supergateway'} on 127.0.0.1:{gateway_port} and the bridge on {bridge_host}:{bridge_port}."
-    )
+    server = "Vestige" if native else "supergateway"
+    print(f"Starting {server} on 127.0.0.1:{gateway_port} and the bridge on {bridge_host}:{bridge_port}.")
     print(f"Memory: {memory}", flush=True)
     # honcho would read .env over the environment; it is merged above, where the environment wins.
     processes = ["native", "bridge"] if native else ["gateway", "vestige", "bridge"]
@@ -121,7 +120,7 @@ def find_vestige(name: str) -> str | None:
 
 
 def vestige_command(*words: str) -> list[str]:
-    """The command of a program of Vestige that keeps all that it writes in the state directory, whatever its version."""
+    """The command of a program of Vestige that writes below the state directory only, whatever its version."""
     home = STATE / "vestige"
     home.mkdir(parents=True, exist_ok=True)
     kept = ["-u", "XDG_DATA_HOME", f"HOME={home}", f"FASTEMBED_CACHE_PATH={home / 'models'}"]
@@ -140,7 +139,7 @@ def native_server(environ: dict[str, str]) -> str:
 
 
 def gateway_server(environ: dict[str, str]) -> str:
-    """Gives supergateway its MCP server, whose log goes to a file that is shown; the sentence says where the memory is."""
+    """Gives supergateway its MCP server, whose log is shown; the sentence says where the memory is."""
     command, memory = memory_server(environ)
     log = STATE / "vestige.log"
     log.write_text("")

@@ -79,7 +79,7 @@ def images(release: Release, tool: str, build_flags: str) -> Images:
     for tag, gateway in (("e2e-1", "supergateway"), ("e2e-2", "supergateway"), ("e2e-native", "none")):
         printed = run("make", "images", f"TAG={tag}", f"GATEWAY={gateway}", f"CONTAINER_TOOL={tool}",
                       f"BUILD_ARGS={build_flags} {arguments}", cwd=ROOT, timeout=1200)  # fmt: skip
-        said = re.findall(r"^Without Vestige: .*$", printed.stdout + printed.stderr, re.MULTILINE)
+        said = re.findall(r"Without Vestige: \d+ MB", printed.stdout + printed.stderr, re.MULTILINE)
         saw(f"built {tag} with GATEWAY={gateway}. {' '.join(said)}")
     built = Images("localhost/vestige-mcp", "localhost/vestige-bridge", "e2e-1", "e2e-2", "e2e-native")
     for name in (f"{built.vestige}:{built.tag}", f"{built.vestige}:{built.native_tag}", f"{built.bridge}:{built.tag}"):
