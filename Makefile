@@ -43,8 +43,8 @@ require-go = command -v go >/dev/null || \
 ##@ Run
 
 .PHONY: dev
-dev: .venv/dev.stamp docker/gateway/node_modules/stamp ## Start supergateway and the bridge, and print a line to paste.
-	@exec $(bin)/python dev/start.py
+dev: .venv/dev.stamp docker/gateway/node_modules/stamp ## Start supergateway and the bridge, and print a line to paste; GATEWAY=none: without supergateway.
+	@GATEWAY='$(GATEWAY)' exec $(bin)/python dev/start.py
 
 ##@ Check
 
@@ -179,17 +179,20 @@ ECR_BRIDGE ?= $(REGISTRY)/vestige-bridge
 TAG ?=
 tag = $(or $(TAG),local)
 BUILD_ARGS ?=
+GATEWAY ?= supergateway
 RELEASE ?= vestige
 NAMESPACE ?= openclaw
 HELM ?= $(or $(shell command -v helm),.tools/bin/helm)
 HELM_ARGS ?=
+# A Helm that go builds takes itself for one of Kubernetes 1.20, unless it asks a cluster.
+KUBE_VERSION := 1.35.0
 run = $(if $(DRY_RUN),@echo,)
 image_values = --set vestigeImage.repository=$(ECR_VESTIGE) --set vestigeImage.tag=$(tag) \
 	--set bridgeImage.repository=$(ECR_BRIDGE) --set bridgeImage.tag=$(tag)
 
 .PHONY: images
-images: ## Build both images.
-	$(run) $(CONTAINER_TOOL) build $(BUILD_ARGS) --build-arg VERSION=$(tag) -t $(ECR_VESTIGE):$(tag) -f docker/Dockerfile.vestige .
+images: ## Build both images; GATEWAY=none builds Vestige's without supergateway.
+	$(run) $(CONTAINER_TOOL) build $(BUILD_ARGS) --build-arg VERSION=$(tag) --build-arg GATEWAY=$(GATEWAY) -t $(ECR_VESTIGE):$(tag) -f docker/Dockerfile.vestige .
 	$(run) $(CONTAINER_TOOL) build $(BUILD_ARGS) --build-arg VERSION=$(tag) -t $(ECR_BRIDGE):$(tag) -f docker/Dockerfile.bridge .
 
 .PHONY: sbom
@@ -204,7 +207,7 @@ login: ## Log in to the ECR registry of ECR_VESTIGE.
 
 .PHONY: push
 push: ## Push both images as TAG; ALLOW_DIRTY=1 takes uncommitted changes along.
-	@test -n '$(TAG)' || { echo 'TAG is empty. Say which version this is: make push TAG=v0.1.0.' >&2; exit 2; }
+	@test -n '$(TAG)' || { echo 'TAG is empty. Say which version this is: make push TAG=v0.2.0.' >&2; exit 2; }
 	@test -n '$(ALLOW_DIRTY)' || test -z "$$(git status --porcelain)" || \
 		{ echo 'There are uncommitted changes. Commit them, or say ALLOW_DIRTY=1.' >&2; exit 2; }
 	$(run) $(CONTAINER_TOOL) push $(ECR_VESTIGE):$(TAG)
@@ -239,7 +242,7 @@ port-forward: ## Lead port 8000 of this machine to the Service.
 
 .PHONY: chart-lint
 chart-lint: on-linux chart-tools ## Lint the chart, test what it renders, and watch a bridge by its alerts (Linux).
-	$(HELM) lint --strict charts/vestige --set auth.token=a-token-for-the-linter-alone
+	$(HELM) lint --strict --kube-version $(KUBE_VERSION) charts/vestige --set auth.token=a-token-for-the-linter-alone
 	HELM='$(HELM)' .venv-e2e/bin/python -m pytest -c e2e/pytest.ini e2e/chart $(PYTEST_ARGS)
 
 .PHONY: version

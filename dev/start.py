@@ -49,17 +49,24 @@ def main() -> int:
         if environ[one] == environ[other]:
             end(f"{one} and {other} are both {environ[one]}: change one of them.")
     environ["VESTIGE_MCP_URL"] = f"http://127.0.0.1:{gateway_port}/mcp"
-    environ["MCP_SERVER"], memory = memory_server(environ)
+    native = environ.get("GATEWAY") == "none"
+    memory = native_server(environ) if native else gateway_server(environ)
+    # Vestige's autopilot slows down a process that everybody shares.
+    environ.setdefault("VESTIGE_AUTOPILOT_ENABLED", "0")
     environ.setdefault("VESTIGE_BRIDGE_STATE_DIR", str(STATE))
     # honcho kills what has not ended 5 s after the signal.
     environ.setdefault("VESTIGE_BRIDGE_DRAIN_SECONDS", "2")
     environ["GATEWAY_HOST"] = "127.0.0.1"
     environ["PATH"] = f"{NODE.parent}{os.pathsep}{environ['PATH']}"
 
-    print(f"Starting supergateway on 127.0.0.1:{gateway_port} and the bridge on {bridge_host}:{bridge_port}.")
+    server = "Vestige" if native else "supergateway"
+    print(f"Starting {server} on 127.0.0.1:{gateway_port} and the bridge on {bridge_host}:{bridge_port}.")
     print(f"Memory: {memory}", flush=True)
     # honcho would read .env over the environment; it is merged above, where the environment wins.
-    honcho = subprocess.Popen([sys.executable, "-m", "honcho", "--env", os.devnull, "start"], cwd=ROOT, env=environ)
+    processes = ["native", "bridge"] if native else ["gateway", "vestige", "bridge"]
+    honcho = subprocess.Popen(
+        [sys.executable, "-m", "honcho", "--env", os.devnull, "start", *processes], cwd=ROOT, env=environ
+    )
 
     def forward(_signal: int, _frame: FrameType | None) -> None:
         honcho.terminate()
@@ -116,24 +123,45 @@ def _family(host: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
+def find_vestige(name: str) -> str | None:
+    """The program of Vestige that is on PATH or in .tools/bin."""
+    return shutil.which(name) or shutil.which(name, path=ROOT / ".tools/bin")
+
+
+def vestige_command(*words: str) -> list[str]:
+    """The command of a program of Vestige that writes below the state directory only, whatever its version."""
+    home = STATE / "vestige"
+    home.mkdir(parents=True, exist_ok=True)
+    kept = ["-u", "XDG_DATA_HOME", f"HOME={home}", f"FASTEMBED_CACHE_PATH={home / 'models'}"]
+    return ["exec", "env", *kept, *words]
+
+
+def native_server(environ: dict[str, str]) -> str:
+    """Lets Vestige serve HTTP itself, with a token between it and the bridge; the sentence says where the memory is."""
+    vestige = find_vestige("vestige")
+    if not vestige:
+        end("GATEWAY=none needs Vestige's program vestige on PATH or in .tools/bin.")
+    environ["VESTIGE_BRIDGE_UPSTREAM_TOKEN"] = secrets.token_hex(32)
+    environ["VESTIGE_HTTP_BIND"] = "127.0.0.1"
+    environ["NATIVE_SERVER"] = shlex.join(vestige_command(vestige, "serve", "--port", environ["VESTIGE_MCP_PORT"]))
+    return f"Vestige ({vestige}), kept under .dev/vestige/."
+
+
+def gateway_server(environ: dict[str, str]) -> str:
+    """Gives supergateway its MCP server, whose log is shown; the sentence says where the memory is."""
+    command, memory = memory_server(environ)
+    log = STATE / "vestige.log"
+    log.write_text("")
+    environ["MCP_SERVER"] = f"{command} 2>>{shlex.quote(str(log))}"
+    return memory
+
+
 def memory_server(environ: dict[str, str]) -> tuple[str, str]:
     """The shell command of the MCP server that keeps the memory, and the sentence that says what it is."""
     STATE.mkdir(exist_ok=True)
-    vestige = shutil.which("vestige-mcp") or shutil.which("vestige-mcp", path=ROOT / ".tools/bin")
+    vestige = find_vestige("vestige-mcp")
     if vestige:
-        # Vestige keeps its database, its backups and its models under HOME, whatever its version.
-        home = STATE / "vestige"
-        home.mkdir(exist_ok=True)
-        command = [
-            "exec",
-            "env",
-            "-u",
-            "XDG_DATA_HOME",
-            f"HOME={home}",
-            f"FASTEMBED_CACHE_PATH={home / 'models'}",
-            vestige,
-        ]
-        return shlex.join(command), f"Vestige ({vestige}), kept under .dev/vestige/."
+        return shlex.join(vestige_command(vestige)), f"Vestige ({vestige}), kept under .dev/vestige/."
     window = environ.setdefault("VESTIGE_BRIDGE_UPSTREAM_CONCURRENCY", "1")
     command = ["exec", "env", f"MEMORY_FILE_PATH={STATE / 'memory.jsonl'}", str(NODE), str(SERVER_MEMORY)]
     kept = "server-memory, kept in .dev/memory.jsonl, because vestige-mcp is neither on PATH nor in .tools/bin."

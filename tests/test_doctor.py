@@ -264,3 +264,15 @@ async def test_what_stands_before_the_bridge_and_lets_no_token_through_is_told(
         assert await examine(Patient({}, str(front.make_url("")).rstrip("/"))) == 1
     lines = capsys.readouterr().out.splitlines()
     assert found in next(line for line in lines if line.startswith("✗ token"))
+
+
+async def test_a_doctor_that_is_not_told_where_upstream_is_leaves_it_to_the_bridge(
+    upstream: ScriptedUpstream, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with bridge(upstream.url) as served:
+        await until(served.ready)
+        told = {name: value for name, value in near(upstream.url, served).environ.items() if name != "VESTIGE_MCP_URL"}
+        assert await examine(Patient(told)) == 0
+        said = capsys.readouterr().out
+        assert marks(said) == {**dict.fromkeys(LAYERS, "✓"), "MCP endpoint": "-"}
+        assert "VESTIGE_MCP_URL would name" in said

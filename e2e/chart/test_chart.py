@@ -1,6 +1,7 @@
 """What the chart renders, sentence by sentence, seen through `helm template`."""
 
 import base64
+import hashlib
 import itertools
 import json
 import os
@@ -66,7 +67,7 @@ def default() -> dict[str, Manifest]:
 
 
 def test_lint_finds_nothing_even_when_strict() -> None:
-    result = helm("lint", "--strict", str(CHART), "--set", f"auth.token={TOKEN}")
+    result = helm("lint", "--strict", "--kube-version", "1.35.0", str(CHART), "--set", f"auth.token={TOKEN}")
     assert result.returncode == 0, result.stdout + result.stderr
 
 
@@ -114,6 +115,11 @@ def test_the_claim_follows_its_values() -> None:
         "resources": {"requests": {"storage": "9Gi"}},
     }
     assert claim["metadata"]["annotations"]["team"] == "memory"
+
+
+def test_a_dash_asks_for_a_volume_without_a_class() -> None:
+    claim = render("--set", "persistence.storageClass=-")["PersistentVolumeClaim"]
+    assert claim["spec"]["storageClassName"] == ""
 
 
 def test_an_existing_claim_is_taken_and_none_is_made() -> None:
@@ -204,7 +210,7 @@ def test_the_token_is_a_file_from_the_charts_secret(default: dict[str, Manifest]
     assert environment(bridge)["VESTIGE_AUTH_TOKEN_FILE"] == "/etc/vestige/auth/token"
     assert {"name": "auth", "mountPath": "/etc/vestige/auth", "readOnly": True} in bridge["volumeMounts"]
     [auth] = [volume["secret"] for volume in pod(default)["volumes"] if volume["name"] == "auth"]
-    assert auth == {"secretName": "vestige-auth", "defaultMode": 0o440, "items": [{"key": "token", "path": "token"}]}
+    assert auth == {"secretName": "vestige-token", "defaultMode": 0o440, "items": [{"key": "token", "path": "token"}]}
 
 
 def test_an_existing_secret_is_taken_with_its_key_and_none_is_made() -> None:
@@ -228,6 +234,48 @@ def test_vestiges_container_never_has_the_token() -> None:
     assert "must not set VESTIGE_AUTH_TOKEN" in refusal(
         "--set", f"auth.token={TOKEN}", "--set", "vestige.extraEnv[0].name=VESTIGE_AUTH_TOKEN"
     )
+
+
+def test_with_supergateway_no_token_goes_between_the_containers(default: dict[str, Manifest]) -> None:
+    vestige, bridge = containers(default)
+    assert environment(vestige)["GATEWAY"] == "supergateway"
+    assert "VESTIGE_BRIDGE_UPSTREAM_TOKEN_FILE" not in environment(bridge)
+    assert "upstream-token" not in json.dumps(default)
+
+
+def test_natively_vestige_hands_the_bridge_a_token_in_memory_and_nobody_else() -> None:
+    objects = render("--set", "vestige.gateway=none")
+    vestige, bridge = containers(objects)
+    assert environment(vestige)["GATEWAY"] == "none"
+    assert environment(vestige)["GATEWAY_TOKEN_FILE"] == environment(bridge)["VESTIGE_BRIDGE_UPSTREAM_TOKEN_FILE"]
+    [volume] = [volume for volume in pod(objects)["volumes"] if volume["name"] == "upstream-token"]
+    assert volume["emptyDir"] == {"medium": "Memory", "sizeLimit": "1Mi"}
+    assert {"name": "upstream-token", "mountPath": "/run/vestige"} in vestige["volumeMounts"]
+    assert {"name": "upstream-token", "mountPath": "/run/vestige", "readOnly": True} in bridge["volumeMounts"]
+    assert "VESTIGE_AUTH_TOKEN" not in environment(vestige)
+    assert [mount["name"] for mount in vestige["volumeMounts"]] == ["data", "upstream-token"]
+    assert list(objects["Secret"]["data"]) == ["token"]
+
+
+def test_natively_a_clients_token_is_refused_to_vestige_as_well() -> None:
+    assert "a client's token never goes to Vestige" in refusal(
+        "--set", f"auth.token={TOKEN},vestige.gateway=none", "--set", "vestige.extraEnv[0].name=VESTIGE_AUTH_TOKEN"
+    )
+
+
+def test_natively_nothing_else_of_the_pod_and_its_policies_changes(default: dict[str, Manifest]) -> None:
+    native = render("--set", "vestige.gateway=none")
+    assert native.keys() == default.keys()
+    for kind in native.keys() - {"Deployment"}:
+        assert native[kind] == default[kind]
+    for theirs, ours in zip(containers(native), containers(default), strict=True):
+        for part in ("securityContext", "resources", "startupProbe", "livenessProbe", "readinessProbe"):
+            assert theirs[part] == ours[part]
+
+
+def test_the_autopilot_is_off_because_the_process_is_shared(default: dict[str, Manifest]) -> None:
+    assert environment(containers(default)[0])["VESTIGE_AUTOPILOT_ENABLED"] == "0"
+    assert environment(containers(render("--set", "vestige.autopilot=true"))[0])["VESTIGE_AUTOPILOT_ENABLED"] == "1"
 
 
 def test_the_probes_have_the_guides_numbers(default: dict[str, Manifest]) -> None:
@@ -266,7 +314,7 @@ def test_the_pod_is_hardened(default: dict[str, Manifest]) -> None:
 
 def test_the_bridge_keeps_its_session_where_a_restart_of_the_container_finds_it(default: dict[str, Manifest]) -> None:
     vestige, bridge = containers(default)
-    [volume] = [volume for volume in pod(default)["volumes"] if "emptyDir" in volume]
+    [volume] = [volume for volume in pod(default)["volumes"] if volume["name"] == "state"]
     [mount] = [mount for mount in bridge["volumeMounts"] if mount["name"] == volume["name"]]
     assert mount == {"name": "state", "mountPath": environment(bridge)["VESTIGE_BRIDGE_STATE_DIR"]}
     assert "state" not in [mount["name"] for mount in vestige["volumeMounts"]]
@@ -277,8 +325,13 @@ def test_the_network_policy_lets_port_8000_in_and_nothing_else(default: dict[str
     assert policy["policyTypes"] == ["Ingress"]
     assert policy["ingress"] == [{"ports": [{"protocol": "TCP", "port": 8000}]}]
     assert "NetworkPolicy" not in render("--set", "networkPolicy.enabled=false")
-    narrowed = render("--set", "networkPolicy.from[0].namespaceSelector.matchLabels.team=agents")["NetworkPolicy"]
-    assert narrowed["spec"]["ingress"][0]["from"] == [{"namespaceSelector": {"matchLabels": {"team": "agents"}}}]
+
+
+def test_a_narrowed_network_policy_still_lets_the_test_pod_in() -> None:
+    objects = render("--set", "networkPolicy.from[0].namespaceSelector.matchLabels.team=agents")
+    agents, test = objects["NetworkPolicy"]["spec"]["ingress"][0]["from"]
+    assert agents == {"namespaceSelector": {"matchLabels": {"team": "agents"}}}
+    assert test["podSelector"]["matchLabels"].items() <= objects["Pod"]["metadata"]["labels"].items()
 
 
 def test_metrics_are_closed_until_they_are_asked_for(default: dict[str, Manifest]) -> None:
@@ -302,7 +355,7 @@ def test_who_may_scrape_is_another_list_than_who_may_call() -> None:
         "--set", "networkPolicy.from[0].namespaceSelector.matchLabels.team=agents",
     )  # fmt: skip
     http, metrics = objects["NetworkPolicy"]["spec"]["ingress"]
-    assert http["from"] == [{"namespaceSelector": {"matchLabels": {"team": "agents"}}}]
+    assert http["from"][0] == {"namespaceSelector": {"matchLabels": {"team": "agents"}}}
     assert metrics["from"] == [{"namespaceSelector": {"matchLabels": {"team": "watch"}}}]
 
 
@@ -361,9 +414,15 @@ def test_a_digest_wins_over_the_tag() -> None:
     assert vestige["image"] == f"vestige-mcp@{digest}"
 
 
-def test_the_chart_version_is_the_default_tag() -> None:
+def test_the_git_tag_of_the_version_is_the_default_tag() -> None:
     version = yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]
-    assert [container["image"].rpartition(":")[2] for container in containers(render())] == [version, version]
+    assert [container["image"].rpartition(":")[2] for container in containers(render())] == [f"v{version}"] * 2
+
+
+@pytest.mark.parametrize("group", ["vestigeImage", "bridgeImage"])
+def test_a_digest_for_a_tag_is_refused_and_shown_its_place(group: str) -> None:
+    sentence = refusal("--set", f"auth.token={TOKEN},{group}.tag=sha256:{'0' * 64}")
+    assert f"a digest goes to {group}.digest" in sentence
 
 
 def test_options_of_scheduling_and_environment_reach_the_pod() -> None:
@@ -389,9 +448,108 @@ def test_options_of_scheduling_and_environment_reach_the_pod() -> None:
     assert objects["Service"]["spec"]["type"] == "NodePort"
     assert objects["Service"]["spec"]["ports"][0]["port"] == 80
     assert objects["Service"]["metadata"]["annotations"] == {"note": "outer"}
-    assert environment(vestige) == {"RUST_LOG": "warn"}
+    assert environment(vestige)["RUST_LOG"] == "warn"
     assert environment(bridge)["VESTIGE_BRIDGE_LOG_LEVEL"] == "debug"
     assert environment(bridge)["VESTIGE_BRIDGE_LOG_FORMAT"] == "text"
+
+
+def strings_only(node: object, path: str = "") -> list[str]:
+    """The paths of names, labels and annotations that YAML takes for something else than a string."""
+    if isinstance(node, dict):
+        names = {"name", "namespace", "claimName", "secretName", "key"}
+        wrong = [f"{path}.{key}" for key, value in node.items() if key in names and not isinstance(value, str)]
+        maps = [
+            node[key] for key in ("labels", "annotations", "matchLabels", "selector") if isinstance(node.get(key), dict)
+        ]
+        wrong += [
+            f"{path}: {key}" for entries in maps for key, value in entries.items() if not isinstance(value, str | dict)
+        ]
+        return wrong + [it for key, value in node.items() for it in strings_only(value, f"{path}.{key}")]
+    if isinstance(node, list):
+        return [it for index, value in enumerate(node) for it in strings_only(value, f"{path}[{index}]")]
+    return []
+
+
+@pytest.mark.parametrize("word", ["20260728", "3240286e-210077", "on", "456", "null", "1.5"])
+def test_names_that_look_like_other_types_stay_strings(word: str) -> None:
+    monitored = "metrics.enabled=true,metrics.podMonitor.enabled=true,metrics.alerts.enabled=true"
+    result = helm(
+        "template", word, str(CHART), "-n", word, "--kube-version", "1.35.0", "--set-string",
+        f"auth.existingSecret={word},auth.secretKey={word},persistence.existingClaim={word},fullnameOverride={word}",
+        "--set-string", f"nameOverride={word},priorityClassName={word},ingress.className={word}",
+        "--set-string", f"ingress.hosts[0].host={word}",
+        "--set", f"ingress.hosts[0].paths[0].path=/,ingress.hosts[0].paths[0].pathType=Prefix,{monitored}",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    objects = [document for document in yaml.safe_load_all(result.stdout) if document]
+    assert {"Deployment", "Service", "Ingress", "NetworkPolicy", "Pod", "PodMonitor", "PrometheusRule"} == {
+        manifest["kind"] for manifest in objects
+    }
+    for manifest in objects:
+        assert strings_only(manifest, manifest["kind"]) == []
+        assert manifest["metadata"]["namespace"] == word
+
+
+class OnceOnly(yaml.SafeLoader):
+    """Refuses a mapping in which a key stands twice, as Flux does."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        assert len(keys) == len(set(keys)), f"a key stands twice: {keys}"
+        return super().construct_mapping(node, deep)
+
+
+def test_own_labels_annotations_and_variables_win_and_stand_once() -> None:
+    part_of = r"app\.kubernetes\.io/part-of=agents"
+    result = template(
+        "--set-string", f"auth.token={TOKEN}", "--set", "metrics.enabled=true,metrics.podMonitor.enabled=true",
+        "--set", "metrics.alerts.enabled=true,metrics.dashboard.enabled=true",
+        "--set-string", rf"podAnnotations.kubectl\.kubernetes\.io/default-container=vestige-mcp,podLabels.{part_of}",
+        "--set-string", r"persistence.annotations.helm\.sh/resource-policy=delete",
+        "--set-string", f"metrics.podMonitor.labels.{part_of},metrics.alerts.labels.{part_of}",
+        "--set-string", f"metrics.dashboard.labels.{part_of}",
+        "--set", "bridge.extraEnv[0].name=VESTIGE_BRIDGE_DRAIN_SECONDS,bridge.extraEnv[0].value=7s",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    objects = {it["kind"]: it for it in yaml.load_all(result.stdout, OnceOnly) if it}
+    metadata = objects["Deployment"]["spec"]["template"]["metadata"]
+    assert metadata["annotations"] == {"kubectl.kubernetes.io/default-container": "vestige-mcp"}
+    assert metadata["labels"]["app.kubernetes.io/part-of"] == "agents"
+    assert objects["PersistentVolumeClaim"]["metadata"]["annotations"] == {"helm.sh/resource-policy": "delete"}
+    for kind in ("PodMonitor", "PrometheusRule", "ConfigMap"):
+        assert objects[kind]["metadata"]["labels"]["app.kubernetes.io/part-of"] == "agents"
+    drain = [it["value"] for it in containers(objects)[1]["env"] if it["name"] == "VESTIGE_BRIDGE_DRAIN_SECONDS"]
+    assert drain == ["7s"]
+
+
+@pytest.mark.parametrize("label", ["name", "instance"])
+def test_pod_labels_that_select_the_pod_are_refused(label: str) -> None:
+    assert f"podLabels must not set app.kubernetes.io/{label}" in refusal(
+        "--set", f"auth.token={TOKEN}", "--set", rf"podLabels.app\.kubernetes\.io/{label}=mine"
+    )
+
+
+def test_ids_that_the_platform_chooses_are_left_to_it() -> None:
+    objects = render("--set", "podSecurityContext.runAsUser=null,podSecurityContext.runAsGroup=null",
+                     "--set", "podSecurityContext.fsGroup=null")  # fmt: skip
+    for spec in (pod(objects), objects["Pod"]["spec"]):
+        assert spec["securityContext"] == {
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "runAsNonRoot": True,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        }
+
+
+def test_the_chart_renders_byte_for_byte_the_same_twice() -> None:
+    arguments = ["--set-string", f"auth.token={TOKEN}", "-f", str(VALUES_PROD), "--set", "metrics.enabled=true"]
+    for version in (OLDEST, NEWEST):
+        assert template(*arguments, version=version).stdout == template(*arguments, version=version).stdout
+
+
+def test_the_secret_carries_a_hash_of_what_was_rendered(default: dict[str, Manifest]) -> None:
+    data = json.dumps(default["Secret"]["data"], separators=(",", ":"))
+    [value] = default["Secret"]["metadata"]["annotations"].values()
+    assert value == hashlib.sha256(data.encode()).hexdigest()
 
 
 def test_the_test_hook_calls_a_tool_through_the_service(default: dict[str, Manifest]) -> None:
@@ -422,6 +580,8 @@ def test_the_test_pod_is_not_behind_the_service(default: dict[str, Manifest]) ->
         ("auth.token=1234567890123456", "token"),
         ("metrics.podMonitor.interval=often", "interval"),
         ("metrics.alert.enabled=true", "alert"),
+        ("vestige.gateway=nginx", "gateway"),
+        ("persistence.size=5gi", "size"),
     ],
 )
 def test_the_schema_refuses_and_names_what_it_refuses(setting: str, named: str) -> None:
@@ -453,8 +613,13 @@ def test_the_schema_knows_every_value() -> None:
 @pytest.mark.parametrize("version", [OLDEST, NEWEST])
 @pytest.mark.parametrize(
     "values",
-    [[], ["-f", str(VALUES_PROD)], ["--set", "metrics.enabled=true,metrics.dashboard.enabled=true"]],
-    ids=["default", "guide", "metrics"],
+    [
+        [],
+        ["-f", str(VALUES_PROD)],
+        ["--set", "metrics.enabled=true,metrics.dashboard.enabled=true"],
+        ["--set", "vestige.gateway=none"],
+    ],
+    ids=["default", "guide", "metrics", "native"],
 )
 def test_objects_satisfy_the_schemas_of_kubernetes(version: str, values: list[str]) -> None:
     for manifest in render(*values, version=version).values():

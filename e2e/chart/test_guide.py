@@ -24,7 +24,7 @@ COMMANDS = [
     for line in block.replace("\\\n", " ").splitlines()
     if line
 ]
-HELM_COMMANDS = [command for command in COMMANDS if re.match("helm (install|upgrade) ", command)]
+HELM_COMMANDS = [command for command in COMMANDS if re.match("helm (install|upgrade|template) ", command)]
 MAKE_COMMANDS = [
     command
     for command in [*COMMANDS, *re.findall(r"`(make [^`]+)`", TEXT)]
@@ -48,7 +48,9 @@ def test_helm_renders_what_the_guide_installs(command: str, tmp_path: Path) -> N
     values = re.search(r"```yaml\n# values-prod.yaml\n(.*?)```", TEXT, re.DOTALL)
     assert values
     (tmp_path / "values-prod.yaml").write_text(values[1])
-    rendered = re.sub("^helm (install|upgrade)", f"{shlex.quote(HELM)} template --kube-version 1.35.0", command)
+    rendered = re.sub(
+        "^helm (install|upgrade|template)", f"{shlex.quote(HELM)} template --kube-version 1.35.0", command
+    )
     rendered = rendered.replace("values-prod.yaml", str(tmp_path / "values-prod.yaml"))
     if "--reset-then-reuse-values" in command:
         rendered = rendered.replace(

@@ -1,6 +1,11 @@
-// Stands in for the programs of a Vestige release, which cannot be downloaded where the tests run: under the name
-// vestige-mcp an MCP server over stdio with its memory in SQLite, under the name vestige-restore a tool that adds the
-// memories of a JSON export, as Vestige's does. Data directory, file and table names are those of Vestige's 3.x line.
+// Stands in for the programs of a Vestige release, which cannot be downloaded where the tests run. Data directory, file
+// and table names are those of Vestige's 3.x line.
+//
+//	vestige-mcp                                an MCP server over stdio with its memory in SQLite
+//	vestige serve --port N                     the same over Streamable HTTP (native.go)
+//	vestige restore FILE                       takes an export, on an empty store
+//	vestige portable-import --merge FILE       takes a portable archive
+//	vestige-restore FILE                       takes a list of {"type", "text"}
 package main
 
 import (
@@ -12,6 +17,7 @@ import (
 	"log"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/modelcontextprotocol/go-sdk/mcp"
@@ -78,12 +84,7 @@ type backupResult struct {
 	Path string `json:"path"`
 }
 
-func serve() error {
-	db, err := open()
-	if err != nil {
-		return err
-	}
-	defer db.Close()
+func newServer(db *sql.DB) *mcp.Server {
 	server := mcp.NewServer(&mcp.Implementation{Name: "vestige", Version: version}, nil)
 	reads := &mcp.ToolAnnotations{ReadOnlyHint: true}
 
@@ -137,8 +138,89 @@ func serve() error {
 			return nil, backupResult{path}, err
 		})
 
+	return server
+}
+
+func serve() error {
+	db, err := open()
+	if err != nil {
+		return err
+	}
+	defer db.Close()
 	log.Printf("vestige-mcp %s, memory in %s", version, os.Getenv("VESTIGE_DATA_DIR"))
-	return server.Run(context.Background(), &mcp.StdioTransport{})
+	return newServer(db).Run(context.Background(), &mcp.StdioTransport{})
+}
+
+type memory struct {
+	Content  string
+	NodeType string
+}
+
+// add writes memories to the store, which has to be empty where an export replaces it.
+func add(memories []memory, onEmptyStore bool) error {
+	db, err := open()
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	var count int
+	if err := db.QueryRow("SELECT count(*) FROM knowledge_nodes").Scan(&count); err != nil {
+		return err
+	}
+	if onEmptyStore && count > 0 {
+		return errors.New("the store is not empty")
+	}
+	for _, memory := range memories {
+		if _, err := ingest(db, memory.Content, memory.NodeType); err != nil {
+			return err
+		}
+	}
+	fmt.Printf("Restore complete: %d memories\n", len(memories))
+	return nil
+}
+
+func restoreExport(path string) error {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	var export []memory
+	if err := json.Unmarshal(text, &export); err != nil {
+		return err
+	}
+	return add(export, true)
+}
+
+func importArchive(path string) error {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	var archive struct {
+		ArchiveFormat string
+		Tables        []struct {
+			Name    string
+			Columns []string
+			Rows    [][]struct{ Type, Value string }
+		}
+	}
+	if err := json.Unmarshal(text, &archive); err != nil {
+		return err
+	}
+	if archive.ArchiveFormat != "vestige.portable.v1" {
+		return fmt.Errorf("unsupported archive format %q", archive.ArchiveFormat)
+	}
+	var memories []memory
+	for _, table := range archive.Tables {
+		at := slices.Index(table.Columns, "content")
+		if table.Name != "knowledge_nodes" || at < 0 {
+			continue
+		}
+		for _, row := range table.Rows {
+			memories = append(memories, memory{Content: row[at].Value})
+		}
+	}
+	return add(memories, false)
 }
 
 func restore(path string) error {
@@ -153,27 +235,14 @@ func restore(path string) error {
 	if len(wrapped) == 0 {
 		return errors.New("the export is empty")
 	}
-	var export struct {
-		Results []struct {
-			Content  string
-			NodeType string
-		}
+	if wrapped[0].Type == "" {
+		return errors.New("missing field `type`")
 	}
+	var export struct{ Results []memory }
 	if err := json.Unmarshal([]byte(wrapped[0].Text), &export); err != nil {
 		return err
 	}
-	db, err := open()
-	if err != nil {
-		return err
-	}
-	defer db.Close()
-	for _, memory := range export.Results {
-		if _, err := ingest(db, memory.Content, memory.NodeType); err != nil {
-			return err
-		}
-	}
-	fmt.Printf("Restore complete: %d memories\n", len(export.Results))
-	return nil
+	return add(export.Results, false)
 }
 
 func run(arguments []string) error {
@@ -186,8 +255,14 @@ func run(arguments []string) error {
 		return serve()
 	case name == "vestige-restore" && len(arguments) == 2:
 		return restore(arguments[1])
+	case name == "vestige" && len(arguments) == 4 && arguments[1] == "serve" && arguments[2] == "--port":
+		return serveHTTP(arguments[3])
+	case name == "vestige" && len(arguments) == 3 && arguments[1] == "restore":
+		return restoreExport(arguments[2])
+	case name == "vestige" && len(arguments) == 4 && arguments[1] == "portable-import" && arguments[2] == "--merge":
+		return importArchive(arguments[3])
 	default:
-		return fmt.Errorf("usage: vestige-mcp | vestige-restore FILE.json, not %v", arguments)
+		return fmt.Errorf("unknown words: %v", arguments)
 	}
 }
 

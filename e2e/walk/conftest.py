@@ -5,6 +5,7 @@ import hashlib
 import http.server
 import io
 import os
+import re
 import subprocess
 import tarfile
 import threading
@@ -73,15 +74,16 @@ def build_flags(tool: str) -> str:
 
 @pytest.fixture(scope="session")
 def images(release: Release, tool: str, build_flags: str) -> Images:
-    """Both images under two tags: the second is what the walk upgrades to."""
+    """Both images under two tags, the second is what the walk upgrades to; and Vestige's without supergateway."""
     arguments = f"--build-arg VESTIGE_DOWNLOAD_URL={release.url} --build-arg VESTIGE_SHA256={release.sha256}"
-    for tag in ("e2e-1", "e2e-2"):
-        run("make", "images", f"TAG={tag}", f"CONTAINER_TOOL={tool}", f"BUILD_ARGS={build_flags} {arguments}",
-            cwd=ROOT, timeout=1200)  # fmt: skip
-    built = Images("localhost/vestige-mcp", "localhost/vestige-bridge", "e2e-1", "e2e-2")
-    for name in (built.vestige, built.bridge):
-        size = run(tool, "images", "--format", "{{.Size}}", f"{name}:{built.tag}").stdout.strip()
-        saw(f"built {name}:{built.tag}, {size}")
+    for tag, gateway in (("e2e-1", "supergateway"), ("e2e-2", "supergateway"), ("e2e-native", "none")):
+        printed = run("make", "images", f"TAG={tag}", f"GATEWAY={gateway}", f"CONTAINER_TOOL={tool}",
+                      f"BUILD_ARGS={build_flags} {arguments}", cwd=ROOT, timeout=1200)  # fmt: skip
+        said = re.findall(r"Without Vestige: \d+ MB", printed.stdout + printed.stderr, re.MULTILINE)
+        saw(f"built {tag} with GATEWAY={gateway}. {' '.join(said)}")
+    built = Images("localhost/vestige-mcp", "localhost/vestige-bridge", "e2e-1", "e2e-2", "e2e-native")
+    for name in (f"{built.vestige}:{built.tag}", f"{built.vestige}:{built.native_tag}", f"{built.bridge}:{built.tag}"):
+        saw(f"{name}: {run(tool, 'images', '--format', '{{.Size}}', name).stdout.strip()}")
     return built
 
 
@@ -94,7 +96,7 @@ def loaded(images: Images, tool: str) -> Images:
         "LOAD_IMAGE is not set: it is the command that takes an image into the cluster (kind load docker-image …)"
     )
     for name in (images.vestige, images.bridge):
-        for tag in (images.tag, images.next_tag):
+        for tag in (images.tag, images.next_tag, *([images.native_tag] if name == images.vestige else [])):
             run("sh", "-c", f"{load} {name}:{tag}", timeout=600)
     return images
 

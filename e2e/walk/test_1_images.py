@@ -62,3 +62,36 @@ def test_the_bridges_image_holds_what_is_pinned_and_nothing_else(images: Images,
     assert own.startswith("vestige-bridge==")
     assert pinned <= installed
     saw(f"{len(pinned)} packages, each as pinned")
+
+
+def inside(tool: str, image: str, script: str, *options: str, user: str = "10001:10001") -> str:
+    """What a script prints in a container of the image, with a read-only root as the chart has it."""
+    return run(tool, "run", "--rm", "--network", "none", "--read-only", "--user", user, *options,
+               "--entrypoint", "sh", image, "-c", script).stdout  # fmt: skip
+
+
+def test_the_native_image_holds_no_node(images: Images, tool: str) -> None:
+    look = "for name in node npm; do command -v $name; done; ls /opt/gateway; echo end"
+    assert inside(tool, f"{images.vestige}:{images.native_tag}", look) == "end\n"
+    assert "/usr/bin/node" in inside(tool, f"{images.vestige}:{images.tag}", look)
+
+
+def test_an_image_without_supergateway_says_so_when_it_is_asked_for_it(images: Images, tool: str) -> None:
+    for gateway, sentence in (("supergateway", "built without supergateway"), ("nginx", "takes supergateway or none")):
+        done = attempt(tool, "run", "--rm", "--network", "none", "--env", f"GATEWAY={gateway}",
+                       f"{images.vestige}:{images.native_tag}")  # fmt: skip
+        assert done.returncode != 0 and sentence in done.stderr
+        saw(done.stderr.strip().splitlines()[-1])
+
+
+def test_both_images_run_with_a_user_id_of_the_platforms_choice(images: Images, tool: str) -> None:
+    user = "1000650000:0"
+    started = "mkdir -p $HOME && touch /data/x && (timeout 3 vestige-gateway 2>&1 || true)"
+    for tag, way in ((images.tag, "supergateway 4"), (images.native_tag, "itself on 127.0.0.1")):
+        said = inside(
+            tool, f"{images.vestige}:{tag}", started, "--volume", "/data", "--volume", "/run/vestige", user=user
+        )
+        assert way in said and "cannot" not in said, said
+        saw(said.splitlines()[0])
+    state = "touch /var/lib/vestige-bridge/x && vestige-bridge --version"
+    saw(inside(tool, f"{images.bridge}:{images.tag}", state, "--volume", "/var/lib/vestige-bridge", user=user).strip())

@@ -1,7 +1,10 @@
 """The deployment guide on a real cluster, from the installation to the uninstallation, in its order."""
 
 import asyncio
+import base64
+import functools
 import json
+import os
 import re
 import socket
 import subprocess
@@ -40,13 +43,20 @@ from walking import (
     service,
 )
 
-TOKEN = "your-secure-token-here"
+TRIAL = "your-secure-token-here"
 SENTENCE = "The lighthouse at Cape Farewell is green."
+
+
+@functools.cache
+def token() -> str:
+    """The token that the guide's commands made."""
+    secret = json.loads(kubectl("get", "secret", "vestige-auth", "-o", "json"))
+    return base64.b64decode(secret["data"]["token"]).decode()
 
 
 @pytest.fixture(scope="module")
 def client() -> Client:
-    return Client(*service(), TOKEN)
+    return Client(*service(), token())
 
 
 def rolled_out() -> None:
@@ -57,20 +67,10 @@ def gone(name: str) -> bool:
     return name not in kubectl("get", "pods", "-o", "name")
 
 
-def flags(images: Images) -> list[str]:
-    return [
-        "--set", f"vestigeImage.repository={images.vestige}", "--set", f"vestigeImage.tag={images.tag}",
-        "--set", f"bridgeImage.repository={images.bridge}", "--set", f"bridgeImage.tag={images.tag}",
-        "--set", f"auth.token={TOKEN}",
-    ]  # fmt: skip
-
-
 @pytest.fixture(scope="module", autouse=True)
-def namespace() -> None:
-    """A namespace that takes nothing but what Pod Security calls restricted."""
+def no_namespace() -> None:
+    """The guide makes it."""
     attempt("kubectl", "delete", "namespace", NAMESPACE, "--ignore-not-found", timeout=180)
-    run("kubectl", "create", "namespace", NAMESPACE)
-    run("kubectl", "label", "namespace", NAMESPACE, "pod-security.kubernetes.io/enforce=restricted")
 
 
 GUIDE = (ROOT / "docs" / "deployment.md").read_text()
@@ -83,11 +83,33 @@ def guide_commands(pattern: str) -> list[str]:
     return [line for line in lines if re.fullmatch(pattern, line)]
 
 
+def guide_blocks(heading: str) -> list[str]:
+    """What the guide says to type below a heading, letter by letter."""
+    section = GUIDE.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    blocks = re.findall(r"```bash\n(.*?)```", section, re.DOTALL)
+    assert blocks, heading
+    return blocks
+
+
+def typed(script: str, **environment: str) -> str:
+    """Runs what the guide says to type, with our Helm; what it leaves in the background ends with it."""
+    path = f"{Path(HELM).resolve().parent}:{os.environ['PATH']}"
+    ended = "trap 'kill $(jobs -p) 2>/dev/null; wait' EXIT\nset -e\n"
+    return run("bash", "-c", ended + script, cwd=ROOT, env={"PATH": path, **environment}, timeout=700).stdout
+
+
+def test_the_guides_token_is_made_in_a_restricted_namespace(loaded: Images) -> None:
+    [block] = guide_blocks("2. Make the token")
+    saw(typed(block))
+    run("kubectl", "label", "namespace", NAMESPACE, "pod-security.kubernetes.io/enforce=restricted")
+    assert len(token()) == 64
+
+
 def test_the_api_server_takes_every_object(loaded: Images) -> None:
     metrics = ["--set", "metrics.enabled=true,metrics.dashboard.enabled=true"]
     for values in ([], ["-f", str(E2E / "chart" / "values-prod.yaml")], metrics):
         rendered = run(HELM, "template", "vestige", CHART, "--namespace", NAMESPACE, "--kube-version", "1.35.0",
-                       *values, "--set", f"auth.token={TOKEN}").stdout  # fmt: skip
+                       *values, "--set", f"auth.token={TRIAL}").stdout  # fmt: skip
         taken = subprocess.run(["kubectl", "apply", "--dry-run=server", "-f", "-"], input=rendered,
                                capture_output=True, text=True, check=True)  # fmt: skip
         assert "Warning" not in taken.stderr, taken.stderr
@@ -95,11 +117,10 @@ def test_the_api_server_takes_every_object(loaded: Images) -> None:
 
 
 def test_installing_as_the_guide_says_gives_two_ready_containers(loaded: Images) -> None:
-    notes = run(
-        HELM, "install", "vestige", CHART, "--namespace", NAMESPACE, "--create-namespace", *flags(loaded)
-    ).stdout
-    assert "kubectl port-forward" in notes
-    rolled_out()
+    install, render = guide_blocks("3. Install")
+    ours = {"ECR_VESTIGE": loaded.vestige, "ECR_BRIDGE": loaded.bridge}
+    assert "kubectl port-forward" in typed(install.replace("v0.2.0", loaded.tag), **ours)
+    assert "kind: Deployment" in typed(render)
     line = kubectl("get", "pods", "-l", "app.kubernetes.io/name=vestige", "--no-headers").strip()
     assert line.split()[1] == "2/2"
     saw(line)
@@ -121,6 +142,14 @@ def test_health_and_readyz_answer_through_a_port_forward() -> None:
             saw(f"{path}: {answer.body}")
 
 
+def test_the_guides_first_calls_work_as_written() -> None:
+    looks, calls = guide_blocks("6. See that it works")
+    saw(typed(looks.replace("helm test vestige -n openclaw --logs\n", "")).splitlines()[-1][:100])
+    answers = typed(calls, TOKEN=token())
+    assert '"status"' in answers and '"smart_ingest"' in answers
+    saw(answers.replace("\n", " ")[:200])
+
+
 def test_the_first_call_of_the_notes_works_as_printed() -> None:
     notes = helm("get", "notes", "vestige")
     block = textwrap.dedent(notes.partition("Make a first call:\n")[2].partition("\nInside the cluster")[0])
@@ -136,7 +165,7 @@ def test_an_sdk_client_writes_and_reads_a_memory(client: Client) -> None:
     async def talk() -> str:
         url = f"http://{client.host}:{client.port}/mcp"
         async with (
-            httpx.AsyncClient(headers={"Authorization": f"Bearer {TOKEN}"}, timeout=60) as http,
+            httpx.AsyncClient(headers={"Authorization": f"Bearer {token()}"}, timeout=60) as http,
             streamable_http_client(url, http_client=http) as (receive, send, _),
             ClientSession(receive, send) as session,
         ):
@@ -153,13 +182,13 @@ def test_an_sdk_client_writes_and_reads_a_memory(client: Client) -> None:
 def test_no_message_body_is_in_the_logs() -> None:
     for container in ("vestige-mcp", "bridge"):
         text = log(container)
-        assert "Cape Farewell" not in text and TOKEN not in text
+        assert "Cape Farewell" not in text and token() not in text
         saw(f"{container}: {len(text.splitlines())} lines, no word of what was said")
 
 
 def test_a_wrong_token_and_none_are_refused(client: Client) -> None:
-    for token in ("another-token-of-16-letters", ""):
-        answer = Client(client.host, client.port, token).ask("tools/list")
+    for wrong in ("another-token-of-16-letters", ""):
+        answer = Client(client.host, client.port, wrong).ask("tools/list")
         assert (answer.status, answer.body["error"]["code"]) == (401, -32015)
     saw("401, -32015 for a wrong token and for an empty one")
 
@@ -200,7 +229,12 @@ def test_the_probe_is_quick_and_leaves_nothing_behind() -> None:
     before = in_vestige("sh", "-c", look).stdout
     resident = int(in_vestige("sh", "-c", memory).stdout)
     began = time.monotonic()
-    assert in_vestige("sh", "-c", "for i in $(seq 20); do vestige-probe || exit 1; done").returncode == 0
+    assert (
+        in_vestige(
+            "sh", "-c", "for i in $(seq 20); do http_proxy=http://127.0.0.1:9 vestige-probe || exit 1; done"
+        ).returncode
+        == 0
+    )
     each = (time.monotonic() - began) / 20
     # The probe's own request, 10,000 times in all.
     requests = """
@@ -227,7 +261,7 @@ def test_the_probe_is_quick_and_leaves_nothing_behind() -> None:
 def test_a_rotated_secret_takes_effect_without_a_restart(client: Client) -> None:
     other = Client(client.host, client.port, "the-next-token-of-this-memory")
     assert other.ask("tools/list").status == 401
-    both = json.dumps({"stringData": {"token": f"old {TOKEN}\nnew {other.token}\n"}})
+    both = json.dumps({"stringData": {"token": f"old {token()}\nnew {other.token}\n"}})
     kubectl("patch", "secret", "vestige-auth", "-p", both)
     began = time.monotonic()
     eventually("the new token", lambda: other.ask("tools/list").status == 200, 150)
@@ -285,8 +319,6 @@ def test_the_guides_commands_for_trouble_work_as_written(client: Client) -> None
     [refused] = [line for line in in_bridge("sh", "-c", ask).stderr.splitlines() if "HTTP Error" in line]
     assert "HTTP Error 400" in refused
     saw(f"{ask}: {refused}")
-    [create] = guide_commands(r"kubectl create secret .*")
-    saw(f"{create}: {run('sh', '-c', f'{create} --dry-run=server').stdout.strip()}")
 
 
 def test_a_full_volume_fails_writes_and_nothing_else(client: Client) -> None:
@@ -313,11 +345,18 @@ def backup(client: Client) -> str:
 
 @pytest.fixture(scope="module")
 def backups(backup: str) -> None:
-    export = json.dumps([{"type": "text", "text": json.dumps({"results": [{"content": "from a JSON export"}]})}])
+    rows = [[{"type": "Text", "value": "x"}, {"type": "Text", "value": "from an archive"}]]
+    table = {"name": "knowledge_nodes", "columns": ["id", "content"], "rows": rows}
+    memories = {
+        "list": [{"type": "text", "text": json.dumps({"results": [{"content": "from a list"}]})}],
+        "export": [{"content": "from an export", "nodeType": "fact"}],
+        "archive": {"archiveFormat": "vestige.portable.v1", "tables": [table]},
+    }
+    written = "\n".join(f"printf '%s' '{json.dumps(it)}' > /data/{name}.json" for name, it in memories.items())
     script = f"""
         cp {backup} /data/backup.db
         echo 'just a text' > /data/note.txt
-        printf '%s' '{export}' > /data/export.json
+        {written}
         sqlite3 /data/foreign.db 'CREATE TABLE customers (name TEXT)'
         size=$(stat -c %s {backup})
         cp {backup} /data/damaged.db
@@ -374,12 +413,23 @@ def test_a_restore_of_an_sqlite_backup_under_callers(client: Client) -> None:
 
 
 @pytest.mark.usefixtures("backups")
-def test_a_restore_of_a_json_export_goes_to_vestiges_own_tool(client: Client) -> None:
+@pytest.mark.parametrize("kind", ["list", "archive"])
+def test_a_restore_of_what_vestige_adds_goes_to_its_own_program(kind: str, client: Client) -> None:
     before = client.search("")
+    done = in_vestige("vestige-restore", f"/data/{kind}.json")
+    assert done.returncode == 0, done.stderr
+    assert set(client.search("")) == {*before, f"from {'a' if kind == 'list' else 'an'} {kind}"}
+    saw(done.stdout)
+
+
+@pytest.mark.usefixtures("backups")
+def test_a_restore_of_an_export_takes_the_place_of_todays_memory(client: Client) -> None:
     done = in_vestige("vestige-restore", "/data/export.json")
     assert done.returncode == 0, done.stderr
-    assert client.search("") == ["from a JSON export", *before]
+    assert client.search("") == ["from an export"]
     saw(done.stdout)
+    assert in_vestige("vestige-restore", "/data/backup.db").returncode == 0
+    assert SENTENCE in client.search("Cape Farewell")
 
 
 @pytest.mark.usefixtures("backups")
@@ -537,7 +587,7 @@ def test_an_uninstallation_keeps_the_memory_for_the_next_installation(loaded: Im
     assert "The memory is kept" in printed
     eventually("no pod", lambda: not kubectl("get", "pods", "-l", "app.kubernetes.io/name=vestige", "-o", "name"), 90)
     saw(kubectl("get", "pvc", "vestige", "--no-headers").strip())
-    run("make", "install", f"TAG={loaded.tag}", f"HELM_ARGS=--set auth.token={TOKEN}", cwd=ROOT)
+    run("make", "install", f"TAG={loaded.tag}", "HELM_ARGS=--set auth.existingSecret=vestige-auth", cwd=ROOT)
     rolled_out()
-    assert SENTENCE in Client(*service(), TOKEN).search("Cape Farewell")
+    assert SENTENCE in Client(*service(), token()).search("Cape Farewell")
     saw("installed again: the memory is there")

@@ -36,6 +36,7 @@ class Images:
     bridge: str
     tag: str
     next_tag: str
+    native_tag: str
 
 
 def saw(what: str) -> None:

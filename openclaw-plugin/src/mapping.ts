@@ -50,12 +50,12 @@ const CONTEXT_TOKENS = 1500;
 
 const RULES: { [I in Intent]: Rule<Intents[I]>[] } = {
   search: [
-    // Vestige 2.x
-    { tool: "search", needs: ["query"], calls: ({ query, limit }) => [{ query, limit }] },
+    // Vestige up to 2.1
+    { tool: "search", needs: ["query"], calls: wordsOnly },
     // Vestige 4.x, which resolves exact handles and never ranks text
     { tool: "recall", needs: ["handle"], calls: ({ query }) => [{ handle: query }], byHandle: true },
-    // Vestige 3.1
-    { tool: "recall", needs: ["query"], calls: ({ query, limit }) => [{ query, limit }] },
+    // Vestige 2.2 to 3.x
+    { tool: "recall", needs: ["query"], calls: wordsOnly },
     // server-memory, which looks for its query as one piece of text
     {
       tool: "search_nodes",
@@ -75,9 +75,9 @@ const RULES: { [I in Intent]: Rule<Intents[I]>[] } = {
     { tool: "create_entities", needs: ["entities"], calls: async (input) => [{ entities: [await asEntity(input)] }] },
   ],
   recallContext: [
-    // Vestige 2.x
+    // Vestige up to 2.1
     { tool: "session_context", needs: ["context"], calls: sessionArguments },
-    // Vestige 3.1 and 4.x
+    // Vestige 2.2 and later
     { tool: "session_start", needs: ["context"], calls: sessionArguments },
     // server-memory
     {
@@ -140,6 +140,15 @@ export function isDestructive(tool: Tool, args: JsonObject): boolean {
 function wordByWord(texts: string[]): JsonObject[] {
   const queries = new Set(texts.flatMap((text) => [text, ...significantWords(text)]));
   return [...queries].slice(0, 12).map((query) => ({ query }));
+}
+
+/** What separates words. Vestige's full-text search takes some of it for operators, and answers with a syntax error. */
+const OPERATORS = /[^\p{L}\p{M}\p{N}_]+/gu;
+
+/** One search for the words of a query; none where it holds no word. */
+function wordsOnly({ query, limit }: Intents["search"]): JsonObject[] {
+  const words = query.replace(OPERATORS, " ").trim();
+  return /[\p{L}\p{N}]/u.test(words) ? [{ query: words, limit }] : [];
 }
 
 function sessionArguments({ topics, codebase }: Intents["recallContext"]): JsonObject[] {

@@ -25,6 +25,7 @@ export async function perform<I extends Intent>(
 ): Promise<Outcome> {
   const { tool, calls, rank, byHandle } = await plan(intent, input, await client.listTools(caller));
   const texts = await callAll(client, tool, calls, caller);
+  if (texts.length === 0) return { tool, text: JSON.stringify({ results: [] }, undefined, 2) };
   if (rank !== undefined) {
     const results = readMemories(texts, rank.query).slice(0, rank.limit);
     return { tool, text: JSON.stringify({ results }, undefined, 2) };

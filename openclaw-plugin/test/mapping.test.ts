@@ -100,3 +100,28 @@ test("a call that can destroy something is recognised on every line", async () =
   assert.equal(await destructive("vestige-4.1", "suppress"), true);
   assert.equal(await destructive("vestige-4.1", "smart_ingest"), false);
 });
+
+for (const line of ["vestige-2.0", "vestige-3.1"]) {
+  const QUERIES = {
+    "what's the billing database?": "what s the billing database",
+    "salt & pepper, R+D": "salt pepper R D",
+    "wie heißt die Prüfung?": "wie heißt die Prüfung",
+    "db_url: (a OR b*)": "db_url a OR b",
+  };
+  for (const [query, words] of Object.entries(QUERIES)) {
+    test(`on ${line}, a search for ${query} holds no operators of the full-text search`, async () => {
+      const planned = await plan("search", { query }, await recordedTools(line));
+      assert.deepEqual(planned.calls, [{ query: words }]);
+    });
+  }
+
+  test(`on ${line}, a query without a word searches for nothing`, async () => {
+    const planned = await plan("search", { query: "?!" }, await recordedTools(line));
+    assert.deepEqual(planned.calls, []);
+  });
+}
+
+test("a handle is asked for as it is written", async () => {
+  const planned = await plan("search", { query: "tag:a+b" }, await recordedTools("vestige-4.1"));
+  assert.deepEqual(planned.calls, [{ handle: "tag:a+b" }]);
+});

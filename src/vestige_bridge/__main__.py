@@ -24,10 +24,10 @@ Each argument is key=value and gets the type that the tool's schema gives it; ar
 and a.b=1 sets a member of an object. key=- takes the value from standard input, - alone takes all arguments from
 there as a JSON object.
 
-  vestige-bridge call search --help
-  vestige-bridge call search query='what is blue'
+  vestige-bridge call recall --help
+  vestige-bridge call recall query='what is blue'
   vestige-bridge call create_entities entities='[{"name": "sky", "entityType": "fact", "observations": []}]'
-  vestige-bridge call search --json '{"query": "sky", "limit": 5}' | jq .structuredContent
+  vestige-bridge call recall --json '{"query": "sky", "limit": 5}' | jq .structuredContent
   git log -1 --format=%B | vestige-bridge call smart_ingest content=-
 
 The exit status is 0; 1 when the tool or the call failed; 2 when the arguments are not what the tool takes."""

@@ -32,6 +32,7 @@ from vestige_bridge.settings import Settings
 from vestige_bridge.state import SessionFile
 from vestige_bridge.tokens import Tokens
 from vestige_bridge.upstream import Upstream
+from vestige_bridge.upstream_token import UpstreamToken
 
 _HTTP_SSE_PATHS: Final = frozenset({"/sse", "/sse/", "/message", "/messages", "/messages/"})
 """Where clients of the transport that MCP 2025-03-26 replaced look for it."""
@@ -73,9 +74,10 @@ def build_app(settings: Settings, write: logs.Write = logs.write) -> App:
     """
     held = HeldBytes(settings.unsent_bytes)
     connections = Connections(_limits(settings), held)
+    upstream_token = UpstreamToken.from_settings(settings)
     upstream = Upstream(
         settings.mcp_url,
-        token=settings.upstream_token,
+        token=upstream_token,
         connect_timeout_seconds=settings.connect_timeout_seconds,
         max_answer_bytes=settings.max_answer_bytes,
         held=held,
@@ -100,7 +102,14 @@ def build_app(settings: Settings, write: logs.Write = logs.write) -> App:
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        async with upstream, session, client_sessions, monitor.watching(session), tokens.watching(end_streams):
+        async with (
+            upstream_token.watching(),
+            upstream,
+            session,
+            client_sessions,
+            monitor.watching(session),
+            tokens.watching(end_streams),
+        ):
             yield
             await health.close()
 

@@ -16,6 +16,8 @@ from vestige_bridge.state import SessionFile
 _PING: Final = {"jsonrpc": "2.0", "id": "doctor", "method": "ping"}
 _NOBODYS_SESSION: Final = "vestige-bridge-doctor"
 _NO_SESSION: Final = "No valid session ID"
+_TOKEN: Final = "VESTIGE_BRIDGE_UPSTREAM_TOKEN or VESTIGE_BRIDGE_UPSTREAM_TOKEN_FILE"  # noqa: S105
+_NATIVE: Final = (b"Mcp-Session-Id header", b"MCP-Protocol-Version header")
 
 SUPERGATEWAY: Final = (
     "npx -y supergateway@4 --stdio vestige-mcp --outputTransport streamableHttp --stateful --logLevel none --port 3100"
@@ -39,8 +41,9 @@ class Fault(Exception):
 def ask_endpoint(url: str, token: str, timeout_seconds: float) -> None:
     """Sends a ping without a session, and one on a session that nobody opened.
 
-    supergateway refuses the first in a way that shows that it keeps sessions, and the second in a way that tells its
-    versions apart: 3 answers 400 where 4 answers 404 (MCP 2025-11-25, basic/transports, session management).
+    supergateway, and a Vestige that serves HTTP itself, refuse the first in a way that shows that they keep sessions.
+    The second tells supergateway's versions apart: 3 answers 400 where 4 answers 404 (MCP 2025-11-25,
+    basic/transports, session management).
 
     Parameters:
         url: the address of the MCP endpoint.
@@ -81,11 +84,12 @@ def shake_hands(settings: Settings) -> tuple[str, int]:
     from vestige_bridge.held_bytes import HeldBytes  # noqa: PLC0415
     from vestige_bridge.session import Session  # noqa: PLC0415
     from vestige_bridge.upstream import Upstream  # noqa: PLC0415
+    from vestige_bridge.upstream_token import UpstreamToken  # noqa: PLC0415
 
     async def ask() -> tuple[str, int]:
         upstream = Upstream(
             settings.mcp_url,
-            token=settings.upstream_token,
+            token=UpstreamToken.from_settings(settings),
             connect_timeout_seconds=settings.connect_timeout_seconds,
             max_answer_bytes=settings.max_answer_bytes,
             held=HeldBytes(settings.unsent_bytes),
@@ -107,8 +111,8 @@ def _require_mcp(url: str, reply: Reply, token: str, timeout_seconds: float) -> 
     """
     if reply.status in (401, 403):
         known = "does not take the token" if token else "wants a token"
-        raise Fault(f"{url} {known} (HTTP {reply.status})", "Set VESTIGE_BRIDGE_UPSTREAM_TOKEN to one that it takes.")
-    if any(reply.messages()):
+        raise Fault(f"{url} {known} (HTTP {reply.status})", f"Set {_TOKEN} to one that it takes.")
+    if any(reply.messages()) or _is_native(reply):
         return
     if reply.status == 404:
         _refuse_sse(url, timeout_seconds)
@@ -136,3 +140,8 @@ def _refuse_sse(url: str, timeout_seconds: float) -> None:
             "which the bridge does not speak",
             f"Start it for Streamable HTTP: {SUPERGATEWAY}",
         )
+
+
+def _is_native(reply: Reply) -> bool:
+    """Whether a Vestige that serves HTTP itself refuses a request without a session, which it does in plain text."""
+    return reply.status == 400 and any(sentence in reply.body for sentence in _NATIVE)

@@ -11,7 +11,7 @@ from typing import Final, Literal
 
 from vestige_bridge.bypass import SUPERGATEWAY, Fault, ask_endpoint, shake_hands
 from vestige_bridge.client import Client
-from vestige_bridge.errors import BridgeError, SettingsError
+from vestige_bridge.errors import BridgeError, SettingsError, UpstreamConnectError
 from vestige_bridge.fetch import ClientError, Members, NoAnswer, Refused, connect
 from vestige_bridge.settings import Settings
 from vestige_bridge.state import SessionFile
@@ -59,6 +59,7 @@ class Layers:
         self._settings: Settings | None = None
         self._client: Client | None = None
         self._bridge: Literal["unknown", "absent", "serves"] = "unknown"
+        self._connected = False
         self._passed: set[str] = set()
 
     def in_order(self) -> list[tuple[str, Callable[[], str]]]:
@@ -115,7 +116,7 @@ class Layers:
         self._passed.add("bridge")
         if ready.status == 500:
             return "it runs"
-        self._bridge = "serves"
+        self._bridge, self._connected = "serves", state == "ready"
         return f"it runs, and its connection to Vestige is {state}"
 
     def _examine_token(self) -> str:
@@ -137,8 +138,18 @@ class Layers:
             raise NotAsked("the settings come first")
         url = self._settings.mcp_url
         try:
-            ask_endpoint(url, self._settings.upstream_token, self._timeout_seconds)
+            # The token may come from a file, which only the modules below a running bridge know how to read.
+            from vestige_bridge.upstream_token import UpstreamToken  # noqa: PLC0415
+
+            token = UpstreamToken.from_settings(self._settings).current()
+            ask_endpoint(url, token, self._timeout_seconds)
+        except UpstreamConnectError as error:
+            raise Fault(str(error), "Start Vestige, which writes it.") from error
         except NoAnswer as error:
+            if self._connected and "VESTIGE_MCP_URL" not in self._environ:
+                raise NotAsked(
+                    "the bridge uses another address than the default, which VESTIGE_MCP_URL would name"
+                ) from error
             remedy = _scheme_remedy(error, "VESTIGE_MCP_URL")
             raise Fault(f"{url}: {error}", remedy or _START) from error
         self._passed.add("MCP endpoint")

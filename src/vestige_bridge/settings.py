@@ -63,6 +63,11 @@ def parse_url(value: str) -> str:
     return value
 
 
+def is_token(value: str) -> bool:
+    """Whether the text can be sent as a bearer token: visible ASCII without spaces."""
+    return value.isascii() and value.isprintable() and " " not in value
+
+
 def _switch(value: str) -> bool:
     if value.lower() not in _TRUE | _FALSE:
         raise ValueError
@@ -239,7 +244,13 @@ class Settings:
         "VESTIGE_BRIDGE_ALLOWED_ORIGINS", "", _origins, "Web origins whose pages may call the bridge."
     )
     upstream_token: str = _setting(
-        "VESTIGE_BRIDGE_UPSTREAM_TOKEN", "", _text, "The token that the bridge itself shows to the MCP endpoint."
+        "VESTIGE_BRIDGE_UPSTREAM_TOKEN", "", _text, "The token that the bridge itself shows to upstream."
+    )
+    upstream_token_file: str = _setting(
+        "VESTIGE_BRIDGE_UPSTREAM_TOKEN_FILE",
+        "",
+        _text,
+        "A file with that token instead, read anew when it changes; it may appear after the start.",
     )
     state_dir: str = _setting(
         "VESTIGE_BRIDGE_STATE_DIR",
@@ -272,9 +283,14 @@ class Settings:
             except ValueError:
                 problems.append(f"{variable}: {_shown(variable, value)} is not allowed; it takes {_ALLOWED[parse]}.")
         for name in ("auth_token", "upstream_token"):
-            if not values[name].isascii() or not values[name].isprintable() or " " in values[name]:
+            if values[name] and not is_token(values[name]):
                 variable = "VESTIGE_AUTH_TOKEN" if name == "auth_token" else "VESTIGE_BRIDGE_UPSTREAM_TOKEN"
                 problems.append(f"{variable}: a token is visible ASCII without spaces; this one holds something else.")
+        if values["upstream_token"] and values["upstream_token_file"]:
+            problems.append(
+                "VESTIGE_BRIDGE_UPSTREAM_TOKEN: set together with VESTIGE_BRIDGE_UPSTREAM_TOKEN_FILE; "
+                "only one of them is allowed."
+            )
         doors = [
             variable
             for variable, is_set in (

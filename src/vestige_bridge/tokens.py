@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from vestige_bridge.errors import SettingsError
+from vestige_bridge.files import fingerprint
 from vestige_bridge.settings import Settings
 from vestige_bridge.tasks import Tasks
 
@@ -119,7 +120,7 @@ class Tokens:
             return cls((Token("default", value),) if value else ())
         path = Path(settings.auth_token_file)
         # Whatever is written after this is a change, though it may be what is read here.
-        seen = _fingerprint(path)
+        seen = fingerprint(path)
         try:
             return cls(_read(path), path, seen)
         except (OSError, ValueError) as error:
@@ -178,10 +179,10 @@ class Tokens:
 
     def look_again(self, path: Path) -> None:
         """Reads the file anew if it changed, as a mounted Secret does by a swap of symlinks."""
-        fingerprint = _fingerprint(path)
-        if fingerprint == self._seen:
+        seen = fingerprint(path)
+        if seen == self._seen:
             return
-        self._seen = fingerprint
+        self._seen = seen
         try:
             self._tokens = _read(path)
         except (OSError, ValueError) as error:
@@ -194,15 +195,6 @@ class Tokens:
 
 def _read(path: Path) -> tuple[Token, ...]:
     return parse_tokens(path.read_text(encoding="utf-8"))
-
-
-def _fingerprint(path: Path) -> tuple[int, ...] | None:
-    """What differs after every change of the file, also when another file takes its place."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size
 
 
 def _why(error: Exception) -> str:

@@ -34,6 +34,7 @@ from vestige_bridge.errors import (
 from vestige_bridge.headers import JSON, LAST_EVENT_ID, SESSION_ID, header_lines
 from vestige_bridge.held_bytes import HeldBytes
 from vestige_bridge.lane import Lane, Receiver
+from vestige_bridge.upstream_token import UpstreamToken
 
 KEEP_ALIVE_SECONDS: Final = 3.0
 """Less than the five seconds after which Node.js closes an idle connection: a request must not meet that close."""
@@ -83,19 +84,18 @@ class Upstream:
 
     Parameters:
         url: the address of the MCP endpoint.
-        token: the bearer token to show there; empty for none.
+        token: the bearer token to show there.
         connect_timeout_seconds: how long making a connection may take.
         max_answer_bytes: the largest message that is taken.
         held: counts the bytes of large answers.
     """
 
     def __init__(
-        self, url: str, *, token: str, connect_timeout_seconds: float, max_answer_bytes: int, held: HeldBytes
+        self, url: str, *, token: UpstreamToken, connect_timeout_seconds: float, max_answer_bytes: int, held: HeldBytes
     ) -> None:
         self._url = URL(url)
         self._headers = {"Accept-Encoding": "identity", "User-Agent": "vestige-bridge"}
-        if token:
-            self._headers["Authorization"] = f"Bearer {token}"
+        self._token = token
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_seconds)
         self._max_answer_bytes = max_answer_bytes
         self._held = held
@@ -146,6 +146,7 @@ class Upstream:
         Errors:
             UpstreamConnectError: none could be made.
         """
+        self._token.current()
         request = aiohttp.ClientRequest("POST", self._url, headers=self._headers)
         try:
             connection = await self._connector.connect(request, [], self._timeout)
@@ -166,7 +167,7 @@ class Upstream:
             headers: the header lines that go with it besides those of every request.
             receiver: whom the reply is for.
         """
-        head = f"{self._head}{headers}Content-Length: {len(message)}\r\n\r\n"
+        head = f"{self._head}{self._token.header_lines}{headers}Content-Length: {len(message)}\r\n\r\n"
         lane.send(head.encode("latin-1") + message, receiver, has_session=_SESSION_ID in headers)
 
     @contextlib.asynccontextmanager
@@ -198,7 +199,8 @@ class Upstream:
         """Ends the session that the headers name; an endpoint that is gone has ended it already."""
         with contextlib.suppress(BridgeError, TimeoutError), _translated():
             async with asyncio.timeout(DELETE_TIMEOUT_SECONDS):
-                async with self._client.delete(self._url, headers=headers, allow_redirects=False):
+                shown = {**self._token.headers, **headers}
+                async with self._client.delete(self._url, headers=shown, allow_redirects=False):
                     pass
 
     def free(self, lane: Lane) -> None:
@@ -213,8 +215,11 @@ class Upstream:
 
     @contextlib.asynccontextmanager
     async def _open(self, method: str, headers: Mapping[str, str]) -> AsyncIterator[aiohttp.ClientResponse]:
+        self._token.current()
         with _translated():
-            async with self._client.request(method, self._url, headers=headers, allow_redirects=False) as response:
+            async with self._client.request(
+                method, self._url, headers={**self._token.headers, **headers}, allow_redirects=False
+            ) as response:
                 yield response
 
     @property

@@ -30,6 +30,7 @@ from vestige_bridge.session import Session
 from vestige_bridge.settings import Settings
 from vestige_bridge.state import SessionFile
 from vestige_bridge.upstream import Upstream
+from vestige_bridge.upstream_token import UpstreamToken
 
 outcomes = st.lists(st.none() | st.sampled_from(["connect", "timeout"]), max_size=30)
 
@@ -132,7 +133,9 @@ def test_the_log_tells_each_change_once_and_the_cause_of_a_loss(caplog: pytest.L
 
 def connection(url: str, monitor: Monitor) -> tuple[Upstream, Session]:
     settings = Settings.from_environ({"VESTIGE_MCP_URL": url, "VESTIGE_BRIDGE_CHECK_TIMEOUT_SECONDS": "2"})
-    upstream = Upstream(url, token="", connect_timeout_seconds=2, max_answer_bytes=10_000, held=HeldBytes(10_000))
+    upstream = Upstream(
+        url, token=UpstreamToken(), connect_timeout_seconds=2, max_answer_bytes=10_000, held=HeldBytes(10_000)
+    )
     return upstream, Session(upstream, settings, monitor.record, SessionFile.from_settings(settings))
 
 

@@ -1,0 +1,116 @@
+"""What helm upgrade refuses because of what it finds in the cluster. No pod has to run for that."""
+
+import base64
+import json
+import shlex
+from collections.abc import Iterator
+
+import pytest
+from walking import CHART, HELM, Done, attempt, run, saw
+
+SPACE = "20260728"  # a name that YAML takes for a number unless it is quoted
+A, B = "token-a-of-16-letters-or-more", "token-b-of-16-letters-or-more"
+
+
+def helm(*arguments: str) -> Done:
+    return attempt(HELM, *arguments, "--namespace", SPACE)
+
+
+def kubectl(*arguments: str) -> str:
+    return run("kubectl", "-n", SPACE, *arguments).stdout
+
+
+def secret(name: str) -> str:
+    encoded = json.loads(kubectl("get", "secret", name, "-o", "json"))["data"]["token"]
+    return base64.b64decode(encoded).decode()
+
+
+def exists(kind: str, name: str) -> bool:
+    return bool(kubectl("get", kind, name, "--ignore-not-found", "-o", "name"))
+
+
+@pytest.fixture(autouse=True)
+def release() -> Iterator[None]:
+    """A release called vestige with the token A, in a namespace of its own."""
+    run("kubectl", "create", "namespace", SPACE)
+    installed = helm("install", "vestige", CHART, "--set", f"auth.token={A}")
+    assert installed.returncode == 0, installed.stderr
+    yield
+    run("kubectl", "delete", "namespace", SPACE, timeout=180)
+
+
+def upgrade(*values: str) -> Done:
+    return helm("upgrade", "vestige", CHART, "--reset-then-reuse-values", *values)
+
+
+def refused(*values: str) -> str:
+    done = upgrade(*values)
+    assert done.returncode != 0, done.stdout
+    assert json.loads(helm("status", "vestige", "-o", "json").stdout)["info"]["status"] == "deployed"
+    saw(done.stderr.strip())
+    return done.stderr
+
+
+def accepted(*values: str) -> None:
+    done = upgrade(*values)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_token_changed_by_hand_is_never_undone() -> None:
+    kubectl("patch", "secret", "vestige-token", "-p", json.dumps({"stringData": {"token": B}}))
+    assert "set auth.existingSecret" in refused("--set", "vestigeImage.tag=v9")
+    assert secret("vestige-token") == B
+    kubectl("create", "secret", "generic", "my-tokens", f"--from-literal=token={B}")
+    accepted("--set", "auth.existingSecret=my-tokens")
+    assert not exists("secret", "vestige-token")
+
+
+def test_values_move_the_token_where_nobody_changed_it() -> None:
+    accepted("--set", "vestigeImage.tag=v9")
+    assert secret("vestige-token") == A
+    accepted("--set", f"auth.token={B}")
+    assert secret("vestige-token") == B
+
+
+def test_a_secret_of_an_earlier_chart_that_was_changed_by_hand_is_not_undone() -> None:
+    kubectl("delete", "secret", "vestige-token")
+    kubectl("create", "secret", "generic", "vestige-auth", f"--from-literal=token={B}")
+    owner = ("meta.helm.sh/release-name=vestige", f"meta.helm.sh/release-namespace={SPACE}")
+    kubectl("annotate", "secret", "vestige-auth", *owner)
+    assert "set auth.existingSecret" in refused()
+    kubectl("patch", "secret", "vestige-auth", "-p", json.dumps({"stringData": {"token": A}}))
+    accepted()
+
+
+def test_a_secret_of_this_release_is_kept_before_it_is_taken_as_ones_own() -> None:
+    said = refused("--set", "auth.existingSecret=vestige-token")
+    [command] = [line.partition("own first: ")[2] for line in said.splitlines() if "kubectl annotate" in line]
+    run(*shlex.split(command))
+    accepted("--set", "auth.existingSecret=vestige-token")
+    assert secret("vestige-token") == A
+
+
+def test_the_guides_secret_survives_the_move_to_it() -> None:
+    kubectl("create", "secret", "generic", "vestige-auth", f"--from-literal=token={B}")
+    accepted("--set", "auth.existingSecret=vestige-auth")
+    assert secret("vestige-auth") == B
+    assert not exists("secret", "vestige-token")
+
+
+def test_a_claim_of_another_size_stops_before_anything_is_applied() -> None:
+    said = refused("--set", "persistence.size=10Gi")
+    assert "set persistence.size=5Gi" in said and "kubectl patch pvc" in said
+    accepted("--set", "persistence.size=5120Mi")
+    assert helm("uninstall", "vestige").returncode == 0
+    again = helm("install", "vestige", CHART, "--set", f"auth.token={A},persistence.size=10Gi")
+    assert again.returncode != 0 and "set persistence.size=5Gi" in again.stderr
+    assert helm("install", "vestige", CHART, "--set", f"auth.token={A}").returncode == 0
+
+
+def test_ones_own_key_never_stands_beside_the_charts() -> None:
+    accepted("--set", r"podAnnotations.kubectl\.kubernetes\.io/default-container=vestige-mcp",
+             "--set", "bridge.extraEnv[0].name=VESTIGE_BRIDGE_LOG_FORMAT,bridge.extraEnv[0].value=text")  # fmt: skip
+    live = json.loads(kubectl("get", "deployment", "vestige", "-o", "json"))["spec"]["template"]
+    assert live["metadata"]["annotations"]["kubectl.kubernetes.io/default-container"] == "vestige-mcp"
+    formats = [it["value"] for it in live["spec"]["containers"][0]["env"] if it["name"] == "VESTIGE_BRIDGE_LOG_FORMAT"]
+    assert formats == ["text"]
