@@ -19,6 +19,7 @@ from vestige_bridge.settings import Settings
 from vestige_bridge.state import SessionFile
 from vestige_bridge.tasks import Tasks
 from vestige_bridge.upstream import Upstream
+from vestige_bridge.upstream_token import UpstreamToken
 
 
 @pytest.fixture
@@ -26,7 +27,9 @@ async def own() -> AsyncIterator[ClientSession]:
     """A session with an upstream where nobody listens."""
     settings = Settings.from_environ(environment(f"http://127.0.0.1:{free_port()}/mcp"))
     held = HeldBytes(1000)
-    upstream = Upstream(settings.mcp_url, token="", connect_timeout_seconds=1, max_answer_bytes=1000, held=held)
+    upstream = Upstream(
+        settings.mcp_url, token=UpstreamToken(), connect_timeout_seconds=1, max_answer_bytes=1000, held=held
+    )
     session = Session(upstream, settings, lambda _: None, SessionFile(None, settings.mcp_url))
     tasks = Tasks()
     async with upstream, session:
