@@ -28,27 +28,39 @@ GATEWAY = ROOT / "docker/gateway"
 CLIENTS_PYTHON = ROOT / ".venv-mcp-2/bin/python"
 CLIENTS = (1, 5, 20, 50)
 WRITES = 20
-STATELESS, DIRECT = "stateless", "direct"
+STATELESS, DIRECT, NATIVE = "stateless", "direct", "bridge, native"
+REPEATED = (20, ("direct", "bridge"))
+"""What is measured three times with Vestige, because its rate goes up and down: clients, contenders."""
 SAMPLE_SECONDS = 0.2
 
 
 class Gateway:
-    """supergateway in front of a memory server, with a store that begins empty."""
+    """A memory server over HTTP, with a store that begins empty: behind supergateway, or by its own HTTP server.
 
-    def __init__(self, server: str, stateful: bool, folder: Path) -> None:
+    Parameters:
+        server: which memory server.
+        way: stateless or native; any other is a stateful supergateway.
+        folder: where the store is.
+    """
+
+    def __init__(self, server: str, way: str, folder: Path) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}/mcp"
         self.folder = folder
+        self._variables: dict[str, str] = {}
         self._command: list[str | Path] = [
             *(_node(), "--import", GATEWAY / "bind.js", GATEWAY / "node_modules/supergateway/dist/index.js"),
             *("--stdio", _server(server, folder), "--outputTransport", "streamableHttp"),
-            *(["--stateful"] if stateful else []),
+            *([] if way == STATELESS else ["--stateful"]),
             *("--logLevel", "none", "--port", str(self.port)),
         ]
+        if way == NATIVE:
+            self._variables = {"VESTIGE_AUTH_TOKEN": TOKEN, "HOME": str(folder), "VESTIGE_DATA_DIR": str(folder)}
+            self._command = [str(shutil.which("vestige")), "serve", "--port", str(self.port)]
         self._process = self._started()
 
     def _started(self) -> Process:
-        process = Process(self._command, {}, BUILD / "supergateway.log")
+        process = Process(self._command, self._variables, BUILD / "gateway.log")
         until(lambda: listens(self.port), 30, process)
         return process
 
@@ -57,14 +69,19 @@ class Gateway:
         self._process.kill()
         self._process = self._started()
 
+    @property
+    def shown(self) -> dict[str, str]:
+        """The variables by which the bridge knows what to show to it."""
+        return {"VESTIGE_BRIDGE_UPSTREAM_TOKEN": TOKEN} if self._variables else {}
+
     def stop(self) -> None:
         """Ends it and its servers."""
         self._process.stop()
 
     def processes(self) -> tuple[psutil.Process, list[psutil.Process]]:
-        """The gateway itself, and the MCP servers behind it."""
+        """The gateway itself, and the MCP servers behind it; natively both are one process."""
         gateway, *servers = self._process.tree()
-        return gateway, servers
+        return gateway, servers or ([gateway] if self._variables else [])
 
 
 @dataclass
@@ -83,26 +100,37 @@ def measure(clients: tuple[int, ...] = CLIENTS) -> dict[str, Any]:
     jobs = []
     for server in servers:
         for count in clients:
-            for name, contender in _ways().items():
+            for name, contender in _ways(server).items():
                 progress.say(f"{server}, {count} clients: {name}")
-                jobs.append(
-                    {"server": server, "contender": name, "clients": count, **_job(server, contender, name, count)}
-                )
+                runs = 3 if server == VESTIGE and count == REPEATED[0] and name in REPEATED[1] else 1
+                job = combined([_job(server, contender, name, count) for _ in range(runs)])
+                jobs.append({"server": server, "contender": name, "clients": count, **job})
                 progress.say(f"{server}, {count} clients: {name} {jobs[-1]['calls_per_second']:.1f} calls/s")
     progress.done()
     return {"writes": WRITES, "jobs": jobs}
 
 
-def _ways() -> dict[str, Contender | None]:
+def combined(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """One job of several runs: the run of the median rate, with the worst that any of them came to."""
+    job = dict(sorted(runs, key=lambda it: it["calls_per_second"])[len(runs) // 2])
+    worst = min(runs, key=lambda it: it["kept"] - it["acknowledged"])
+    job |= {name: worst[name] for name in ("acknowledged", "kept")}
+    job |= {name: min(it[name] for it in runs) for name in ("connected", "went_on")}
+    job |= {name: max(it[name] for it in runs) for name in ("servers", "wrong", "failed", "hung")}
+    return job
+
+
+def _ways(server: str) -> dict[str, Contender | None]:
     peers = [TOOLHIVE] if os.environ.get("PEERS") == "all" else []
     contenders = [FASTMCP_SESSIONS, MCP_PROXY_SESSIONS, *peers]
-    return {STATELESS: None, DIRECT: None, **{it.name: it for it in contenders}, BRIDGE.name: BRIDGE}
+    native = {NATIVE: BRIDGE} if server == VESTIGE and shutil.which("vestige") else {}
+    return {STATELESS: None, DIRECT: None, **{it.name: it for it in contenders}, BRIDGE.name: BRIDGE, **native}
 
 
 def _job(server: str, contender: Contender | None, name: str, clients: int) -> dict[str, Any]:
     """One job from an empty store to what is in the store afterwards."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        gateway = Gateway(server, name != STATELESS, Path(folder))
+        gateway = Gateway(server, name, Path(folder))
         try:
             with _in_front(contender, gateway, server) as it, _clients(it.port, server, clients) as group:
                 with _watched(gateway, it) as peak:
@@ -135,6 +163,7 @@ def _in_front(contender: Contender | None, gateway: Gateway, server: str) -> Ite
         return
     # server-memory loses overlapping writes even when one process serves them all.
     variables = {"VESTIGE_BRIDGE_UPSTREAM_CONCURRENCY": "1"} if (contender, server) == (BRIDGE, MEMORY) else {}
+    variables |= gateway.shown
     with started(contender, gateway.url, **variables) as it:
         yield it
 
@@ -218,7 +247,8 @@ def _server(server: str, folder: Path) -> str:
         script = GATEWAY / "node_modules/@modelcontextprotocol/server-memory/dist/index.js"
         words = [f"MEMORY_FILE_PATH={folder / 'memory.jsonl'}", str(_node()), str(script)]
     else:
-        words = [f"HOME={folder}", f"VESTIGE_DATA_DIR={folder}", str(shutil.which("vestige-mcp"))]
+        shared = "VESTIGE_AUTOPILOT_ENABLED=0"
+        words = [f"HOME={folder}", f"VESTIGE_DATA_DIR={folder}", shared, str(shutil.which("vestige-mcp"))]
     return shlex.join(["exec", "env", *words])
 
 
