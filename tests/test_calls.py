@@ -140,7 +140,7 @@ async def test_call_alone_says_that_a_tool_is_missing_and_nothing_of_its_argumen
     assert done.err.splitlines()[-1] == (
         "vestige-bridge call: error: say which TOOL; `vestige-bridge tools` lists them"
     )
-    assert "vestige-bridge call search --help" in (await run("call", "--help")).out
+    assert "vestige-bridge call recall --help" in (await run("call", "--help")).out
 
 
 async def test_without_a_token_it_says_which_variable_takes_one(everything: Bridge) -> None:

@@ -11,6 +11,7 @@ from collections import deque
 from typing import Final, NamedTuple, Protocol
 
 from vestige_bridge.errors import BridgeError, InvalidMessage, Outcome
+from vestige_bridge.held_bytes import LARGE_BYTES
 from vestige_bridge.jsonrpc import parse_message
 from vestige_bridge.messages import Request, Response
 from vestige_bridge.multiplexer import Call, Caller
@@ -197,7 +198,7 @@ class Exchange(Call):
         end = self._end
         if isinstance(end, BridgeError):
             raise end
-        if end is not None:
+        if end is not None and len(end.data) > LARGE_BYTES:
             self._end = _TAKEN
         return end
 
