@@ -406,7 +406,7 @@ async def test_an_offer_is_ignored_however_it_is_cut(scripted: Bridge, lead: byt
     async with connected(scripted) as (reader, writer):
         if lead.startswith(b"GET"):
             writer.write(lead)
-            assert b"200 OK" in await reader.readuntil(b'alive"}')
+            assert b"200 OK" in await reader.readuntil(b'alive"}\n')
             lead = b""
         for cut in (1, 100, len(request) - len(body) - 1, len(request) - 3):
             for piece in (lead + request[:cut], request[cut:]):

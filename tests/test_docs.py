@@ -100,8 +100,8 @@ COMMANDS = {
     },
     "docs/command-line.md": {
         "vestige-bridge tools": "test_one_tool_is_shown_with_its_arguments",
-        "vestige-bridge call search --help": "test_one_tool_is_shown_with_its_arguments",
-        "vestige-bridge call search query=": "test_a_call_writes_and_another_reads_what_was_written",
+        "vestige-bridge call recall --help": "test_one_tool_is_shown_with_its_arguments",
+        "vestige-bridge call recall query=": "test_a_call_writes_and_another_reads_what_was_written",
         "git log -1": "test_arguments_come_as_words_as_json_or_on_standard_input",
         "VESTIGE_AUTH_TOKEN=… vestige-bridge call": "test_a_bridge_elsewhere_is_named_by_its_address",
         "vestige-bridge stdio": "test_a_session_is_opened_used_and_ended_with_its_client",
@@ -109,6 +109,8 @@ COMMANDS = {
         "vestige-bridge completion bash": "test_the_completions_are_put_where_the_page_says",
         "vestige-bridge completion fish": "test_the_completions_are_put_where_the_page_says",
         "vestige-bridge completion zsh": "test_the_completion_of_a_shell_is_printed",
+        "vestige-bridge call search_nodes": "test_the_commands_that_follow_make_dev_work_as_they_stand",
+        "vestige-bridge call create_entities": "test_a_call_writes_and_another_reads_what_was_written",
     },
 }
 """How each command that a page shows is run, by the beginning of its line: a test, a target, or why it is not."""
