@@ -12,7 +12,7 @@ from chaos.stack import Run
 
 CAUGHT_BY = {
     "replay_always": ("F1", 0.05, "lied"),
-    "no_drain": ("F2", 0.05, "failed"),
+    "no_drain": ("F2", 0.05, "unanswered"),
     "ids_as_they_are": ("F3", 0.001, "wrong"),
     "twins_as_they_are": ("fuzz-per-client", 0.01, "wrong"),
     "renewed_on_garbage": ("F4", 0.01, "failed"),

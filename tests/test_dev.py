@@ -48,7 +48,7 @@ def ports() -> dict[str, str]:
 
 def clean_environment(variables: dict[str, str]) -> dict[str, str]:
     """The environment without settings and without the make that runs the tests."""
-    drop = ("VESTIGE_", "MAKE", "MFLAGS", "GATEWAY_", "COVERAGE_")
+    drop = ("VESTIGE_", "MAKE", "MFLAGS", "GATEWAY_", "COVERAGE_", "NO_PROXY", "no_proxy")
     return {name: value for name, value in os.environ.items() if not name.startswith(drop)} | variables
 
 

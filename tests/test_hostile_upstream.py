@@ -111,6 +111,19 @@ async def test_a_reply_that_is_no_http_is_502_and_the_next_one_counts(reply: Rep
         assert (await served.call("read", id="b")).json == {"jsonrpc": "2.0", "id": "b", "result": {}}
 
 
+@pytest.mark.parametrize(
+    ("content_type", "shown"), [("Text/HTML; secret=1", "text/html"), ("secret/secret", "another content type")]
+)
+async def test_a_content_type_of_its_own_invention_stands_in_no_log(
+    content_type: str, shown: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    async with facing(lambda answer: whole(answer).replace(b"application/json", content_type.encode())) as (served, _):
+        assert (await served.call("read")).status == 502
+    assert f"(HTTP 200, {shown})" in caplog.text
+    assert "secret" not in caplog.text
+
+
 @pytest.mark.parametrize("times", [1, 2, 3])
 async def test_what_is_answered_unasked_is_taken_for_nobodys_answer(times: int) -> None:
     poison = b'{"jsonrpc":"2.0","id":%d,"result":{"poison":true}}'

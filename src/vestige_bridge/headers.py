@@ -34,6 +34,8 @@ TRANSFER_ENCODING: Final = b"transfer-encoding"
 
 JSON: Final = "application/json"
 
+_COMMON_TYPES: Final = frozenset({JSON, "application/xml", "text/event-stream", "text/html", "text/plain"})
+
 _LONGEST_ACCEPT_BYTES: Final = 4_096
 """What stands behind that in an ``Accept`` is not read: everybody would wait while it is."""
 
@@ -116,6 +118,14 @@ _accepted_often = lru_cache(maxsize=64)(_accepted)
 def media_type(value: bytes) -> str:
     """The media type that a ``Content-Type`` names, lowercase, without its parameters (RFC 9110, section 8.3)."""
     return value.partition(b";")[0].strip().lower().decode("latin-1")
+
+
+def shown_media_type(value: str) -> str:
+    """A media type as logs and errors may name it: one in common use, or that it is another one.
+
+    Whoever answers writes the header, and may write anything there.
+    """
+    return value if value in _COMMON_TYPES else "another content type" if value else "no content type"
 
 
 def is_json(headers: Headers) -> bool:

@@ -22,7 +22,15 @@ from vestige_bridge.errors import (
     UpstreamDisconnected,
     UpstreamProtocolError,
 )
-from vestige_bridge.headers import CONTENT_LENGTH, CONTENT_TYPE, JSON, SESSION_ID, TRANSFER_ENCODING, media_type
+from vestige_bridge.headers import (
+    CONTENT_LENGTH,
+    CONTENT_TYPE,
+    JSON,
+    SESSION_ID,
+    TRANSFER_ENCODING,
+    media_type,
+    shown_media_type,
+)
 from vestige_bridge.held_bytes import LARGE_BYTES, HeldBytes
 from vestige_bridge.lifecycle import refuses_session
 
@@ -296,11 +304,11 @@ class Lane(asyncio.Protocol):
         if self._has_session and status == 404:
             return _session_lost(404)
         if status in _REFUSED_BODY:
-            return RequestRefused(message, detail=self._content_type)
+            return RequestRefused(message, detail=shown_media_type(self._content_type))
         if status < 400:
             message = "The MCP endpoint answered something that is not MCP."
         return UpstreamProtocolError(
-            message, detail=f"{detail}, {self._content_type}", sent=status not in _REFUSED_UNREAD
+            message, detail=f"{detail}, {shown_media_type(self._content_type)}", sent=status not in _REFUSED_UNREAD
         )
 
     def _too_large(self) -> UpstreamProtocolError:
