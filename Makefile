@@ -303,7 +303,7 @@ help: ## List these targets.
 .PHONY: test-tools
 test-tools: .venv/dev.stamp .venv/test.stamp .venv-mcp-1/stamp .venv-mcp-2/stamp docker/gateway/node_modules/stamp tests/node_modules/stamp tests/conformance/node_modules/stamp
 
-# The strangers of chaos share the bridge's connections through these; tests/test_chaos.py shows that this finds a defect.
+# The strangers of chaos share the bridge's connections through these; tests/integration/test_chaos.py shows that this finds a defect.
 .PHONY: proxies
 proxies:
 	@dev/packages haproxy nginx-light

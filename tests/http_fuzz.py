@@ -23,9 +23,9 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
-from vestige_bridge.connections import Connections, Limits
-from vestige_bridge.held_bytes import HeldBytes
-from vestige_bridge.http_protocol import READ_BYTES, HttpProtocol
+from vestige_bridge.server.connections import Connections, Limits
+from vestige_bridge.server.http_protocol import READ_BYTES, HttpProtocol
+from vestige_bridge.upstream.answer_budget import AnswerBudget
 
 
 class Request(NamedTuple):
@@ -87,7 +87,7 @@ class Reader:
         )
         self._config.load()
         limits = Limits(connections=8, keep_alive_seconds=60, send_seconds=60)
-        self._connections = Connections(limits, HeldBytes(2**20))
+        self._connections = Connections(limits, AnswerBudget(2**20))
 
     async def read(self, chunks: list[bytes]) -> Request | None:
         """The first request of a stream; ``None`` if it is refused or not whole."""
@@ -202,7 +202,7 @@ def _anywhere(pattern: bytes) -> Callable[[bytes], Any]:
     return compiled.search
 
 
-KNOWN_METHODS = {it.value.encode() for it in HTTPMethod}
+LOGGABLE_METHODS = {it.value.encode() for it in HTTPMethod}
 _target = re.compile(rb"\*|/[\x21\x22\x24-\x7e]*|[a-z]+://[\w.:-]+(?:/[\x21\x22\x24-\x7e]*)?").fullmatch
 
 EXPECTED = (
@@ -242,7 +242,7 @@ EXPECTED = (
         "h11 takes any method",
         "9110, 9.1",
         False,
-        lambda stream: stream.lstrip(b"\r\n").split(b" ")[0] not in KNOWN_METHODS,
+        lambda stream: stream.lstrip(b"\r\n").split(b" ")[0] not in LOGGABLE_METHODS,
     ),
     Difference("h11 takes any target", "3.2", False, lambda stream: not _target(_head(stream).split(b" ")[1])),
     Difference(

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from types import FrameType
 
-from vestige_bridge import __main__
+from vestige_bridge.cli import parser
 
 
 def main(path: str) -> int:
@@ -31,7 +31,7 @@ def main(path: str) -> int:
 
     signal.signal(signal.SIGUSR1, report)
     sys.setprofile(hook)
-    return __main__.main([])
+    return parser.main([])
 
 
 if __name__ == "__main__":

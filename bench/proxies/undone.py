@@ -40,12 +40,12 @@ def replaced(path: str, value: Any) -> Any:
 
 def walk_through_members() -> None:
     """Every message is read by walking through its members."""
-    replaced("jsonrpc:scan", lambda _: None)
+    replaced("jsonrpc.parser:scan", lambda _: None)
 
 
 def make_a_task() -> None:
     """Every request gets a task that sends it."""
-    replaced("wire:Wire.attempt_now", lambda *_: False)
+    replaced("session.attempts:Attempts.attempt_now", lambda *_: False)
 
 
 def write_each_line() -> None:
@@ -81,13 +81,13 @@ def arm_timers() -> None:
         stop(self, thing)
         timers[id(self), thing] = asyncio.get_running_loop().call_later(self.seconds, self._expire, thing)
 
-    replaced("deadlines:Deadlines.start", start)
-    replaced("deadlines:Deadlines.stop", stop)
+    replaced("concurrency:Deadlines.start", start)
+    replaced("concurrency:Deadlines.stop", stop)
 
 
 def collect_garbage_often() -> None:
     """The garbage collector looks as often as Python has it, at everything."""
-    replaced("server:GARBAGE_THRESHOLDS", gc.get_threshold())
+    replaced("server.process:GARBAGE_THRESHOLDS", gc.get_threshold())
     gc.freeze = lambda: None
 
 
@@ -108,7 +108,7 @@ def main(arguments: Sequence[str]) -> int:
     if arguments[0] == "--check":
         return check(arguments[1:])
     globals()[arguments[0]]()
-    bridge: int = import_module("vestige_bridge.__main__").main([])
+    bridge: int = import_module("vestige_bridge.cli.parser").main([])
     return bridge
 
 

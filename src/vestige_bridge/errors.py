@@ -148,7 +148,7 @@ class BodyTimeout(BridgeError):
 
 
 class BodyTooLarge(BridgeError):
-    """The body is over our own limit, or the MCP endpoint refused it as too large."""
+    """The body is over our own limit, or upstream refused it as too large."""
 
     sent = False
 
@@ -168,17 +168,17 @@ class InternalError(BridgeError):
 
 
 class SessionLost(BridgeError):
-    """The MCP endpoint does not know our session any more; it did not process the request."""
+    """Upstream does not know our session any more; it did not process the request."""
 
     sent = False
 
 
 class UpstreamError(BridgeError):
-    """The MCP endpoint failed us."""
+    """Upstream failed us."""
 
 
 class UpstreamProtocolError(UpstreamError):
-    """The MCP endpoint answered something that is not MCP.
+    """Upstream answered something that is not MCP.
 
     Parameters:
         sent: ``False`` when the HTTP status proves that the request was refused unread.
@@ -206,11 +206,11 @@ class NoEventStream(UpstreamProtocolError):
 
 
 class UpstreamDisconnected(UpstreamError):
-    """The MCP endpoint hung up after the request was sent; it may have run."""
+    """Upstream hung up after the request was sent; it may have run."""
 
 
 class UpstreamTimeout(UpstreamError):
-    """The MCP endpoint did not answer in time."""
+    """Upstream did not answer in time."""
 
 
 class UpstreamUnavailable(UpstreamError):
@@ -220,7 +220,7 @@ class UpstreamUnavailable(UpstreamError):
 
 
 class UpstreamConnectError(UpstreamUnavailable):
-    """No connection to the MCP endpoint could be made."""
+    """No connection to upstream could be made."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,7 +141,7 @@ class Settings:
         "VESTIGE_MCP_URL",
         "http://localhost:3100/mcp",
         parse_url,
-        "The MCP endpoint: where supergateway, or a Vestige that serves HTTP itself, answers.",
+        "Upstream: where supergateway, or a Vestige that serves HTTP itself, answers.",
     )
     auth_token: str = _setting(
         "VESTIGE_AUTH_TOKEN", "", _text, "The token that clients show as `Authorization: Bearer …`."
@@ -291,7 +291,7 @@ class Settings:
                 "VESTIGE_BRIDGE_UPSTREAM_TOKEN: set together with VESTIGE_BRIDGE_UPSTREAM_TOKEN_FILE; "
                 "only one of them is allowed."
             )
-        doors = [
+        ways = [
             variable
             for variable, is_set in (
                 ("VESTIGE_AUTH_TOKEN", values["auth_token"]),
@@ -300,8 +300,8 @@ class Settings:
             )
             if is_set
         ]
-        if len(doors) > 1:
-            problems.append(f"{doors[0]}: set together with {' and '.join(doors[1:])}; only one of them is allowed.")
+        if len(ways) > 1:
+            problems.append(f"{ways[0]}: set together with {' and '.join(ways[1:])}; only one of them is allowed.")
         if problems:
             raise SettingsError(problems)
         return cls(**values)

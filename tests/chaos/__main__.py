@@ -20,7 +20,7 @@ from pathlib import Path
 from chaos.account import ZEROS, Figures
 from chaos.canaries import canaries
 from chaos.collisions import one_id
-from chaos.doors import doors
+from chaos.credentials import credentials
 from chaos.fuzz import fuzz_per_client, fuzz_shared
 from chaos.halves import halves
 from chaos.mutations import mutations
@@ -40,7 +40,7 @@ FAULTS: dict[str, Callable[[Run], Awaitable[Figures]]] = {
     "F2": restarts,
     "F3": one_id,
     "F4": mutations,
-    "F5": doors,
+    "F5": credentials,
     "F6": soak,
     "F7": slowness,
     "network": network,

@@ -1,6 +1,6 @@
 """The model: every call is known by its key, and what its caller got is held against what the server ran.
 
-The law of this room: an answer counts as right only if it is this call's own and the server wrote the call down; an
+Invariant: an answer counts as right only if it is this call's own and the server wrote the call down; an
 error only if what it says of the call is true.
 """
 

@@ -72,12 +72,12 @@ async def _plant(run: Run, figures: Figures, log_format: str) -> None:
 
 
 async def _post(it: Stack, path: str, headers: dict[str, str], body: bytes) -> bytes:
-    door = {"Authorization": f"Bearer {it.run.token}"}
+    token_header = {"Authorization": f"Bearer {it.run.token}"}
     with suppress(aiohttp.ClientError, TimeoutError):
         async with (
             asyncio.timeout(20),
             it.http.post(
-                it.bridge.url.replace("/mcp", path), data=body, headers={**JSON, **door, **headers}
+                it.bridge.url.replace("/mcp", path), data=body, headers={**JSON, **token_header, **headers}
             ) as response,
         ):
             return str(response.headers).encode() + await response.read()

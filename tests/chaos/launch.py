@@ -22,24 +22,27 @@ from typing import Any
 import uvicorn
 import uvloop
 
-from vestige_bridge import __main__, jsonrpc, proxy, shared, stateless
+from vestige_bridge.access.tokens import Token, Tokens
+from vestige_bridge.cli.parser import main
+from vestige_bridge.endpoint import endpoint, modern_clients, shared_mode
 from vestige_bridge.errors import InvalidMessage
-from vestige_bridge.lifecycle import HeldSession
-from vestige_bridge.messages import Request
-from vestige_bridge.multiplexer import Multiplexer
-from vestige_bridge.pass_through import PassThrough
-from vestige_bridge.session import Session
+from vestige_bridge.jsonrpc import parser
+from vestige_bridge.jsonrpc.messages import Request
+from vestige_bridge.mcp.lifecycle import HeldSession
+from vestige_bridge.mcp.multiplexer import Multiplexer
+from vestige_bridge.mcp.pass_through import PassThrough
+from vestige_bridge.session.dispatcher import Dispatcher
+from vestige_bridge.session.session import Session
 from vestige_bridge.settings import Settings
-from vestige_bridge.tokens import Token, Tokens
 
 
 def replay_always() -> None:
     """Whatever was cut is sent again."""
 
-    def repeatable(self: Session, request: Request) -> bool:
+    def repeatable(self: Dispatcher, request: Request) -> bool:
         return True
 
-    Session.repeatable = repeatable  # type: ignore[method-assign]
+    Dispatcher.repeatable = repeatable  # type: ignore[method-assign]
 
 
 def ids_as_they_are() -> None:
@@ -47,20 +50,20 @@ def ids_as_they_are() -> None:
 
     def assign(self: Multiplexer[Any], call: Any) -> bytes:
         self.withdraw(call)
-        call.wire_id = int(float(str(call.request.id.value)))
-        call.spelled_wire_id = str(call.wire_id)
-        self._by_wire_id[call.wire_id] = call
+        call.upstream_id = int(float(str(call.request.id.value)))
+        call.spelled_upstream_id = str(call.upstream_id)
+        self._by_upstream_id[call.upstream_id] = call
         data: bytes = call.request.encoded()
         return data
 
     Multiplexer.assign = assign  # type: ignore[method-assign]
 
 
-def twins_as_they_are() -> None:
+def duplicates_as_they_are() -> None:
     """Two requests of one client under one id travel under that id in per-client mode."""
 
     def assign(self: PassThrough[Any], call: Any) -> bytes:
-        call.wire_id, call.spelled_wire_id = 1, call.request.spelled_id
+        call.upstream_id, call.spelled_upstream_id = 1, call.request.spelled_id
         self._by_id[call.request.id.value] = call
         self.hold(call)
         data: bytes = call.request.encoded()
@@ -72,10 +75,10 @@ def twins_as_they_are() -> None:
 def no_drain() -> None:
     """The bridge stops without waiting for what is in flight."""
 
-    async def drain(self: Session, timeout_seconds: float) -> None:
+    async def drain(self: Dispatcher, timeout_seconds: float) -> None:
         self.draining = True
 
-    Session.drain = drain  # type: ignore[method-assign]
+    Dispatcher.drain = drain  # type: ignore[method-assign]
 
 
 def tokens_by_prefix() -> None:
@@ -108,7 +111,7 @@ def renewed_on_garbage() -> None:
 
     def lose(body: bytes) -> None:
         try:
-            jsonrpc.parse_body(body)
+            parser.parse_body(body)
         except InvalidMessage:
             sessions[0].held = None
 
@@ -169,12 +172,12 @@ class Rewriting(asyncio.Protocol):
 
 def halves_pass() -> None:
     """Halves of characters travel upstream."""
-    jsonrpc.replace_unpaired_surrogates = lambda text: text  # type: ignore[attr-defined]
+    parser.replace_unpaired_surrogates = lambda text: text  # type: ignore[attr-defined]
 
 
 def tasks_pass() -> None:
     """Tasks are made and asked for on the session of all."""
-    for module in (shared, stateless):
+    for module in (shared_mode, modern_clients):
         module.is_about_tasks = lambda _: False  # type: ignore[attr-defined]
         module.without_task = lambda request: request  # type: ignore[attr-defined]
 
@@ -182,15 +185,15 @@ def tasks_pass() -> None:
 def _with_each_body(do: Callable[[bytes], None]) -> None:
     def parse_body(body: bytes) -> Any:
         do(body)
-        return jsonrpc.parse_body(body)
+        return parser.parse_body(body)
 
-    proxy.parse_body = parse_body  # type: ignore[attr-defined]
+    endpoint.parse_body = parse_body  # type: ignore[attr-defined]
 
 
 DEFECTS: dict[str, Callable[[], None]] = {
     it.__name__: it
     for it in (
-        *(replay_always, ids_as_they_are, twins_as_they_are, no_drain, tokens_by_prefix, no_answer_limit),
+        *(replay_always, ids_as_they_are, duplicates_as_they_are, no_drain, tokens_by_prefix, no_answer_limit),
         *(renewed_on_garbage, bodies_in_the_log, a_task_is_left, bodies_are_rewritten, halves_pass, tasks_pass),
     )
 }
@@ -212,13 +215,13 @@ def tell_tasks() -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m chaos.launch")
-    parser.add_argument("--descriptors", type=int, help="how many descriptors it may open")
-    parser.add_argument("defect", choices=["", *DEFECTS])
-    arguments = parser.parse_args()
+    usage = argparse.ArgumentParser(prog="python -m chaos.launch")
+    usage.add_argument("--descriptors", type=int, help="how many descriptors it may open")
+    usage.add_argument("defect", choices=["", *DEFECTS])
+    arguments = usage.parse_args()
     if arguments.descriptors:
         resource.setrlimit(resource.RLIMIT_NOFILE, (arguments.descriptors, arguments.descriptors))
     tell_tasks()
     if arguments.defect:
         DEFECTS[arguments.defect]()
-    sys.exit(__main__.main([]))
+    sys.exit(main([]))

@@ -1,6 +1,6 @@
-"""Bodies, headers and whole HTTP requests, mutated: the rooms without I/O one by one, then the server as a whole.
+"""Bodies, headers and whole HTTP requests, mutated: the packages without I/O one by one, then the server as a whole.
 
-The law of this room: what is wrong is refused in the words that are meant for it, and what is taken is taken for what
+Invariant: what is wrong is refused in the words that are meant for it, and what is taken is taken for what
 a plain JSON reader takes it for.
 """
 
@@ -19,17 +19,19 @@ from typing import Any
 from chaos.account import Figures
 from chaos.callers import MODERN_META
 from chaos.stack import Run, Stack, stack
-from vestige_bridge import headers, sse
+from vestige_bridge.access.tokens import parse_tokens
 from vestige_bridge.errors import BridgeError, InvalidMessage, UpstreamProtocolError
-from vestige_bridge.headers import Headers
-from vestige_bridge.jsonrpc import build_request, parse_body
-from vestige_bridge.lifecycle import read_initialize, read_tool_page
-from vestige_bridge.messages import AnyMessage, Request, Response
-from vestige_bridge.modern import is_modern, require_valid, to_legacy
-from vestige_bridge.multiplexer import Answer, Call, Caller, Multiplexer, Progress
-from vestige_bridge.tokens import parse_tokens
+from vestige_bridge.http import headers, sse
+from vestige_bridge.http.headers import Headers
+from vestige_bridge.jsonrpc.builders import build_request
+from vestige_bridge.jsonrpc.messages import AnyMessage, Request, Response
+from vestige_bridge.jsonrpc.parser import parse_body
+from vestige_bridge.mcp.lifecycle import read_initialize
+from vestige_bridge.mcp.modern import is_modern, require_valid, to_legacy
+from vestige_bridge.mcp.multiplexer import Answer, Call, Caller, Multiplexer, Progress
+from vestige_bridge.mcp.tools import read_tool_page
 
-ROOM_INPUTS = 980_000
+PACKAGE_INPUTS = 980_000
 SERVER_INPUTS = 20_000
 AT_ONCE = 64
 QUIET_SECONDS = 0.3
@@ -130,7 +132,7 @@ def check_modern(random: Random) -> None:
 def check_multiplexer(random: Random) -> None:
     """Whatever upstream writes, a call gets nothing but what carries its own id."""
     multiplexer: Multiplexer[Call] = Multiplexer()
-    request = build_request("tools/call", {"_meta": {"progressToken": 5}}, request_id=9)
+    request = build_request("tools/call", {"_meta": {"progressToken": 5}})
     call = Call(request, Caller("somebody"))
     multiplexer.open(call)
     multiplexer.assign(call)
@@ -138,8 +140,8 @@ def check_multiplexer(random: Random) -> None:
     with suppress(InvalidMessage):
         routed = multiplexer.route(data)
         if isinstance(routed, Answer):
-            assert read_plainly(data)["id"] == call.wire_id
-            assert read_plainly(routed.data)["id"] == 9
+            assert read_plainly(data)["id"] == call.upstream_id
+            assert read_plainly(routed.data)["id"] == 0
         elif isinstance(routed, Progress):
             assert read_plainly(routed.data)["params"]["progressToken"] == 5
 
@@ -207,8 +209,8 @@ ROOMS: tuple[Callable[[Random], None], ...] = (
 )
 
 
-def check_rooms(seed: str, inputs: int) -> tuple[Counter[str], list[str]]:
-    """Checks the rooms in turn; returns how often each failed, and what the first failures were."""
+def check_packages(seed: str, inputs: int) -> tuple[Counter[str], list[str]]:
+    """Checks the packages in turn; returns how often each failed, and what the first failures were."""
     random = Random(seed)
     failed: Counter[str] = Counter()
     examples = []
@@ -232,8 +234,8 @@ def http_requests(random: Random, token: str) -> Iterator[bytes]:
     number = 0
     while True:
         number += 1
-        door = f"Authorization: Bearer {token}\r\n" if random.random() < 0.7 else ""
-        head = f"Host: x\r\n{door}Content-Type: application/json\r\nX-Request-Id: fuzz\r\n"
+        token_header = f"Authorization: Bearer {token}\r\n" if random.random() < 0.7 else ""
+        head = f"Host: x\r\n{token_header}Content-Type: application/json\r\nX-Request-Id: fuzz\r\n"
         smuggled = "POST /mcp HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
         call = MESSAGES[0].replace(b'"k"', b'"smuggled-%d"' % number)
         inner = (smuggled % (len(call), call.decode())).encode()
@@ -265,13 +267,14 @@ def http_requests(random: Random, token: str) -> Iterator[bytes]:
 
 async def mutations(run: Run) -> Figures:
     """F4: a million mutated bodies, headers and requests."""
-    inputs = run.times(ROOM_INPUTS), run.times(SERVER_INPUTS)
+    inputs = run.times(PACKAGE_INPUTS), run.times(SERVER_INPUTS)
     done = (
-        f"{inputs[0]:,} mutated bodies and headers to the rooms without I/O, {inputs[1]:,} raw requests to the server"
+        f"{inputs[0]:,} mutated bodies and headers to the packages without I/O, "
+        f"{inputs[1]:,} raw requests to the server"
     )
     with ProcessPoolExecutor(2) as pool:
         loop, seeds = asyncio.get_running_loop(), (f"{run.seed} left", f"{run.seed} right")
-        halves = [loop.run_in_executor(pool, check_rooms, seed, inputs[0] // 2) for seed in seeds]
+        halves = [loop.run_in_executor(pool, check_packages, seed, inputs[0] // 2) for seed in seeds]
         results = await asyncio.gather(*halves)
     async with stack(run, "F4 mutations", done) as it:
         it.figures.calls = sum(inputs)

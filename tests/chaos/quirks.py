@@ -14,7 +14,7 @@ from chaos.link import Link
 from chaos.outages import kill_server
 from chaos.stack import BridgeProcess, Run, Stack, stack
 from harness import JSON, Received, call_body
-from setups import scripted_upstream
+from integration.doctor_setups import scripted_upstream
 
 GET_STATUSES = (404, 405, 501, 503, 409, 429, 400, 200)
 WINDOW = 32

@@ -24,7 +24,7 @@ LARGE_CHARACTERS = 1_000_000
 
 
 async def misbehave(chunk: bytes, writer: asyncio.StreamWriter) -> bool:
-    """Answers in the MCP endpoint's place where a call asks for a fault; returns whether it did."""
+    """Answers in the place of upstream where a call asks for a fault; returns whether it did."""
     for name, answer in UPSTREAM_FAULTS.items():
         if f'"fault": "{name}"'.encode() in chunk:
             await answer(writer)

@@ -60,7 +60,7 @@ class Run:
 
     @property
     def token(self) -> str:
-        """The token that opens the bridge's door."""
+        """The token that the bridge accepts."""
         return self.secret("token")
 
 
@@ -69,7 +69,7 @@ class BridgeProcess:
 
     Parameters:
         run: the run.
-        upstream: the address of the MCP endpoint.
+        upstream: the address of upstream.
         settings: variables of the bridge, without their prefix.
         port: where it listens; 0 for any.
         descriptors: how many descriptors it may open; 0 for as many as the driver.

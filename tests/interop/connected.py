@@ -21,7 +21,7 @@ from typing import Final
 
 from harness import NODE, ROOT, SERVER_MEMORY, TOKEN, Bridge, Gateway, bridge, until
 from interop.clients import HERE
-from vestige_bridge.clients import BY_KEY, TOKEN_VARIABLE, Target
+from vestige_bridge.cli.client_catalog import BY_KEY, TOKEN_VARIABLE, Target
 
 AGENTS: Final = HERE / "agents/node_modules"
 OPENCLAW: Final = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vestige-bridge"

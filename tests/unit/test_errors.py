@@ -5,8 +5,8 @@ import json
 import pytest
 
 from vestige_bridge import errors
+from vestige_bridge.access.responses import error_response, json_response
 from vestige_bridge.errors import RENDERINGS, BridgeError, InvalidMessage, Rendering, SettingsError, UpstreamTimeout
-from vestige_bridge.responses import error_response, json_response
 
 TABLE = {
     "ParseError": (400, -32700),

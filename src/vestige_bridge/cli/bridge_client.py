@@ -1,0 +1,186 @@
+"""A client of a running bridge, for the commands of a person: one question, one answer.
+
+Invariant: it is a client like any other and needs nothing of the server. A token goes to the bridge that it
+is meant for and nowhere else: no redirect is followed, and no error quotes it.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Final, Self
+from urllib.parse import urlsplit
+
+from vestige_bridge.cli.http_client import (
+    TIMEOUT_SECONDS,
+    ClientError,
+    Members,
+    NoAnswer,
+    NotMcp,
+    Refused,
+    Reply,
+    converse,
+    fetch,
+)
+from vestige_bridge.settings import Settings, parse_url
+
+_EVERYWHERE: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
+_MAX_TOOL_PAGES: Final = 100
+
+
+class Client:
+    """A client of one bridge.
+
+    Parameters:
+        url: where the bridge answers, without the path of an endpoint.
+        token: the token to show; empty for none.
+        timeout_seconds: how long a connection, and an answer that needs no work, may take.
+
+    Attributes:
+        url: as given.
+        token: as given.
+    """
+
+    def __init__(self, url: str, token: str, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
+        self.url = url
+        self.token = token
+        self._timeout_seconds = timeout_seconds
+
+    @classmethod
+    def from_environ(
+        cls, environ: Mapping[str, str], url: str | None = None, timeout_seconds: float = TIMEOUT_SECONDS
+    ) -> Self:
+        """The client of the bridge that the variables describe; no other variable is looked at.
+
+        Parameters:
+            environ: environment variables.
+            url: where the bridge answers instead of where these say.
+            timeout_seconds: as for the client.
+
+        Errors:
+            SettingsError: a variable that matters holds a mistake.
+        """
+        # The tokens bring asyncio along, which a health check, run every few seconds, has no use for.
+        from vestige_bridge.access.tokens import Tokens  # noqa: PLC0415
+
+        matter = ["VESTIGE_AUTH_TOKEN", "VESTIGE_AUTH_TOKEN_FILE"]
+        matter += ["VESTIGE_BRIDGE_HOST", "VESTIGE_BRIDGE_PORT"] if url is None else []
+        settings = Settings.from_environ({name: environ[name] for name in matter if name in environ})
+        token = Tokens.from_settings(settings).first
+        return cls(local_url(settings) if url is None else url, token, timeout_seconds)
+
+    @classmethod
+    def without_token(cls, environ: Mapping[str, str], url: str | None, timeout_seconds: float) -> Self:
+        """The same client, for the paths that need no token.
+
+        Errors:
+            SettingsError: a variable that says where the bridge is holds a mistake.
+        """
+        where = {name: environ[name] for name in ("VESTIGE_BRIDGE_HOST", "VESTIGE_BRIDGE_PORT") if name in environ}
+        return cls(local_url(Settings.from_environ(where)) if url is None else url, "", timeout_seconds)
+
+    def get(self, path: str) -> Reply:
+        """Asks a path that needs no token.
+
+        Errors:
+            NoAnswer: nothing there speaks HTTP.
+        """
+        return fetch("GET", self.url + path, timeout_seconds=self._timeout_seconds)
+
+    def healthy(self) -> bool:
+        """Whether the bridge says that Vestige just listed its tools; one question."""
+        try:
+            return self.get("/health").status == 200
+        except NoAnswer:
+            return False
+
+    def notify(self, method: str, params: Members | None = None) -> Reply:
+        """Sends a notification.
+
+        Errors:
+            NoAnswer: nothing there speaks HTTP.
+        """
+        notification = {"jsonrpc": "2.0", "method": method, **({} if params is None else {"params": params})}
+        return fetch("POST", f"{self.url}/mcp", notification, token=self.token, timeout_seconds=self._timeout_seconds)
+
+    def tools(self) -> list[Members]:
+        """Every tool as Vestige announces it, from all pages of the list.
+
+        Errors:
+            ClientError: they could not be listed.
+        """
+        tools: list[Members] = []
+        params: Members = {}
+        for _ in range(_MAX_TOOL_PAGES):
+            page = self.ask("tools/list", params, timeout_seconds=self._timeout_seconds)
+            listed = page.get("tools")
+            if not isinstance(listed, list) or not all(isinstance(tool, dict) and "name" in tool for tool in listed):
+                raise NotMcp("tools/list was answered with something that is no list of tools")
+            tools += listed
+            params = {"cursor": page.get("nextCursor")}
+            if not isinstance(params["cursor"], str):
+                break
+        return tools
+
+    def ask(
+        self,
+        method: str,
+        params: Members,
+        *,
+        timeout_seconds: float | None = None,
+        on_progress: Callable[[Members], None] = lambda _: None,
+    ) -> Members:
+        """Sends a request and waits for its result; a request that the person gives up is cancelled.
+
+        Parameters:
+            method: the method.
+            params: its parameters.
+            timeout_seconds: how long to wait for each sign of life; ``None`` leaves it to the bridge to give up.
+            on_progress: called with the params of each progress notification.
+
+        Errors:
+            ClientError: there is no result.
+        """
+        request_id = f"vestige-bridge-{secrets.token_hex(8)}"
+        if method == "tools/call":
+            params = {**params, "_meta": {"progressToken": request_id}}
+        request = {"jsonrpc": "2.0", "id": request_id, "method": method, "params": params}
+        try:
+            for status, message in converse(
+                f"{self.url}/mcp",
+                request,
+                token=self.token,
+                timeout_seconds=self._timeout_seconds,
+                silence_seconds=timeout_seconds,
+            ):
+                if isinstance(message.get("error"), dict):
+                    raise Refused(status, message["error"])
+                if isinstance(message.get("result"), dict):
+                    result: Members = message["result"]
+                    return result
+                if message.get("method") == "notifications/progress" and isinstance(message.get("params"), dict):
+                    on_progress(message["params"])
+        except KeyboardInterrupt:
+            with suppress(ClientError):
+                self.notify("notifications/cancelled", {"requestId": request_id, "reason": "The person gave up."})
+            raise
+        raise NoAnswer("the stream ended before the answer", "cut")
+
+
+def parse_bridge_url(value: str) -> str:
+    """Where a bridge answers, as a person gives it: with or without the path of its endpoint.
+
+    Errors:
+        ValueError: it is no such address.
+    """
+    url = parse_url(value)
+    if urlsplit(url).query:
+        raise ValueError
+    return url.rstrip("/").removesuffix("/mcp").rstrip("/")
+
+
+def local_url(settings: Settings) -> str:
+    """Where a process on this machine reaches the bridge that these settings start."""
+    host = _EVERYWHERE.get(settings.host, settings.host)
+    return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"

@@ -1,0 +1,85 @@
+"""A walk from the settings to Vestige that names the layer that fails and what to do about it.
+
+Invariant: what is found is told layer by layer, in the same words to a person and to a machine.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from vestige_bridge.cli.checks import Layers, NotAsked
+from vestige_bridge.cli.http_client import ClientError
+from vestige_bridge.cli.terminal import shown
+from vestige_bridge.cli.upstream_probe import Fault
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What was found in one layer.
+
+    Attributes:
+        layer: its name.
+        status: whether it is fine.
+        found: what was found there, or why it was not asked.
+        remedy: what to do, in a sentence; empty when there is nothing to do.
+        milliseconds: how long the examination took.
+    """
+
+    layer: str
+    status: Literal["ok", "failed", "not_asked"]
+    found: str
+    remedy: str
+    milliseconds: float
+
+    def __str__(self) -> str:
+        """The line for a person."""
+        mark = {"ok": "✓", "failed": "✗", "not_asked": "-"}[self.status]
+        took = "" if self.status == "not_asked" else f" ({self.milliseconds:.0f} ms)"
+        return shown(f"{mark} {self.layer:13} {self.found}{took}{'. ' if self.remedy else ''}{self.remedy}")
+
+
+def run(environ: Mapping[str, str], *, url: str | None, timeout_seconds: float, as_json: bool) -> int:
+    """Examines each layer in turn, and prints a line for each, or one JSON document.
+
+    Parameters:
+        environ: environment variables.
+        url: where the bridge answers, if the settings here are not its settings.
+        timeout_seconds: how long a connection, and then each answer, may take.
+        as_json: whether a machine reads it.
+
+    Returns:
+        The exit status: 0 when all is well, otherwise 1.
+    """
+    findings = []
+    for finding in _walk(Layers(environ, url, timeout_seconds)):
+        findings.append(finding)
+        if not as_json:
+            print(finding, flush=True)
+    failed = [finding.layer for finding in findings if finding.status == "failed"]
+    if as_json:
+        print(json.dumps({"ok": not failed, "failed": failed, "layers": [asdict(it) for it in findings]}, indent=2))
+    return 1 if failed else 0
+
+
+def _walk(layers: Layers) -> Iterator[Finding]:
+    for layer, examination in layers.in_order():
+        yield _examine(layer, examination)
+
+
+def _examine(layer: str, examination: Callable[[], str]) -> Finding:
+    started_at = time.perf_counter()
+    status: Literal["ok", "failed", "not_asked"] = "ok"
+    remedy = ""
+    try:
+        found = examination()
+    except NotAsked as error:
+        status, found = "not_asked", f"not asked: {error}"
+    except Fault as fault:
+        status, found, remedy = "failed", str(fault), fault.remedy
+    except ClientError as error:
+        status, found, remedy = "failed", str(error), "Look at the log of the bridge."
+    return Finding(layer, status, found.rstrip("."), remedy, round((time.perf_counter() - started_at) * 1000, 1))

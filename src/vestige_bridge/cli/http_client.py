@@ -1,0 +1,306 @@
+"""One HTTP request to whoever listens there, for the commands of a person, and what was found when nobody answers.
+
+Invariant: no exception of the standard library leaves it, no redirect is followed, and no error quotes a
+token.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import ssl
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+from urllib.parse import urlsplit
+
+from vestige_bridge.http import sse
+
+TIMEOUT_SECONDS: Final = 10.0
+"""How long a connection, or the answer to a question that needs no work, may take."""
+
+TLS_TIMEOUT_SECONDS: Final = 2.0
+"""How long it may take to find out whether TLS is spoken where plain HTTP got no answer."""
+
+MAX_ANSWER_BYTES: Final = 2**30
+
+_JSON: Final = "application/json"
+
+Members = Mapping[str, Any]
+Kind = Literal["unresolved", "refused", "late", "http", "https", "certificate", "refused_tls", "cut", "other"]
+
+
+class ClientError(Exception):
+    """A question that has no answer; its text says what was found."""
+
+
+class NoAnswer(ClientError):
+    """Nothing there answers in HTTP.
+
+    Parameters:
+        found: what was found instead.
+        kind: the same as a word; the schemes are those that would have fitted.
+    """
+
+    def __init__(self, found: str, kind: Kind) -> None:
+        super().__init__(found)
+        self.kind = kind
+
+
+class NotMcp(ClientError):
+    """What answers there speaks HTTP, and not MCP."""
+
+
+class Refused(ClientError):
+    """The answer is an error object.
+
+    Parameters:
+        status: the HTTP status that it came with.
+        error: the error object.
+
+    Attributes:
+        code: the error's code.
+        may_have_run: whether Vestige may have run the request all the same.
+    """
+
+    def __init__(self, status: int, error: Members) -> None:
+        super().__init__(str(error.get("message") or "It is an error without a message."))
+        self.status = status
+        self.code = error.get("code")
+        data = error.get("data")
+        self.may_have_run = isinstance(data, dict) and data.get("outcome") == "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A whole HTTP response."""
+
+    status: int
+    content_type: str
+    location: str
+    body: bytes
+
+    def json(self) -> Members:
+        """The members of a JSON object; none if the body is something else."""
+        try:
+            value = json.loads(self.body)
+        except ValueError:
+            return {}
+        return value if isinstance(value, dict) else {}
+
+    def messages(self) -> Iterator[Members]:
+        """The JSON-RPC messages in it, whether they came as one body or as a stream of events."""
+        if self.content_type == sse.CONTENT_TYPE:
+            for event in sse.EventDecoder(MAX_ANSWER_BYTES).feed(self.body):
+                yield from _members(event.data)
+        else:
+            yield from _members(self.body)
+
+    def __str__(self) -> str:
+        """What can be said of it in a sentence."""
+        if self.location:
+            return f"HTTP {self.status}, which leads to {self.location}"
+        return f"HTTP {self.status}, {self.content_type if self.body else 'with nothing in it'}"
+
+
+def fetch(
+    method: str,
+    url: str,
+    message: Members | None = None,
+    *,
+    token: str = "",
+    session_id: str = "",
+    timeout_seconds: float = TIMEOUT_SECONDS,
+) -> Reply:
+    """Sends an HTTP request and waits for the whole response.
+
+    Parameters:
+        method: GET or POST.
+        url: where to.
+        message: the JSON-RPC message to send.
+        token: the token to show; empty for none.
+        session_id: the MCP session to name; empty for none.
+        timeout_seconds: how long the connection, and then each part of the response, may take.
+
+    Errors:
+        NoAnswer: there is none.
+    """
+    headers = _bearer(token) | ({"Mcp-Session-Id": session_id} if session_id else {})
+    with (
+        closing(open_connection(url, timeout_seconds)) as connection,
+        closing(_opened(connection, method, url, message, headers)) as response,
+    ):
+        return _whole(response, url)
+
+
+def converse(
+    url: str, message: Members, *, token: str, timeout_seconds: float, silence_seconds: float | None
+) -> Iterator[tuple[int, Members]]:
+    """POSTs a JSON-RPC message and yields each message that comes in return, with the HTTP status before it.
+
+    Parameters:
+        url: where to.
+        message: what to send.
+        token: the token to show; empty for none.
+        timeout_seconds: how long making the connection may take.
+        silence_seconds: how long the other side may be silent after that; ``None`` for ever.
+
+    Errors:
+        NoAnswer: there is none, or it was cut.
+        NotMcp: it is something else.
+    """
+    with closing(open_connection(url, timeout_seconds)) as connection:
+        connection.sock.settimeout(silence_seconds)
+        with closing(_opened(connection, "POST", url, message, _bearer(token))) as response:
+            if response.headers.get_content_type() == sse.CONTENT_TYPE:
+                decoder = sse.EventDecoder(MAX_ANSWER_BYTES)
+                while piece := next_piece(response, url):
+                    for event in decoder.feed(piece):
+                        yield from ((response.status, message) for message in _members(event.data))
+                return
+            reply = _whole(response, url)
+            messages = list(reply.messages())
+            if not messages:
+                raise NotMcp(f"what answers there does not speak MCP: {reply}")
+            yield from ((reply.status, message) for message in messages)
+
+
+def is_event_stream(url: str, timeout_seconds: float) -> bool:
+    """Whether GET is answered there with a stream of events, of which nothing is read.
+
+    Errors:
+        NoAnswer: nothing there speaks HTTP.
+    """
+    with (
+        closing(open_connection(url, timeout_seconds)) as connection,
+        closing(_opened(connection, "GET", url, None, {})) as response,
+    ):
+        return response.status == 200 and response.headers.get_content_type() == sse.CONTENT_TYPE
+
+
+def connect(url: str, timeout_seconds: float) -> None:
+    """Makes a connection to whoever listens there, and leaves.
+
+    Errors:
+        NoAnswer: there is nobody.
+    """
+    parts = urlsplit(url)
+    address = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+    with translated(url, f"no connection within {timeout_seconds:g} s"):
+        socket.create_connection(address, timeout_seconds).close()
+
+
+def _bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"} if token else {}
+
+
+def open_connection(url: str, timeout_seconds: float) -> http.client.HTTPConnection:
+    """Makes a connection to whoever listens there, TLS included.
+
+    Parameters:
+        url: the address.
+        timeout_seconds: how long it may take; what is done with the connection has the same limit until it is changed.
+
+    Errors:
+        NoAnswer: there is nobody.
+    """
+    parts = urlsplit(url)
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    connection = kind(parts.hostname or "", parts.port, timeout=timeout_seconds)
+    with translated(url, f"no connection within {timeout_seconds:g} s"):
+        try:
+            connection.connect()
+        except ssl.SSLCertVerificationError:
+            raise
+        except ssl.SSLError as error:
+            # Only who speaks TLS sends an alert (RFC 8446, section 6).
+            if "ALERT" not in (error.reason or ""):
+                raise NoAnswer("it does not speak TLS", "http") from error
+            raise
+    return connection
+
+
+def _opened(
+    connection: http.client.HTTPConnection,
+    method: str,
+    url: str,
+    message: Members | None,
+    headers: Mapping[str, str],
+) -> http.client.HTTPResponse:
+    """Sends the request and waits for the head of the response."""
+    parts = urlsplit(url)
+    content = {} if message is None else {"Content-Type": _JSON}
+    sent = {"Accept": f"{_JSON}, {sse.CONTENT_TYPE}", "User-Agent": "vestige-bridge", **content, **headers}
+    body = None if message is None else json.dumps(message).encode()
+    with translated(url, "a connection, but no answer in time"):
+        connection.request(method, (parts.path or "/") + (f"?{parts.query}" if parts.query else ""), body, sent)
+        return connection.getresponse()
+
+
+def next_piece(response: http.client.HTTPResponse, url: str) -> bytes:
+    """Waits for the next bytes of a response; none at its end.
+
+    Errors:
+        NoAnswer: it was cut.
+    """
+    with translated(url, "nothing came any more"):
+        return response.read1(65536)
+
+
+def _whole(response: http.client.HTTPResponse, url: str) -> Reply:
+    with translated(url, "the answer did not come to its end in time"):
+        body = response.read(MAX_ANSWER_BYTES)
+    if response.length:
+        raise NoAnswer("the answer was cut", "cut")
+    location = response.headers.get("location", "") if 300 <= response.status < 400 else ""
+    reply = Reply(response.status, response.headers.get_content_type(), location, body)
+    if reply.status == 400 and not reply.json() and url.startswith("http:") and _speaks_tls(url):
+        raise NoAnswer("it speaks TLS", "https")
+    return reply
+
+
+@contextmanager
+def translated(url: str, when_late: str) -> Iterator[None]:
+    """Turns what the standard library raises into what was found."""
+    try:
+        yield
+    except (socket.gaierror, UnicodeError) as error:
+        raise NoAnswer(f"the name {urlsplit(url).hostname} does not resolve", "unresolved") from error
+    except TimeoutError as error:
+        raise NoAnswer(when_late, "late") from error
+    except ConnectionRefusedError as error:
+        raise NoAnswer("nobody listens there", "refused") from error
+    except ssl.SSLCertVerificationError as error:
+        raise NoAnswer(f"its certificate is not valid: {error.verify_message}", "certificate") from error
+    except ssl.SSLError as error:
+        raise NoAnswer("it speaks TLS, and refuses this client", "refused_tls") from error
+    except (OSError, http.client.HTTPException) as error:
+        if url.startswith("http:") and _speaks_tls(url):
+            raise NoAnswer("it speaks TLS", "https") from error
+        if isinstance(error, ConnectionError | http.client.IncompleteRead):
+            raise NoAnswer("it hung up without an answer", "cut") from error
+        raise NoAnswer(getattr(error, "strerror", None) or "it does not speak HTTP", "other") from error
+
+
+def _speaks_tls(url: str) -> bool:
+    parts = urlsplit(url)
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    try:
+        with socket.create_connection((parts.hostname or "", parts.port or 80), TLS_TIMEOUT_SECONDS) as connection:
+            context.wrap_socket(connection).close()
+    except OSError:
+        return False
+    return True
+
+
+def _members(body: bytes) -> list[Members]:
+    """The JSON-RPC message that the bytes are; none if they are something else."""
+    try:
+        message = json.loads(body)
+    except ValueError:
+        return []
+    return [message] if isinstance(message, dict) and message.get("jsonrpc") == "2.0" else []

@@ -1,0 +1,325 @@
+"""The command line: arguments and environment in, exit status out."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import math
+import os
+import sys
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+
+from vestige_bridge.cli.bridge_client import Client, parse_bridge_url
+from vestige_bridge.cli.client_catalog import BY_KEY, TOKEN_VARIABLE
+from vestige_bridge.cli.environment import read_environ
+from vestige_bridge.cli.http_client import TIMEOUT_SECONDS, ClientError, Refused
+from vestige_bridge.cli.terminal import shown
+from vestige_bridge.errors import SettingsError
+from vestige_bridge.settings import Settings, describe, unknown_settings
+
+_CALL = """\
+Each argument is key=value and gets the type that the tool's schema gives it; arrays and objects are written as JSON,
+and a.b=1 sets a member of an object. key=- takes the value from standard input, - alone takes all arguments from
+there as a JSON object.
+
+  vestige-bridge call recall --help
+  vestige-bridge call recall query='what is blue'
+  vestige-bridge call create_entities entities='[{"name": "sky", "entityType": "fact", "observations": []}]'
+  vestige-bridge call recall --json '{"query": "sky", "limit": 5}' | jq .structuredContent
+  git log -1 --format=%B | vestige-bridge call smart_ingest content=-
+
+The exit status is 0; 1 when the tool or the call failed; 2 when the arguments are not what the tool takes."""
+
+_TOOLS = """\
+A table on a terminal, and the JSON in which Vestige announces its tools on a pipe. With NAME one tool, and its
+arguments with their types and descriptions.
+
+  vestige-bridge tools
+  vestige-bridge tools search
+  vestige-bridge tools | jq -r '.[].name'"""
+
+_DOCTOR = """\
+The layers are settings, address, bridge, token, upstream, Vestige and a read. It asks through the bridge that
+runs and starts no second Vestige; only where no bridge runs does it open a session of its own, and ends it again.
+
+  vestige-bridge doctor
+  VESTIGE_AUTH_TOKEN=… vestige-bridge doctor --url https://vestige.example.com
+
+The exit status is 0 when all is well, otherwise 1."""
+
+_CONNECT = """\
+Without CLIENT it lists the clients. It prints the command to run, or the file and what to put into it, and writes
+nothing itself. The token stays where it is: what is printed names the variable that holds it.
+
+  vestige-bridge connect claude-code
+  vestige-bridge connect codex --url https://vestige.example.com --token-env TEAM_TOKEN"""
+
+_STDIO = """\
+An MCP server on standard input and output, for clients that can do no more than start one. It forwards to a bridge
+that runs, and ends when its client does. What goes wrong on the way stands on standard error.
+
+  vestige-bridge stdio --url https://vestige.example.com"""
+
+SHELLS = ("bash", "fish", "zsh")
+_COMPLETIONS = Path(__file__).parent / "completions"
+
+_WHERE = "where the bridge answers, such as http://host:8000; without it the settings of this machine say"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs a command.
+
+    Returns:
+        The exit status: 0; 1 when the bridge could not serve, the doctor found something or a call failed; 2 for
+        mistakes in the arguments or the settings; 130 when the person ended it.
+    """
+    _open_standard_streams()
+    options = _options(arguments)
+    try:
+        return _run(options, read_environ(os.environ, Path(".env")))
+    except SettingsError as error:
+        for problem in error.problems:
+            print(problem, file=sys.stderr)
+        return 2
+
+
+def _run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    # A command imports what it needs.
+    if options.command in ("doctor", "tools", "call", "connect"):
+        return _ask(options, environ)
+    if options.command == "completion":
+        print((_COMPLETIONS / options.shell).read_text(), end="")
+        return 0
+    if options.command == "stdio":
+        return _stdio(options, environ)
+
+    from vestige_bridge.server import process  # noqa: PLC0415
+
+    return process.serve(Settings.from_environ(environ), unknown_settings(environ))
+
+
+def _stdio(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    from vestige_bridge.cli import stdio  # noqa: PLC0415
+
+    try:
+        return stdio.serve(Client.from_environ(environ, options.url))
+    except KeyboardInterrupt:
+        return 130
+
+
+def _ask(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    """Runs a command that asks a running bridge."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
+    try:
+        run = {"doctor": _doctor, "connect": _connect}.get(options.command, _tools)
+        status = run(options, environ)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        # Whoever read has enough; at its exit Python would flush what is left, and stumble.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _doctor(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    if options.quiet:
+        try:
+            return 0 if Client.without_token(environ, options.url, options.timeout).healthy() else 1
+        except SettingsError:
+            return 1
+    from vestige_bridge.cli import doctor  # noqa: PLC0415
+
+    return doctor.run(environ, url=options.url, timeout_seconds=options.timeout, as_json=options.json)
+
+
+def _connect(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    from vestige_bridge.cli import connect  # noqa: PLC0415
+
+    if options.client is None:
+        connect.print_clients()
+    else:
+        url = Client.without_token(environ, options.url, TIMEOUT_SECONDS).url
+        connect.print_client(options.client, url, options.token_env)
+    return 0
+
+
+def _tools(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    from vestige_bridge.cli import tool_arguments, tools  # noqa: PLC0415
+
+    client = Client.from_environ(environ, options.url)
+    try:
+        if options.command == "tools" and options.tool is None:
+            tools.print_tools(client, as_json=options.json)
+            return 0
+        if options.command == "tools" or options.help:
+            as_json = options.command == "tools" and (options.json or not sys.stdout.isatty())
+            tools.print_tool(client, options.tool, as_json=as_json)
+            return 0
+        return 0 if tools.call(client, options.tool, options.arguments, options.json) else 1
+    except tool_arguments.UsageError as error:
+        print(shown(str(error)), file=sys.stderr)
+        return 2
+    except ClientError as error:
+        print(f"{client.url}: {_reason(error, client)}", file=sys.stderr)
+        if getattr(error, "may_have_run", False):
+            print("Vestige may have run it all the same.", file=sys.stderr)
+        print("`vestige-bridge doctor` says more.", file=sys.stderr)
+        return 1
+
+
+def _open_standard_streams() -> None:
+    """Has each standard stream take whatever is written, and lead nowhere where whoever started us closed it."""
+    # A socket that got the number of a closed stream would be written to like that stream.
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(number)
+    sys.stdin = sys.stdin or os.fdopen(0)
+    sys.stdout = sys.stdout or os.fdopen(1, "w")
+    sys.stderr = sys.stderr or os.fdopen(2, "w")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def _reason(error: ClientError, client: Client) -> str:
+    """Why there is no result; a person who gave no token is told where one goes, not how it travels."""
+    if isinstance(error, Refused) and error.status == 401 and not client.token:
+        return "A token is needed: set VESTIGE_AUTH_TOKEN or VESTIGE_AUTH_TOKEN_FILE to what the bridge has."
+    return shown(str(error))
+
+
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = build_parser()
+    options, more = parser.parse_known_args(arguments)
+    if options.command == "call" and options.tool is None:
+        if options.help:
+            options.parser.print_help()
+            parser.exit()
+        options.parser.error("say which TOOL; `vestige-bridge tools` lists them")
+    # argparse gives up on the arguments of a tool where an option stands among them.
+    if more and (options.command != "call" or any(word.startswith("-") and word != "-" for word in more)):
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
+    if more:
+        options.arguments += more
+    return options
+
+
+class _PrintVersion(argparse.Action):
+    """Looks the version up only when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from vestige_bridge import __version__  # noqa: PLC0415
+
+        print(f"{parser.prog} {__version__}")
+        parser.exit()
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """What the command line takes; completion for shells is made of it, too."""
+    lines = []
+    for variable, default, help_text in describe():
+        lines.append(f"  {variable} (default: {default or 'none'})")
+        lines.append(textwrap.fill(help_text, 78, initial_indent="      ", subsequent_indent="      "))
+    parser = argparse.ArgumentParser(
+        prog="vestige-bridge",
+        description="An authenticating reverse proxy that lets any number of MCP clients share one Vestige.",
+        epilog="Settings come from the environment, then from a file .env:\n\n" + "\n".join(lines),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action=_PrintVersion, nargs=0, help="show the version and exit")
+    commands = parser.add_subparsers(dest="command", metavar="command")
+    commands.add_parser("serve", help="run the bridge (the default)")
+    _add_doctor(commands)
+    _add_tools(commands)
+    connect = _add(commands, "connect", "show how an MCP client is connected", _CONNECT, token=False)
+    connect.add_argument(
+        "client", nargs="?", choices=list(BY_KEY), metavar="CLIENT", help="the client; none for a list"
+    )
+    connect.add_argument(
+        "--token-env",
+        type=_variable,
+        default=TOKEN_VARIABLE,
+        metavar="NAME",
+        help=f"the environment variable that holds the token (default: {TOKEN_VARIABLE})",
+    )
+    _add(commands, "stdio", "be an MCP server on standard input and output", _STDIO)
+    completion = commands.add_parser("completion", help="print what completes these commands in a shell")
+    completion.add_argument("shell", choices=SHELLS)
+    return parser
+
+
+def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    doctor = _add(commands, "doctor", "walk from the settings to Vestige and name what fails", _DOCTOR)
+    doctor.add_argument(
+        "--timeout",
+        type=_seconds,
+        default=TIMEOUT_SECONDS,
+        metavar="SECONDS",
+        help="how long a connection, and then each answer, may take (default: 10)",
+    )
+    form = doctor.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="one JSON document instead of the lines")
+    form.add_argument("--quiet", action="store_true", help="one deep health check, told by the exit status alone")
+
+
+def _add_tools(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    tools = _add(commands, "tools", "list what Vestige can do", _TOOLS)
+    tools.add_argument("tool", nargs="?", metavar="NAME", help="one tool, with its arguments; none for a list")
+    tools.add_argument("--json", action="store_true", help="JSON on a terminal, too")
+    call = _add(commands, "call", "call a tool of Vestige", _CALL, own_help=True)
+    call.add_argument("-h", "--help", action="store_true", help="show this help, or after TOOL what that tool takes")
+    call.add_argument("tool", nargs="?", metavar="TOOL", help="the tool's name, as `vestige-bridge tools` shows it")
+    call.add_argument("arguments", nargs="*", metavar="key=value", help="an argument of the tool")
+    call.add_argument("--json", metavar="OBJECT", help="all arguments in one JSON object; - for standard input")
+    call.set_defaults(parser=call)
+
+
+def _add(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    summary: str,
+    more: str,
+    *,
+    token: bool = True,
+    own_help: bool = False,
+) -> argparse.ArgumentParser:
+    """A command that concerns a running bridge; whether it shows it a token, and shows its help in its own way."""
+    where = "\n\nThe token comes from VESTIGE_AUTH_TOKEN, or is the first of VESTIGE_AUTH_TOKEN_FILE."
+    command = commands.add_parser(
+        name,
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}.",
+        epilog=more + (where if token else ""),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=not own_help,
+    )
+    command.add_argument("--url", type=_bridge_url, help=_WHERE)
+    return command
+
+
+def _bridge_url(value: str) -> str:
+    try:
+        return parse_bridge_url(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{value!r} is no address such as http://host:8000") from None
+
+
+def _variable(value: str) -> str:
+    if not (value.isascii() and value.isidentifier()):
+        raise argparse.ArgumentTypeError(f"{value!r} is no name of an environment variable")
+    return value
+
+
+def _seconds(value: str) -> float:
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds <= 600:
+        raise argparse.ArgumentTypeError(f"{value!r} is no number of seconds up to 600")
+    return seconds

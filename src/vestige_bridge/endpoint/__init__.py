@@ -1,0 +1,1 @@
+"""``POST``, ``GET`` and ``DELETE`` on ``/mcp``: one client message becomes one exchange with upstream."""

@@ -1,0 +1,170 @@
+"""The endpoint ``/mcp``: one client message becomes one upstream exchange.
+
+Invariant: it decides which era and which session a message belongs to, and turns whatever goes wrong into
+an error object. What is refused is refused before anything went upstream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
+
+from vestige_bridge.access.permissions import UNRESTRICTED
+from vestige_bridge.access.responses import error_response
+from vestige_bridge.concurrency import Deadlines
+from vestige_bridge.endpoint.modern_clients import ModernClients
+from vestige_bridge.endpoint.per_client_mode import ClientSessions
+from vestige_bridge.endpoint.request import EndpointRequest
+from vestige_bridge.endpoint.response_writer import Waiter
+from vestige_bridge.endpoint.shared_mode import SharedMode
+from vestige_bridge.errors import BridgeError, InternalError, InvalidMessage, MethodNotAllowed, Overloaded
+from vestige_bridge.http.headers import SESSION_ID
+from vestige_bridge.jsonrpc.messages import AnyMessage, Request
+from vestige_bridge.jsonrpc.parser import parse_body
+from vestige_bridge.mcp.methods import CALL_TOOL, INITIALIZE
+from vestige_bridge.mcp.modern import is_modern, require_supported
+from vestige_bridge.mcp.versions import MODERN_VERSIONS
+from vestige_bridge.session.dispatcher import Dispatcher
+from vestige_bridge.session.session import Session
+from vestige_bridge.settings import Settings
+
+
+class Endpoint:
+    """ASGI endpoint for ``/mcp`` (MCP 2025-11-25 and 2026-07-28, basic/transports, Streamable HTTP).
+
+    Parameters:
+        session: the held session.
+        dispatcher: sees the messages of clients through.
+        settings: limits and timeouts.
+        client_sessions: the clients' own sessions in per-client mode; ``None`` when all share the held one.
+    """
+
+    def __init__(
+        self, session: Session, dispatcher: Dispatcher, settings: Settings, client_sessions: ClientSessions | None
+    ) -> None:
+        self._session = session
+        self._dispatcher = dispatcher
+        self._settings = settings
+        self._shared = SharedMode(session, dispatcher, settings)
+        self._modern = ModernClients(session, dispatcher)
+        self._client_sessions = client_sessions
+        self._bodies_arriving = 0
+        self._heartbeats: Deadlines[Waiter] = Deadlines(settings.heartbeat_seconds, lambda waiter: waiter.wake())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one HTTP request."""
+        incoming = EndpointRequest(scope, receive, send, self._settings, self._heartbeats)
+        try:
+            await (self._post(incoming) if scope["method"] == "POST" else self._serve(incoming, scope["method"]))
+        except ClientDisconnect:
+            incoming.record.client_left = True
+        except BridgeError as error:
+            error.request_id = error.request_id or incoming.spelled_id
+            await incoming.respond(error_response(error))
+        except Exception:
+            if not incoming.record.answering:
+                failure = InternalError("The bridge failed; its log says why.", request_id=incoming.spelled_id)
+                await incoming.respond(error_response(failure))
+            raise
+
+    async def _serve(self, incoming: EndpointRequest, http_method: str) -> None:
+        own = self._client_sessions
+        if http_method in ("DELETE", "GET"):
+            require_supported(incoming.protocol_version)
+        if http_method == "DELETE":
+            self._shared.require_not_ended(incoming.caller)
+            await (own.end(incoming) if own is not None else self._shared.end(incoming))
+        elif http_method == "GET":
+            if not incoming.accepted.event_stream or incoming.protocol_version in MODERN_VERSIONS:
+                raise MethodNotAllowed(
+                    "GET opens a session's event stream and needs `Accept: text/event-stream`; "
+                    "requests are POSTed, and modern clients send subscriptions/listen.",
+                    headers={"allow": "GET, POST, DELETE"},
+                )
+            self._shared.require_not_ended(incoming.caller)
+            await (own.listen(incoming) if own is not None else self._shared.listen(incoming))
+        else:
+            raise MethodNotAllowed("This path takes GET, POST and DELETE.", headers={"allow": "GET, POST, DELETE"})
+
+    async def _post(self, incoming: EndpointRequest) -> None:
+        body = incoming.body_now()
+        if body is None:
+            body = await self._body(incoming)
+        message = parse_body(body)
+        if isinstance(message, list):
+            return await self._post_batch(incoming, message)
+        incoming.note(message, self._session.catalog.tools.__contains__)
+        if incoming.record.permissions is not UNRESTRICTED:
+            await self._require_permitted(incoming, message)
+        if is_modern(message, incoming.protocol_version):
+            return await self._modern.serve(incoming, message)
+        self._shared.require_not_ended(incoming.caller)
+        if self._client_sessions is not None and _belongs_to_session(incoming, message):
+            return await self._client_sessions.serve(incoming, message)
+        await self._shared.serve(incoming, message)
+
+    async def _body(self, incoming: EndpointRequest) -> bytes:
+        """The body, unless as many are on their way already as there may be requests in flight."""
+        if self._bodies_arriving >= self._settings.max_in_flight:
+            raise Overloaded("Too many bodies are on their way.", data={"outcome": "not_sent", "retryable": True})
+        self._bodies_arriving += 1
+        try:
+            return await incoming.body()
+        finally:
+            self._bodies_arriving -= 1
+
+    async def _post_batch(self, incoming: EndpointRequest, members: Sequence[AnyMessage | BridgeError]) -> None:
+        for member in members:
+            if not isinstance(member, BridgeError) and is_modern(member, incoming.protocol_version):
+                raise InvalidMessage("The modern era of MCP has no batches; send each request by itself.")
+        self._shared.require_not_ended(incoming.caller)
+        if incoming.record.permissions is not UNRESTRICTED:
+            members = await self._permitted(incoming, members)
+        if self._client_sessions is not None and SESSION_ID in incoming.headers:
+            return await self._client_sessions.serve_batch(incoming, members)
+        await self._shared.serve_batch(incoming, members)
+
+    async def _require_permitted(self, incoming: EndpointRequest, message: AnyMessage) -> None:
+        """Refuses a message that its principal may not send.
+
+        Errors:
+            Forbidden: it may not.
+            UpstreamUnavailable: it calls a tool, and there is no session to know the tools by.
+        """
+        (permitted,) = await self._permitted(incoming, [message])
+        if isinstance(permitted, BridgeError):
+            raise permitted
+
+    async def _permitted(
+        self, incoming: EndpointRequest, members: Sequence[AnyMessage | BridgeError]
+    ) -> list[AnyMessage | BridgeError]:
+        """What a principal sends, with the reason in the place of each message that it may not send.
+
+        Errors:
+            UpstreamUnavailable: it calls a tool, and there is no session to know the tools by.
+            Overloaded: nor is there room to wait for one.
+        """
+        calls = any(isinstance(member, Request) and member.method == CALL_TOOL for member in members)
+        if calls and self._session.held is None:
+            with self._dispatcher.admit():
+                await self._session.connected()
+        return [self._permitted_member(incoming, member) for member in members]
+
+    def _permitted_member(
+        self, incoming: EndpointRequest, member: AnyMessage | BridgeError
+    ) -> AnyMessage | BridgeError:
+        try:
+            if not isinstance(member, BridgeError):
+                incoming.record.permissions.require(member, self._session.catalog.tools)
+        except BridgeError as error:
+            return error
+        return member
+
+
+def _belongs_to_session(incoming: EndpointRequest, message: AnyMessage) -> bool:
+    """Whether the message opens or names a session, as legacy clients do and plain posters do not."""
+    opens = isinstance(message, Request) and message.method == INITIALIZE
+    # A session id that nobody gave out, of whatever form, must not lead to the session that all share.
+    return opens or SESSION_ID in incoming.headers

@@ -1,0 +1,121 @@
+"""Modern clients (2026-07-28) on the held session of a legacy upstream.
+
+Invariant: each request stands for itself. It is checked, told to upstream in legacy words, and answered in
+modern ones; a client that closes the stream has cancelled the request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from typing import Final
+
+from starlette.responses import Response as HttpResponse
+
+from vestige_bridge.endpoint.request import EndpointRequest
+from vestige_bridge.errors import InvalidMessage, InvalidParams, MethodNotFound, Overloaded
+from vestige_bridge.http import sse
+from vestige_bridge.jsonrpc.messages import AnyMessage, Notification, Request, Response
+from vestige_bridge.mcp.lifecycle import HeldSession
+from vestige_bridge.mcp.methods import DISCOVER, LISTEN, RESOURCE_UPDATED, is_notification
+from vestige_bridge.mcp.modern import Subscription, discover, require_valid, server_info, to_legacy, to_modern
+from vestige_bridge.mcp.multiplexer import Caller
+from vestige_bridge.mcp.tasks import is_about_tasks, without_task
+from vestige_bridge.mcp.versions import LATEST_MODERN_VERSION
+from vestige_bridge.session.dispatcher import Dispatcher
+from vestige_bridge.session.exchange import Exchange
+from vestige_bridge.session.listeners import TOO_MANY_RESOURCES, Listener, concerns
+from vestige_bridge.session.session import Session
+
+_NO_SESSION: Final = f" {LATEST_MODERN_VERSION}"
+"""A session that no header can name, as no value begins with a space: no cancellation of another era can mean it."""
+
+
+class ModernClients:
+    """What ``/mcp`` does for modern clients (MCP 2026-07-28, basic/transports).
+
+    Parameters:
+        session: the held session.
+        dispatcher: sees the messages of clients through.
+    """
+
+    def __init__(self, session: Session, dispatcher: Dispatcher) -> None:
+        self._session = session
+        self._dispatcher = dispatcher
+
+    async def serve(self, incoming: EndpointRequest, message: AnyMessage) -> None:
+        """Answers one message."""
+        if isinstance(message, Response):
+            raise InvalidMessage("Nobody waits for this response: the bridge asks its clients nothing.")
+        if isinstance(message, Notification):
+            # The modern era has no notification that a client could send over HTTP; there is nothing to pass on.
+            return await incoming.respond(HttpResponse(status_code=202))
+        require_valid(message, incoming.headers)
+        if is_notification(message.method):
+            raise MethodNotFound("A notification is not a method to be called.")
+        if is_about_tasks(message.method):
+            raise MethodNotFound("There are no tasks on a session that is shared.")
+        with self._dispatcher.admit() as admission:
+            held = await self._session.connected()
+            if message.method == DISCOVER:
+                return await incoming.writer.answer(discover(message, held.initialize_result))
+            if message.method != LISTEN:
+                caller = Caller(incoming.principal, _NO_SESSION)
+                legacy = without_task(to_legacy(message))
+                exchange = self._dispatcher.request(
+                    legacy, caller, incoming.header_lines, incoming.record.permissions, admission
+                )
+                return await self._relay(incoming, message, held, exchange)
+        if self._dispatcher.draining:
+            raise Overloaded("The bridge is shutting down.")
+        await self._listen(incoming, message, held)
+
+    async def _relay(self, incoming: EndpointRequest, message: Request, held: HeldSession, exchange: Exchange) -> None:
+        watching = asyncio.create_task(self._cancel_when_client_leaves(incoming, exchange))
+        try:
+            shape = partial(to_modern, request=message, server_info=server_info(held.initialize_result))
+            await incoming.writer.exchange(exchange, shape)
+        finally:
+            watching.cancel()
+
+    async def _cancel_when_client_leaves(self, incoming: EndpointRequest, exchange: Exchange) -> None:
+        await incoming.until_client_leaves()
+        self._dispatcher.abandon(exchange, "The client closed the stream.")
+
+    async def _listen(self, incoming: EndpointRequest, request: Request, held: HeldSession) -> None:
+        """Streams notifications until the client closes the stream or the bridge stops."""
+        subscription = Subscription(request, held.capabilities)
+        if not incoming.accepted.event_stream:
+            raise InvalidMessage("Notifications come as an event stream; send `Accept: text/event-stream`, too.")
+
+        def wants(notification: Notification) -> bool:
+            uri = notification.params.get("uri")
+            if notification.method == RESOURCE_UPDATED and uri is not None and isinstance(uri.value, str):
+                return concerns(uri.value, subscription.uris)
+            return notification.method in subscription.methods
+
+        listener, listeners = Listener(wants, opened=False), self._session.listeners
+        if not listeners.make_room(incoming.principal, subscription.uris):
+            raise InvalidParams(TOO_MANY_RESOURCES)
+        listeners.add(listener, incoming.principal, subscription.uris)
+        watching = asyncio.create_task(self._close_when_client_leaves(incoming, listener))
+        acknowledging = asyncio.create_task(self._acknowledge(subscription, listener))
+        try:
+            # The stream opens with a comment: its first message waits until upstream has said what it will tell.
+            await incoming.writer.notifications(
+                listener, tag=subscription.tagged, last=sse.encode_event(subscription.result())
+            )
+        finally:
+            watching.cancel()
+            acknowledging.cancel()
+            listeners.remove(None, listener)
+
+    async def _acknowledge(self, subscription: Subscription, listener: Listener) -> None:
+        """Tells the client what it will hear, once that is known."""
+        subscription.narrow(await self._session.subscriptions.told(subscription.uris))
+        self._session.listeners.narrow(listener, subscription.uris)
+        listener.open(subscription.acknowledgement())
+
+    async def _close_when_client_leaves(self, incoming: EndpointRequest, listener: Listener) -> None:
+        await incoming.until_client_leaves()
+        listener.close()

@@ -1,0 +1,170 @@
+"""One HTTP request to the endpoint: its body, who sent it, and the way back.
+
+Invariant: a body is taken only if it is plain JSON of a bounded size that arrives in time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response as HttpResponse
+from starlette.types import Receive, Scope, Send
+
+from vestige_bridge.access.record import CONNECTION, AccessRecord, ClientConnection
+from vestige_bridge.concurrency import Deadlines
+from vestige_bridge.endpoint.response_writer import ResponseWriter, Waiter
+from vestige_bridge.errors import BodyTimeout, BodyTooLarge, UnsupportedMediaType
+from vestige_bridge.http import headers
+from vestige_bridge.jsonrpc.messages import AnyMessage, Request, Response
+from vestige_bridge.mcp.methods import CALL_TOOL, LOGGABLE_METHODS
+from vestige_bridge.mcp.multiplexer import Caller
+from vestige_bridge.settings import Settings
+
+
+class EndpointRequest:
+    """One HTTP request, and what is learnt of it on the way.
+
+    Parameters:
+        scope, receive, send: as ASGI gives them.
+        settings: limits and timeouts.
+        heartbeats: wakes who waits for too long on an event stream.
+
+    Attributes:
+        headers: the request's headers.
+        record: what the access log says of it.
+        caller: whose it is.
+        accepted: the media types that the client takes.
+        spelled_id: the id of the JSON-RPC request in it, once known.
+        send: sends a part of the answer.
+    """
+
+    __slots__ = (
+        "_connection",
+        "_heartbeats",
+        "_receive",
+        "_scope",
+        "_settings",
+        "accepted",
+        "caller",
+        "headers",
+        "record",
+        "send",
+        "spelled_id",
+    )
+
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, settings: Settings, heartbeats: Deadlines[Waiter]
+    ) -> None:
+        record: AccessRecord = scope["state"]["access"]
+        self._scope = scope
+        self._receive = receive
+        self.send = send
+        self._settings = settings
+        self.record = record
+        self.headers = record.headers
+        session_id = record.headers.text(headers.SESSION_ID)
+        self.caller = Caller(self.principal, session_id)
+        self.accepted = headers.accepted(record.headers)
+        self.spelled_id: str | None = None
+        self._connection: ClientConnection | None = scope.get("extensions", {}).get(CONNECTION)
+        self._heartbeats = heartbeats
+
+    @property
+    def writer(self) -> ResponseWriter:
+        """The way back; there is one for each incoming."""
+        # Not kept here, where the two would keep each other from being freed until the garbage collector comes.
+        return ResponseWriter(self.send, self.accepted, self._heartbeats, self.client_left)
+
+    @property
+    def principal(self) -> str:
+        """Whose token the request carries."""
+        if self.record.principal is None:
+            raise RuntimeError("the request was not authenticated")
+        return self.record.principal
+
+    @property
+    def protocol_version(self) -> str | None:
+        """The version that the request declares in its header."""
+        return headers.single_value(self.headers, headers.PROTOCOL_VERSION)
+
+    @property
+    def upstream_headers(self) -> dict[str, str]:
+        """What goes to upstream with the message."""
+        return headers.upstream_headers(self.headers, self.principal, self.record.request_id)
+
+    @property
+    def header_lines(self) -> str:
+        """The same as it stands in the head of an HTTP request."""
+        return headers.upstream_lines(self.headers, self.principal, self.record.request_id)
+
+    async def respond(self, response: HttpResponse) -> None:
+        """Sends a whole answer."""
+        await response(self._scope, self._receive, self.send)
+
+    def note(self, message: AnyMessage, knows_tool: Callable[[str], bool]) -> None:
+        """Keeps the id for an error and, for the log, such names as are known."""
+        if isinstance(message, Response):
+            return
+        self.record.method = message.method if message.method in LOGGABLE_METHODS else "other"
+        if isinstance(message, Request):
+            self.spelled_id = message.spelled_id
+            if message.method == CALL_TOOL:
+                self.record.tool = message.name if knows_tool(message.name or "") else "other"
+
+    def client_left(self) -> bool:
+        """Whether the client is gone, if the server can tell; the log then says so."""
+        connection = self._connection
+        self.record.client_left = connection is not None and connection.client_left
+        return self.record.client_left
+
+    async def until_client_leaves(self) -> None:
+        """Waits until the client is gone; to be called once the body was read."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self.record.client_left = True
+
+    def body_now(self) -> bytes | None:
+        """The body, if it is one that we take and has come whole with its head; ``None`` if it is to be waited for.
+
+        Errors:
+            UnsupportedMediaType, BodyTooLarge: it is not one that we take.
+        """
+        if not headers.is_json(self.headers):
+            raise UnsupportedMediaType("Send the JSON-RPC message with the header `Content-Type: application/json`.")
+        if headers.is_compressed(self.headers):
+            raise UnsupportedMediaType("Send the body uncompressed, without Content-Encoding.")
+        self._require_room(headers.content_length(self.headers) or 0)
+        body = None if self._connection is None else self._connection.whole_body()
+        if body is not None:
+            self._require_room(len(body))
+        return body
+
+    async def body(self) -> bytes:
+        """Waits for a body that was not there whole.
+
+        Errors:
+            BodyTooLarge, BodyTimeout: it is not one that we take.
+            ClientDisconnect: it was cut short.
+        """
+        body = bytearray()
+        try:
+            async with asyncio.timeout(self._settings.request_timeout_seconds):
+                while True:
+                    message = await self._receive()
+                    if message["type"] == "http.disconnect":
+                        raise ClientDisconnect
+                    body += message.get("body", b"")
+                    self._require_room(len(body))
+                    if not message.get("more_body", False):
+                        return bytes(body)
+        except TimeoutError:
+            raise BodyTimeout("The body did not arrive in time.") from None
+
+    def _require_room(self, length: int) -> None:
+        limit = self._settings.max_body_bytes
+        if length > limit:
+            raise BodyTooLarge(
+                f"The body is over the limit of {limit} bytes.", data={"limit_bytes": limit, "layer": "bridge"}
+            )

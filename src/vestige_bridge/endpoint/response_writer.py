@@ -1,0 +1,212 @@
+"""How an exchange reaches its client: as one JSON answer, or as an event stream.
+
+Invariant: events are sent on when they arrive, and a client that reads slowly slows nobody else. The
+status is decided as late as can be: as long as nothing has come, an error still gets its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from starlette.types import Send
+
+from vestige_bridge.concurrency import Deadlines
+from vestige_bridge.errors import BridgeError, Cancelled
+from vestige_bridge.http import sse
+from vestige_bridge.http.headers import Accepted
+from vestige_bridge.jsonrpc.builders import build_error
+from vestige_bridge.session.exchange import Answered, Exchange
+from vestige_bridge.session.listeners import Listener
+
+ClientLeft = Callable[[], bool]
+Shape = Callable[[bytes], tuple[int, bytes]]
+Tag = Callable[[bytes], bytes]
+
+
+class Waiter(Protocol):
+    """Something that comes to an event stream, and is awaited."""
+
+    def wake(self) -> None:
+        """Ends the waiting although nothing came."""
+
+
+def _as_it_is(data: bytes) -> tuple[int, bytes]:
+    return 200, data
+
+
+def _unchanged(data: bytes) -> bytes:
+    return data
+
+
+class ResponseWriter:
+    """The way back to one client.
+
+    Parameters:
+        send: the ASGI callable that the answer goes to.
+        accepted: the media types that the client takes.
+        heartbeats: wakes who waits for too long on an event stream.
+        client_left: asks whether the client is gone.
+    """
+
+    __slots__ = ("_accepted", "_client_left", "_headers", "_heartbeats", "_send", "_streaming")
+
+    def __init__(self, send: Send, accepted: Accepted, heartbeats: Deadlines[Waiter], client_left: ClientLeft) -> None:
+        self._send = send
+        self._accepted = accepted
+        self._heartbeats = heartbeats
+        self._client_left = client_left
+        self._headers: Sequence[tuple[bytes, bytes]] = ()
+        self._streaming = False
+
+    async def answer(
+        self,
+        data: bytes,
+        *,
+        status: int = 200,
+        streamed: bool = False,
+        headers: Sequence[tuple[bytes, bytes]] = (),
+    ) -> None:
+        """Sends the answer: as the last event if there is a stream or has to be one, otherwise as JSON."""
+        if self._streaming or (status == 200 and self._wants_stream(streamed)):
+            self._headers = headers or self._headers
+            await self._start_stream()
+            return await self._send({"type": "http.response.body", "body": sse.encode_event(data)})
+        raw = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(data)).encode()),
+            (b"cache-control", b"no-store"),
+            *headers,
+        ]
+        await self._send({"type": "http.response.start", "status": status, "headers": raw})
+        await self._send({"type": "http.response.body", "body": data})
+
+    async def exchange(
+        self, exchange: Exchange, shape: Shape = _as_it_is, headers: Sequence[tuple[bytes, bytes]] = ()
+    ) -> None:
+        """Relays an exchange to its end.
+
+        Parameters:
+            exchange: the exchange.
+            shape: gives the HTTP status and the bytes in which the answer goes to the client.
+            headers: header fields of the answer, whatever form it takes.
+
+        Errors:
+            BridgeError: the exchange failed, and nothing was sent to the client yet.
+        """
+        heartbeats = self._heartbeats if self._accepted.event_stream else None
+        self._headers = headers
+        try:
+            while True:
+                if heartbeats is not None:
+                    heartbeats.start(exchange)
+                if isinstance(news := await exchange.next(), Answered):
+                    break
+                if not await self._pass_on(exchange, news):
+                    return
+        except BridgeError as error:
+            return await self._fail(error)
+        finally:
+            if heartbeats is not None:
+                heartbeats.stop(exchange)
+        if not self._client_left():
+            streamed, shaped = news.streamed, [shape(news.data)]
+            del news
+            await self._answer_shaped(shaped, streamed=streamed, headers=headers)
+
+    async def _answer_shaped(
+        self, shaped: list[tuple[int, bytes]], *, streamed: bool, headers: Sequence[tuple[bytes, bytes]]
+    ) -> None:
+        """Sends an answer that nobody else holds, so that a large one waits for its client only once."""
+        status, data = shaped.pop()
+        if self._streaming or (status == 200 and self._wants_stream(streamed)):
+            data = sse.encode_event(data)
+            self._headers = headers or self._headers
+            await self._start_stream()
+            return await self._send({"type": "http.response.body", "body": data})
+        await self.answer(data, status=status, headers=headers)
+
+    async def notifications(
+        self, listener: Listener, *, first: bytes = sse.HEARTBEAT, tag: Tag = _unchanged, last: bytes = b""
+    ) -> None:
+        """Relays what a listener hears until it is closed or its client leaves.
+
+        Parameters:
+            listener: where the notifications come from.
+            first: what opens the stream, so that the client knows that it is open.
+            tag: changes each notification on its way.
+            last: what ends the stream when it is closed on our side.
+        """
+        await self._write(first)
+        try:
+            while True:
+                self._heartbeats.start(listener)
+                data = await listener.next()
+                if data is not None:
+                    await self._write(sse.encode_event(tag(data)))
+                elif listener.closed:
+                    return await self._send({"type": "http.response.body", "body": last})
+                else:
+                    await self._write(sse.HEARTBEAT)
+                    if self._client_left():
+                        return None
+        finally:
+            self._heartbeats.stop(listener)
+
+    async def batch(self, members: Sequence[Exchange | bytes]) -> None:
+        """Relays the members of a batch: their progress as it comes, their answers together and in order."""
+        collecting = asyncio.gather(*(self._member(member) for member in members))
+        patience = self._heartbeats.seconds if self._accepted.event_stream else None
+        while not (await asyncio.wait([collecting], timeout=patience))[0]:
+            await self._write(sse.HEARTBEAT)
+        await self.answer(b"[" + b",".join(collecting.result()) + b"]")
+
+    async def _member(self, member: Exchange | bytes) -> bytes:
+        if isinstance(member, bytes):
+            return member
+        try:
+            while not isinstance(news := await member.next(), Answered):
+                await self._pass_on(member, news)
+        except BridgeError as error:
+            return build_error(error, error.request_id)
+        return news.data
+
+    async def _pass_on(self, exchange: Exchange, step: bytes | None) -> bool:
+        """Sends a step of progress, or a heartbeat for want of one; returns whether the client still listens."""
+        if not self._accepted.event_stream:
+            return True
+        if step is None:
+            await self._write(sse.HEARTBEAT)
+            return not self._client_left()
+        exchange.relayed = True
+        await self._write(sse.encode_event(step))
+        return True
+
+    async def _fail(self, error: BridgeError) -> None:
+        """Ends a stream that has begun by the error object, and one that its client cancelled by nothing."""
+        cancelled = isinstance(error, Cancelled) and self._accepted.event_stream
+        if not self._streaming and not cancelled:
+            raise error
+        await self._start_stream()
+        body = b"" if cancelled else sse.encode_event(build_error(error, error.request_id))
+        await self._send({"type": "http.response.body", "body": body})
+
+    def _wants_stream(self, streamed: bool) -> bool:
+        return not self._accepted.json or (streamed and self._accepted.event_stream)
+
+    async def _write(self, data: bytes) -> None:
+        await self._start_stream()
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def _start_stream(self) -> None:
+        if self._streaming:
+            return
+        self._streaming = True
+        raw = [
+            (b"content-type", sse.CONTENT_TYPE.encode()),
+            (b"cache-control", b"no-cache"),
+            (b"x-accel-buffering", b"no"),
+            *self._headers,
+        ]
+        await self._send({"type": "http.response.start", "status": 200, "headers": raw})

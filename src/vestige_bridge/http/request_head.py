@@ -1,0 +1,123 @@
+"""The head of an HTTP/1.1 request: what RFC 9112 asks of it beyond what the parser checks.
+
+Invariant: a head that two readers could frame differently is refused. The parser (llhttp, by httptools) refuses
+obsolete line folding, bare CR and LF, repeated and malformed lengths, and a length beside a transfer coding; the
+rest is here.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final, NamedTuple
+
+import httptools
+
+from vestige_bridge.errors import InvalidMessage, MethodNotAllowed, UnsupportedTransferCoding
+from vestige_bridge.http.headers import CONTENT_LENGTH, EXPECT, HOST, TRANSFER_ENCODING
+
+MAX_FIELDS: Final = 128
+"""How many header fields a head may have: each costs more memory than its bytes."""
+
+_host = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=%:\[\]-]*").fullmatch
+"""The characters of ``uri-host [ ":" port ]`` (RFC 9110, section 7.2)."""
+
+
+class Framing(NamedTuple):
+    """Where the body of a request ends, and what its client waits for.
+
+    Attributes:
+        length: the length of the body in bytes; ``None`` when it comes in chunks.
+        expects_continue: whether the client waits for ``100 Continue`` before it sends the body.
+    """
+
+    length: int | None
+    expects_continue: bool
+
+    @property
+    def header(self) -> bytes:
+        """The header field that frames the body."""
+        return b"Transfer-Encoding: chunked" if self.length is None else b"Content-Length: %d" % self.length
+
+
+WITHOUT_BODY: Final = Framing(0, expects_continue=False)
+
+
+def read_framing(fields: list[tuple[bytes, bytes]], method: bytes, version: str) -> Framing:
+    """Checks the fields of a head and reads the framing of the body (RFC 9112, sections 3.2 and 6).
+
+    Parameters:
+        fields: names in lower case, and values.
+        method: the method.
+        version: ``1.1`` or ``1.0``.
+
+    Errors:
+        InvalidMessage: the head breaks a rule of RFC 9112.
+        UnsupportedTransferCoding: the body has another transfer coding than ``chunked``.
+        MethodNotAllowed: the method is CONNECT.
+    """
+    length, hosts, codings, expects_continue = 0, 0, b"", False
+    for name, value in fields:
+        if name == HOST:
+            hosts += 1
+            if not _host(value):
+                raise InvalidMessage("The Host header is not a host and a port.")
+        elif name == CONTENT_LENGTH:
+            length = int(value)
+        elif name == TRANSFER_ENCODING:
+            codings = b"%b, %b" % (codings, value) if codings else value
+        elif name == EXPECT:
+            expects_continue = value.lower() == b"100-continue" and version != "1.0"
+    if method == b"CONNECT":
+        raise MethodNotAllowed("The bridge opens no tunnels.", headers={"allow": "GET, POST, DELETE"})
+    if version not in ("1.1", "1.0"):
+        raise InvalidMessage("Send HTTP/1.1.")
+    if hosts > 1 or (hosts == 0 and version == "1.1"):
+        raise InvalidMessage("An HTTP/1.1 request has exactly one Host header.")
+    if codings:
+        _require_chunked(codings, version)
+        return Framing(None, expects_continue)
+    return Framing(length, expects_continue) if length else WITHOUT_BODY
+
+
+def _require_chunked(codings: bytes, version: str) -> None:
+    """Refuses every transfer coding but one final ``chunked`` (RFC 9112, section 6.1)."""
+    if version == "1.0":
+        raise InvalidMessage("HTTP/1.0 has no Transfer-Encoding.")
+    if codings.lower() != b"chunked":
+        raise UnsupportedTransferCoding(
+            "Send the body with Content-Length, or with `Transfer-Encoding: chunked` alone."
+        )
+
+
+class Target(NamedTuple):
+    """A request target, taken apart (RFC 9112, section 3.2).
+
+    Attributes:
+        path: the path as it was sent.
+        query: the query without its question mark.
+    """
+
+    path: bytes
+    query: bytes
+
+
+def read_target(target: bytes) -> Target:
+    """Takes a request target apart; its host, in the absolute form, is not looked at.
+
+    Errors:
+        InvalidMessage: it is none, or has a fragment.
+    """
+    if b"#" in target:
+        raise InvalidMessage("The request target has a fragment, which a client keeps to itself.")
+    if target.startswith(b"/"):
+        path, _, query = target.partition(b"?")
+        return Target(path, query)
+    if target == b"*":
+        return Target(target, b"")
+    try:
+        url = httptools.parse_url(target)
+    except (httptools.HttpParserInvalidURLError, ValueError):
+        url = None
+    if url is None or not url.schema or not url.host:
+        raise InvalidMessage("The request target is neither a path nor a URL.")
+    return Target(url.path or b"/", url.query or b"")

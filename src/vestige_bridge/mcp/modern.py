@@ -1,0 +1,279 @@
+"""The modern era of MCP (2026-07-28) on an upstream of the legacy era: there and back.
+
+Invariant: a modern request describes itself, and what it says in its headers it says in its body. What goes
+upstream is the same request without what only the modern era knows; what comes back is the same answer with what the
+modern era wants besides. No list of tools and no meaning of a method beyond the lifecycle is known here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from vestige_bridge.errors import (
+    HeaderMismatch,
+    InvalidParams,
+    MethodNotFound,
+    UnsupportedProtocolVersion,
+)
+from vestige_bridge.http import headers
+from vestige_bridge.jsonrpc.builders import build_notification, build_result
+from vestige_bridge.jsonrpc.messages import AnyMessage, Request
+from vestige_bridge.jsonrpc.parser import parse_message
+from vestige_bridge.jsonrpc.spans import add_members, dump, members_of
+from vestige_bridge.mcp.methods import (
+    CACHEABLE_METHODS,
+    DISCOVER,
+    LEGACY_ONLY_METHODS,
+    NAMED_BY,
+    PROMPTS_CHANGED,
+    READ_RESOURCE,
+    RESOURCES_CHANGED,
+    SUBSCRIPTION_ACKNOWLEDGED,
+    TOOLS_CHANGED,
+)
+from vestige_bridge.mcp.versions import MODERN_VERSIONS, SUPPORTED_VERSIONS
+
+_VERSION: Final = "io.modelcontextprotocol/protocolVersion"
+_CAPABILITIES: Final = "io.modelcontextprotocol/clientCapabilities"
+_SERVER_INFO: Final = "io.modelcontextprotocol/serverInfo"
+_SUBSCRIPTION_ID: Final = "io.modelcontextprotocol/subscriptionId"
+_ENVELOPE: Final = frozenset(
+    {_VERSION, _CAPABILITIES, "io.modelcontextprotocol/clientInfo", "io.modelcontextprotocol/logLevel"}
+)
+"""The keys of ``_meta`` in which a modern request describes itself."""
+
+_NOT_CACHED: Final[Mapping[str, str]] = {"ttlMs": "0", "cacheScope": '"private"'}
+"""The one honest hint for an upstream that gives none: what it says may change at once, and is for this caller."""
+
+_STATUSES: Final[Mapping[float, int]] = {-32601: 404, -32602: 400, -32600: 400, -32700: 400, -32021: 400}
+_LEGACY_RESOURCE_NOT_FOUND: Final = -32002
+_INVALID_PARAMS: Final = -32602
+_LIST_CHANGED: Final[Mapping[str, tuple[str, str]]] = {
+    "toolsListChanged": ("tools", TOOLS_CHANGED),
+    "promptsListChanged": ("prompts", PROMPTS_CHANGED),
+    "resourcesListChanged": ("resources", RESOURCES_CHANGED),
+}
+
+
+def is_modern(message: AnyMessage, header: str | None) -> bool:
+    """Whether the message declares the modern era.
+
+    Parameters:
+        message: the client's message; a modern one declares its version in ``params._meta``.
+        header: the value of ``MCP-Protocol-Version``, if it was sent.
+
+    Errors:
+        UnsupportedProtocolVersion: it declares a version that is not spoken here; with ``supported`` and ``requested``.
+    """
+    if _VERSION in message.meta_keys:
+        return True
+    require_supported(header, message)
+    return header in MODERN_VERSIONS
+
+
+def require_supported(header: str | None, message: AnyMessage | None = None) -> None:
+    """Refuses a version that is not spoken here (MCP 2025-11-25, basic/transports, protocol version header).
+
+    Parameters:
+        header: the value of ``MCP-Protocol-Version``, if it was sent.
+        message: the client's message, if there is one.
+
+    Errors:
+        UnsupportedProtocolVersion: with ``supported`` and ``requested``.
+    """
+    if header is not None and header not in SUPPORTED_VERSIONS:
+        raise _unsupported(header, message)
+
+
+def require_valid(request: Request, http_headers: headers.Headers) -> None:
+    """Refuses a modern request that is not what the specification asks for (MCP 2026-07-28, basic and transports).
+
+    Errors:
+        InvalidParams: it does not describe itself, or answers a question that nobody asked.
+        HeaderMismatch: a header is missing or does not say what the body says.
+        UnsupportedProtocolVersion: of a version that is not spoken here.
+        MethodNotFound: for a method of the legacy era only.
+    """
+    spelled_id = request.spelled_id
+    version, capabilities = request.meta.get(_VERSION), request.meta.get(_CAPABILITIES)
+    if version is None or not isinstance(version.value, str):
+        raise InvalidParams(f'"params._meta" has to hold "{_VERSION}".', request_id=spelled_id)
+    if capabilities is None or not isinstance(capabilities.value, dict):
+        raise InvalidParams(f'"params._meta" has to hold "{_CAPABILITIES}", an object.', request_id=spelled_id)
+    if not headers.mirrors(http_headers, headers.PROTOCOL_VERSION, version.value):
+        raise HeaderMismatch("The header MCP-Protocol-Version does not say what the body says.", request_id=spelled_id)
+    if version.value not in MODERN_VERSIONS:
+        raise _unsupported(version.value, request)
+    if not headers.mirrors(http_headers, headers.METHOD, request.method):
+        raise HeaderMismatch("The header Mcp-Method does not say what the body says.", request_id=spelled_id)
+    named_by = NAMED_BY.get(request.method)
+    named = None if named_by is None else request.params.get(named_by)
+    if named is not None and not headers.mirrors(http_headers, headers.NAME, named.value):
+        raise HeaderMismatch("The header Mcp-Name does not say what the body says.", request_id=spelled_id)
+    if request.method in LEGACY_ONLY_METHODS:
+        raise MethodNotFound(f"{request.method} is not a method of {version.value}.", request_id=spelled_id)
+    if "inputResponses" in request.params or "requestState" in request.params:
+        raise InvalidParams(
+            "Vestige asked for no input: it speaks an earlier version and cannot ask.", request_id=spelled_id
+        )
+
+
+def http_headers(request: Request) -> dict[str, str]:
+    """The headers that a modern request has over HTTP: they say what its body says (MCP 2026-07-28, transports)."""
+    version = request.meta.get(_VERSION)
+    named_by = NAMED_BY.get(request.method)
+    named = None if named_by is None else request.params.get(named_by)
+    values = {headers.PROTOCOL_VERSION: version and version.value, headers.METHOD: request.method}
+    values[headers.NAME] = named and named.value
+    return {name.decode(): headers.spelled_in_header(value) for name, value in values.items() if isinstance(value, str)}
+
+
+def to_legacy(request: Request) -> Request:
+    """The request as an upstream of the legacy era takes it: without what describes it."""
+    meta = request.params["_meta"]
+    kept = [request.text[it.key_start : it.end] for key, it in request.meta.items() if key not in _ENVELOPE]
+    text = f"{request.text[: meta.start]}{{{','.join(kept)}}}{request.text[meta.end :]}"
+    legacy = parse_message(text)
+    if not isinstance(legacy, Request):
+        raise TypeError("a request stays a request")
+    return legacy
+
+
+def to_modern(data: bytes, request: Request, server_info: str) -> tuple[int, bytes]:
+    """The answer of a legacy upstream as a modern client wants it.
+
+    Parameters:
+        data: the response, with the client's id.
+        request: the request that it answers.
+        server_info: name and version of upstream, as JSON.
+
+    Returns:
+        The HTTP status and the response.
+    """
+    text = data.decode()
+    members = members_of(text)
+    if "error" in members:
+        return _modern_error(text, members["error"].start, request)
+    return 200, _complete(text, members["result"].start, request.method, server_info).encode()
+
+
+def discover(request: Request, initialize_result: str) -> bytes:
+    """The DiscoverResult that an InitializeResult comes to (MCP 2026-07-28, server/discover)."""
+    members = members_of(initialize_result)
+    taken = {
+        key: initialize_result[members[key].start : members[key].end]
+        for key in ("capabilities", "instructions")
+        if key in members
+    }
+    result = add_members("{}", 0, {"supportedVersions": dump(SUPPORTED_VERSIONS)} | taken)
+    text = build_result(request.spelled_id, result).decode()
+    return _complete(text, text.rindex(result), DISCOVER, server_info(initialize_result)).encode()
+
+
+def server_info(initialize_result: str) -> str:
+    """Name and version of upstream, as it spells them in its InitializeResult."""
+    member = members_of(initialize_result)["serverInfo"]
+    return initialize_result[member.start : member.end]
+
+
+class Subscription:
+    """What a ``subscriptions/listen`` asks for, and how it is told (MCP 2026-07-28, basic/patterns/subscriptions).
+
+    Parameters:
+        request: the request.
+        capabilities: what upstream can notify of, from its InitializeResult.
+
+    Attributes:
+        methods: the list-changed notifications that it wants and can have.
+        uris: the resources whose updates it wants and can have.
+
+    Errors:
+        InvalidParams: it does not say what it wants.
+    """
+
+    def __init__(self, request: Request, capabilities: Mapping[str, object]) -> None:
+        wanted = request.params.get("notifications")
+        if wanted is None or not isinstance(wanted.value, dict):
+            raise InvalidParams('"params.notifications" has to name what to notify of.', request_id=request.spelled_id)
+        self._request = request
+        honoured = {
+            key: method
+            for key, (feature, method) in _LIST_CHANGED.items()
+            if wanted.value.get(key) is True and _can(capabilities, feature, "listChanged")
+        }
+        self.methods = frozenset(honoured.values())
+        self.uris: frozenset[str] = frozenset()
+        self._filter: dict[str, object] = dict.fromkeys(honoured, True)
+        uris = wanted.value.get("resourceSubscriptions")
+        if isinstance(uris, list) and _can(capabilities, "resources", "subscribe"):
+            self.uris = frozenset(uri for uri in uris if isinstance(uri, str))
+            self._filter["resourceSubscriptions"] = sorted(self.uris)
+
+    def narrow(self, uris: frozenset[str]) -> None:
+        """Takes note of the resources whose updates upstream will tell, of those that it wants."""
+        if "resourceSubscriptions" in self._filter:
+            self.uris &= uris
+            self._filter["resourceSubscriptions"] = sorted(self.uris)
+
+    def acknowledgement(self) -> bytes:
+        """The first message of the stream: which of the requested notifications will come, still to be tagged."""
+        return build_notification(SUBSCRIPTION_ACKNOWLEDGED, dump({"notifications": self._filter}))
+
+    def tagged(self, data: bytes) -> bytes:
+        """A notification with the id of this subscription in it."""
+        text = data.decode()
+        params = members_of(text).get("params")
+        if params is None or text[params.start] != "{":
+            return add_members(text, text.index("{"), {"params": f'{{"_meta":{self._meta}}}'}).encode()
+        meta = members_of(text, params.start).get("_meta")
+        if meta is None or text[meta.start] != "{":
+            return add_members(text, params.start, {"_meta": self._meta}).encode()
+        return add_members(text, meta.start, {_SUBSCRIPTION_ID: self._request.spelled_id}).encode()
+
+    def result(self) -> bytes:
+        """The answer that ends the stream when it is us who end it."""
+        return build_result(self._request.spelled_id, f'{{"resultType":"complete","_meta":{self._meta}}}')
+
+    @property
+    def _meta(self) -> str:
+        return f'{{"{_SUBSCRIPTION_ID}":{self._request.spelled_id}}}'
+
+
+def _can(capabilities: Mapping[str, object], feature: str, what: str) -> bool:
+    features = capabilities.get(feature)
+    return isinstance(features, dict) and features.get(what) is True
+
+
+def _unsupported(version: str, message: AnyMessage | None) -> UnsupportedProtocolVersion:
+    return UnsupportedProtocolVersion(
+        "This protocol version is not spoken here.",
+        data={"supported": list(SUPPORTED_VERSIONS), "requested": version[:64]},
+        request_id=message.spelled_id if isinstance(message, Request) else None,
+    )
+
+
+def _complete(text: str, start: int, method: str, server_info: str) -> str:
+    """The response with all that a modern result has to hold; what upstream says itself stays."""
+    if text[start] != "{":
+        return text
+    members = members_of(text, start)
+    meta = members.get("_meta")
+    if meta is not None and isinstance(meta.value, dict) and _SERVER_INFO not in meta.value:
+        text = add_members(text, meta.start, {_SERVER_INFO: server_info})
+    wanted = {"resultType": '"complete"', **(_NOT_CACHED if method in CACHEABLE_METHODS else {})}
+    if meta is None:
+        wanted["_meta"] = f'{{"{_SERVER_INFO}":{server_info}}}'
+    # Members are added from the back to the front, so that the offsets found in the text still hold.
+    return add_members(text, start, {key: value for key, value in wanted.items() if key not in members})
+
+
+def _modern_error(text: str, start: int, request: Request) -> tuple[int, bytes]:
+    members = members_of(text, start)
+    code = members.get("code")
+    if code is None or not isinstance(code.value, float):
+        return 200, text.encode()
+    if code.value == _LEGACY_RESOURCE_NOT_FOUND and request.method == READ_RESOURCE:
+        text = text[: code.start] + str(_INVALID_PARAMS) + text[code.end :]
+        return 400, text.encode()
+    return _STATUSES.get(code.value, 200), text.encode()

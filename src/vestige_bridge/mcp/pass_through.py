@@ -1,0 +1,151 @@
+"""A client's own upstream session: its requests keep their ids, and what upstream asks reaches the client.
+
+Invariant: every message goes on as its author wrote it. A request gets another id and progress token only if it is sent
+again, or while the same client has one in flight under these, which MCP forbids and some clients do nevertheless; what
+comes back carries the client's own again. Nothing here waits or does I/O.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from vestige_bridge.jsonrpc.messages import Notification, Request, Response, is_token
+from vestige_bridge.jsonrpc.spans import Value, decode
+from vestige_bridge.mcp.lifecycle import HeldSession
+from vestige_bridge.mcp.methods import PROGRESS
+from vestige_bridge.mcp.multiplexer import Answer, Call, Multiplexer, Progress, Reply, Unattributed, read_message
+
+C = TypeVar("C", bound=Call)
+Overhear = Callable[[Notification | Request], None]
+"""Told of what upstream says on the session and no stream of a request can carry."""
+
+
+class PassThrough(Multiplexer[C]):
+    """The calls in flight on one client's own session, under the client's own ids.
+
+    Parameters:
+        overhear: told of the messages that belong on the session's own stream.
+    """
+
+    def __init__(self, overhear: Overhear) -> None:
+        super().__init__()
+        self._overhear = overhear
+        self._by_id: dict[object, C] = {}
+        self._by_token: dict[object, C] = {}
+        self._busy: Counter[object] = Counter()
+        self._hearing: dict[C, None] = {}
+        self._numbers = itertools.count(1)
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request of the client is in flight."""
+        return not self._open
+
+    def hear(self, call: C) -> None:
+        """Notes that the client takes an event stream in answer to the call, on which more than the answer may come."""
+        self._hearing[call] = None
+
+    def assign(self, call: C) -> bytes:
+        """The bytes that carry the call: the client's own, unless it was sent before or its id is in use."""
+        self.withdraw(call)
+        request, token = call.request, call.request.progress_token
+        # What upstream still sends for an attempt that was cut must not be taken for the next one's.
+        sent_before = bool(call.spelled_upstream_id)
+        call.upstream_id = next(self._numbers)
+        in_use = self._busy[request.id.value] > 0 or (token is not None and token.value in self._by_token)
+        again = sent_before or in_use
+        call.spelled_upstream_id = f'"vestige-bridge-again-{call.upstream_id}"' if again else request.spelled_id
+        self._by_id[_upstream_id(call)] = call
+        self.hold(call)
+        if token is not None:
+            self._by_token[_upstream_id(call) if again else token.value] = call
+        if not again:
+            return request.encoded()
+        changed = [value for value in (request.id, token) if value is not None]
+        return request.spliced(*((value, call.spelled_upstream_id) for value in changed))
+
+    def withdraw(self, call: C) -> None:
+        """Ends an attempt: nothing that comes for its id from now on belongs to anybody."""
+        token = call.request.progress_token
+        if call.spelled_upstream_id:
+            _drop(self._by_id, _upstream_id(call), call)
+            _drop(self._by_token, _upstream_id(call), call)
+        if token is not None:
+            _drop(self._by_token, token.value, call)
+
+    def close(self, call: C) -> None:
+        """Lets a call go."""
+        super().close(call)
+        self._hearing.pop(call, None)
+
+    def hold(self, call: C) -> None:
+        """Keeps the id of a call from being used again: upstream may still send something for it."""
+        self._busy[_upstream_id(call)] += 1
+
+    def release(self, call: C) -> None:
+        """Gives back what ``hold`` or ``assign`` kept."""
+        self._busy[_upstream_id(call)] -= 1
+        if not self._busy[_upstream_id(call)]:
+            del self._busy[_upstream_id(call)]
+
+    def route(self, data: bytes, arrived_on: C | None = None) -> Answer[C] | Progress[C] | Reply | Unattributed:
+        """Says which stream of the client a message from upstream goes on.
+
+        A response belongs to its request and progress to its token, whichever stream they came on. All else stays on
+        the stream that it came on. Where the client does not read that one, or its request is over, it goes on
+        another that is open, or is overheard.
+
+        Parameters:
+            data: the bytes of one message.
+            arrived_on: the call on whose stream they came; ``None`` on the session's own stream.
+
+        Errors:
+            InvalidMessage: the bytes are no JSON-RPC message.
+        """
+        message = read_message(data)
+        if isinstance(message, Response):
+            return self._route_response(message)
+        token = message.params.get("progressToken")
+        if message.method == PROGRESS and token is not None:
+            call = self._by_token.get(token.value) if is_token(token) else None
+            spelled = None if call is None else call.request.progress_token
+            if call is None or spelled is None:
+                return Unattributed(None)
+            return Progress(call, message.spliced((token, call.request.spelled(spelled))))
+        stream = arrived_on
+        if arrived_on is not None and arrived_on not in self._hearing:
+            stream = next(iter(self._hearing), None)
+        if stream is not None:
+            return Progress(stream, data)
+        self._overhear(message)
+        return Unattributed(None)
+
+    def _known(self, token: Value) -> C | None:
+        """The call with this id; upstream may spell a number in its own way."""
+        return self._by_id.get(token.value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientHeldSession(HeldSession):
+    """An upstream session that one client opened and alone uses.
+
+    Attributes:
+        router: says which of the client's requests a message belongs to.
+    """
+
+    router: PassThrough[Any]
+
+
+def _drop(calls: dict[object, C], key: object, call: C) -> None:
+    """Takes a call out, if it is the one that stands there."""
+    if calls.get(key) is call:
+        del calls[key]
+
+
+def _upstream_id(call: Call) -> object:
+    """The id that upstream knows a call by."""
+    return decode(call.spelled_upstream_id, 0)[0]

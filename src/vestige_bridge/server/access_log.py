@@ -1,0 +1,99 @@
+"""The access log: one line for each request, and nothing in it that a client wants kept.
+
+Invariant: what a line names comes from lists that the bridge knows; what a client invents is ``other``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import time
+from collections.abc import Callable
+from typing import Final
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from vestige_bridge import logs
+from vestige_bridge.access.record import ENDPOINT_PATHS, PROBE_PATHS, AccessRecord
+from vestige_bridge.http import headers
+
+log = logging.getLogger(__name__)
+
+CLIENT_CLOSED_REQUEST: Final = 499
+_NAMED_PATHS: Final = PROBE_PATHS | ENDPOINT_PATHS
+
+
+Observe = Callable[[str, AccessRecord, int, int, float], None]
+"""Told of each request that is over: its path, its record, its status, the bytes sent, and the seconds it took."""
+
+
+class AccessLog:
+    """ASGI middleware that logs each request once it is over, and returns its ``X-Request-Id``.
+
+    Parameters:
+        app: what is logged.
+        draining: whether the bridge is about to stop, so that clients are told to close their connections.
+        observe: told of each request that is over.
+        write: writes a line.
+    """
+
+    def __init__(
+        self, app: ASGIApp, draining: Callable[[], bool], observe: Observe, write: logs.Write = logs.write
+    ) -> None:
+        self._app = app
+        self._draining = draining
+        self._observe = observe
+        self._write_line = write
+        # An id is made of what no other process has and a number, which is cheaper than chance for each.
+        self._process = os.urandom(6).hex()
+        self._numbers = itertools.count(1)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes the request on and watches what is answered."""
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        request_headers = headers.Headers(scope["headers"])
+        request_id = headers.request_id(request_headers) or f"{self._process}{next(self._numbers):08x}"
+        record = AccessRecord(request_headers, request_id)
+        scope.setdefault("state", {})["access"] = record
+        started_at, status, sent_bytes = time.perf_counter(), 500, 0
+
+        async def send_watched(message: Message) -> None:
+            nonlocal status, sent_bytes
+            if message["type"] == "http.response.start":
+                record.answering, status = True, message["status"]
+                raw = [*message.get("headers", []), (headers.REQUEST_ID, record.request_id.encode())]
+                if self._draining():
+                    raw.append((b"connection", b"close"))
+                message["headers"] = raw
+            else:
+                sent_bytes += len(message.get("body", b""))
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_watched)
+        finally:
+            seconds = time.perf_counter() - started_at
+            status = CLIENT_CLOSED_REQUEST if record.client_left else status
+            self._observe(scope["path"], record, status, sent_bytes, seconds)
+            self._write(scope, record, status, sent_bytes, seconds)
+
+    def _write(self, scope: Scope, record: AccessRecord, status: int, sent_bytes: int, seconds: float) -> None:
+        level = logging.DEBUG if scope["path"] in PROBE_PATHS and status < 400 else logging.INFO
+        if not log.isEnabledFor(level):
+            return
+        fields = {
+            "http": scope["method"],
+            "path": scope["path"] if scope["path"] in _NAMED_PATHS else "other",
+            "method": record.method,
+            "tool": record.tool,
+            "principal": record.principal,
+            "agent": record.headers.text(headers.AGENT_ID),
+            "request_id": record.request_id,
+            "trace_id": headers.trace_id(record.headers),
+            "status": status,
+            "duration_ms": round(seconds * 1000, 1),
+            "bytes": sent_bytes,
+        }
+        self._write_line(log, level, "request", fields)

@@ -1,0 +1,190 @@
+"""All connections of clients: how many there may be, which one makes room for another, and how long each may idle.
+
+Invariant: a connection with a request in flight is never closed for room, and strangers never keep out a client with a
+token. One timer watches the times of all connections.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import resource
+from collections import Counter
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from vestige_bridge.upstream.answer_budget import AnswerBudget
+
+log = logging.getLogger(__name__)
+
+TICK_SECONDS: Final = 0.5
+"""How often the times of the connections are looked at."""
+
+STRANGER_IDLE_SECONDS: Final = 75.0
+"""How long a connection may idle that carried no authenticated request: longer than load balancers usually wait."""
+
+HEAD_SECONDS: Final = 30.0
+"""How long a head may take from its first byte."""
+
+LINGER_SECONDS: Final = 2.0
+"""How long the rest of a request is read and dropped after its answer."""
+
+STALLED_SECONDS: Final = 1.0
+"""A client that takes nothing for as long makes no progress."""
+
+ARRIVING_HEADS_BYTES: Final = 16_777_216
+"""How many bytes of incomplete heads all connections together may hold."""
+
+RESERVED_DESCRIPTORS: Final = 64
+"""Descriptors for listeners, files, and connections that are being accepted or closed."""
+
+MOST: Final = 8_192
+"""The most connections, however many descriptors there are."""
+
+ENDED: Final = ("send_timeout", "unsent_bytes")
+"""Why an answer that its client did not read is ended."""
+
+
+class Connection(Protocol):
+    """What the watch sees of a connection.
+
+    Attributes:
+        principal: the principal of its last authenticated request; ``None`` for a stranger.
+        idle_since: when its last request ended, in seconds of the event loop's clock; ``None`` with one in flight.
+    """
+
+    principal: str | None
+    idle_since: float | None
+
+    def watch(self, now: float) -> None:
+        """Ends what takes too long."""
+
+    def make_room(self) -> None:
+        """Closes the connection, which idles."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a connection may take.
+
+    Attributes:
+        connections: how many connections there may be.
+        keep_alive_seconds: how long one may idle that carried an authenticated request.
+        send_seconds: how long a client may take nothing of an answer that waits for it.
+    """
+
+    connections: int
+    keep_alive_seconds: float
+    send_seconds: float
+
+
+def connection_limit(upstream_connections: int) -> int:
+    """How many connections of clients the process's descriptors allow, upstream's and a reserve set apart.
+
+    Parameters:
+        upstream_connections: how many connections to upstream there may be.
+    """
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return MOST
+    spare = soft - RESERVED_DESCRIPTORS - upstream_connections
+    return max(min(spare, MOST), min(soft // 2, RESERVED_DESCRIPTORS))
+
+
+class Connections:
+    """The connections of all clients.
+
+    Parameters:
+        limits: what they may take.
+        held: the budget for large answers.
+
+    Attributes:
+        limits: what they may take.
+        held: the budget for large answers.
+        closed_for_room: how many idle connections were closed to make room.
+        refused: how many connections were answered 503, because all others were busy.
+        ended: how many answers were ended because their client did not read them, by reason.
+        head_bytes: how many bytes of incomplete heads are held.
+    """
+
+    def __init__(self, limits: Limits, held: AnswerBudget) -> None:
+        self.limits = limits
+        self.held = held
+        self.closed_for_room = 0
+        self.refused = 0
+        self.ended = Counter(dict.fromkeys(ENDED, 0))
+        self.head_bytes = 0
+        self._all: set[Connection] = set()
+        self._strangers: dict[Connection, None] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def open(self) -> int:
+        """How many connections there are."""
+        return len(self._all)
+
+    @property
+    def heads_fit(self) -> bool:
+        """Whether the incomplete heads are within their bound."""
+        return self.head_bytes <= ARRIVING_HEADS_BYTES
+
+    def admit(self, connection: Connection) -> bool:
+        """Takes a new connection in, and closes one that idles if there are too many.
+
+        Returns:
+            Whether there is room; if not, the connection is to be refused and closed.
+        """
+        fits = len(self._all) < self.limits.connections or self._make_room()
+        if not fits:
+            self.refused += 1
+        self._all.add(connection)
+        if self._timer is None:
+            self._start_timer(asyncio.get_running_loop())
+        return fits
+
+    def forget(self, connection: Connection) -> None:
+        """Lets a closed connection go."""
+        self._all.discard(connection)
+        self._strangers.pop(connection, None)
+        if not self._all and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def stranger_idles(self, connection: Connection) -> None:
+        """Takes note that a connection without an authenticated request idles from now on."""
+        self._strangers[connection] = None
+
+    def stranger_busy(self, connection: Connection) -> None:
+        """Takes note that such a connection has a request, or is no stranger's any more."""
+        self._strangers.pop(connection, None)
+
+    def _make_room(self) -> bool:
+        """Closes the stranger that idles longest, or else the longest idle one of the principal with the most."""
+        victim = next(iter(self._strangers), None) or self._longest_idle()
+        if victim is None:
+            return False
+        self.closed_for_room += 1
+        self.forget(victim)
+        victim.make_room()
+        return True
+
+    def _longest_idle(self) -> Connection | None:
+        by_principal: dict[str | None, list[Connection]] = {}
+        for connection in self._all:
+            if connection.idle_since is not None:
+                by_principal.setdefault(connection.principal, []).append(connection)
+        most = max(by_principal.values(), key=len, default=None)
+        return None if most is None else min(most, key=lambda it: it.idle_since or 0.0)
+
+    def _start_timer(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = loop.call_later(TICK_SECONDS, self._tick, loop)
+
+    def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
+        now = loop.time()
+        for connection in list(self._all):
+            connection.watch(now)
+        self.held.balance(now)
+        if self._all:
+            self._start_timer(loop)
+        else:
+            self._timer = None

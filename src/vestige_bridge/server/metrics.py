@@ -1,0 +1,259 @@
+"""The metrics: counted in plain numbers while requests pass, and told in Prometheus's words when somebody asks.
+
+Invariant: a request costs it a few additions. What other objects count is read from them when a scrape asks for it,
+and label values come from lists that the bridge knows.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from itertools import accumulate
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Metric, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from vestige_bridge import __version__
+from vestige_bridge.access.record import ENDPOINT_PATHS, AccessRecord
+from vestige_bridge.access.responses import error_response
+from vestige_bridge.access.tokens import Tokens
+from vestige_bridge.endpoint.per_client_mode import ClientSessions
+from vestige_bridge.errors import MethodNotAllowed, NotFound
+from vestige_bridge.mcp.methods import LISTEN
+from vestige_bridge.server.connections import Connections
+from vestige_bridge.session.dispatcher import Dispatcher
+from vestige_bridge.session.monitor import Monitor, State
+from vestige_bridge.session.session import Session
+from vestige_bridge.settings import Settings
+
+BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+"""The upper bounds of the duration histogram, in seconds."""
+
+_PREFIX: Final = "vestige_bridge_"
+_UNREAD: Final = "none"
+_ENDLESS: Final = frozenset({_UNREAD, LISTEN})
+"""What has no duration that says anything: messages that were not read, and streams that end with their client."""
+
+
+class _Durations:
+    """How long requests of one kind took."""
+
+    __slots__ = ("buckets", "sum_seconds")
+
+    def __init__(self) -> None:
+        self.buckets = [0] * (len(BUCKETS) + 1)
+        self.sum_seconds = 0.0
+
+
+class Metrics(Collector):
+    """The requests of clients that are over, and the numbers that the bridge's other objects keep.
+
+    Parameters:
+        settings: the limits.
+        session: the held session.
+        dispatcher: sees the messages of clients through.
+        client_sessions: the clients' own sessions.
+        monitor: what is known of the connection.
+        tokens: the valid tokens.
+        refusals: how many requests were rejected before authentication succeeded, by reason.
+        connections: the connections of clients.
+
+    Attributes:
+        registry: these metrics and those of the process.
+    """
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        session: Session,
+        dispatcher: Dispatcher,
+        client_sessions: ClientSessions,
+        monitor: Monitor,
+        tokens: Tokens,
+        refusals: Mapping[str, int],
+        connections: Connections,
+    ) -> None:
+        self._connections = connections
+        self._settings = settings
+        self._session = session
+        self._dispatcher = dispatcher
+        self._client_sessions = client_sessions
+        self._monitor = monitor
+        self._tokens = tokens
+        self._refusals = refusals
+        self._requests: defaultdict[tuple[str, str, int], int] = defaultdict(int)
+        self._durations: defaultdict[tuple[str, str], _Durations] = defaultdict(_Durations)
+        self._sent_bytes = 0
+        self.registry = CollectorRegistry()
+        self.registry.register(self)
+        ProcessCollector(registry=self.registry)
+
+    def observe(self, path: str, record: AccessRecord, status: int, sent_bytes: int, seconds: float) -> None:
+        """Counts a request to the endpoint that is over.
+
+        Parameters:
+            path: where it went.
+            record: what was learnt of it.
+            status: the HTTP status, as the access log says it.
+            sent_bytes: the length of the answer's body.
+            seconds: how long it took.
+        """
+        if path not in ENDPOINT_PATHS:
+            return
+        method, tool = record.method or _UNREAD, record.tool or ""
+        self._requests[method, tool, status] += 1
+        self._sent_bytes += sent_bytes
+        if method not in _ENDLESS:
+            durations = self._durations[method, tool]
+            durations.buckets[bisect_left(BUCKETS, seconds)] += 1
+            durations.sum_seconds += seconds
+
+    def collect(self) -> Iterator[Metric]:
+        """Every metric with its values of this moment."""
+        yield from self._traffic()
+        yield from self._upstream()
+        yield from self._door()
+        yield from self._clients()
+        yield _info("build_info", "The bridge itself; always 1.", {"version": __version__})
+
+    def _traffic(self) -> Iterator[Metric]:
+        requests = CounterMetricFamily(
+            f"{_PREFIX}requests", "Requests to the endpoint that are over.", labels=("method", "tool", "status")
+        )
+        for (method, tool, status), count in self._requests.items():
+            requests.add_metric((method, tool, str(status)), count)
+        yield requests
+        duration = HistogramMetricFamily(
+            f"{_PREFIX}request_duration_seconds",
+            "Time from a request's arrival to the end of its answer.",
+            labels=("method", "tool"),
+        )
+        bounds = [*map(str, BUCKETS), "+Inf"]
+        for labels, durations in self._durations.items():
+            cumulated = list(zip(bounds, accumulate(durations.buckets), strict=True))
+            duration.add_metric(labels, cumulated, durations.sum_seconds)
+        yield duration
+        session, dispatcher, own = self._session, self._dispatcher, self._client_sessions
+        yield _counter("response_bytes", "Bytes of the bodies that clients were sent.", self._sent_bytes)
+        yield _counters(
+            "requests_failed",
+            "Requests that ended without Vestige's answer, whatever their HTTP status.",
+            "reason",
+            dispatcher.failures,
+        )
+        yield _gauge("requests_in_flight", "Requests in flight.", dispatcher.in_flight)
+        yield _gauge("requests_in_flight_limit", "How many may be.", self._settings.max_in_flight)
+        yield _gauge(
+            "streams_open", "Open streams of notifications.", session.listeners.streams_open + own.streams_open
+        )
+        yield _gauge("client_sessions_open", "Upstream sessions of clients in per-client mode.", own.sessions_open)
+        yield _gauge("draining", "1 while the bridge takes no more requests.", dispatcher.draining)
+
+    def _upstream(self) -> Iterator[Metric]:
+        session, dispatcher, monitor = self._session, self._dispatcher, self._monitor
+        state = GaugeMetricFamily(
+            f"{_PREFIX}upstream_state", "1 for the state of the connection to Vestige.", labels=("state",)
+        )
+        for it in State:
+            state.add_metric((it.value,), it is monitor.health.state)
+        yield state
+        if (age := monitor.answer_age_seconds) is not None:
+            yield _gauge("upstream_last_answer_age_seconds", "Age of Vestige's last answer.", age)
+        if session.held is not None:
+            labels = {"name": session.held.server_name, "version": session.held.server_version}
+            yield _info("upstream_info", "What Vestige calls itself; always 1.", labels)
+        yield _counter("upstream_sessions_opened", "Sessions opened for all.", session.sessions_opened)
+        yield _counter("upstream_reconnects", "Connections that came back after a failure.", monitor.reconnects)
+        yield _counters("upstream_failures", "Failures of the connection to Vestige.", "reason", monitor.failures)
+        yield _counter(
+            "upstream_stream_failures",
+            "Times that the session's own event stream was refused or cut.",
+            session.stream_failures,
+        )
+        yield _gauge(
+            "upstream_stateless", "1 while upstream keeps no sessions: a process a request.", session.stateless
+        )
+        yield _counter("replays", "Requests that were sent again after a failure.", dispatcher.replays)
+        yield _gauge("tools_known", "Tools that Vestige announced.", len(session.catalog.tools))
+        yield _gauge("upstream_requests_in_flight", "Requests that are with Vestige.", dispatcher.with_upstream)
+        yield _gauge(
+            "upstream_requests_forgetting", "Ended requests that Vestige is to forget.", session.attempts.forgetting
+        )
+        yield _gauge("upstream_requests_in_flight_limit", "How many may be.", self._settings.upstream_concurrency)
+
+    def _clients(self) -> Iterator[Metric]:
+        connections = self._connections
+        yield _gauge("client_connections", "Open connections of clients.", connections.open)
+        yield _gauge("client_connections_limit", "How many there may be.", connections.limits.connections)
+        yield _counter(
+            "client_connections_closed_for_room", "Idle connections closed for new ones.", connections.closed_for_room
+        )
+        yield _counter(
+            "client_connections_refused", "Connections refused because all others were busy.", connections.refused
+        )
+        yield _gauge("incomplete_head_bytes", "Bytes held of incomplete heads of requests.", connections.head_bytes)
+        yield _gauge("unsent_bytes", "Bytes held of large answers.", connections.held.total_bytes)
+        yield _gauge("unsent_bytes_limit", "How many may be.", connections.held.limit_bytes)
+        yield _counters(
+            "unread_answers_ended", "Answers ended because their client did not read.", "reason", connections.ended
+        )
+
+    def _door(self) -> Iterator[Metric]:
+        yield _counters("auth_failures", "Requests that did not get in.", "reason", self._refusals)
+        used = GaugeMetricFamily(
+            f"{_PREFIX}token_last_used_timestamp_seconds",
+            "When each principal last got in; 0 before its first time.",
+            labels=("principal",),
+        )
+        for principal, used_at in self._tokens.last_used.items():
+            used.add_metric((principal,), used_at)
+        yield used
+        yield _gauge("token_file_valid", "0 when the token file last changed to the worse.", self._tokens.file_valid)
+
+
+def build_metrics_app(metrics: Metrics) -> Starlette:
+    """What answers on the listener of the metrics: ``GET /metrics``, and nothing else."""
+
+    async def scrape(request: Request) -> Response:
+        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        return Response(encode(metrics.registry), headers={"content-type": content_type})
+
+    async def refuse(request: Request, refusal: Exception) -> Response:
+        if isinstance(refusal, HTTPException) and refusal.status_code == 405:
+            return error_response(MethodNotAllowed("This path takes GET.", headers=refusal.headers))
+        return error_response(NotFound("There is nothing here but GET /metrics."))
+
+    app = Starlette(routes=[Route("/metrics", scrape)], exception_handlers={HTTPException: refuse})
+    app.router.redirect_slashes = False
+    return app
+
+
+def _gauge(name: str, says: str, value: float) -> Metric:
+    return GaugeMetricFamily(_PREFIX + name, says, value=value)
+
+
+def _counter(name: str, says: str, value: float) -> Metric:
+    return CounterMetricFamily(_PREFIX + name, says, value=value)
+
+
+def _counters(name: str, says: str, label: str, values: Mapping[str, int]) -> Metric:
+    family = CounterMetricFamily(_PREFIX + name, says, labels=(label,))
+    for word, count in values.items():
+        family.add_metric((word,), count)
+    return family
+
+
+def _info(name: str, says: str, labels: Mapping[str, str]) -> Metric:
+    family = GaugeMetricFamily(_PREFIX + name, says, labels=tuple(labels))
+    family.add_metric(tuple(labels.values()), 1)
+    return family

@@ -1,0 +1,101 @@
+"""What probes ask: does the process run, is the connection to Vestige there, does Vestige really answer.
+
+Invariant: nobody without a token can load Vestige, and ``/readyz`` and ``/livez`` never wait for anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Final
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from vestige_bridge.access.responses import json_response
+from vestige_bridge.concurrency import Tasks
+from vestige_bridge.errors import BridgeError, SessionLost
+from vestige_bridge.session.dispatcher import Dispatcher
+from vestige_bridge.session.monitor import Monitor
+from vestige_bridge.session.session import Session
+
+SHARED_SECONDS: Final = 1.0
+"""How long the answer to one deep check serves everybody who asks."""
+
+
+class Probes:
+    """``/health``, ``/readyz`` and ``/livez``.
+
+    Parameters:
+        session: the held session.
+        dispatcher: sees the messages of clients through.
+        monitor: what is known of the connection.
+    """
+
+    def __init__(self, session: Session, dispatcher: Dispatcher, monitor: Monitor) -> None:
+        self._session = session
+        self._dispatcher = dispatcher
+        self._monitor = monitor
+        self._tasks = Tasks()
+        self._deep_check: asyncio.Task[bool] | None = None
+        self._deep_check_at = 0.0
+
+    async def close(self) -> None:
+        """Ends a deep check that is under way."""
+        await self._tasks.close()
+
+    async def livez(self, request: Request) -> Response:
+        """200 while the process runs."""
+        return json_response({"status": "alive"})
+
+    async def readyz(self, request: Request) -> Response:
+        """200 when the last thing heard of Vestige was an answer, otherwise 503; from memory."""
+        ready = self._monitor.ready and not self._dispatcher.draining
+        health = self._monitor.health
+        return json_response(
+            {
+                "status": "ready" if ready else "not_ready",
+                "state": "draining" if self._dispatcher.draining else health.state.value,
+                "reason": health.reason,
+                "upstream_sessions": None if self._session.held is None else not self._session.stateless,
+                "last_answer_age_seconds": self._monitor.answer_age_seconds,
+            },
+            200 if ready else 503,
+        )
+
+    async def health(self, request: Request) -> Response:
+        """200 when Vestige just listed its tools, otherwise 503."""
+        now = time.monotonic()
+        if self._deep_check is None or (self._deep_check.done() and now - self._deep_check_at >= SHARED_SECONDS):
+            self._deep_check_at = now
+            self._deep_check = self._tasks.start(self._check())
+        healthy = await asyncio.shield(self._deep_check)
+        held = self._session.held
+        return json_response(
+            {
+                "status": "ok" if healthy else "unavailable",
+                "connected": held is not None,
+                "reason": None if healthy else self._monitor.health.reason,
+                "vestige": None if held is None else {"name": held.server_name, "version": held.server_version},
+                "tools": len(self._session.catalog.tools) if healthy else None,
+                "last_answer_age_seconds": self._monitor.answer_age_seconds,
+            },
+            200 if healthy else 503,
+        )
+
+    async def _check(self) -> bool:
+        if self._session.held is None:
+            return False
+        try:
+            await self._session.discover_tools()
+        except BridgeError as error:
+            return isinstance(error, SessionLost) and await self._renewed()
+        return True
+
+    async def _renewed(self) -> bool:
+        """Whether Vestige answers on a new session, after the check found the old one lost."""
+        try:
+            await self._session.connected()
+        except BridgeError:
+            return False
+        return True

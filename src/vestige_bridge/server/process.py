@@ -1,0 +1,237 @@
+"""The bridge as a process: its listening sockets, signals, and the drain between them."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import gc
+import logging
+import os
+import signal
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any, Final, Literal, cast
+
+import uvicorn
+from starlette.applications import Starlette
+from uvicorn.server import ServerState
+
+from vestige_bridge import logs
+from vestige_bridge.server.app import build_app
+from vestige_bridge.server.connections import STRANGER_IDLE_SECONDS, Connections, Limits
+from vestige_bridge.server.http_protocol import READ_BYTES, HttpProtocol
+from vestige_bridge.server.metrics import build_metrics_app
+from vestige_bridge.settings import Settings
+from vestige_bridge.upstream.answer_budget import AnswerBudget
+
+log = logging.getLogger(__name__)
+
+FLUSH_SECONDS: Final = 5
+"""How long answers that are complete may take to reach slow clients when the bridge stops."""
+
+LARGE_BLOCK_BYTES: Final = 2_097_152
+"""The size from which a block of memory goes back to the system as soon as it is free."""
+
+_MMAP_THRESHOLD: Final = -3
+_TRIM_THRESHOLD: Final = -1
+
+BACKLOG: Final = 2048
+"""How many connections may wait to be accepted."""
+
+GARBAGE_THRESHOLDS: Final = (20_000, 20, 100)
+"""How often the collector of cyclic garbage looks: a request makes none, so the usual 700 objects are far too few.
+
+With those, and all that the start made looked at again and again, a request costs 1.1 times the CPU time.
+"""
+
+METRICS_CONNECTIONS: Final = 64
+"""How many connections the metrics' listener takes."""
+
+
+class Server(uvicorn.Server):
+    """A server that drains before it stops accepting connections; a second signal ends it at once."""
+
+    def __init__(self, config: uvicorn.Config, app: Starlette) -> None:
+        super().__init__(config)
+        self._app = app
+        self._stopping = False
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begins the drain."""
+        if self._stopping:
+            signal.signal(sig, signal.SIG_DFL)
+            signal.raise_signal(sig)
+        self._stopping = True
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Has SIGHUP drain, too, unless whoever started the process has it ignored, as nohup does."""
+        with super().capture_signals():
+            before = signal.getsignal(signal.SIGHUP)
+            if before != signal.SIG_IGN:
+                signal.signal(signal.SIGHUP, self.handle_exit)
+            try:
+                yield
+            finally:
+                signal.signal(signal.SIGHUP, before)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Drains when a signal has come, then stops."""
+        if self._stopping:
+            await self._app.state.drain()
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+
+class MetricsServer(uvicorn.Server):
+    """A server beside the other, which is the one that signals are for."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Captures none."""
+        yield
+
+
+def serve(settings: Settings, warnings: Sequence[str] = ()) -> int:
+    """Serves until a signal comes.
+
+    Parameters:
+        settings: the settings.
+        warnings: what the log says first.
+
+    Returns:
+        The exit status: 0 after a drain, 1 when it could not listen.
+
+    Errors:
+        SettingsError: the settings point to something that is of no use.
+    """
+    handler = logs.configure(settings.logging_level, settings.log_format)
+    for warning in warnings:
+        log.warning("%s", warning)
+    app = build_app(settings, handler.write)
+    try:
+        listener = _listen(settings.host, settings.port, "VESTIGE_BRIDGE_PORT")
+        metrics_listener = _listen(settings.host, settings.metrics_port, "VESTIGE_BRIDGE_METRICS_PORT")
+    except OSError as error:
+        log.error("%s", error)  # noqa: TRY400 - the sentence says all
+        return 1
+    log.info("Listening on http://%s:%d", settings.host, listener.getsockname()[1])
+    log.info("Metrics on http://%s:%d/metrics", settings.host, metrics_listener.getsockname()[1])
+    server = Server(build_config(app, app.state.connections, lifespan="on"), app)
+    metrics_server = MetricsServer(
+        build_config(build_metrics_app(app.state.metrics), _metrics_connections(settings), lifespan="off")
+    )
+
+    _give_large_blocks_back()
+
+    async def run() -> None:
+        # What lives now lives as long as the process: it need not be looked through for garbage again and again.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(*GARBAGE_THRESHOLDS)
+        scraped = asyncio.create_task(metrics_server.serve(sockets=[metrics_listener]))
+        try:
+            await server.serve(sockets=[listener])
+        finally:
+            metrics_server.should_exit = True
+            await scraped
+
+    with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
+        runner.run(run())
+    return 0
+
+
+def _give_large_blocks_back() -> None:
+    """Has the C library return the memory of large answers at once.
+
+    glibc's ``malloc`` takes the first large block that is freed as a sign to keep all that come, unless its thresholds
+    are fixed (mallopt(3)). Other C libraries have no such function, or do nothing in it.
+    """
+    with suppress(OSError, AttributeError):
+        library = ctypes.CDLL(None)
+        for threshold in (_MMAP_THRESHOLD, _TRIM_THRESHOLD):
+            library.mallopt(threshold, LARGE_BLOCK_BYTES)
+
+
+def _listen(host: str, port: int, variable: str) -> socket.socket:
+    """A socket that listens.
+
+    Parameters:
+        host: the address.
+        port: the port; 0 takes a free one.
+        variable: the setting that chose the port.
+
+    Errors:
+        OSError: it cannot, in a sentence that names the setting.
+    """
+    try:
+        if host == "::":
+            return _listen_on_both_families(port)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        # The system's own words: Python adds the address as it spells it.
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+        raise OSError(
+            f"Cannot listen on {host} port {port}: {reason}. Choose another VESTIGE_BRIDGE_HOST or {variable}."
+        ) from error
+
+
+def _listen_on_both_families(port: int) -> socket.socket:
+    """A socket that listens on every address, IPv6 and IPv4; where the system has no IPv6, on every IPv4 address.
+
+    Errors:
+        OSError: it cannot.
+    """
+    if not socket.has_dualstack_ipv6():
+        return socket.create_server(("0.0.0.0", port), backlog=BACKLOG)  # noqa: S104 - `::` asks for it
+    return socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=BACKLOG)
+
+
+def _metrics_connections(settings: Settings) -> Connections:
+    limits = Limits(
+        connections=METRICS_CONNECTIONS,
+        keep_alive_seconds=STRANGER_IDLE_SECONDS,
+        send_seconds=settings.send_timeout_seconds,
+    )
+    return Connections(limits, AnswerBudget(settings.unsent_bytes))
+
+
+def _protocol(connections: Connections) -> type[asyncio.Protocol]:
+    """What uvicorn makes for each connection; all read into one buffer, one after another."""
+    buffer = memoryview(bytearray(READ_BYTES))
+
+    def build(
+        config: uvicorn.Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> HttpProtocol:
+        return HttpProtocol(config, server_state, app_state, connections, buffer)
+
+    return cast("type[asyncio.Protocol]", build)
+
+
+def build_config(app: Starlette, connections: Connections, lifespan: Literal["on", "off"]) -> uvicorn.Config:
+    """How an app is served.
+
+    Parameters:
+        app: the app.
+        connections: the record of its clients' connections.
+        lifespan: whether it has one.
+    """
+    return uvicorn.Config(
+        app,
+        http=_protocol(connections),
+        loop="uvloop",
+        ws="none",
+        lifespan=lifespan,
+        log_config=None,
+        access_log=False,
+        headers=[("X-Content-Type-Options", "nosniff")],
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=FLUSH_SECONDS,
+    )

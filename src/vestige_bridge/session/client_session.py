@@ -1,0 +1,150 @@
+"""One client's own upstream session, in per-client mode: whose it is, what is under way on it, and its stream.
+
+Invariant: it serves nobody but the principal that opened it, and it is not idle while a request or a stream is under
+way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from dataclasses import replace
+
+from vestige_bridge.concurrency import Tasks
+from vestige_bridge.errors import BridgeError, Overloaded, UpstreamTimeout
+from vestige_bridge.jsonrpc.messages import Notification, Request
+from vestige_bridge.mcp.pass_through import ClientHeldSession, PassThrough
+from vestige_bridge.mcp.versions import LEGACY_VERSIONS
+from vestige_bridge.session.attempts import Attempts
+from vestige_bridge.session.exchange import Answered, Exchange
+from vestige_bridge.session.listeners import Listener
+from vestige_bridge.upstream.client import Upstream
+
+
+class ClientSession:
+    """The upstream session of one client (MCP 2025-11-25, basic/transports, session management).
+
+    Parameters:
+        principal: whose it is.
+        attempts: where the messages of its stream are delivered.
+        upstream: where its stream comes from.
+        tasks: owner of the task that reads the stream.
+
+    Attributes:
+        held: the upstream session; its id and its version are known once ``initialize`` is answered.
+        used_at: when it was last in use, in seconds of the event loop's clock.
+        listening: whether its client has its stream open.
+    """
+
+    def __init__(self, principal: str, attempts: Attempts, upstream: Upstream, tasks: Tasks) -> None:
+        self.principal = principal
+        self.held = ClientHeldSession(router=PassThrough[Exchange](self._overhear))
+        self.used_at = 0.0
+        self.listening = False
+        self._attempts = attempts
+        self._upstream = upstream
+        self._tasks = tasks
+        self._in_use = 0
+        self._listener = _new_listener()
+        self._opened: asyncio.Future[None] | None = None
+        self._reading: asyncio.Task[None] | None = None
+
+    def idle_since(self, seconds: float) -> bool:
+        """Whether nothing has been under way on it since that time of the event loop's clock."""
+        return self._in_use == 0 and self.held.router.idle and self.used_at <= seconds
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Keeps it from being idle."""
+        self._in_use += 1
+        try:
+            yield
+        finally:
+            self._in_use -= 1
+            self.used_at = asyncio.get_running_loop().time()
+
+    def named(self, session_id: str, request: Request) -> None:
+        """Takes the id that upstream gave it in reply to an ``initialize``, and the version that this one asks for."""
+        asked = request.params.get("protocolVersion")
+        version = asked.value if asked is not None and asked.value in LEGACY_VERSIONS else None
+        self.held = replace(self.held, session_id=session_id, protocol_version=version)
+
+    def negotiated(self, answered: Answered) -> None:
+        """Takes the version from upstream's InitializeResult: from now on every message carries it."""
+        result = answered.response.result
+        version = result.get("protocolVersion") if isinstance(result, dict) else None
+        if version in LEGACY_VERSIONS:
+            self.held = replace(self.held, protocol_version=version)
+
+    async def listen(self, timeout_seconds: float) -> Listener:
+        """Opens the session's stream; one that its client had open before ends.
+
+        Parameters:
+            timeout_seconds: how long upstream may take to open its own.
+
+        Errors:
+            SessionLost: upstream answered 404, which means that the session is lost, or that it has no streams.
+            UpstreamError: it has no such stream, or did not open it.
+            Overloaded: all streams were ended meanwhile.
+        """
+        if self.listening:
+            self._detach()
+        self.listening, listener = True, self._listener
+        if self._opened is None:
+            self._opened = asyncio.get_running_loop().create_future()
+            self._reading = self._tasks.start(self._read(self._opened, timeout_seconds))
+        try:
+            await asyncio.shield(self._opened)
+        except BaseException:
+            self.stop_listening(listener)
+            raise
+        return listener
+
+    def stop_listening(self, listener: Listener) -> None:
+        """Ends the stream, unless another has taken its place."""
+        if listener is self._listener:
+            self.end_stream()
+
+    def end_stream(self) -> None:
+        """Ends the stream; its client may open it again."""
+        if self._reading is not None:
+            self._reading.cancel()
+        self._reading = self._opened = None
+        if self.listening:
+            self._detach()
+
+    def _detach(self) -> None:
+        """Ends the client's stream; what comes from now on waits for the next one, within the bounds of a listener."""
+        self._listener.close()
+        self._listener = _new_listener()
+        self.listening = False
+
+    async def _read(self, opened: asyncio.Future[None], timeout_seconds: float) -> None:
+        """Reads upstream's stream to its end, and ends the client's by that."""
+        failure: BridgeError = Overloaded("All streams were ended; open this one again.")
+        try:
+            async with contextlib.AsyncExitStack() as exits:
+                async with asyncio.timeout(timeout_seconds):
+                    stream = await exits.enter_async_context(self._upstream.get(self.held.headers))
+                opened.set_result(None)
+                async for message in stream.messages():
+                    self._attempts.deliver(message, self.held)
+        except TimeoutError:
+            failure = UpstreamTimeout("Upstream did not open the stream in time.")
+        except BridgeError as error:
+            failure = error
+        finally:
+            if self._opened is opened:
+                self.end_stream()
+            if not opened.done():
+                opened.set_exception(failure)
+                # Whoever waited for it may be gone.
+                opened.exception()
+
+    def _overhear(self, message: Notification | Request) -> None:
+        self._listener.put(message)
+
+
+def _new_listener() -> Listener:
+    return Listener(lambda _: True)

@@ -1,0 +1,4 @@
+"""The MCP server: connections to it, and what only supergateway says.
+
+Invariant: no exception of an HTTP client leaves this package.
+"""

@@ -1,0 +1,124 @@
+"""The budget for large answers: those that arrive from upstream, and those that wait for slow clients.
+
+Invariant: together they hold about as many bytes as the budget allows. Where it is full, an answer whose client takes
+nothing is ended, the largest first; if all clients make progress, upstream is read no further until there is room. An
+answer is never dropped in silence: its connection is reset, and that is logged and counted.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Final, Protocol
+
+LARGE_BYTES: Final = 65_536
+"""Answers up to this size are not counted: the number of requests in flight and of connections bounds them."""
+
+log = logging.getLogger(__name__)
+
+
+class Source(Protocol):
+    """A connection to upstream on which an answer arrives."""
+
+    def pause_reading(self) -> None:
+        """Takes nothing more from upstream for now."""
+
+    def resume_reading(self) -> None:
+        """Takes from upstream again."""
+
+
+class Sink(Protocol):
+    """A connection to a client that an answer waits for."""
+
+    def stalled(self, now: float) -> bool:
+        """Whether the client has taken nothing for a while."""
+
+    def give_up(self, reason: str) -> None:
+        """Ends the answer and resets the connection."""
+
+
+class AnswerBudget:
+    """Counts the bytes of large answers and keeps them within a budget.
+
+    Parameters:
+        limit_bytes: the budget.
+
+    Attributes:
+        limit_bytes: the budget.
+        total_bytes: how many bytes are held now.
+    """
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        self.total_bytes = 0
+        self._arriving: dict[Source, int] = {}
+        self._waiting: dict[Sink, int] = {}
+        self._paused: set[Source] = set()
+
+    def arriving(self, source: Source, size: int) -> None:
+        """Counts an answer that arrives.
+
+        Parameters:
+            source: the connection that it arrives on.
+            size: how many bytes of it are held by now; 0 when it is over.
+        """
+        self.total_bytes += size - self._arriving.get(source, 0)
+        if size:
+            self._arriving[source] = size
+            if self.total_bytes > self.limit_bytes:
+                self._throttle()
+        else:
+            self._arriving.pop(source, None)
+            self._paused.discard(source)
+            self._let_arrive()
+
+    def waiting(self, sink: Sink, size: int) -> None:
+        """Counts an answer that waits for its client.
+
+        Parameters:
+            sink: the connection that it waits for.
+            size: its bytes; 0 when it is sent or given up.
+        """
+        self.total_bytes += size - self._waiting.pop(sink, 0)
+        if size:
+            self._waiting[sink] = size
+        else:
+            self._let_arrive()
+
+    def balance(self, now: float) -> None:
+        """Makes room where the budget is full; to be called from time to time.
+
+        Parameters:
+            now: the time, in seconds of the event loop's clock.
+        """
+        while self.total_bytes > self.limit_bytes:
+            stalled = [sink for sink in self._waiting if sink.stalled(now)]
+            if not stalled:
+                break
+            largest = max(stalled, key=self._waiting.__getitem__)
+            log.info("An answer of %d bytes was ended: its client does not read it", self._waiting[largest])
+            self.waiting(largest, 0)
+            largest.give_up("unsent_bytes")
+        self._let_arrive()
+
+    def _throttle(self) -> None:
+        """Stops reading large answers; if nothing else can make room, the one that has come furthest goes on."""
+        furthest = None if self._waiting else max(self._arriving, key=self._arriving.__getitem__)
+        for source in self._arriving:
+            if source is not furthest and source not in self._paused:
+                self._paused.add(source)
+                source.pause_reading()
+        if furthest in self._paused:
+            self._resume(furthest)
+
+    def _let_arrive(self) -> None:
+        """Reads on where there is room again, or where nothing else can make room."""
+        if not self._paused:
+            return
+        if self.total_bytes > self.limit_bytes:
+            return self._throttle()
+        for source in list(self._paused):
+            self._resume(source)
+
+    def _resume(self, source: Source) -> None:
+        self._paused.discard(source)
+        source.resume_reading()

@@ -1,0 +1,471 @@
+"""Set-ups in which one layer between a person and Vestige is broken, made of real parts where they exist."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import trustme
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from harness import (
+    SERVER_EVERYTHING,
+    SERVER_MEMORY,
+    SUPERGATEWAY,
+    SUPERGATEWAY_3,
+    Bridge,
+    Gateway,
+    Received,
+    ScriptedUpstream,
+    bridge,
+    environment,
+    free_port,
+    until,
+)
+
+
+@dataclass(frozen=True)
+class Patient:
+    """What the doctor is told."""
+
+    environ: Mapping[str, str]
+    url: str | None = None
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A set-up, and the layer in it that is broken."""
+
+    name: str
+    layer: str
+    make: Callable[[Path], AbstractAsyncContextManager[Patient]]
+
+
+SETUPS: list[Setup] = []
+
+
+def broken(layer: str, name: str) -> Callable[[Callable[[Path], AsyncIterator[Patient]]], None]:
+    """Takes a set-up into the list."""
+
+    def add(make: Callable[[Path], AsyncIterator[Patient]]) -> None:
+        SETUPS.append(Setup(name, layer, asynccontextmanager(make)))
+
+    return add
+
+
+def near(upstream: str, served: Bridge | None = None, **variables: str) -> Patient:
+    """A doctor on the machine of the bridge, or where one should run."""
+    port = served.origin.rpartition(":")[2] if served else str(free_port())
+    return Patient(environment(upstream, PORT=port, **variables))
+
+
+def far(url: str, token: str | None = None) -> Patient:
+    """A doctor elsewhere, who knows an address and a token."""
+    return Patient({} if token is None else {"VESTIGE_AUTH_TOKEN": token}, url)
+
+
+@asynccontextmanager
+async def scripted_upstream() -> AsyncIterator[ScriptedUpstream]:
+    upstream = ScriptedUpstream()
+    async with TestServer(upstream.app, host="127.0.0.1") as server:
+        upstream.url = str(server.make_url("/mcp"))
+        yield upstream
+
+
+@asynccontextmanager
+async def listening(
+    serve: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]], tls: ssl.SSLContext | None = None
+) -> AsyncIterator[str]:
+    """Something that listens; its authority."""
+
+    async def serve_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await serve(reader, writer)
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(serve_one, "127.0.0.1", 0, ssl=tls)
+    try:
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        server.close()
+
+
+def tls_context() -> ssl.SSLContext:
+    """TLS with a certificate that nobody outside the tests knows."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
+    return context
+
+
+async def hang(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+    """Reads for ever, and says nothing."""
+    while await reader.read(65536):
+        pass
+
+
+async def answer_html(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Answers as a web server does that knows nothing of MCP."""
+    await reader.readuntil(b"\r\n\r\n")
+    page = b"<html>Welcome!</html>"
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: %d\r\n\r\n%s" % (len(page), page))
+    await writer.drain()
+
+
+async def lead_away(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Leads everybody to a page for logging in."""
+    await reader.readuntil(b"\r\n\r\n")
+    writer.write(b"HTTP/1.1 302 Found\r\nLocation: https://login.example.com/\r\nContent-Length: 0\r\n\r\n")
+    await writer.drain()
+
+
+async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Speaks first, and something else than HTTP."""
+    writer.write(b"220 mail.example.com ESMTP\r\n")
+    await hang(reader, writer)
+
+
+def nobody() -> str:
+    """The address of an upstream where nobody listens."""
+    return f"http://127.0.0.1:{free_port()}/mcp"
+
+
+@broken("settings", "a setting has a value that is not allowed")
+async def _(tmp: Path) -> AsyncIterator[Patient]:
+    yield Patient(environment("localhost:3100"))
+
+
+@broken("settings", "neither a token nor anonymous access is set")
+async def _(tmp: Path) -> AsyncIterator[Patient]:
+    async with scripted_upstream() as upstream, bridge(upstream.url) as served:
+        await until(served.ready)
+        yield near(upstream.url, served, VESTIGE_AUTH_TOKEN="")
+
+
+@broken("settings", "the token file is missing")
+async def _(tmp: Path) -> AsyncIterator[Patient]:
+    yield near(nobody(), VESTIGE_AUTH_TOKEN="", VESTIGE_AUTH_TOKEN_FILE=str(tmp / "token"))
+
+
+@broken("settings", "the token file is empty")
+async def _(tmp: Path) -> AsyncIterator[Patient]:
+    (tmp / "token").write_text("\n")
+    yield near(nobody(), VESTIGE_AUTH_TOKEN="", VESTIGE_AUTH_TOKEN_FILE=str(tmp / "token"))
+
+
+@broken("settings", "the state directory does not exist")
+async def _(tmp: Path) -> AsyncIterator[Patient]:
+    yield near(nobody(), STATE_DIR=str(tmp / "state"))
+
+
+@broken("address", "no bridge runs, or it listens on another port")
+async def _(tmp: Path) -> AsyncIterator[Patient]:
+    async with scripted_upstream() as upstream:
+        yield near(upstream.url)
+
+
+@broken("address", "the name does not resolve")
+async def _(tmp: Path) -> AsyncIterator[Patient]:
+    yield far("http://vestige.invalid:8000")
+
+
+@broken("address", "packets to the address are lost")
+async def _(tmp: Path) -> AsyncIterator[Patient]:
+    # Once its queue is full, the kernel drops whoever asks for a connection.
+    with ExitStack() as sockets:
+        listener = sockets.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        while True:
+            waiting = sockets.enter_context(socket.socket())
+            waiting.settimeout(0.2)
+            try:
+                waiting.connect(listener.getsockname())
+            except TimeoutError:
+                break
+        yield far(f"http://127.0.0.1:{listener.getsockname()[1]}")
+
+
+@broken("address", "the port is left to chance")
+async def _(tmp: Path) -> AsyncIterator[Patient]:
+    yield Patient(environment(nobody(), PORT="0"))
+
+
+@broken("bridge", "a web server has the port")
+async def _(tmp: Path) -> AsyncIterator[Patient]:
+    async with scripted_upstream() as upstream, listening(answer_html) as authority:
+        yield Patient(environment(upstream.url, PORT=authority.rpartition(":")[2]))
+
+
+@broken("bridge", "a mail server has the port")
+async def _(tmp: Path) -> AsyncIterator[Patient]:
+    async with listening(greet) as authority:
+        yield far(f"http://{authority}")
+
+
+@broken("bridge", "a page for logging in stands before it")
+async def _(tmp: Path) -> AsyncIterator[Patient]:
+    async with listening(lead_away) as authority:
+        yield far(f"http://{authority}")
+
+
+@broken("bridge", "https is said, and it speaks plain HTTP")
+async def _(tmp: Path) -> AsyncIterator[Patient]:
+    async with bridge(nobody()) as served:
+        yield far(served.origin.replace("http:", "https:"))
+
+
+@broken("bridge", "http is said, and TLS is spoken there")
+async def _(tmp: Path) -> AsyncIterator[Patient]:
+    async with listening(hang, tls_context()) as authority:
+        yield far(f"http://{authority}")
+
+
+@broken("bridge", "its certificate is none that this machine trusts")
+async def _(tmp: Path) -> AsyncIterator[Patient]:
+    async with listening(hang, tls_context()) as authority:
+        yield far(f"https://{authority}")
+
+
+@broken("bridge", "it hangs")
+async def _(tmp: Path) -> AsyncIterator[Patient]:
+    async with listening(hang) as authority:
+        yield far(f"http://{authority}")
+
+
+@broken("bridge", "it is shutting down")
+async def _(tmp: Path) -> AsyncIterator[Patient]:
+    async with scripted_upstream() as upstream, bridge(upstream.url) as served:
+        assert served.drain is not None
+        await served.drain()
+        yield near(upstream.url, served)
+
+
+@broken("token", "the token is a wrong one")
+async def _(tmp: Path) -> AsyncIterator[Patient]:
+    async with scripted_upstream() as upstream, bridge(upstream.url) as served:
+        await until(served.ready)
+        yield near(upstream.url, served, VESTIGE_AUTH_TOKEN="another")
+
+
+@broken("token", "there is no token to show")
+async def _(tmp: Path) -> AsyncIterator[Patient]:
+    async with scripted_upstream() as upstream, bridge(upstream.url) as served:
+        await until(served.ready)
+        yield far(served.origin)
+
+
+@broken("token", "the bridge was started without authentication")
+async def _(tmp: Path) -> AsyncIterator[Patient]:
+    async with scripted_upstream() as upstream, bridge(upstream.url, VESTIGE_AUTH_TOKEN="") as served:
+        yield near(upstream.url, served)
+
+
+@asynccontextmanager
+async def gateway(
+    server: Path,
+    *,
+    supergateway: Path = SUPERGATEWAY,
+    stateful: bool = True,
+    transport: str = "streamableHttp",
+) -> AsyncIterator[Gateway]:
+    running = Gateway(server, supergateway=supergateway, stateful=stateful, transport=transport)
+    running.start()
+    try:
+        yield running
+    finally:
+        assert running.servers is not None
+        running.stop()
+
+
+@broken("upstream", "supergateway does not run, or listens on another port")
+async def _(tmp: Path) -> AsyncIterator[Patient]:
+    upstream = nobody()
+    async with bridge(upstream) as served:
+        yield near(upstream, served)
+
+
+@broken("upstream", "its name does not resolve")
+async def _(tmp: Path) -> AsyncIterator[Patient]:
+    upstream = "http://vestige-mcp.invalid:3100/mcp"
+    async with bridge(upstream) as served:
+        yield near(upstream, served)
+
+
+@broken("upstream", "the path is a wrong one")
+async def _(tmp: Path) -> AsyncIterator[Patient]:
+    async with gateway(SERVER_MEMORY) as running:
+        upstream = running.url.replace("/mcp", "/message")
+        async with bridge(upstream) as served:
+            yield near(upstream, served)
+
+
+@broken("upstream", "supergateway runs in its default mode, SSE")
+async def _(tmp: Path) -> AsyncIterator[Patient]:
+    async with gateway(SERVER_MEMORY, stateful=False, transport="sse") as running, bridge(running.url) as served:
+        yield near(running.url, served)
+
+
+@broken("upstream", "supergateway of version 3 runs in its default mode, SSE")
+async def _(tmp: Path) -> AsyncIterator[Patient]:
+    old = gateway(SERVER_MEMORY, supergateway=SUPERGATEWAY_3, stateful=False, transport="sse")
+    async with old as running, bridge(running.url) as served:
+        yield near(running.url, served)
+
+
+@broken("upstream", "nothing is at its path, which is the usual one")
+async def _(tmp: Path) -> AsyncIterator[Patient]:
+    async def be_elsewhere(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        await writer.drain()
+
+    async with listening(be_elsewhere) as authority, bridge(f"http://{authority}/mcp") as served:
+        yield near(f"http://{authority}/mcp", served)
+
+
+@broken("upstream", "a web server has the port")
+async def _(tmp: Path) -> AsyncIterator[Patient]:
+    async with listening(answer_html) as authority, bridge(f"http://{authority}/mcp") as served:
+        yield near(f"http://{authority}/mcp", served)
+
+
+@broken("upstream", "https is said, and it speaks plain HTTP")
+async def _(tmp: Path) -> AsyncIterator[Patient]:
+    async with gateway(SERVER_MEMORY) as running:
+        upstream = running.url.replace("http:", "https:")
+        async with bridge(upstream) as served:
+            yield near(upstream, served)
+
+
+@broken("upstream", "http is said, and TLS is spoken there")
+async def _(tmp: Path) -> AsyncIterator[Patient]:
+    async with listening(hang, tls_context()) as authority, bridge(f"http://{authority}/mcp") as served:
+        yield near(f"http://{authority}/mcp", served)
+
+
+@broken("upstream", "it hangs")
+async def _(tmp: Path) -> AsyncIterator[Patient]:
+    async with listening(hang) as authority, bridge(f"http://{authority}/mcp") as served:
+        yield near(f"http://{authority}/mcp", served)
+
+
+def answering(status: int) -> Callable[[Received], Awaitable[web.StreamResponse]]:
+    """A script that answers with nothing but a status."""
+
+    async def answer(_received: Received) -> web.StreamResponse:
+        return web.Response(status=status, text="No.")
+
+    return answer
+
+
+@broken("upstream", "it wants a token of its own")
+async def _(tmp: Path) -> AsyncIterator[Patient]:
+    async with scripted_upstream() as upstream:
+        upstream.on("ping", answering(401))
+        upstream.on("initialize", answering(401))
+        async with bridge(upstream.url) as served:
+            yield near(upstream.url, served)
+
+
+@broken("upstream", "it fails")
+async def _(tmp: Path) -> AsyncIterator[Patient]:
+    async with scripted_upstream() as upstream:
+        upstream.on("ping", answering(500))
+        upstream.on("initialize", answering(500))
+        async with bridge(upstream.url) as served:
+            yield near(upstream.url, served)
+
+
+@broken("upstream", "supergateway is one of version 3")
+async def _(tmp: Path) -> AsyncIterator[Patient]:
+    async with gateway(SERVER_MEMORY, supergateway=SUPERGATEWAY_3) as running, bridge(running.url) as served:
+        await until(served.ready)
+        yield near(running.url, served)
+
+
+@broken("upstream", "supergateway keeps no sessions")
+async def _(tmp: Path) -> AsyncIterator[Patient]:
+    async with gateway(SERVER_MEMORY, stateful=False) as running, bridge(running.url) as served:
+        await until(served.ready)
+        yield near(running.url, served)
+
+
+async def reason(served: Bridge) -> bool:
+    """Whether the bridge knows why it does not reach Vestige."""
+    return (await served.get("/readyz")).json["reason"] is not None
+
+
+@broken("Vestige", "supergateway runs, and Vestige is not installed there")
+async def _(tmp: Path) -> AsyncIterator[Patient]:
+    async with gateway(tmp / "vestige-mcp") as running, bridge(running.url) as served:
+        await until(lambda: reason(served))
+        yield near(running.url, served)
+
+
+@broken("Vestige", "Vestige hangs")
+async def _(tmp: Path) -> AsyncIterator[Patient]:
+    async with gateway(SERVER_EVERYTHING) as running, bridge(running.url, CHECK_TIMEOUT_SECONDS="0.5") as served:
+        await until(served.ready)
+        [server] = running.servers
+        server.suspend()
+        yield near(running.url, served)
+        server.resume()
+
+
+@broken("Vestige", "Vestige lists no tools")
+async def _(tmp: Path) -> AsyncIterator[Patient]:
+    async def list_none(received: Received) -> web.StreamResponse:
+        return received.result({"tools": []})
+
+    async with scripted_upstream() as upstream:
+        upstream.on("tools/list", list_none)
+        async with bridge(upstream.url) as served:
+            await until(served.ready)
+            yield near(upstream.url, served)
+
+
+@broken("Vestige", "the bridge elsewhere does not reach supergateway")
+async def _(tmp: Path) -> AsyncIterator[Patient]:
+    async with bridge(nobody()) as served:
+        await until(lambda: reason(served))
+        yield far(served.origin, served.token)
+
+
+@broken("read", "Vestige answers a read with an error of its tool")
+async def _(tmp: Path) -> AsyncIterator[Patient]:
+    async def fail(received: Received) -> web.StreamResponse:
+        return received.result({"isError": True, "content": [{"type": "text", "text": "The database is locked."}]})
+
+    async with scripted_upstream() as upstream, bridge(upstream.url) as served:
+        upstream.on("tools/call", fail)
+        await until(served.ready)
+        yield near(upstream.url, served)
+
+
+@broken("read", "Vestige answers a read with an error of the protocol")
+async def _(tmp: Path) -> AsyncIterator[Patient]:
+    async def fail(received: Received) -> web.StreamResponse:
+        error = {"code": -32603, "message": "Internal error."}
+        return web.json_response({"jsonrpc": "2.0", "id": received.message["id"], "error": error})
+
+    async with scripted_upstream() as upstream, bridge(upstream.url) as served:
+        upstream.on("tools/call", fail)
+        await until(served.ready)
+        yield near(upstream.url, served)
+
+
+@broken("read", "Vestige takes too long over a read")
+async def _(tmp: Path) -> AsyncIterator[Patient]:
+    async def take_long(received: Received) -> web.StreamResponse:
+        await asyncio.sleep(60)
+        return received.result({})
+
+    async with scripted_upstream() as upstream, bridge(upstream.url, REQUEST_TIMEOUT_SECONDS="0.5") as served:
+        upstream.on("tools/call", take_long)
+        await until(served.ready)
+        yield near(upstream.url, served)

@@ -1,0 +1,278 @@
+"""`vestige-bridge doctor` names the layer that fails, and leaves nothing running behind."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from harness import ROOT, Bridge, Gateway, Received, ScriptedUpstream, bridge, environment, free_port, until
+from integration.doctor_setups import SETUPS, Patient, Setup, answering, hang, listening, near
+from vestige_bridge.cli import doctor
+from vestige_bridge.cli.parser import main
+from vestige_bridge.server.probes import SHARED_SECONDS
+
+PAGE = ROOT / "docs/doctor.md"
+HEADING = "| layer | what is wrong | what is said |\n|---|---|---|\n"
+LAYERS = ["settings", "address", "bridge", "token", "upstream", "Vestige", "read"]
+TIMEOUT_SECONDS = 2.0
+
+
+async def examine(patient: Patient, *, as_json: bool = False) -> int:
+    """The doctor's exit status; what it prints goes to standard output."""
+    return await asyncio.to_thread(
+        doctor.run, patient.environ, url=patient.url, timeout_seconds=TIMEOUT_SECONDS, as_json=as_json
+    )
+
+
+def marks(said: str) -> dict[str, str]:
+    """The mark of each layer."""
+    return {line[2:16].strip(): line[0] for line in said.splitlines()}
+
+
+def documented() -> dict[tuple[str, str], str]:
+    """What the page shows for each set-up."""
+    rows = re.findall(r"^\| (.*?) \| (.*?) \| `(.*)` \|$", PAGE.read_text().partition(HEADING)[2], re.MULTILINE)
+    return {(layer, name): line for layer, name, line in rows}
+
+
+def general(line: str, patient: Patient, directory: Path) -> str:
+    """The line without what differs each time: ports, directories and times."""
+    ports = {patient.environ.get("VESTIGE_BRIDGE_PORT", ""): "8000", (patient.url or "").rpartition(":")[2]: "8000"}
+    ports[re.sub(r".*:(\d+).*", r"\1", patient.environ.get("VESTIGE_MCP_URL", ""))] = "3100"
+    for port, shown in ports.items():
+        line = re.sub(rf":{port}\b", f":{shown}", line) if port else line
+    return re.sub(r"\(\d+ ms\)", "(… ms)", line.replace(str(directory), "/etc/vestige"))
+
+
+def write_down(setup: Setup, line: str) -> None:
+    """Puts the line of a set-up into the page."""
+    with PAGE.open("r+") as page:
+        fcntl.flock(page, fcntl.LOCK_EX)
+        lines = documented() | {(setup.layer, setup.name): line}
+        rows = [f"| {it.layer} | {it.name} | `{lines.get((it.layer, it.name), '')}` |\n" for it in SETUPS]
+        text = page.read().partition(HEADING)[0]
+        page.seek(0)
+        page.write("".join([text, HEADING, *rows]))
+        page.truncate()
+
+
+@pytest.mark.parametrize("setup", SETUPS, ids=lambda setup: f"{setup.layer}: {setup.name}")
+async def test_the_layer_that_is_broken_is_named_as_the_page_shows(
+    setup: Setup, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with setup.make(tmp_path) as patient:
+        assert await examine(patient) == 1
+        lines = capsys.readouterr().out.splitlines()
+        assert all(line.isprintable() for line in lines)
+        assert len(lines) == len(LAYERS) - (patient.url is not None)
+        line = next(line for line in lines if line.startswith("✗"))
+        assert line[2:16].strip() == setup.layer
+        line = general(line[16:], patient, tmp_path)
+    if os.environ.get("WRITE"):
+        write_down(setup, line)
+    assert documented().get((setup.layer, setup.name)) == line
+
+
+def test_the_page_shows_every_set_up_and_no_other() -> None:
+    assert list(documented()) == [(setup.layer, setup.name) for setup in SETUPS]
+    assert {setup.layer for setup in SETUPS} == set(LAYERS)
+
+
+async def test_when_all_is_well_each_layer_is_ticked_and_no_second_server_was_started(
+    memory_gateway: Gateway, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with bridge(memory_gateway.url) as served:
+        await until(served.ready)
+        servers = memory_gateway.servers
+        assert await examine(near(memory_gateway.url, served)) == 0
+        said = capsys.readouterr().out
+        assert marks(said) == dict.fromkeys(LAYERS, "✓")
+        assert "read_graph was answered" in said
+        assert "lists 9 tools" in said
+        assert memory_gateway.servers == servers
+        assert served.token is not None
+        assert served.token not in said
+
+
+async def test_a_bridge_elsewhere_is_examined_without_the_settings_of_this_machine(
+    memory_gateway: Gateway, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with bridge(memory_gateway.url) as served:
+        await until(served.ready)
+        here = {"VESTIGE_MCP_URL": "nowhere", "VESTIGE_BRIDGE_PORT": "none", "VESTIGE_BRIDGE_STATE_DIR": "/nowhere"}
+        assert await examine(Patient({**here, "VESTIGE_AUTH_TOKEN": str(served.token)}, served.origin)) == 0
+    layers = [layer for layer in LAYERS if layer != "upstream"]
+    assert marks(capsys.readouterr().out) == dict.fromkeys(layers, "✓")
+
+
+async def test_a_bridge_for_everybody_needs_no_token(
+    upstream: ScriptedUpstream, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with bridge(upstream.url, VESTIGE_AUTH_TOKEN="", VESTIGE_ALLOW_ANONYMOUS="true") as served:
+        await until(served.ready)
+        assert await examine(near(upstream.url, served, VESTIGE_AUTH_TOKEN="", VESTIGE_ALLOW_ANONYMOUS="yes")) == 0
+    assert marks(capsys.readouterr().out) == dict.fromkeys(LAYERS, "✓")
+
+
+async def test_the_first_token_of_a_file_is_shown_to_the_bridge(
+    upstream: ScriptedUpstream, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokens = tmp_path / "token"
+    tokens.write_text("doctor:read-only the-first\nother the-second\n")
+    file = {"VESTIGE_AUTH_TOKEN": "", "VESTIGE_AUTH_TOKEN_FILE": str(tokens)}
+    async with bridge(upstream.url, **file) as served:
+        await until(served.ready)
+        assert await examine(near(upstream.url, served, **file)) == 0
+    assert "the-first" not in capsys.readouterr().out
+
+
+async def test_one_json_document_says_the_same(
+    upstream: ScriptedUpstream, scripted: Bridge, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await until(scripted.ready)
+    assert await examine(near(upstream.url, scripted), as_json=True) == 0
+    well = json.loads(capsys.readouterr().out)
+    assert (well["ok"], well["failed"]) == (True, [])
+    assert [layer["layer"] for layer in well["layers"]] == LAYERS
+    assert await examine(near(upstream.url, scripted, VESTIGE_AUTH_TOKEN="wrong"), as_json=True) == 1
+    ill = json.loads(capsys.readouterr().out)
+    assert (ill["ok"], ill["failed"]) == (False, ["token"])
+    by_layer = {layer["layer"]: layer for layer in ill["layers"]}
+    assert by_layer["token"].keys() == {"layer", "status", "found", "remedy", "milliseconds"}
+    assert "VESTIGE_AUTH_TOKEN" in by_layer["token"]["remedy"]
+    assert by_layer["read"]["status"] == "not_asked"
+
+
+async def test_without_a_bridge_it_makes_one_handshake_and_ends_it(
+    upstream: ScriptedUpstream, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert await examine(near(upstream.url)) == 1
+    said = capsys.readouterr().out
+    assert marks(said) == dict(zip(LAYERS, "✓✗--✓✓-", strict=True))
+    assert "scripted 1.2.3 lists 3 tools" in said
+    assert upstream.sessions_opened == 1
+    assert not upstream.sessions
+
+
+async def test_without_a_bridge_and_an_endpoint_nothing_is_asked_of_vestige(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert await examine(near(f"http://127.0.0.1:{free_port()}/mcp")) == 1
+    assert marks(capsys.readouterr().out) == dict(zip(LAYERS, "✓✗--✗--", strict=True))
+
+
+@pytest.mark.parametrize("answer", [{"tools": []}, None])
+async def test_a_handshake_that_leads_to_nothing_is_told(
+    upstream: ScriptedUpstream, capsys: pytest.CaptureFixture[str], answer: dict[str, Any] | None
+) -> None:
+    async def disappoint(received: Received) -> Any:
+        return received.cut() if answer is None else received.result(answer)
+
+    upstream.on("tools/list", disappoint)
+    assert await examine(near(upstream.url)) == 1
+    assert marks(capsys.readouterr().out) == dict(zip(LAYERS, "✓✗--✓✗-", strict=True))
+    assert not upstream.sessions
+
+
+async def test_a_bridge_that_does_not_answer_is_not_taken_for_none(
+    upstream: ScriptedUpstream, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with listening(hang) as authority:
+        assert await examine(Patient(environment(upstream.url, PORT=authority.rpartition(":")[2]))) == 1
+    assert marks(capsys.readouterr().out) == dict(zip(LAYERS, "✓✓✗-✓--", strict=True))
+    assert upstream.sessions_opened == 0
+
+
+@pytest.mark.parametrize("asked", ["resources/list", "ping"])
+async def test_where_no_tool_only_reads_something_else_is_read(
+    upstream: ScriptedUpstream, scripted: Bridge, capsys: pytest.CaptureFixture[str], asked: str
+) -> None:
+    async def list_tools(received: Received) -> Any:
+        writes = {"name": "write", "inputSchema": {"type": "object"}}
+        reads = {"name": "read", "inputSchema": {"required": ["id"]}, "annotations": {"readOnlyHint": True}}
+        return received.result({"tools": [writes, reads]})
+
+    async def know_nothing(received: Received) -> Any:
+        error = {"code": -32601, "message": "Method not found"}
+        return web.json_response({"jsonrpc": "2.0", "id": received.message["id"], "error": error})
+
+    upstream.on("tools/list", list_tools)
+    if asked == "ping":
+        upstream.on("resources/list", know_nothing)
+    await until(scripted.ready)
+    assert await examine(near(upstream.url, scripted)) == 0
+    assert f"read          {asked} was answered" in capsys.readouterr().out
+    assert upstream.count("tools/call") == 0
+
+
+async def test_what_vestige_says_moves_no_cursor(
+    upstream: ScriptedUpstream, scripted: Bridge, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def fail(received: Received) -> Any:
+        return received.result({"isError": True, "content": [{"type": "text", "text": "no\n\x1b[2Jdisk"}]})
+
+    upstream.on("tools/call", fail)
+    await until(scripted.ready)
+    assert await examine(near(upstream.url, scripted)) == 1
+    assert "read was answered with an error: no\ufffd\ufffd[2Jdisk" in capsys.readouterr().out
+
+
+async def test_quiet_says_by_its_exit_status_alone_whether_the_bridge_is_healthy(
+    upstream: ScriptedUpstream, scripted: Bridge, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def quiet(url: str) -> int:
+        return await asyncio.to_thread(main, ["doctor", "--quiet", "--url", url])
+
+    await until(scripted.ready)
+    lists = upstream.count("tools/list")
+    assert await quiet(scripted.origin) == 0
+    assert upstream.count("tools/list") == lists + 1
+    upstream.on("tools/list", answering(500))
+    await asyncio.sleep(SHARED_SECONDS)  # the last answer serves everybody for so long
+    assert await quiet(scripted.origin) == 1
+    assert await quiet(f"http://127.0.0.1:{free_port()}") == 1
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("status", "found"), [(429, "/mcp answers HTTP 429, text/plain"), (None, "it hung up without an answer")]
+)
+async def test_what_stands_before_the_bridge_and_lets_no_token_through_is_told(
+    capsys: pytest.CaptureFixture[str], status: int | None, found: str
+) -> None:
+    async def be_alive(_request: web.Request) -> web.Response:
+        return web.json_response({"status": "alive", "state": "ready"})
+
+    async def let_nobody_in(request: web.Request) -> web.Response:
+        if status is None:
+            assert request.transport is not None
+            request.transport.abort()
+        return web.Response(status=status or 200, text="No.")
+
+    app = web.Application()
+    app.add_routes([web.get("/livez", be_alive), web.get("/readyz", be_alive), web.post("/mcp", let_nobody_in)])
+    async with TestServer(app, host="127.0.0.1") as front:
+        assert await examine(Patient({}, str(front.make_url("")).rstrip("/"))) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert found in next(line for line in lines if line.startswith("✗ token"))
+
+
+async def test_a_doctor_that_is_not_told_where_upstream_is_leaves_it_to_the_bridge(
+    upstream: ScriptedUpstream, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with bridge(upstream.url) as served:
+        await until(served.ready)
+        told = {name: value for name, value in near(upstream.url, served).environ.items() if name != "VESTIGE_MCP_URL"}
+        assert await examine(Patient(told)) == 0
+        said = capsys.readouterr().out
+        assert marks(said) == {**dict.fromkeys(LAYERS, "✓"), "upstream": "-"}
+        assert "VESTIGE_MCP_URL would name" in said

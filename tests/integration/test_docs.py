@@ -1,0 +1,311 @@
+"""The documents say what is true: every setting, every target, every room, one version."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import re
+import shlex
+import subprocess
+from configparser import ConfigParser
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from harness import NODE, ROOT, SERVER_MEMORY, TOKEN, Bridge, Gateway, bridge, free_port, until
+from harness import SUPERGATEWAY as INSTALLED_SUPERGATEWAY
+from vestige_bridge import __version__
+from vestige_bridge.access.authentication import REFUSALS
+from vestige_bridge.cli.http_client import NoAnswer
+from vestige_bridge.cli.upstream_probe import SUPERGATEWAY, ask_endpoint
+from vestige_bridge.errors import REASONS
+from vestige_bridge.logs import FIELDS
+from vestige_bridge.session.monitor import State
+from vestige_bridge.settings import describe
+
+DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
+VARIABLES = {variable: default for variable, default, _ in describe()}
+DOCKER = "\n".join(path.read_text() for path in [*ROOT.glob("docker/Dockerfile.*"), ROOT / "docker/compose.yaml"])
+
+
+def test_every_setting_is_documented_with_its_default() -> None:
+    table = re.findall(
+        r"^\| `(VESTIGE_\w+)` \| (?:`(.*?)`|none) \|", (ROOT / "docs/settings.md").read_text(), re.MULTILINE
+    )
+    assert len(table) == len(dict(table))
+    assert dict(table) == VARIABLES | {"VESTIGE_MCP_PORT": "3100"}
+
+
+def test_every_setting_stands_in_the_example_with_its_default() -> None:
+    example = re.findall(r"^#(VESTIGE_\w+)=(.*)$", (ROOT / ".env.example").read_text(), re.MULTILINE)
+    assert len(example) == len(dict(example))
+    assert dict(example) == VARIABLES | {"VESTIGE_MCP_PORT": "3100"}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+def test_a_document_names_only_settings_that_exist(document: Path) -> None:
+    named = set(re.findall(r"\bVESTIGE_[A-Z0-9_]*[A-Z0-9]\b", document.read_text()))
+    docker = set(re.findall(r"(?:ARG |\$\{)(VESTIGE_[A-Z0-9_]+)", DOCKER))
+    assert named <= VARIABLES.keys() | {"VESTIGE_MCP_PORT"} | docker
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+def test_the_links_of_a_document_lead_somewhere(document: Path) -> None:
+    links = re.findall(r"\]\((?!https?://|#)([^)#]+)", document.read_text())
+    assert [link for link in links if not (document.parent / link).exists()] == []
+
+
+def test_every_make_target_that_is_named_exists() -> None:
+    targets = set(re.findall(r"^([a-z0-9-]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    text = "\n".join(document.read_text() for document in DOCUMENTS)
+    named = set(re.findall(r"(?:^|`)make ([a-z0-9-]+)", text, re.MULTILINE))
+    assert named
+    assert named <= targets
+
+
+COMMANDS = {
+    "README.md": {
+        "git clone REPOSITORY vestige-bridge": "not run: the address is that of the page",
+        "cd vestige-bridge": "not run: it follows the clone",
+        "make dev": "test_a_first_start_makes_a_token_once_and_memory_survives_a_restart",
+        "curl -sS": "test_a_first_start_makes_a_token_once_and_memory_survives_a_restart",
+        'export PATH="$PWD/.venv/bin:$PATH"': "test_the_commands_that_follow_make_dev_work_as_they_stand",
+        "export VESTIGE_AUTH_TOKEN=": "test_the_commands_that_follow_make_dev_work_as_they_stand",
+        "vestige-bridge connect": "test_the_commands_that_follow_make_dev_work_as_they_stand",
+        "python3 -m venv": "test_the_wheel_serves_outside_the_checkout",
+        "~/.local/share/vestige-bridge/bin/pip install .": "test_the_wheel_serves_outside_the_checkout",
+        'export PATH="$HOME/.local/share/vestige-bridge/bin:$PATH"': "not run: the shell's own",
+        "npx -y supergateway@4": "test_the_command_for_supergateway_is_one_that_the_bridge_can_use",
+        "VESTIGE_MCP_URL=": "test_the_wheel_serves_outside_the_checkout",
+        "vestige-bridge tools": "test_the_commands_that_follow_make_dev_work_as_they_stand",
+        "vestige-bridge call search_nodes": "test_the_commands_that_follow_make_dev_work_as_they_stand",
+        "make test": "not run: it is what runs this",
+    },
+    "docs/clients.md": {
+        "export VESTIGE_AUTH_TOKEN=": "test_the_commands_that_follow_make_dev_work_as_they_stand",
+        "claude mcp ": "make interop-all",
+        "codex mcp ": "make interop-all",
+        "(umask 077 &&": "make interop",
+        "npx -y @modelcontextprotocol/inspector": "make interop",
+        "cd openclaw-plugin": "make e2e-openclaw",
+        "npm ci --ignore-scripts": "make e2e-openclaw",
+        "npm pack": "make e2e-openclaw",
+        "openclaw plugins install": "make e2e-openclaw",
+        "openclaw vestige status": "make e2e-openclaw",
+        "openclaw mcp probe": "make interop-all",
+        "curl -sS": "test_the_line_for_curl_gets_an_answer",
+    },
+    "docs/command-line.md": {
+        "vestige-bridge tools": "test_one_tool_is_shown_with_its_arguments",
+        "vestige-bridge call recall --help": "test_one_tool_is_shown_with_its_arguments",
+        "vestige-bridge call recall query=": "test_a_call_writes_and_another_reads_what_was_written",
+        "git log -1": "test_arguments_come_as_words_as_json_or_on_standard_input",
+        "VESTIGE_AUTH_TOKEN=… vestige-bridge call": "test_a_bridge_elsewhere_is_named_by_its_address",
+        "vestige-bridge stdio": "test_a_session_is_opened_used_and_ended_with_its_client",
+        "mkdir -p ~/.local/share": "test_the_completions_are_put_where_the_page_says",
+        "vestige-bridge completion bash": "test_the_completions_are_put_where_the_page_says",
+        "vestige-bridge completion fish": "test_the_completions_are_put_where_the_page_says",
+        "vestige-bridge completion zsh": "test_the_completion_of_a_shell_is_printed",
+        "vestige-bridge call search_nodes": "test_the_commands_that_follow_make_dev_work_as_they_stand",
+        "vestige-bridge call create_entities": "test_a_call_writes_and_another_reads_what_was_written",
+    },
+}
+"""How each command that a page shows is run, by the beginning of its line: a test, a target, or why it is not."""
+
+
+def commands(document: str) -> list[str]:
+    """The lines of shell that a page shows."""
+    blocks = re.findall(r"^```sh\n(.*?)^```$", (ROOT / document).read_text(), re.MULTILINE | re.DOTALL)
+    return [line for block in blocks for line in block.replace("\\\n", "").splitlines()]
+
+
+@pytest.mark.parametrize("document", COMMANDS)
+def test_every_command_of_a_page_is_run_or_says_why_not(document: str) -> None:
+    lines, known = commands(document), COMMANDS[document]
+    assert [line for line in lines if not line.startswith(tuple(known))] == []
+    assert [beginning for beginning in known if not any(line.startswith(beginning) for line in lines)] == []
+    exist = {
+        name for module in ROOT.glob("tests/**/test_*.py") for name in re.findall(r"def (test_\w+)", module.read_text())
+    }
+    exist |= {
+        f"make {name}" for name in re.findall(r"^([a-z0-9-]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    }
+    assert [by for by in known.values() if by not in exist and not by.startswith("not run: ")] == []
+
+
+async def test_the_commands_that_follow_make_dev_work_as_they_stand(memory_gateway: Gateway, tmp_path: Path) -> None:
+    lines = commands("README.md")
+    first, last = lines.index('export PATH="$PWD/.venv/bin:$PATH"'), lines.index("vestige-bridge connect claude-code")
+    asked = [line for line in lines if line.startswith(("vestige-bridge tools", "vestige-bridge call"))]
+    (tmp_path / ".venv").symlink_to(ROOT / ".venv")
+    async with bridge(memory_gateway.url) as served:
+        await until(served.ready)
+        port = served.origin.rpartition(":")[2]
+        (tmp_path / ".env").write_text(f"VESTIGE_BRIDGE_PORT={port}\nVESTIGE_AUTH_TOKEN={TOKEN}\n")
+        process = await asyncio.create_subprocess_exec(
+            *("bash", "-euc", "\n".join([*lines[first : last + 1], *asked])),
+            cwd=tmp_path,
+            env={name: value for name, value in os.environ.items() if not name.startswith("VESTIGE_")},
+            stdout=asyncio.subprocess.PIPE,
+        )
+        said = (await process.communicate())[0].decode()
+    assert process.returncode == 0
+    assert f"claude mcp add --scope user --transport http vestige http://127.0.0.1:{port}/mcp" in said
+    assert "vestige-bridge call search_nodes query=…" in said
+    assert json.loads(said.splitlines()[-1])["structuredContent"] == {"entities": [], "relations": []}
+
+
+def test_the_completions_are_put_where_the_page_says(tmp_path: Path) -> None:
+    lines = [
+        line for line in commands("docs/command-line.md") if line.startswith(("mkdir", "vestige-bridge completion"))
+    ]
+    environ = {**os.environ, "HOME": str(tmp_path), "PATH": f"{ROOT / '.venv/bin'}:{os.environ['PATH']}"}
+    subprocess.run(["bash", "-euc", "\n".join(lines[:-1])], env=environ, cwd=tmp_path, check=True)
+    for path in (
+        ".local/share/bash-completion/completions/vestige-bridge",
+        ".config/fish/completions/vestige-bridge.fish",
+    ):
+        assert "vestige-bridge" in (tmp_path / path).read_text()
+
+
+def test_the_command_for_supergateway_is_one_that_the_bridge_can_use(tmp_path: Path) -> None:
+    assert SUPERGATEWAY in commands("README.md")
+    port = free_port()
+    memory = f"{shlex.quote(str(NODE))} {shlex.quote(str(SERVER_MEMORY))}"
+    words = [
+        memory if word == "vestige-mcp" else str(port) if word == "3100" else word for word in shlex.split(SUPERGATEWAY)
+    ]
+    assert words[:3] == ["npx", "-y", "supergateway@4"]
+    command = [str(NODE), "--import", str(ROOT / "docker/gateway/bind.js"), str(INSTALLED_SUPERGATEWAY), *words[3:]]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, env={**os.environ, "HOME": str(tmp_path)}) as gateway:
+        try:
+            while gateway.poll() is None:
+                with suppress(NoAnswer):
+                    ask_endpoint(f"http://127.0.0.1:{port}/mcp", "", 10)
+                    break
+            assert gateway.poll() is None
+        finally:
+            gateway.terminate()
+
+
+def test_make_alone_lists_the_targets_by_section() -> None:
+    said = subprocess.run(["make"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert re.search(r"^Run$", said, re.MULTILINE)
+    for target in ("dev", "test", "lint", "format", "coverage", "clean", "help"):
+        assert re.search(rf"^  make {target} +\S.*\.$", said, re.MULTILINE)
+
+
+def test_the_architecture_has_a_row_for_every_module_and_package_and_no_other() -> None:
+    text = (ROOT / "docs/architecture.md").read_text()
+    package = ROOT / "src/vestige_bridge"
+    modules = {str(path.relative_to(package).with_suffix("")) for path in package.rglob("*.py")}
+    packages = {path.removesuffix("/__init__") for path in modules if path.endswith("/__init__")}
+    assert _first_column(text, "## Modules") == {path for path in modules if not path.endswith("__init__")}
+    assert _first_column(text, "## Packages") == packages
+
+
+def test_the_places_to_change_something_are_there() -> None:
+    text = (ROOT / "docs/architecture.md").read_text()
+    table = text.partition("## To change something")[2].partition("\n## ")[0]
+    named = set(re.findall(r"`([a-z_]+(?:/[a-z_]+)?)`", table))
+    package = ROOT / "src/vestige_bridge"
+    for name in named - {"connect"}:
+        parent, _, leaf = name.rpartition("/")
+        text = "".join(path.read_text() for path in package.rglob("*.py")) if not parent else ""
+        assert (package / f"{name}.py").exists() or re.search(rf"\bdef {leaf}\(", text), name
+
+
+def _first_column(text: str, heading: str) -> set[str]:
+    section = text.partition(heading)[2].partition("\n## ")[0]
+    cells = re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)
+    return {name for cell in cells for name in re.findall(r"`([\w/]+)`", cell)}
+
+
+async def test_every_metric_is_documented_with_its_type_and_its_labels(scripted: Bridge) -> None:
+    await until(scripted.ready)
+    await scripted.call("read")
+    table = re.findall(
+        r"^\| `(vestige_bridge_\w+)` \| (\w+) \| ([\w, ]*) ?\|",
+        (ROOT / "docs/operations.md").read_text(),
+        re.MULTILINE,
+    )
+    assert len(table) == len({name for name, _, _ in table})
+    assert scripted.metrics is not None
+    families = {family.name: family for family in scripted.metrics.collect()}
+    assert {name.removesuffix("_total"): kind for name, kind, _ in table} == {
+        family.name: family.type for family in families.values()
+    }
+    for name, kind, labels in table:
+        assert name.endswith("_total") is (kind == "counter")
+        told = [set(sample.labels) - {"le"} for sample in families[name.removesuffix("_total")].samples]
+        assert told, name
+        assert all(it == set(labels.strip().split(", ")) - {""} for it in told), name
+
+
+def test_every_reason_that_a_metric_may_name_is_documented() -> None:
+    named = set(re.findall(r"`([a-z_]+)`", (ROOT / "docs/operations.md").read_text()))
+    assert {*REASONS.values(), *REFUSALS, *State} <= named
+
+
+def test_every_alert_is_documented_and_no_other() -> None:
+    alerts = re.findall(r"- alert: (\w+)", (ROOT / "charts/vestige/files/alerts.yaml").read_text())
+    assert re.findall(r"^\*\*(Vestige\w+)\.\*\*", (ROOT / "docs/operations.md").read_text(), re.MULTILINE) == alerts
+
+
+@pytest.mark.parametrize("file", ["docs/operations.md", "charts/vestige/files/alerts.yaml"])
+async def test_every_metric_that_is_named_exists(scripted: Bridge, file: str) -> None:
+    await until(scripted.ready)
+    await scripted.call("read")
+    assert scripted.metrics is not None
+    told = {sample.name for family in scripted.metrics.collect() for sample in family.samples}
+    told |= {family.name for family in scripted.metrics.collect()}
+    named = set(re.findall(r"\bvestige_bridge_\w+", (ROOT / file).read_text()))
+    assert named
+    assert named <= told
+
+
+async def test_every_field_of_the_access_line_is_documented(scripted: Bridge, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    await scripted.call("read")
+    (line,) = [record for record in caplog.records if record.getMessage() == "request"]
+    cells = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|", (ROOT / "docs/operations.md").read_text(), re.MULTILINE)
+    documented = {field for cell in cells for field in re.findall(r"`(\w+)`", cell)}
+    assert getattr(line, FIELDS).keys() <= documented
+
+
+def test_each_defence_of_the_threat_model_is_shown_by_tests_that_exist() -> None:
+    text = (ROOT / "docs/threat-model.md").read_text()
+    modules = [*ROOT.glob("tests/**/test_*.py"), *ROOT.glob("e2e/**/test_*.py")]
+    exist = {name for module in modules for name in re.findall(r"def (test_\w+)", module.read_text())}
+    rows = re.findall(r"^\| (?!they|it|---)(.*) \|$", text, re.MULTILINE)
+    assert len(rows) > 30
+    for row in rows:
+        _, _, shown_by = row.split(" | ")
+        named = re.findall(r"`(test_\w+)`", shown_by)
+        assert named, row
+        assert [name for name in named if name not in exist] == []
+
+
+def test_the_charts_load_balancer_closes_an_idle_connection_before_the_bridge_does() -> None:
+    (balancer,) = re.findall(r"idleTimeoutSeconds: (\d+)", (ROOT / "charts/vestige/values.yaml").read_text())
+    keep_alive = {variable: default for variable, default, _ in describe()}["VESTIGE_BRIDGE_KEEP_ALIVE_SECONDS"]
+    assert int(balancer) < int(keep_alive)
+
+
+def test_the_version_is_one_everywhere() -> None:
+    setup = ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    released = re.findall(r"^## \[(\d.*?)\] - \d{4}-\d\d-\d\d$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert setup["metadata"]["version"] == __version__ == released[0]
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+def test_lockfiles_hold_no_registry_addresses() -> None:
+    lockfiles = [ROOT / "docker/gateway/package-lock.json", ROOT / "tests/package-lock.json"]
+    assert [path for path in lockfiles if "resolved" in path.read_text()] == []

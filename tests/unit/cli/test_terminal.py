@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vestige_bridge.cli.terminal import ProgressLine, shown, shown_lines, table
+
+
+@given(st.text())
+def test_nothing_shown_moves_the_cursor_but_lines_and_tabs(text: str) -> None:
+    assert shown(text).isprintable()
+    assert len(shown(text)) == len(text)
+    assert shown_lines(text).replace("\n", "").replace("\t", "").isprintable()
+
+
+def test_text_that_can_be_read_is_shown_as_it_is() -> None:
+    assert shown("día 日 🎉") == "día 日 🎉"
+    assert shown_lines("a\n\tb") == "a\n\tb"
+
+
+def test_a_table_has_its_columns_in_line_and_ends_where_the_terminal_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "14")
+    assert table(("A", "LONG", "C"), [("alpha", "b", "what it does"), ("a\x1bb", "", "c")]).splitlines() == [
+        "A      LONG  C",
+        "alpha  b     …",
+        "a\ufffdb          c",
+    ]
+
+
+def test_where_nobody_looks_there_is_no_progress(capsys: pytest.CaptureFixture[str]) -> None:
+    with ProgressLine("search") as line:
+        line.say("1 of 2")
+    assert capsys.readouterr() == ("", "")

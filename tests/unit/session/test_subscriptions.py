@@ -1,0 +1,280 @@
+"""The reconciler: whatever clients want and however upstream behaves, the two end at the same."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness import until
+from vestige_bridge.concurrency import Tasks
+from vestige_bridge.errors import UpstreamConnectError, UpstreamTimeout
+from vestige_bridge.jsonrpc.messages import Request
+from vestige_bridge.jsonrpc.parser import parse_message
+from vestige_bridge.mcp.lifecycle import HeldSession
+from vestige_bridge.mcp.multiplexer import Caller
+from vestige_bridge.session import subscriptions
+from vestige_bridge.session.exchange import Answered
+from vestige_bridge.session.listeners import Listener, Listeners
+from vestige_bridge.session.subscriptions import Interest, Subscriptions, interest_of
+
+CALLERS = [Caller("team", "ann"), Caller("team", "bob"), Caller("other", "otto")]
+URIS = ["a", "b", "c"]
+
+
+class Upstream:
+    """An upstream that keeps what it is asked for, and answers when a test lets it."""
+
+    def __init__(self) -> None:
+        self.sessions = 0
+        self.uris: set[str] = set()
+        self.level: str | None = None
+        self.asked: list[tuple[str, str]] = []
+        self.refused: set[str] = set()
+        self.silent: set[str] = set()
+        self.reachable = True
+        self.waiting: list[asyncio.Future[None]] = []
+        self.answers_at_once = True
+        self.subscriptions: Subscriptions | None = None
+
+    async def connect(self) -> HeldSession:
+        """Opens a session that was asked for nothing."""
+        if not self.reachable:
+            raise UpstreamConnectError("Nobody is there.")
+        self.renew()
+        return HeldSession("it")
+
+    def renew(self) -> None:
+        """Begins a session."""
+        assert self.subscriptions is not None
+        self.sessions += 1
+        self.uris, self.level = set(), None
+        self.subscriptions.begin(HeldSession(f"session-{self.sessions}"))
+
+    async def ask(self, held: HeldSession, method: str, params: Mapping[str, object]) -> Answered:
+        """Does what it is asked for, and answers."""
+        value = str(params.get("uri", params.get("level")))
+        self.asked.append((method, value))
+        if not self.answers_at_once:
+            self.waiting.append(asyncio.get_running_loop().create_future())
+            await self.waiting[-1]
+        if value in self.silent:
+            raise UpstreamTimeout("No answer came in time.")
+        refused = value in self.refused
+        if held.session_id == f"session-{self.sessions}" and not refused:
+            self._do(method, value)
+        content = '"error":{"code":-32002,"message":"no"}' if refused else '"result":{}'
+        return Answered(f'{{"jsonrpc":"2.0","id":4711,{content}}}'.encode(), streamed=False)
+
+    def _do(self, method: str, value: str) -> None:
+        if method == "logging/setLevel":
+            self.level = value
+        else:
+            (self.uris.add if method == "resources/subscribe" else self.uris.discard)(value)
+
+    def answer(self, index: int = 0) -> None:
+        """Lets one request be answered."""
+        self.waiting.pop(index).set_result(None)
+
+
+def made(upstream: Upstream) -> tuple[Listeners, Subscriptions]:
+    it = Listeners()
+    upstream.subscriptions = Subscriptions(it, Tasks(), upstream.connect, upstream.ask)
+    return it, upstream.subscriptions
+
+
+async def turns(count: int = 20) -> None:
+    """Lets all that is ready run."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+def request(method: str, params: object = None) -> Request:
+    message = parse_message(json.dumps({"jsonrpc": "2.0", "id": 1, "method": method, "params": params}))
+    assert isinstance(message, Request)
+    return message
+
+
+@pytest.mark.parametrize(
+    ("method", "params", "wish"),
+    [
+        ("resources/subscribe", {"uri": "a"}, Interest("a", True)),
+        ("resources/unsubscribe", {"uri": "a"}, Interest("a", False)),
+        ("logging/setLevel", {"level": "debug"}, Interest(None, "debug")),
+        ("logging/setLevel", {"level": "loud"}, None),
+        ("logging/setLevel", {"uri": "a"}, None),
+        ("logging/setLevel", {"level": ["debug"]}, None),
+        ("resources/subscribe", {"uri": 1}, None),
+        ("resources/subscribe", {"level": "debug"}, None),
+        ("resources/read", {"uri": "a"}, None),
+    ],
+)
+def test_a_wish_is_what_is_asked_for_in_the_words_of_the_protocol(
+    method: str, params: object, wish: Interest | None
+) -> None:
+    assert interest_of(request(method, params)) == wish
+
+
+@given(st.randoms(use_true_random=True))
+def test_upstream_ends_where_clients_want_it(random: Random) -> None:
+    async def change_minds() -> None:
+        upstream = Upstream()
+        it, _ = made(upstream)
+        upstream.renew()
+        upstream.answers_at_once = random.random() < 0.3
+        for _ in range(random.randint(1, 40)):
+            caller, uri = random.choice(CALLERS), random.choice(URIS)
+            step = random.randrange(8)
+            if step < 3:
+                it.subscribe(caller, uri)
+            elif step < 5:
+                it.unsubscribe(caller, uri)
+            elif step == 5:
+                it.set_level(caller, random.choice(["debug", "error"]))
+            elif step == 6:
+                it.forget(caller)
+            elif random.random() < 0.3:
+                upstream.renew()
+            if upstream.waiting and random.random() < 0.5:
+                upstream.answer(random.randrange(len(upstream.waiting)))
+            await turns(random.randrange(4))
+        await turns()
+        while upstream.waiting:
+            upstream.answer()
+            await turns()
+        assert upstream.uris == set(it.uris)
+        assert it.level is None or upstream.level == it.level
+        assert it.level is not None or upstream.level in (None, "emergency")
+
+    asyncio.run(change_minds())
+
+
+async def test_one_request_for_a_resource_is_with_upstream_at_a_time() -> None:
+    upstream = Upstream()
+    it, _ = made(upstream)
+    upstream.answers_at_once = False
+    upstream.renew()
+    it.subscribe(CALLERS[0], "a")
+    await turns()
+    it.unsubscribe(CALLERS[0], "a")
+    it.subscribe(CALLERS[1], "a")
+    it.unsubscribe(CALLERS[1], "a")
+    await turns()
+    assert upstream.asked == [("resources/subscribe", "a")]
+    upstream.answer()
+    await turns()
+    assert upstream.asked == [("resources/subscribe", "a"), ("resources/unsubscribe", "a")]
+    upstream.answer()
+    await turns()
+    assert upstream.uris == set()
+
+
+async def test_so_many_requests_and_no_more_are_with_upstream_at_a_time() -> None:
+    upstream = Upstream()
+    it, told = made(upstream)
+    upstream.answers_at_once = False
+    for number in range(100):
+        it.subscribe(CALLERS[number % 3], f"{number}")
+    upstream.renew()
+    await turns()
+    assert len(upstream.asked) == subscriptions.MAX_ASKED_AT_ONCE
+    # Whoever waits goes before what is only restored.
+    listener = Listener(lambda _: True)
+    it.add(listener, "team", frozenset({"now"}))
+    waiting = asyncio.ensure_future(told.told(frozenset({"now"})))
+    await turns()
+    upstream.answer()
+    await turns()
+    assert upstream.asked[-1] == ("resources/subscribe", "now")
+    while upstream.waiting:
+        upstream.answer()
+        await turns()
+    assert await waiting == {"now"}
+    assert len(upstream.uris) == 101
+
+
+async def test_what_upstream_refuses_is_not_told_of_and_wanted_no_more() -> None:
+    upstream = Upstream()
+    it, told = made(upstream)
+    upstream.refused = {"bad", "debug"}
+    upstream.renew()
+    it.add(Listener(lambda _: True), "team", frozenset({"good", "bad"}))
+    it.set_level(CALLERS[0], "debug")
+    it.set_level(CALLERS[1], "error")
+    assert await told.told(frozenset({"good", "bad"})) == {"good"}
+    await turns()
+    assert set(it.uris) == {"good"}
+    assert (it.level, upstream.level) == ("error", "error")
+    asked = len(upstream.asked)
+    upstream.renew()
+    await turns()
+    assert sorted(upstream.asked[asked:]) == [("logging/setLevel", "error"), ("resources/subscribe", "good")]
+
+
+async def test_an_upstream_that_refuses_to_be_silent_is_not_asked_again() -> None:
+    upstream = Upstream()
+    it, _ = made(upstream)
+    upstream.refused = {"emergency"}
+    upstream.renew()
+    it.set_level(CALLERS[0], "debug")
+    await turns()
+    it.forget(CALLERS[0])
+    await turns()
+    assert upstream.asked == [("logging/setLevel", "debug"), ("logging/setLevel", "emergency")]
+
+
+async def test_what_upstream_does_not_answer_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subscriptions, "FIRST_RETRY_SECONDS", 0.01)
+    upstream = Upstream()
+    it, told = made(upstream)
+    upstream.silent = {"a", "b"}
+    upstream.renew()
+    it.add(Listener(lambda _: True), "team", frozenset({"a", "b"}))
+    assert await told.told(frozenset({"a"})) == frozenset()
+    await until(lambda: len(upstream.asked) >= 6)
+    upstream.silent = set()
+    await until(lambda: upstream.uris == {"a", "b"})
+
+
+async def test_who_waits_for_a_session_that_cannot_be_opened_is_told_so() -> None:
+    upstream = Upstream()
+    it, told = made(upstream)
+    upstream.reachable = False
+    it.add(Listener(lambda _: True), "team", frozenset({"a"}))
+    assert await told.told(frozenset({"a"})) == frozenset()
+    upstream.reachable = True
+    assert await told.told(frozenset({"a"})) == {"a"}
+
+
+async def test_who_waits_when_the_session_is_lost_is_told_by_the_next_one() -> None:
+    upstream = Upstream()
+    it, told = made(upstream)
+    upstream.answers_at_once = False
+    upstream.renew()
+    it.add(Listener(lambda _: True), "team", frozenset({"a"}))
+    waiting = asyncio.ensure_future(told.told(frozenset({"a"})))
+    await turns()
+    upstream.answers_at_once = True
+    told.end()
+    assert await waiting == {"a"}
+    upstream.answer()
+    await turns()
+    assert upstream.uris == {"a"}
+    assert len(upstream.asked) == 2
+
+
+async def test_what_changes_while_there_is_no_session_is_kept_nowhere_but_in_the_hub() -> None:
+    upstream = Upstream()
+    it, told = made(upstream)
+    for number in range(100):
+        it.subscribe(CALLERS[0], f"{number}")
+        it.unsubscribe(CALLERS[0], f"{number}")
+    assert not told._due
+    upstream.renew()
+    await turns()
+    assert upstream.asked == []
