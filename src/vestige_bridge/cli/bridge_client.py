@@ -23,6 +23,8 @@ from vestige_bridge.cli.http_client import (
     converse,
     fetch,
 )
+from vestige_bridge.jsonrpc.messages import CANCELLED
+from vestige_bridge.mcp.methods import CALL_TOOL, LIST_TOOLS, PROGRESS
 from vestige_bridge.settings import Settings, parse_url
 
 _EVERYWHERE: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
@@ -113,7 +115,7 @@ class Client:
         tools: list[Members] = []
         params: Members = {}
         for _ in range(_MAX_TOOL_PAGES):
-            page = self.ask("tools/list", params, timeout_seconds=self._timeout_seconds)
+            page = self.ask(LIST_TOOLS, params, timeout_seconds=self._timeout_seconds)
             listed = page.get("tools")
             if not isinstance(listed, list) or not all(isinstance(tool, dict) and "name" in tool for tool in listed):
                 raise NotMcp("tools/list was answered with something that is no list of tools")
@@ -143,7 +145,7 @@ class Client:
             ClientError: there is no result.
         """
         request_id = f"vestige-bridge-{secrets.token_hex(8)}"
-        if method == "tools/call":
+        if method == CALL_TOOL:
             params = {**params, "_meta": {"progressToken": request_id}}
         request = {"jsonrpc": "2.0", "id": request_id, "method": method, "params": params}
         try:
@@ -159,11 +161,11 @@ class Client:
                 if isinstance(message.get("result"), dict):
                     result: Members = message["result"]
                     return result
-                if message.get("method") == "notifications/progress" and isinstance(message.get("params"), dict):
+                if message.get("method") == PROGRESS and isinstance(message.get("params"), dict):
                     on_progress(message["params"])
         except KeyboardInterrupt:
             with suppress(ClientError):
-                self.notify("notifications/cancelled", {"requestId": request_id, "reason": "The person gave up."})
+                self.notify(CANCELLED, {"requestId": request_id, "reason": "The person gave up."})
             raise
         raise NoAnswer("the stream ended before the answer", "cut")
 

@@ -13,6 +13,8 @@ from vestige_bridge.cli.bridge_client import Client
 from vestige_bridge.cli.http_client import ClientError, Members, NoAnswer, Refused, connect
 from vestige_bridge.cli.upstream_probe import SUPERGATEWAY, Fault, ask_endpoint, shake_hands
 from vestige_bridge.errors import BridgeError, SettingsError, UpstreamConnectError
+from vestige_bridge.jsonrpc.messages import INITIALIZED, PING
+from vestige_bridge.mcp.methods import CALL_TOOL, LIST_RESOURCES, LIST_TOOLS
 from vestige_bridge.session.session_file import SessionFile
 from vestige_bridge.settings import Settings
 
@@ -121,7 +123,7 @@ class Layers:
 
     def _examine_token(self) -> str:
         client = self._require_client("bridge")
-        reply = client.notify("notifications/initialized")
+        reply = client.notify(INITIALIZED)
         if reply.status == 202:
             self._passed.add("token")
             return "the bridge takes it" if client.token else "the bridge needs none"
@@ -186,7 +188,7 @@ class Layers:
 
     def _examine_read(self) -> str:
         client = self._require_client("token", "Vestige")
-        asked, result = "tools/list", None
+        asked, result = LIST_TOOLS, None
         try:
             questions = _reads(client.tools())
             while result is None:
@@ -241,8 +243,8 @@ def _reads(tools: list[Members]) -> list[tuple[str, str, Members]]:
         annotations, schema = tool.get("annotations"), tool.get("inputSchema")
         only_reads = isinstance(annotations, dict) and annotations.get("readOnlyHint") is True
         if only_reads and isinstance(schema, dict) and not schema.get("required"):
-            return [(str(tool["name"]), "tools/call", {"name": tool["name"], "arguments": {}})]
-    return [("resources/list", "resources/list", {}), ("ping", "ping", {})]
+            return [(str(tool["name"]), CALL_TOOL, {"name": tool["name"], "arguments": {}})]
+    return [(LIST_RESOURCES, LIST_RESOURCES, {}), (PING, PING, {})]
 
 
 def _first_text(result: Members) -> str:

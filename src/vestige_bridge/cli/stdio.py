@@ -38,9 +38,10 @@ from vestige_bridge.cli.terminal import shown
 from vestige_bridge.errors import BridgeError, UpstreamConnectError, UpstreamDisconnected, UpstreamProtocolError
 from vestige_bridge.http import sse
 from vestige_bridge.jsonrpc.builders import build_error
-from vestige_bridge.jsonrpc.messages import AnyMessage, Notification, Request, Response
+from vestige_bridge.jsonrpc.messages import CANCELLED, INITIALIZED, AnyMessage, Notification, Request, Response
 from vestige_bridge.jsonrpc.parser import parse_message
 from vestige_bridge.mcp import modern
+from vestige_bridge.mcp.methods import INITIALIZE
 
 CONNECT_SECONDS: Final = 10.0
 """How long a message waits for a bridge that does not run, as while it is restarted."""
@@ -59,8 +60,6 @@ LINGER_SECONDS: Final = 2.0
 
 _KEEP_ALIVE_SECONDS: Final = 30
 
-_INITIALIZED: Final = "notifications/initialized"
-_CANCELLED: Final = "notifications/cancelled"
 _line_breaks = re.compile(rb"[\r\n]+")
 
 
@@ -145,7 +144,7 @@ class Forwarder:
     def take(self, body: bytes) -> None:
         """Forwards a message, and returns once it is sent."""
         message = _parsed(body)
-        if isinstance(message, Notification) and message.method == _CANCELLED and self._cancel(message):
+        if isinstance(message, Notification) and message.method == CANCELLED and self._cancel(message):
             return
         exchange = Exchange(self, body, message)
         if isinstance(message, Request):
@@ -153,7 +152,7 @@ class Forwarder:
         thread = threading.Thread(target=self._run, args=(exchange,), daemon=True)
         self._threads.add(thread)
         thread.start()
-        if isinstance(message, Request) and message.method == "initialize":
+        if isinstance(message, Request) and message.method == INITIALIZE:
             thread.join()  # what follows belongs to the session that it opens
         else:
             exchange.sent.wait(ORDER_SECONDS)
@@ -251,7 +250,7 @@ class Forwarder:
             if not opened:
                 raise NotMcp("the session was lost, and could not be opened anew")
             self.session = opened[0]
-            initialized = json.dumps({"jsonrpc": "2.0", "method": _INITIALIZED}).encode()
+            initialized = json.dumps({"jsonrpc": "2.0", "method": INITIALIZED}).encode()
             with closing(self._connect()) as connection:
                 self.send(connection, "POST", initialized, self.session.headers).read()
 
@@ -382,7 +381,7 @@ class Exchange:
             if self._opens_session and (session := _opened(response, body, self._body)):
                 self._forwarder.session = session
             self._write(body)
-        if isinstance(self.message, Notification) and self.message.method == _INITIALIZED and response.status == 202:
+        if isinstance(self.message, Notification) and self.message.method == INITIALIZED and response.status == 202:
             self._forwarder.listen()
 
     def _write(self, body: bytes) -> None:
@@ -415,7 +414,7 @@ class Exchange:
 
     @property
     def _opens_session(self) -> bool:
-        return isinstance(self.message, Request) and self.message.method == "initialize"
+        return isinstance(self.message, Request) and self.message.method == INITIALIZE
 
 
 def _parsed(body: bytes) -> AnyMessage | None:

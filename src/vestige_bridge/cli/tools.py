@@ -23,6 +23,7 @@ from vestige_bridge.cli.tool_arguments import (
     parse_words,
     required_arguments,
 )
+from vestige_bridge.mcp.methods import CALL_TOOL
 
 _control = re.compile("[\x7f-\x9f]")
 """The control characters that JSON does not escape by itself."""
@@ -97,7 +98,7 @@ def call(client: Client, name: str, words: list[str], as_json: str | None) -> bo
         arguments = parse_json(_read_stdin() if as_json == "-" else as_json, schema)
     with ProgressLine(name) as line:
         result = client.ask(
-            "tools/call", {"name": name, "arguments": arguments}, on_progress=lambda params: line.say(_progress(params))
+            CALL_TOOL, {"name": name, "arguments": arguments}, on_progress=lambda params: line.say(_progress(params))
         )
     if sys.stdout.isatty():
         print(_readable(result))

@@ -10,10 +10,11 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from vestige_bridge.cli.http_client import NoAnswer, Reply, fetch, is_event_stream
+from vestige_bridge.jsonrpc.messages import PING
 from vestige_bridge.session.session_file import SessionFile
 from vestige_bridge.settings import Settings
 
-_PING: Final = {"jsonrpc": "2.0", "id": "doctor", "method": "ping"}
+_PING: Final = {"jsonrpc": "2.0", "id": "doctor", "method": PING}
 _NOBODYS_SESSION: Final = "vestige-bridge-doctor"
 _NO_SESSION: Final = "No valid session ID"
 _TOKEN: Final = "VESTIGE_BRIDGE_UPSTREAM_TOKEN or VESTIGE_BRIDGE_UPSTREAM_TOKEN_FILE"  # noqa: S105

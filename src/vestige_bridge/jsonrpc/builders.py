@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from vestige_bridge.errors import RENDERINGS, BridgeError
-from vestige_bridge.jsonrpc.messages import CANCELLED, Request
+from vestige_bridge.jsonrpc.messages import CANCELLED, PING, Request
 from vestige_bridge.jsonrpc.parser import parse_message
 from vestige_bridge.jsonrpc.spans import dump
 
@@ -27,7 +27,7 @@ def build_ping(spelled_id: str) -> bytes:
     Parameters:
         spelled_id: its id, as JSON text.
     """
-    return _envelope(spelled_id, "ping").encode()
+    return _envelope(spelled_id, PING).encode()
 
 
 def build_notification(method: str, spelled_params: str = "") -> bytes:

@@ -11,6 +11,7 @@ from typing import Final
 
 from vestige_bridge.jsonrpc.spans import Spans, Value, find_spans
 
+PING: Final = "ping"
 INITIALIZED: Final = "notifications/initialized"
 CANCELLED: Final = "notifications/cancelled"
 """The notification whose parameters name the id of a request (MCP 2025-11-25, basic/utilities/cancellation)."""

@@ -11,17 +11,17 @@ from enum import Flag, auto
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
-from vestige_bridge.jsonrpc.messages import CANCELLED, INITIALIZED
+from vestige_bridge.jsonrpc.messages import CANCELLED, INITIALIZED, PING
 from vestige_bridge.mcp.versions import Era
 
 CALL_TOOL: Final = "tools/call"
 DISCOVER: Final = "server/discover"
 INITIALIZE: Final = "initialize"
+LIST_RESOURCES: Final = "resources/list"
 LIST_TOOLS: Final = "tools/list"
 LISTEN: Final = "subscriptions/listen"
 LOG_MESSAGE: Final = "notifications/message"
 NOTIFICATION_PREFIX: Final = "notifications/"
-PING: Final = "ping"
 PROGRESS: Final = "notifications/progress"
 PROMPTS_CHANGED: Final = "notifications/prompts/list_changed"
 READ_RESOURCE: Final = "resources/read"
@@ -88,7 +88,7 @@ METHODS: Final[Mapping[str, Method]] = MappingProxyType(
         "completion/complete": Method(_READ),
         "prompts/get": Method(_READ, named_by="name"),
         "prompts/list": Method(_READ | Is.CACHEABLE),
-        "resources/list": Method(_READ | Is.CACHEABLE),
+        LIST_RESOURCES: Method(_READ | Is.CACHEABLE),
         "resources/templates/list": Method(_READ | Is.CACHEABLE),
         # Notifications of clients.
         CANCELLED: Method(Is.READ_ONLY | Is.LOGGABLE),

@@ -13,10 +13,10 @@ from typing import Generic, NamedTuple, TypeVar
 
 from vestige_bridge.jsonrpc.builders import build_method_not_found, build_result
 from vestige_bridge.jsonrpc.fast_parser import read_response
-from vestige_bridge.jsonrpc.messages import AnyMessage, Notification, Request, Response, is_token, token_key
+from vestige_bridge.jsonrpc.messages import PING, AnyMessage, Notification, Request, Response, is_token, token_key
 from vestige_bridge.jsonrpc.parser import parse_message
 from vestige_bridge.jsonrpc.spans import Value
-from vestige_bridge.mcp.methods import PING, PROGRESS
+from vestige_bridge.mcp.methods import PROGRESS
 
 
 class Caller(NamedTuple):

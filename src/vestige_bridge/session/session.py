@@ -26,10 +26,10 @@ from vestige_bridge.errors import (
 )
 from vestige_bridge.http import sse
 from vestige_bridge.jsonrpc.builders import build_notification
-from vestige_bridge.jsonrpc.messages import INITIALIZED, Notification
+from vestige_bridge.jsonrpc.messages import INITIALIZED, PING, Notification
 from vestige_bridge.jsonrpc.parser import parse_message
 from vestige_bridge.mcp.lifecycle import HeldSession, build_initialize, read_initialize
-from vestige_bridge.mcp.methods import PING, TOOLS_CHANGED
+from vestige_bridge.mcp.methods import TOOLS_CHANGED
 from vestige_bridge.session.attempts import Attempts, Observer
 from vestige_bridge.session.exchange import Answered
 from vestige_bridge.session.listeners import Listeners
