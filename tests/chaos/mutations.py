@@ -193,9 +193,8 @@ def check_headers(random: Random) -> None:
     headers.mirrors(sent, headers.NAME, "x")
     headers.origin_allowed(sent, frozenset({"http://a:1"}))
     request_id = headers.request_id(sent) or "made"
-    crossing = headers.upstream_headers(sent, "somebody", request_id)
-    assert all(value.isprintable() for value in crossing.values())
-    assert headers.upstream_lines(sent, "somebody", request_id) == headers.header_lines(crossing)
+    lines = headers.upstream_lines(sent, "somebody", request_id)
+    assert all(line.isprintable() for line in lines.removesuffix("\r\n").split("\r\n"))
 
 
 def check_tokens(random: Random) -> None:
@@ -204,7 +203,7 @@ def check_tokens(random: Random) -> None:
         assert all(token.value for token in parse_tokens(mutated(random, TOKENS).decode()))
 
 
-ROOMS: tuple[Callable[[Random], None], ...] = (
+PACKAGES: tuple[Callable[[Random], None], ...] = (
     *(check_jsonrpc, check_modern, check_multiplexer, check_lifecycle, check_sse, check_headers, check_tokens),
 )
 
@@ -216,7 +215,7 @@ def check_packages(seed: str, inputs: int) -> tuple[Counter[str], list[str]]:
     examples = []
     for number in range(inputs):
         state = random.getstate()
-        check = ROOMS[number % len(ROOMS)]
+        check = PACKAGES[number % len(PACKAGES)]
         try:
             check(random)
         except (Exception, RecursionError) as error:  # noqa: BLE001

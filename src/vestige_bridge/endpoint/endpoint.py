@@ -13,11 +13,10 @@ from starlette.types import Receive, Scope, Send
 
 from vestige_bridge.access.permissions import UNRESTRICTED
 from vestige_bridge.access.responses import error_response
-from vestige_bridge.concurrency import Deadlines
 from vestige_bridge.endpoint.modern_clients import ModernClients
 from vestige_bridge.endpoint.per_client_mode import ClientSessions
 from vestige_bridge.endpoint.request import EndpointRequest
-from vestige_bridge.endpoint.response_writer import Waiter
+from vestige_bridge.endpoint.response_writer import EventStreams
 from vestige_bridge.endpoint.shared_mode import SharedMode
 from vestige_bridge.errors import BridgeError, InternalError, InvalidMessage, MethodNotAllowed, Overloaded
 from vestige_bridge.http.headers import SESSION_ID
@@ -39,6 +38,9 @@ class Endpoint:
         dispatcher: sees the messages of clients through.
         settings: limits and timeouts.
         client_sessions: the clients' own sessions in per-client mode; ``None`` when all share the held one.
+
+    Attributes:
+        streams: the event streams of all clients.
     """
 
     def __init__(
@@ -51,11 +53,11 @@ class Endpoint:
         self._modern = ModernClients(session, dispatcher)
         self._client_sessions = client_sessions
         self._bodies_arriving = 0
-        self._heartbeats: Deadlines[Waiter] = Deadlines(settings.heartbeat_seconds, lambda waiter: waiter.wake())
+        self.streams = EventStreams(settings.heartbeat_seconds)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one HTTP request."""
-        incoming = EndpointRequest(scope, receive, send, self._settings, self._heartbeats)
+        incoming = EndpointRequest(scope, receive, send, self._settings, self.streams)
         try:
             await (self._post(incoming) if scope["method"] == "POST" else self._serve(incoming, scope["method"]))
         except ClientDisconnect:

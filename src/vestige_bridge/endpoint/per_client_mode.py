@@ -79,11 +79,6 @@ class ClientSessions:
         """How many sessions clients have."""
         return len(self._sessions)
 
-    @property
-    def streams_open(self) -> int:
-        """How many clients listen on their session's own stream."""
-        return sum(own.listening for own in self._sessions.values())
-
     def end_streams(self) -> None:
         """Ends every client's stream; clients may open them again."""
         for own in self._sessions.values():

@@ -13,8 +13,7 @@ from starlette.responses import Response as HttpResponse
 from starlette.types import Receive, Scope, Send
 
 from vestige_bridge.access.record import CONNECTION, AccessRecord, ClientConnection
-from vestige_bridge.concurrency import Deadlines
-from vestige_bridge.endpoint.response_writer import ResponseWriter, Waiter
+from vestige_bridge.endpoint.response_writer import EventStreams, ResponseWriter
 from vestige_bridge.errors import BodyTimeout, BodyTooLarge, UnsupportedMediaType
 from vestige_bridge.http import headers
 from vestige_bridge.jsonrpc.messages import AnyMessage, Request, Response
@@ -29,7 +28,7 @@ class EndpointRequest:
     Parameters:
         scope, receive, send: as ASGI gives them.
         settings: limits and timeouts.
-        heartbeats: wakes who waits for too long on an event stream.
+        streams: the event streams of all clients.
 
     Attributes:
         headers: the request's headers.
@@ -42,10 +41,10 @@ class EndpointRequest:
 
     __slots__ = (
         "_connection",
-        "_heartbeats",
         "_receive",
         "_scope",
         "_settings",
+        "_streams",
         "accepted",
         "caller",
         "headers",
@@ -54,9 +53,7 @@ class EndpointRequest:
         "spelled_id",
     )
 
-    def __init__(
-        self, scope: Scope, receive: Receive, send: Send, settings: Settings, heartbeats: Deadlines[Waiter]
-    ) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, settings: Settings, streams: EventStreams) -> None:
         record: AccessRecord = scope["state"]["access"]
         self._scope = scope
         self._receive = receive
@@ -69,13 +66,13 @@ class EndpointRequest:
         self.accepted = headers.accepted(record.headers)
         self.spelled_id: str | None = None
         self._connection: ClientConnection | None = scope.get("extensions", {}).get(CONNECTION)
-        self._heartbeats = heartbeats
+        self._streams = streams
 
     @property
     def writer(self) -> ResponseWriter:
         """The way back; there is one for each incoming."""
         # Not kept here, where the two would keep each other from being freed until the garbage collector comes.
-        return ResponseWriter(self.send, self.accepted, self._heartbeats, self.client_left)
+        return ResponseWriter(self.send, self.accepted, self._streams, self.client_left)
 
     @property
     def principal(self) -> str:
@@ -90,13 +87,8 @@ class EndpointRequest:
         return headers.single_value(self.headers, headers.PROTOCOL_VERSION)
 
     @property
-    def upstream_headers(self) -> dict[str, str]:
-        """What goes to upstream with the message."""
-        return headers.upstream_headers(self.headers, self.principal, self.record.request_id)
-
-    @property
     def header_lines(self) -> str:
-        """The same as it stands in the head of an HTTP request."""
+        """The header lines that go to upstream with the message."""
         return headers.upstream_lines(self.headers, self.principal, self.record.request_id)
 
     async def respond(self, response: HttpResponse) -> None:

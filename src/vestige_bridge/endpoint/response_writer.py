@@ -32,6 +32,21 @@ class Waiter(Protocol):
         """Ends the waiting although nothing came."""
 
 
+class EventStreams(Deadlines[Waiter]):
+    """The event streams of all clients: when each needs a heartbeat, and how many bring notifications.
+
+    Parameters:
+        heartbeat_seconds: how long a stream may be silent.
+
+    Attributes:
+        open: how many streams of notifications are open.
+    """
+
+    def __init__(self, heartbeat_seconds: float) -> None:
+        super().__init__(heartbeat_seconds, lambda waiter: waiter.wake())
+        self.open = 0
+
+
 def _as_it_is(data: bytes) -> tuple[int, bytes]:
     return 200, data
 
@@ -46,16 +61,16 @@ class ResponseWriter:
     Parameters:
         send: the ASGI callable that the answer goes to.
         accepted: the media types that the client takes.
-        heartbeats: wakes who waits for too long on an event stream.
+        streams: the event streams of all clients.
         client_left: asks whether the client is gone.
     """
 
-    __slots__ = ("_accepted", "_client_left", "_headers", "_heartbeats", "_send", "_streaming")
+    __slots__ = ("_accepted", "_client_left", "_headers", "_send", "_streaming", "_streams")
 
-    def __init__(self, send: Send, accepted: Accepted, heartbeats: Deadlines[Waiter], client_left: ClientLeft) -> None:
+    def __init__(self, send: Send, accepted: Accepted, streams: EventStreams, client_left: ClientLeft) -> None:
         self._send = send
         self._accepted = accepted
-        self._heartbeats = heartbeats
+        self._streams = streams
         self._client_left = client_left
         self._headers: Sequence[tuple[bytes, bytes]] = ()
         self._streaming = False
@@ -95,7 +110,7 @@ class ResponseWriter:
         Errors:
             BridgeError: the exchange failed, and nothing was sent to the client yet.
         """
-        heartbeats = self._heartbeats if self._accepted.event_stream else None
+        heartbeats = self._streams if self._accepted.event_stream else None
         self._headers = headers
         try:
             while True:
@@ -138,10 +153,11 @@ class ResponseWriter:
             tag: changes each notification on its way.
             last: what ends the stream when it is closed on our side.
         """
-        await self._write(first)
+        self._streams.open += 1
         try:
+            await self._write(first)
             while True:
-                self._heartbeats.start(listener)
+                self._streams.start(listener)
                 data = await listener.next()
                 if data is not None:
                     await self._write(sse.encode_event(tag(data)))
@@ -152,12 +168,13 @@ class ResponseWriter:
                     if self._client_left():
                         return None
         finally:
-            self._heartbeats.stop(listener)
+            self._streams.open -= 1
+            self._streams.stop(listener)
 
     async def batch(self, members: Sequence[Exchange | bytes]) -> None:
         """Relays the members of a batch: their progress as it comes, their answers together and in order."""
         collecting = asyncio.gather(*(self._member(member) for member in members))
-        patience = self._heartbeats.seconds if self._accepted.event_stream else None
+        patience = self._streams.seconds if self._accepted.event_stream else None
         while not (await asyncio.wait([collecting], timeout=patience))[0]:
             await self._write(sse.HEARTBEAT)
         await self.answer(b"[" + b",".join(collecting.result()) + b"]")

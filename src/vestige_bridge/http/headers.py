@@ -220,17 +220,11 @@ def spelled_in_header(value: str) -> str:
     return value if plain else f"=?base64?{base64.b64encode(value.encode()).decode()}?="
 
 
-def upstream_headers(headers: Headers, principal: str, request_id: str) -> dict[str, str]:
-    """What of a client's request upstream sees besides the body: who asks, as far as we know."""
-    crossing = {PRINCIPAL.decode(): principal, REQUEST_ID.decode(): request_id}
-    for name in _CROSSES_UPSTREAM:
-        if name in headers and (value := headers.text(name)) is not None:
-            crossing[name.decode()] = value
-    return crossing
-
-
 def upstream_lines(headers: Headers, principal: str, request_id: str) -> str:
-    """The same as it stands in the head of a message; none of the values can hold a line break."""
+    """The header lines of a message to upstream that come from its client: who asks, as far as the bridge knows.
+
+    None of the values can hold a line break.
+    """
     lines = f"x-vestige-principal: {principal}\r\nx-request-id: {request_id}\r\n"
     for name in _CROSSES_UPSTREAM:
         if name in headers and (value := headers.text(name)) is not None:

@@ -133,6 +133,7 @@ class _Bridge:
             session=self._session,
             dispatcher=self.dispatcher,
             client_sessions=self._client_sessions,
+            streams=endpoint.streams,
             monitor=self._monitor,
             tokens=self._tokens,
             refusals=refusals,

@@ -27,6 +27,7 @@ from vestige_bridge.access.record import ENDPOINT_PATHS, AccessRecord
 from vestige_bridge.access.responses import error_response
 from vestige_bridge.access.tokens import Tokens
 from vestige_bridge.endpoint.per_client_mode import ClientSessions
+from vestige_bridge.endpoint.response_writer import EventStreams
 from vestige_bridge.errors import MethodNotAllowed, NotFound
 from vestige_bridge.mcp.methods import LISTEN
 from vestige_bridge.server.connections import Connections
@@ -62,6 +63,7 @@ class Metrics(Collector):
         session: the held session.
         dispatcher: sees the messages of clients through.
         client_sessions: the clients' own sessions.
+        streams: the event streams of all clients.
         monitor: what is known of the connection.
         tokens: the valid tokens.
         refusals: how many requests were rejected before authentication succeeded, by reason.
@@ -78,6 +80,7 @@ class Metrics(Collector):
         session: Session,
         dispatcher: Dispatcher,
         client_sessions: ClientSessions,
+        streams: EventStreams,
         monitor: Monitor,
         tokens: Tokens,
         refusals: Mapping[str, int],
@@ -88,6 +91,7 @@ class Metrics(Collector):
         self._session = session
         self._dispatcher = dispatcher
         self._client_sessions = client_sessions
+        self._streams = streams
         self._monitor = monitor
         self._tokens = tokens
         self._refusals = refusals
@@ -143,7 +147,7 @@ class Metrics(Collector):
             cumulated = list(zip(bounds, accumulate(durations.buckets), strict=True))
             duration.add_metric(labels, cumulated, durations.sum_seconds)
         yield duration
-        session, dispatcher, own = self._session, self._dispatcher, self._client_sessions
+        dispatcher, own = self._dispatcher, self._client_sessions
         yield _counter("response_bytes", "Bytes of the bodies that clients were sent.", self._sent_bytes)
         yield _counters(
             "requests_failed",
@@ -153,9 +157,7 @@ class Metrics(Collector):
         )
         yield _gauge("requests_in_flight", "Requests in flight.", dispatcher.in_flight)
         yield _gauge("requests_in_flight_limit", "How many may be.", self._settings.max_in_flight)
-        yield _gauge(
-            "streams_open", "Open streams of notifications.", session.listeners.streams_open + own.streams_open
-        )
+        yield _gauge("streams_open", "Open streams of notifications.", self._streams.open)
         yield _gauge("client_sessions_open", "Upstream sessions of clients in per-client mode.", own.sessions_open)
         yield _gauge("draining", "1 while the bridge takes no more requests.", dispatcher.draining)
 

@@ -298,11 +298,6 @@ class Listeners:
         del self._levels[level]
 
     @property
-    def streams_open(self) -> int:
-        """How many clients are listening."""
-        return len(self._listeners())
-
-    @property
     def uris(self) -> Collection[str]:
         """The resources that somebody wants to hear of."""
         return self._wanting.keys()

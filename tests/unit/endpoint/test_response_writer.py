@@ -8,11 +8,11 @@ import pytest
 from starlette.types import Message
 
 from unit.session.test_exchange import answer, new_exchange
-from vestige_bridge.concurrency import Deadlines
-from vestige_bridge.endpoint.response_writer import ResponseWriter, Waiter
+from vestige_bridge.endpoint.response_writer import EventStreams, ResponseWriter
 from vestige_bridge.errors import BridgeError, Cancelled, UpstreamDisconnected, UpstreamTimeout
 from vestige_bridge.http.headers import Accepted
 from vestige_bridge.http.sse import HEARTBEAT, EventDecoder
+from vestige_bridge.session.listeners import Listener
 
 JSON = Accepted(json=True, event_stream=False)
 STREAM = Accepted(json=False, event_stream=True)
@@ -26,8 +26,8 @@ class Client:
         self.sent: list[Message] = []
         self.left = False
         self.wrote = asyncio.Event()
-        heartbeats: Deadlines[Waiter] = Deadlines(heartbeat_seconds, lambda waiter: waiter.wake())
-        self.relay = ResponseWriter(self._send, accepted, heartbeats, self._has_left)
+        self.streams = EventStreams(heartbeat_seconds)
+        self.writer = ResponseWriter(self._send, accepted, self.streams, self._has_left)
 
     async def _send(self, message: Message) -> None:
         self.sent.append(message)
@@ -71,7 +71,7 @@ async def test_an_answer_is_streamed_when_upstream_streams_and_the_client_takes_
     exchange.streamed = streamed
     data = answer(exchange)
     async with asyncio.timeout(5):
-        await client.relay.exchange(exchange)
+        await client.writer.exchange(exchange)
     assert client.content_type == content_type
     assert client.complete
     assert data in client.body
@@ -80,7 +80,7 @@ async def test_an_answer_is_streamed_when_upstream_streams_and_the_client_takes_
 async def test_progress_is_sent_on_as_it_comes_to_a_client_that_takes_a_stream() -> None:
     client, exchange = Client(BOTH), new_exchange()
     async with asyncio.timeout(5), asyncio.TaskGroup() as group:
-        group.create_task(client.relay.exchange(exchange))
+        group.create_task(client.writer.exchange(exchange))
         exchange.take_progress(b'{"step":1}')
         while len(client.sent) < 2:
             client.wrote.clear()
@@ -98,7 +98,7 @@ async def test_progress_is_kept_from_a_client_that_takes_one_json_answer() -> No
     exchange.take_progress(b'{"step":1}')
     data = answer(exchange)
     async with asyncio.timeout(5):
-        await client.relay.exchange(exchange)
+        await client.writer.exchange(exchange)
     assert client.body == data
     assert not exchange.relayed
 
@@ -106,7 +106,7 @@ async def test_progress_is_kept_from_a_client_that_takes_one_json_answer() -> No
 async def test_comments_keep_a_silent_stream_open_and_a_replay_allowed() -> None:
     client, exchange = Client(BOTH, 0.001), new_exchange()
     async with asyncio.timeout(5), asyncio.TaskGroup() as group:
-        group.create_task(client.relay.exchange(exchange))
+        group.create_task(client.writer.exchange(exchange))
         while len(client.sent) < 3:
             client.wrote.clear()
             await client.wrote.wait()
@@ -121,7 +121,7 @@ async def test_an_error_before_anything_was_sent_keeps_its_own_status(accepted: 
     client, exchange = Client(accepted), new_exchange()
     exchange.fail(UpstreamTimeout("Late."))
     with pytest.raises(UpstreamTimeout):
-        await client.relay.exchange(exchange)
+        await client.writer.exchange(exchange)
     assert client.sent == []
 
 
@@ -129,7 +129,7 @@ async def test_an_error_on_a_stream_that_began_is_its_last_event() -> None:
     client, exchange = Client(BOTH), new_exchange()
     exchange.take_progress(b"{}")
     exchange.fail(UpstreamDisconnected("Gone."))
-    await client.relay.exchange(exchange)
+    await client.writer.exchange(exchange)
     assert client.complete
     assert client.messages[-1]["id"] == 7
     assert client.messages[-1]["error"]["data"] == {"outcome": "not_sent", "retryable": True}
@@ -138,7 +138,7 @@ async def test_an_error_on_a_stream_that_began_is_its_last_event() -> None:
 async def test_a_cancelled_stream_just_ends() -> None:
     client, exchange = Client(BOTH), new_exchange()
     exchange.fail(Cancelled("Cancelled."))
-    await client.relay.exchange(exchange)
+    await client.writer.exchange(exchange)
     assert client.content_type == b"text/event-stream"
     assert client.complete
     assert client.body == b""
@@ -148,7 +148,7 @@ async def test_a_cancelled_post_of_a_json_client_is_answered() -> None:
     client, exchange = Client(JSON), new_exchange()
     exchange.fail(Cancelled("Cancelled."))
     with pytest.raises(Cancelled):
-        await client.relay.exchange(exchange)
+        await client.writer.exchange(exchange)
 
 
 @pytest.mark.parametrize("accepted", [JSON, BOTH])
@@ -156,7 +156,7 @@ async def test_a_client_that_left_is_sent_nothing(accepted: Accepted) -> None:
     client, exchange = Client(accepted), new_exchange()
     client.left = True
     answer(exchange)
-    await client.relay.exchange(exchange)
+    await client.writer.exchange(exchange)
     assert client.sent == []
 
 
@@ -164,16 +164,26 @@ async def test_a_client_that_leaves_a_silent_stream_is_noticed_by_its_heartbeat(
     client, exchange = Client(BOTH, 0.001), new_exchange()
     client.left = True
     async with asyncio.timeout(5):
-        await client.relay.exchange(exchange)
+        await client.writer.exchange(exchange)
     assert not exchange.ended
     assert not client.complete
+
+
+async def test_a_stream_of_notifications_is_counted_while_it_is_open() -> None:
+    client, listener = Client(STREAM), Listener(lambda _: True)
+    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+        group.create_task(client.writer.notifications(listener))
+        await client.wrote.wait()
+        assert client.streams.open == 1
+        listener.close()
+    assert client.streams.open == 0
 
 
 @pytest.mark.parametrize("accepted", [JSON, STREAM])
 async def test_a_batch_is_answered_in_the_order_of_its_members(accepted: Accepted) -> None:
     client, first, second = Client(accepted), new_exchange(), new_exchange()
     async with asyncio.timeout(5), asyncio.TaskGroup() as group:
-        group.create_task(client.relay.batch([first, b'{"refused":1}', second]))
+        group.create_task(client.writer.batch([first, b'{"refused":1}', second]))
         await asyncio.sleep(0)
         answer(second, "2")
         error: BridgeError = UpstreamTimeout("Late.")
@@ -187,7 +197,7 @@ async def test_a_batch_is_answered_in_the_order_of_its_members(accepted: Accepte
 async def test_the_progress_of_a_batch_comes_before_its_answer_and_comments_while_it_is_silent() -> None:
     client, exchange = Client(BOTH, 0.001), new_exchange()
     async with asyncio.timeout(5), asyncio.TaskGroup() as group:
-        group.create_task(client.relay.batch([exchange]))
+        group.create_task(client.writer.batch([exchange]))
         exchange.take_progress(b'{"step":1}')
         while HEARTBEAT not in client.body:
             client.wrote.clear()
