@@ -75,27 +75,9 @@ class ResponseWriter:
         self._headers: Sequence[tuple[bytes, bytes]] = ()
         self._streaming = False
 
-    async def answer(
-        self,
-        data: bytes,
-        *,
-        status: int = 200,
-        streamed: bool = False,
-        headers: Sequence[tuple[bytes, bytes]] = (),
-    ) -> None:
+    async def answer(self, data: bytes, *, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
         """Sends the answer: as the last event if there is a stream or has to be one, otherwise as JSON."""
-        if self._streaming or (status == 200 and self._wants_stream(streamed)):
-            self._headers = headers or self._headers
-            await self._start_stream()
-            return await self._send({"type": "http.response.body", "body": sse.encode_event(data)})
-        raw = [
-            (b"content-type", b"application/json"),
-            (b"content-length", str(len(data)).encode()),
-            (b"cache-control", b"no-store"),
-            *headers,
-        ]
-        await self._send({"type": "http.response.start", "status": status, "headers": raw})
-        await self._send({"type": "http.response.body", "body": data})
+        await self._answer([(200, data)], streamed=False, headers=headers)
 
     async def exchange(
         self, exchange: Exchange, shape: Shape = _as_it_is, headers: Sequence[tuple[bytes, bytes]] = ()
@@ -128,19 +110,26 @@ class ResponseWriter:
         if not self._client_left():
             streamed, shaped = news.streamed, [shape(news.data)]
             del news
-            await self._answer_shaped(shaped, streamed=streamed, headers=headers)
+            await self._answer(shaped, streamed=streamed, headers=headers)
 
-    async def _answer_shaped(
-        self, shaped: list[tuple[int, bytes]], *, streamed: bool, headers: Sequence[tuple[bytes, bytes]]
+    async def _answer(
+        self, only: list[tuple[int, bytes]], *, streamed: bool, headers: Sequence[tuple[bytes, bytes]]
     ) -> None:
-        """Sends an answer that nobody else holds, so that a large one waits for its client only once."""
-        status, data = shaped.pop()
+        """Sends an answer, status and bytes, taken out of the list so that a large one is held only once."""
+        status, data = only.pop()
         if self._streaming or (status == 200 and self._wants_stream(streamed)):
             data = sse.encode_event(data)
             self._headers = headers or self._headers
             await self._start_stream()
             return await self._send({"type": "http.response.body", "body": data})
-        await self.answer(data, status=status, headers=headers)
+        raw = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(data)).encode()),
+            (b"cache-control", b"no-store"),
+            *headers,
+        ]
+        await self._send({"type": "http.response.start", "status": status, "headers": raw})
+        await self._send({"type": "http.response.body", "body": data})
 
     async def notifications(
         self, listener: Listener, *, first: bytes = sse.HEARTBEAT, tag: Tag = _unchanged, last: bytes = b""

@@ -144,7 +144,7 @@ def scan(text: str) -> AnyMessage | None:
         return None
     params = _object(members["params"]) if "params" in members else {}
     meta = _object(params["_meta"]) if params and "_meta" in params else {}
-    if params is None or meta is None or "task" in params or _have_twins(params, meta):
+    if params is None or meta is None or "task" in params or _have_case_variants(params, meta):
         return None
     token = None
     if "progressToken" in meta and (token := _scan_token(text, meta["progressToken"])) is None:
@@ -172,7 +172,7 @@ def _object(members: object) -> dict[str, object] | None:
     return found if len(found) == len(members) <= MEMBERS_LIMIT else None
 
 
-def _have_twins(params: Mapping[str, object], meta: Mapping[str, object]) -> bool:
+def _have_case_variants(params: Mapping[str, object], meta: Mapping[str, object]) -> bool:
     usual = params.keys() <= USUAL_IN_PARAMS and meta.keys() <= READ_IN_META
     return not usual and (
         any(differs_only_in_case(key, DECIDING_IN_PARAMS) for key in params)
