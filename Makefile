@@ -49,7 +49,7 @@ dev: .venv/dev.stamp docker/gateway/node_modules/stamp ## Start supergateway and
 ##@ Check
 
 .PHONY: test
-test: test-tools proxies ## Run every test, with branch coverage; below the bar it fails.
+test: test-tools ## Run every test, with branch coverage; below the bar it fails.
 	@$(bin)/coverage erase
 	$(bin)/coverage run -m pytest --numprocesses=2 $(PYTEST_ARGS)
 	@$(MAKE) coverage
@@ -81,6 +81,10 @@ faults = PYTHONPATH=tests $(bin)/python -m chaos $@ $(if $(SEED),--seed $(SEED))
 .PHONY: chaos-quick
 chaos-quick: on-linux test-tools proxies ## Throw a little of every fault at the bridge, in three minutes; SEED=… repeats a run (Linux).
 	$(faults)
+
+.PHONY: chaos-defects
+chaos-defects: on-linux test-tools proxies ## Plant known defects in the bridge, and see that the driver of the faults finds each (Linux).
+	$(bin)/pytest --numprocesses=2 tests/chaos
 
 .PHONY: chaos
 chaos: on-linux test-tools proxies ## Throw faults at the bridge by the thousand, and account for every call (Linux).
@@ -303,7 +307,7 @@ help: ## List these targets.
 .PHONY: test-tools
 test-tools: .venv/dev.stamp .venv/test.stamp .venv-mcp-1/stamp .venv-mcp-2/stamp docker/gateway/node_modules/stamp tests/node_modules/stamp tests/conformance/node_modules/stamp
 
-# The strangers of chaos share the bridge's connections through these; tests/integration/test_chaos.py shows that this finds a defect.
+# The strangers of chaos share the bridge's connections through these; make chaos-defects shows that this finds a defect.
 .PHONY: proxies
 proxies:
 	@dev/packages haproxy nginx-light

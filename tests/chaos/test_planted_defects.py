@@ -1,4 +1,4 @@
-"""The driver of the faults finds what it looks for: each planted defect, and nothing in the bridge as it is."""
+"""The driver of the faults finds each defect that is planted in the bridge."""
 
 from __future__ import annotations
 
@@ -35,12 +35,3 @@ async def test_a_planted_defect_is_caught(defect: str, tmp_path: Path) -> None:
     fault, scale, column = CAUGHT_BY[defect]
     figures = await FAULTS[fault](Run(1, scale, tmp_path, defect, soak_seconds=12))
     assert figures.zeros[column] > 0, figures
-
-
-@pytest.mark.parametrize(
-    "fault", ["F3", "F5", "F8", "F9", "F10", "network", "cancellations", "hung", "fuzz-per-client"]
-)
-async def test_the_bridge_as_it_is_passes(fault: str, tmp_path: Path) -> None:
-    figures = await FAULTS[fault](Run(1, 0.01, tmp_path))
-    assert figures.zeros.total() == 0, figures
-    assert figures.answered > 0
