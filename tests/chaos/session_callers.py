@@ -32,7 +32,7 @@ class SessionCaller(Caller):
             call = self._call()
             await self._post(call, self.body(call))
 
-    async def session_twins(self) -> None:
+    async def session_duplicates(self) -> None:
         """Makes two calls under one id at once, which a client may not do."""
         if await self._has_session():
             spelled = self._random.choice(self._ids)
@@ -168,6 +168,6 @@ class SessionCaller(Caller):
 
 
 SESSION_KINDS = (
-    "session_client", "session_twins", "session_watcher", "session_asked", "session_batcher", "session_canceller",
+    "session_client", "session_duplicates", "session_watcher", "session_asked", "session_batcher", "session_canceller",
     "session_leaver", "session_listener", "session_quitter",
 )  # fmt: skip

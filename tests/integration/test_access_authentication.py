@@ -70,7 +70,7 @@ async def test_bytes_beyond_ascii_in_the_header_answer_401(scripted: Bridge, val
     "path",
     ["/mcp", "/mcp/", "/mcp%0A", "/mcp/%0a", "/%6dcp", "/mcp?x=/livez", "/mcp#/livez", "http://x/mcp", "/./mcp"],
 )
-async def test_no_spelling_of_the_path_and_no_method_leads_round_the_door(
+async def test_no_spelling_of_the_path_and_no_method_leads_round_authentication(
     scripted: Bridge, upstream: ScriptedUpstream, path: str, method: str
 ) -> None:
     await until(scripted.ready)

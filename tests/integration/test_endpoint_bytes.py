@@ -26,7 +26,7 @@ ANSWERS = [
 ]
 
 
-def wire_id(body: bytes) -> bytes:
+def upstream_id(body: bytes) -> bytes:
     """The id that the bridge made, in a body as it reached upstream."""
     found = re.search(rb'"(?:id|\\u0069d)"\s*:\s*("[^"]*"|[-0-9.e]+)', body)
     assert found
@@ -61,7 +61,7 @@ async def test_an_answer_reaches_the_client_byte_for_byte_but_for_the_id(
     scripted: Bridge, upstream: ScriptedUpstream, text: bytes, accept: dict[str, str], shape: str
 ) -> None:
     async def reply(received: Received) -> web.StreamResponse:
-        data = text.replace(b"@", wire_id(received.body))
+        data = text.replace(b"@", upstream_id(received.body))
         if shape == "json":
             return web.Response(body=data, content_type="application/json")
         return await received.events(data.decode())

@@ -155,7 +155,7 @@ async def test_what_clients_want_to_hear_is_asked_of_a_renewed_session(
     assert upstream.sessions_opened == 2
 
 
-async def test_a_batch_and_an_invalid_wish_are_answered_member_by_member(
+async def test_a_batch_and_an_invalid_interest_are_answered_member_by_member(
     scripted: Bridge, upstream: ScriptedUpstream
 ) -> None:
     wishes = [("logging/setLevel", {"level": "loud"}), ("resources/subscribe", {"uri": 1}), ("resources/subscribe", {})]

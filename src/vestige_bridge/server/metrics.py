@@ -126,7 +126,7 @@ class Metrics(Collector):
         """Every metric with its values of this moment."""
         yield from self._traffic()
         yield from self._upstream()
-        yield from self._door()
+        yield from self._authentication()
         yield from self._clients()
         yield _info("build_info", "The bridge itself; always 1.", {"version": __version__})
 
@@ -210,7 +210,7 @@ class Metrics(Collector):
             "unread_answers_ended", "Answers ended because their client did not read.", "reason", connections.ended
         )
 
-    def _door(self) -> Iterator[Metric]:
+    def _authentication(self) -> Iterator[Metric]:
         yield _counters("auth_failures", "Requests that did not get in.", "reason", self._refusals)
         used = GaugeMetricFamily(
             f"{_PREFIX}token_last_used_timestamp_seconds",

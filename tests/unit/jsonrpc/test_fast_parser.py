@@ -88,7 +88,7 @@ _bodies = st.tuples(_ids, _contents, st.lists(st.tuples(_keys, _values).map(":".
 
 
 @given(_bodies | st.lists(_ids | _contents, max_size=3), st.sampled_from(["", "", "", " ", "\n", "\u00a0", "}"]))
-def test_a_glance_is_never_mistaken(members: list[str], end: str) -> None:
+def test_the_fast_parser_is_never_mistaken(members: list[str], end: str) -> None:
     text = "{" + ",".join(members) + "}" + end
     seen = scan(text)
     if seen is not None:
@@ -96,7 +96,7 @@ def test_a_glance_is_never_mistaken(members: list[str], end: str) -> None:
 
 
 @given(json_texts.requests | json_texts.responses | json_texts.progress, json_texts.ids, json_texts.ids)
-def test_a_glance_at_any_spelling_is_never_mistaken(text: str, message_id: str, token: str) -> None:
+def test_the_fast_parser_on_any_spelling_is_never_mistaken(text: str, message_id: str, token: str) -> None:
     text = text.replace(ID, message_id).replace(TOKEN, token)
     seen = scan(text)
     if seen is not None:

@@ -104,7 +104,7 @@ async def test_a_second_stream_of_a_client_ends_the_first() -> None:
     assert await heard(second) == [updated("a").encoded()]
 
 
-async def test_wishes_outlive_a_stream_and_end_with_the_session() -> None:
+async def test_interests_outlive_a_stream_and_end_with_the_session() -> None:
     it = Listeners()
     it.subscribe(ANN, "a")
     it.remove(ANN, it.listen(ANN))

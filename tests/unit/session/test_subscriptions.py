@@ -114,7 +114,7 @@ def request(method: str, params: object = None) -> Request:
         ("resources/read", {"uri": "a"}, None),
     ],
 )
-def test_a_wish_is_what_is_asked_for_in_the_words_of_the_protocol(
+def test_an_interest_is_what_is_asked_for_in_the_words_of_the_protocol(
     method: str, params: object, wish: Interest | None
 ) -> None:
     assert interest_of(request(method, params)) == wish
@@ -268,7 +268,7 @@ async def test_who_waits_when_the_session_is_lost_is_told_by_the_next_one() -> N
     assert len(upstream.asked) == 2
 
 
-async def test_what_changes_while_there_is_no_session_is_kept_nowhere_but_in_the_hub() -> None:
+async def test_what_changes_while_there_is_no_session_is_kept_nowhere_but_in_the_listeners() -> None:
     upstream = Upstream()
     it, told = made(upstream)
     for number in range(100):
