@@ -224,7 +224,7 @@ _OPENCLAW_PLUGIN = McpClient(
 cd openclaw-plugin
 npm ci --ignore-scripts
 npm pack
-openclaw plugins install npm-pack:./openclaw-plugin-vestige-0.1.0.tgz --force --accept-capabilities""",
+openclaw plugins install npm-pack:./openclaw-plugin-vestige-0.2.0.tgz --force --accept-capabilities""",
         ),
         Step(
             "Give the entry that the install made in the file its `config`.",
