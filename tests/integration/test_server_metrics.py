@@ -154,6 +154,10 @@ async def test_what_is_in_flight_and_what_waits_for_the_window_are_told(everythi
         assert served.metric("requests_in_flight_limit") == 512
         await asyncio.gather(*calls)
         assert served.metric("requests_in_flight") == served.metric("upstream_requests_in_flight") == 0
+        # Of the five two waited for one other call, and one for two: four seconds in all, of which upstream took none.
+        assert served.metric("upstream_call_duration_seconds_count") == 5
+        whole = served.metric("request_duration_seconds_sum", method="tools/call", tool=LONG)
+        assert whole - served.metric("upstream_call_duration_seconds_sum") >= 3
 
 
 async def test_open_streams_are_counted_while_they_are_open(features: Bridge) -> None:

@@ -6,9 +6,8 @@ and label values come from lists that the bridge knows.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Final
 
@@ -32,27 +31,15 @@ from vestige_bridge.errors import MethodNotAllowed, NotFound
 from vestige_bridge.mcp.methods import LISTEN
 from vestige_bridge.server.connections import Connections
 from vestige_bridge.session.dispatcher import Dispatcher
+from vestige_bridge.session.durations import BUCKETS, Durations
 from vestige_bridge.session.monitor import Monitor, State
 from vestige_bridge.session.session import Session
 from vestige_bridge.settings import Settings
-
-BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
-"""The upper bounds of the duration histogram, in seconds."""
 
 _PREFIX: Final = "vestige_bridge_"
 _UNREAD: Final = "none"
 _ENDLESS: Final = frozenset({_UNREAD, LISTEN})
 """What has no duration that says anything: messages that were not read, and streams that end with their client."""
-
-
-class _Durations:
-    """How long requests of one kind took."""
-
-    __slots__ = ("buckets", "sum_seconds")
-
-    def __init__(self) -> None:
-        self.buckets = [0] * (len(BUCKETS) + 1)
-        self.sum_seconds = 0.0
 
 
 class Metrics(Collector):
@@ -96,7 +83,7 @@ class Metrics(Collector):
         self._tokens = tokens
         self._refusals = refusals
         self._requests: defaultdict[tuple[str, str, int], int] = defaultdict(int)
-        self._durations: defaultdict[tuple[str, str], _Durations] = defaultdict(_Durations)
+        self._durations: defaultdict[tuple[str, str], Durations] = defaultdict(Durations)
         self._sent_bytes = 0
         self.registry = CollectorRegistry()
         self.registry.register(self)
@@ -118,9 +105,7 @@ class Metrics(Collector):
         self._requests[method, tool, status] += 1
         self._sent_bytes += sent_bytes
         if method not in _ENDLESS:
-            durations = self._durations[method, tool]
-            durations.buckets[bisect_left(BUCKETS, seconds)] += 1
-            durations.sum_seconds += seconds
+            self._durations[method, tool].observe(seconds)
 
     def collect(self) -> Iterator[Metric]:
         """Every metric with its values of this moment."""
@@ -142,10 +127,8 @@ class Metrics(Collector):
             "Time from a request's arrival to the end of its answer.",
             labels=("method", "tool"),
         )
-        bounds = [*map(str, BUCKETS), "+Inf"]
         for labels, durations in self._durations.items():
-            cumulated = list(zip(bounds, accumulate(durations.buckets), strict=True))
-            duration.add_metric(labels, cumulated, durations.sum_seconds)
+            _add_histogram(duration, labels, durations)
         yield duration
         dispatcher, own = self._dispatcher, self._client_sessions
         yield _counter("response_bytes", "Bytes of the bodies that clients were sent.", self._sent_bytes)
@@ -185,6 +168,13 @@ class Metrics(Collector):
         yield _gauge(
             "upstream_stateless", "1 while upstream keeps no sessions: a process a request.", session.stateless
         )
+        duration = HistogramMetricFamily(
+            f"{_PREFIX}upstream_call_duration_seconds",
+            "Time from the sending of a tools/call to Vestige until its answer, without the wait for a place.",
+            labels=(),
+        )
+        _add_histogram(duration, (), dispatcher.call_durations)
+        yield duration
         yield _counter("replays", "Requests that were sent again after a failure.", dispatcher.replays)
         yield _gauge("tools_known", "Tools that Vestige announced.", len(session.catalog.tools))
         yield _gauge("upstream_requests_in_flight", "Requests that are with Vestige.", dispatcher.with_upstream)
@@ -242,6 +232,12 @@ def build_metrics_app(metrics: Metrics) -> Starlette:
 
 def _gauge(name: str, says: str, value: float) -> Metric:
     return GaugeMetricFamily(_PREFIX + name, says, value=value)
+
+
+def _add_histogram(family: HistogramMetricFamily, labels: Sequence[str], durations: Durations) -> None:
+    bounds = [*map(str, BUCKETS), "+Inf"]
+    cumulated = list(zip(bounds, accumulate(durations.buckets), strict=True))
+    family.add_metric(labels, cumulated, durations.sum_seconds)
 
 
 def _counter(name: str, says: str, value: float) -> Metric:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
@@ -350,6 +351,7 @@ class Attempts:
     def _begin(self, exchange: Exchange, held: HeldSession, connection: UpstreamConnection) -> None:
         attempt = self._by_exchange[exchange] = _Attempt(self, exchange, held, connection)
         exchange.sent = True
+        exchange.sent_at = time.perf_counter()
         message = self._router(held).assign(exchange)
         self._upstream.send(connection, message, held.header_lines + exchange.header_lines, attempt)
 

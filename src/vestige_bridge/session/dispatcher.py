@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
@@ -36,6 +37,7 @@ from vestige_bridge.mcp.methods import CALL_TOOL, REPEATABLE_METHODS
 from vestige_bridge.mcp.multiplexer import Caller
 from vestige_bridge.mcp.pass_through import ClientHeldSession
 from vestige_bridge.mcp.tools import Tool
+from vestige_bridge.session.durations import Durations
 from vestige_bridge.session.exchange import Exchange, Owner
 from vestige_bridge.session.session import Session
 from vestige_bridge.session.subscriptions import Interest
@@ -84,6 +86,7 @@ class Dispatcher:
 
     Attributes:
         replays: how many times a request was sent again.
+        call_durations: how long upstream took for the calls of tools that it answered.
         failures: how many requests of clients ended without an answer, by reason.
         draining: whether new requests are refused.
     """
@@ -92,6 +95,7 @@ class Dispatcher:
 
     def __init__(self, session: Session, settings: Settings) -> None:
         self.replays = 0
+        self.call_durations = Durations()
         self.failures = no_failures()
         self.draining = False
         self._session = session
@@ -384,6 +388,8 @@ class Dispatcher:
         self._in_flight.discard(exchange)
         if exchange.error is not None:
             self.failures[reason_of(exchange.error)] += 1
+        elif exchange.request.method == CALL_TOOL:
+            self.call_durations.observe(time.perf_counter() - exchange.sent_at)
         if not self._in_flight and not self._reserved:
             self._idle.set()
         self._waiting.pop(exchange, None)

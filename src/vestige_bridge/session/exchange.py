@@ -85,6 +85,7 @@ class Exchange(Call):
 
     Attributes:
         sent: whether upstream may have seen the request, in any attempt.
+        sent_at: when the last attempt began, in seconds of ``time.perf_counter``.
         streamed: whether upstream answers in an event stream.
         opened_session_id: the session that the reply opened, for an ``initialize``.
         relayed: whether the client was sent an event already, so that nothing may be replayed for it.
@@ -109,6 +110,7 @@ class Exchange(Call):
         "relayed",
         "replayed",
         "sent",
+        "sent_at",
         "streamed",
         "timeout_seconds",
     )
@@ -130,6 +132,7 @@ class Exchange(Call):
         self.header_lines = header_lines
         self.timeout_seconds = timeout_seconds
         self.sent = False
+        self.sent_at = 0.0
         self.streamed = False
         self.opened_session_id: str | None = None
         self.relayed = False
