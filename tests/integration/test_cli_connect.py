@@ -111,7 +111,7 @@ def test_the_completion_of_a_shell_is_printed(shell: str, capsys: pytest.Capture
 def test_bash_completes_commands_clients_and_options(typed: str, completed: list[str]) -> None:
     words = ["vestige-bridge", *typed.split()]
     script = f"""
-source {shlex.quote(str(ROOT / "src/vestige_bridge/completions/bash"))}
+source {shlex.quote(str(ROOT / "src/vestige_bridge/cli/completions/bash"))}
 COMP_WORDS=({shlex.join(words)}) COMP_CWORD={len(words) - 1}
 _shtab_vestige_bridge vestige-bridge {shlex.quote(words[-1])} {shlex.quote(words[-2])}
 printf '%s\\n' "${{COMPREPLY[@]}}"

@@ -1,0 +1,71 @@
+"""Who makes room for a new connection."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from vestige_bridge.server.connections import Connections, Limits
+from vestige_bridge.upstream.answer_budget import AnswerBudget
+
+LIMIT = 5
+
+
+class Client:
+    """A connection, which is busy unless it says since when it idles."""
+
+    def __init__(self, principal: str | None, idle_since: float | None) -> None:
+        self.principal = principal
+        self.idle_since = idle_since
+        self.closed = False
+
+    def watch(self, now: float) -> None:
+        """Takes no time."""
+
+    def make_room(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+async def connections() -> Iterator[Connections]:  # type: ignore[misc]
+    it = Connections(Limits(connections=LIMIT, keep_alive_seconds=650, send_seconds=60), AnswerBudget(100))
+    yield it
+    for client in list(it._all):
+        it.forget(client)
+
+
+def filled(connections: Connections, *clients: Client) -> list[Client]:
+    """The connections, as many as there may be."""
+    assert len(clients) == LIMIT
+    for client in clients:
+        assert connections.admit(client)
+        if client.principal is None and client.idle_since is not None:
+            connections.stranger_idles(client)
+    return [*clients]
+
+
+async def test_the_stranger_that_idles_longest_goes_before_any_principal(connections: Connections) -> None:
+    clients = filled(
+        connections, Client("ann", 1.0), Client(None, 2.0), Client(None, 3.0), Client("ann", 4.0), Client(None, None)
+    )
+    assert connections.admit(Client(None, None))
+    assert [client.closed for client in clients] == [False, True, False, False, False]
+    assert (connections.open, connections.closed_for_room, connections.refused) == (LIMIT, 1, 0)
+
+
+async def test_then_the_longest_idle_one_of_the_principal_with_the_most_idle_ones(connections: Connections) -> None:
+    clients = filled(
+        connections, Client("bob", 1.0), Client("ann", 3.0), Client("ann", 2.0), Client("ann", 4.0), Client("bob", None)
+    )
+    assert connections.admit(Client(None, None))
+    assert [client.closed for client in clients] == [False, False, True, False, False]
+
+
+async def test_a_stranger_with_a_request_in_flight_does_not_make_room(connections: Connections) -> None:
+    clients = filled(connections, *(Client(None, None) for _ in range(LIMIT)))
+    connections.stranger_idles(clients[0])
+    connections.stranger_busy(clients[0])
+    assert not connections.admit(Client(None, None))
+    assert not any(client.closed for client in clients)
+    assert (connections.closed_for_room, connections.refused) == (0, 1)
