@@ -642,6 +642,24 @@ async def test_a_window_of_one_holds_for_the_sessions_of_all(upstream: ScriptedU
     assert most == 1
 
 
+async def test_notifications_take_a_turn_in_the_window_of_all(upstream: ScriptedUpstream, hanging: Hanging) -> None:
+    note = {"jsonrpc": "2.0", "method": "notifications/of-our-own"}
+    async with scripted_mode(upstream, UPSTREAM_CONCURRENCY="1", MAX_IN_FLIGHT="8") as served:
+        sessions = [await initialize(served) for _ in range(2)]
+        upstream.on(note["method"], hanging)
+        posts = [asyncio.create_task(served.post(note, sessions[number % 2])) for number in range(20)]
+        await until(lambda: sum(post.done() for post in posts) == 12)
+        assert served.metric("requests_in_flight") == 8
+        assert served.metric("upstream_requests_in_flight") == hanging.came == 1
+        cancelled = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 1}}
+        assert (await served.post(cancelled, sessions[0])).status == 202
+        upstream.scripts.pop(note["method"])
+        hanging.let_go()
+        statuses = sorted([(await post).status for post in posts])
+    # The one that upstream was asked to take first is answered by the script; 404 on a session means that it is lost.
+    assert statuses.count(503) == 12
+
+
 @pytest.mark.parametrize("streamed", [False, True])
 async def test_an_answer_over_the_limit_is_502(upstream: ScriptedUpstream, streamed: bool) -> None:
     async def answer_much(received: Received) -> web.StreamResponse:
@@ -768,6 +786,28 @@ async def test_a_question_to_a_client_that_takes_json_comes_on_its_stream(upstre
             assert (await served.post(response, headers)).status == 202
             answered.set()
             assert (await calling).json == {"jsonrpc": "2.0", "id": 1, "result": {}}
+
+
+async def test_a_clients_own_stream_is_resumed_behind_its_last_event(upstream: ScriptedUpstream) -> None:
+    told: list[str | None] = []
+
+    async def tell(received: Received) -> web.StreamResponse:
+        told.append(received.http.headers.get("Last-Event-ID"))
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(received.http)
+        note = {"jsonrpc": "2.0", "method": "notifications/message", "params": {"level": "info", "data": len(told)}}
+        await response.write(f"id: {len(told)}\ndata: {json.dumps(note)}\n\n".encode())
+        return response
+
+    async with scripted_mode(upstream, CHECK_INTERVAL_SECONDS="60") as served:
+        headers = await initialize(served)
+        upstream.on("GET", tell)
+        told.clear()
+        sent = served.request_headers({**headers, **STREAM})
+        for number in (1, 2):
+            async with asyncio.timeout(10), served.http.get(served.url, headers=sent) as stream:
+                assert f'"data": {number}' in (await stream.text())
+    assert told == [None, "1"]
 
 
 async def test_another_stream_takes_the_place_of_the_first(upstream: ScriptedUpstream) -> None:

@@ -1,4 +1,4 @@
-"""Spans: what there is no room for is refused before anything is awaited, and a place is free when upstream is."""
+"""Places: what there is no room for is refused before anything is awaited, and a place is free when upstream is."""
 
 from __future__ import annotations
 
@@ -106,6 +106,23 @@ async def test_what_waits_for_a_session_holds_its_place(
         assert served.metric("requests_in_flight") == 0
 
 
+async def test_a_timed_out_call_keeps_a_window_of_one_no_longer_than_its_time_again(
+    upstream: ScriptedUpstream,
+) -> None:
+    hanging = Hanging(upstream)
+    upstream.on("tools/call", hanging)
+    async with bridge(
+        upstream.url, UPSTREAM_CONCURRENCY="1", CHECK_INTERVAL_SECONDS="60", REQUEST_TIMEOUT_SECONDS="0.5"
+    ) as served:
+        await until(served.ready)
+        assert (await served.call("write", id="a")).status == 504
+        upstream.scripts.pop("tools/call")
+        assert served.metric("upstream_requests_in_flight") == 1
+        await until(lambda: served.metric("upstream_requests_in_flight") == 0)
+        assert (await served.call("write", id="b")).status == 200
+        await until(lambda: hanging.held == 0)
+
+
 async def cancelled_call(served: Bridge, upstream: ScriptedUpstream, id: Any) -> None:
     call = asyncio.create_task(served.call("write", id=id))
     before = upstream.count("tools/call")
@@ -115,11 +132,10 @@ async def cancelled_call(served: Bridge, upstream: ScriptedUpstream, id: Any) ->
 
 
 async def test_a_cancelled_call_keeps_its_place_until_upstream_answered_it(upstream: ScriptedUpstream) -> None:
-    hanging, forgetting = Hanging(upstream), Hanging(upstream)
+    hanging = Hanging(upstream)
     upstream.on("tools/call", hanging)
     async with bridge(upstream.url, UPSTREAM_CONCURRENCY="1", CHECK_INTERVAL_SECONDS="60") as served:
         await until(served.ready)
-        upstream.on("notifications/cancelled", forgetting)
         await cancelled_call(served, upstream, "a")
         following = asyncio.create_task(served.call("write", id="b"))
         await until(lambda: served.metric("requests_in_flight") == 1)
@@ -128,8 +144,27 @@ async def test_a_cancelled_call_keeps_its_place_until_upstream_answered_it(upstr
         hanging.released.set()
         assert (await following).status == 200
         assert hanging.most == 1
-        forgetting.released.set()
         await until(lambda: served.metric("upstream_requests_in_flight") == 0)
+        # Told to cancel, a server may answer nothing: then nobody would know when it is done.
+        assert upstream.count("notifications/cancelled") == 0
+
+
+async def test_a_cancelled_call_keeps_its_place_until_upstream_has_forgotten_it(upstream: ScriptedUpstream) -> None:
+    hanging, forgetting = Hanging(upstream), Hanging(upstream)
+    upstream.on("tools/call", hanging)
+    async with bridge(upstream.url, UPSTREAM_CONCURRENCY="2", CHECK_INTERVAL_SECONDS="60") as served:
+        await until(served.ready)
+        upstream.on("notifications/cancelled", forgetting)
+        for id in ("a", "b"):
+            await cancelled_call(served, upstream, id)
+        following = asyncio.create_task(served.call("write", id="c"))
+        await until(lambda: served.metric("requests_in_flight") == 1)
+        assert served.metric("upstream_requests_forgetting") == 2
+        assert upstream.count("tools/call") == 2
+        forgetting.released.set()
+        await until(lambda: upstream.count("tools/call") == 3)
+        hanging.released.set()
+        assert (await following).status == 200
 
 
 @pytest.mark.parametrize("refused", [True, False], ids=["refuses", "takes and never forgets"])
@@ -142,7 +177,7 @@ async def test_a_place_is_kept_no_longer_than_the_request_timeout_again(
     hanging, forgetting = Hanging(upstream), Hanging(upstream)
     upstream.on("tools/call", hanging)
     async with bridge(
-        upstream.url, UPSTREAM_CONCURRENCY="1", CHECK_INTERVAL_SECONDS="60", REQUEST_TIMEOUT_SECONDS="1.5"
+        upstream.url, UPSTREAM_CONCURRENCY="2", CHECK_INTERVAL_SECONDS="60", REQUEST_TIMEOUT_SECONDS="1.5"
     ) as served:
         await until(served.ready)
         upstream.on("notifications/cancelled", refuse if refused else forgetting)

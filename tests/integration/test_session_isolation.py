@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import json
 from itertools import cycle
 from pathlib import Path
@@ -129,9 +130,11 @@ async def test_a_call_cancelled_while_the_server_is_busy_leaves_the_others_their
     assert "result" in answer
 
 
-async def test_a_cancelled_call_does_not_block_a_window_of_one(shared_gateway: Gateway) -> None:
-    async with bridge(shared_gateway.url, UPSTREAM_CONCURRENCY="1") as served:
-        long = asyncio.create_task(served.call(LONG, {"duration": 30, "steps": 1}, id="long"))
+async def test_a_cancelled_call_leaves_the_window(shared_gateway: Gateway) -> None:
+    async with bridge(shared_gateway.url, UPSTREAM_CONCURRENCY="2") as served:
+        long, longer = (
+            asyncio.create_task(served.call(LONG, {"duration": 30, "steps": 1}, id=it)) for it in ("long", "longer")
+        )
         await asyncio.sleep(0.5)
         waiting = asyncio.create_task(served.call("echo", {"message": "next"}, id=2))
         await asyncio.sleep(0.2)
@@ -141,8 +144,22 @@ async def test_a_cancelled_call_does_not_block_a_window_of_one(shared_gateway: G
         async with asyncio.timeout(3):
             assert (await waiting).text == "Echo: next"
             cancelled = await long
+        longer.cancel()
     assert (cancelled.status, cancelled.error["code"]) == (200, -32017)
     assert cancelled.json["id"] == "long"
+
+
+async def test_a_cancelled_call_keeps_a_window_of_one_until_it_has_run(shared_gateway: Gateway) -> None:
+    # Its server would answer a ping, and take the next call, while it still runs.
+    async with bridge(shared_gateway.url, UPSTREAM_CONCURRENCY="1") as served:
+        began = time.monotonic()
+        long = asyncio.create_task(served.call(LONG, {"duration": 2, "steps": 1}, id="long"))
+        await until(lambda: served.metric("upstream_requests_in_flight") == 1)
+        params = {"requestId": "long"}
+        await served.post({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": params})
+        assert (await long).error["code"] == -32017
+        assert (await served.call("echo", {"message": "next"}, id=2)).text == "Echo: next"
+        assert time.monotonic() - began >= 2
 
 
 async def test_a_call_that_waits_in_the_window_can_be_cancelled(shared_gateway: Gateway) -> None:

@@ -7,8 +7,10 @@ import json
 from typing import Any
 
 import pytest
+from aiohttp import web
 
-from harness import SSE, Answer, Bridge, Gateway, bridge, until
+from harness import SSE, Answer, Bridge, Gateway, Received, ScriptedUpstream, bridge, until
+from vestige_bridge.http.sse import HEARTBEAT
 from vestige_bridge.session.listeners import MAX_URIS
 
 VERSION = "2026-07-28"
@@ -70,14 +72,15 @@ async def test_progress_comes_with_the_clients_token(shared_gateway: Gateway) ->
 
 
 async def test_closing_the_response_cancels_the_request_upstream(shared_gateway: Gateway) -> None:
-    async with bridge(shared_gateway.url, UPSTREAM_CONCURRENCY="1") as served:
+    async with bridge(shared_gateway.url, UPSTREAM_CONCURRENCY="2") as served:
         await until(served.ready)
         body = request("tools/call", name=LONG, arguments={"duration": 60, "steps": 60}, _meta={"progressToken": 1})
         headers = served.request_headers({**SSE, **mirrored(body)})
-        async with served.http.post(served.url, data=json.dumps(body).encode(), headers=headers) as response:
-            assert b"event" in await response.content.readline()
+        for _ in range(2):
+            async with served.http.post(served.url, data=json.dumps(body).encode(), headers=headers) as response:
+                assert b"event" in await response.content.readline()
         async with asyncio.timeout(10):
-            # The window of one is free again, though the tool would have run for a minute.
+            # The window of two is free again, though the tools would have run for a minute.
             assert (await ask(served, "tools/call", name="echo", arguments={"message": "next"})).text == "Echo: next"
 
 
@@ -98,6 +101,41 @@ async def test_a_subscription_is_acknowledged_then_heard(shared_gateway: Gateway
                     assert message["params"]["uri"] == uri
                     break
             await served.call("toggle-subscriber-updates")
+
+
+async def test_a_slow_upstream_does_not_delay_the_first_byte_of_a_stream(upstream: ScriptedUpstream) -> None:
+    asked, answer = asyncio.Event(), asyncio.Event()
+
+    async def slow(received: Received) -> web.StreamResponse:
+        asked.set()
+        await answer.wait()
+        error = {"code": -32602, "message": "unknown"}
+        return web.json_response({"jsonrpc": "2.0", "id": received.message["id"], "error": error})
+
+    async def opens(received: Received) -> web.StreamResponse:
+        upstream.sessions.add("s")
+        result = {
+            "protocolVersion": "2025-11-25",
+            "capabilities": {"resources": {"subscribe": True}},
+            "serverInfo": {"name": "slow", "version": "1"},
+        }
+        response = received.result(result)
+        response.headers["Mcp-Session-Id"] = "s"
+        return response
+
+    upstream.on("initialize", opens)
+    upstream.on("resources/subscribe", slow)
+    async with bridge(upstream.url) as served:
+        await until(served.ready)
+        body = request("subscriptions/listen", id="s", notifications={"resourceSubscriptions": ["memory://x"]})
+        headers = served.request_headers({**SSE, **mirrored(body)})
+        async with asyncio.timeout(10), served.http.post(served.url, json=body, headers=headers) as response:
+            assert await response.content.readany() == HEARTBEAT
+            await asked.wait()
+            answer.set()
+            event = await response.content.readuntil(b"}\n")
+    acknowledged = json.loads(event.partition(b"data: ")[2])
+    assert acknowledged["params"]["notifications"] == {"resourceSubscriptions": []}
 
 
 async def test_a_subscription_that_the_bridge_ends_gets_its_result(shared_gateway: Gateway) -> None:

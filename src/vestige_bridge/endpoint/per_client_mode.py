@@ -265,8 +265,8 @@ class ClientSessions:
             if message.method == CANCELLED:
                 self._dispatcher.cancel(incoming.caller, message, own.held)
                 return
-            with self._dispatcher.admit():
-                return await self._send(own, message.encoded(), incoming.header_lines)
+            with self._dispatcher.admit(), self._forgotten_if_lost(own):
+                return await self._dispatcher.notify(message, incoming.header_lines, own.held)
         await self._send(own, message.encoded(), incoming.header_lines)
 
     async def _require_alive(self, own: ClientSession) -> None:
@@ -278,9 +278,19 @@ class ClientSessions:
         """
         await self._send(own, build_ping(_NOBODYS_ID), "")
 
-    async def _send(self, own: ClientSession, message: bytes, headers: str) -> None:
+    async def _send(self, own: ClientSession, message: bytes, header_lines: str) -> None:
+        with self._forgotten_if_lost(own):
+            await self._dispatcher.pass_on(message, own.held, header_lines)
+
+    @contextlib.contextmanager
+    def _forgotten_if_lost(self, own: ClientSession) -> Iterator[None]:
+        """Lets a session go that upstream has ended.
+
+        Errors:
+            NotFound: it has.
+        """
         try:
-            await self._dispatcher.pass_on(message, own.held, headers)
+            yield
         except SessionLost as error:
             self._forget(own)
             raise NotFound("Upstream has ended this session; send initialize to begin another.") from error

@@ -138,7 +138,7 @@ class Attempts:
         await asyncio.sleep(exchange.timeout_seconds)
         self.stop_reading(exchange)
 
-    def forget(self, exchange: Exchange, cancelled: bytes, timeout_seconds: float) -> None:
+    def forget(self, exchange: Exchange, cancelled: bytes | None, timeout_seconds: float) -> None:
         """Has upstream forget an exchange that is under way and has ended without its answer.
 
         The exchange's owner is told when upstream has answered or forgotten it, or the time is over. Until then the
@@ -146,7 +146,7 @@ class Attempts:
 
         Parameters:
             exchange: the exchange.
-            cancelled: the ``notifications/cancelled`` for it.
+            cancelled: the ``notifications/cancelled`` for it; ``None`` to wait for the end of its reply instead.
             timeout_seconds: how long upstream has: a server that is busy reads nothing meanwhile.
         """
         attempt, upstream_id = self._by_exchange[exchange], exchange.upstream_id
@@ -159,6 +159,7 @@ class Attempts:
         self._lingering.stop(exchange)
         work = self._forget(exchange, upstream_id, attempt.held, cancelled, timeout_seconds)
         forgetting = self._forgetting[exchange] = _Forgetting(attempt.held, self._tasks.start(work))
+        forgetting.told = cancelled is not None
         forgetting.task.add_done_callback(lambda _: self._end_forgetting(exchange))
 
     def leave(self, held: HeldSession) -> None:
@@ -173,7 +174,7 @@ class Attempts:
             exchange.owner.forgotten(exchange)
 
     async def _forget(
-        self, exchange: Exchange, upstream_id: int, held: HeldSession, cancelled: bytes, timeout_seconds: float
+        self, exchange: Exchange, upstream_id: int, held: HeldSession, cancelled: bytes | None, timeout_seconds: float
     ) -> None:
         """Tells upstream that a request was cancelled, and makes it stop waiting for that answer.
 
@@ -190,6 +191,9 @@ class Attempts:
         self._router(held).hold(exchange)
         try:
             async with asyncio.timeout(timeout_seconds):
+                if cancelled is None:
+                    await asyncio.Event().wait()
+                    return
                 try:
                     for message in (cancelled, read, settled):
                         await self.send(message, held, exchange.header_lines, timeout_seconds)

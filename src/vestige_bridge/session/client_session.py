@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Iterator
 from dataclasses import replace
 
 from vestige_bridge.concurrency import Tasks
-from vestige_bridge.errors import BridgeError, Overloaded, UpstreamTimeout
+from vestige_bridge.errors import BridgeError, Overloaded, SessionLost, UpstreamError, UpstreamTimeout
+from vestige_bridge.http import sse
 from vestige_bridge.jsonrpc.messages import Notification, Request
 from vestige_bridge.mcp.pass_through import ClientHeldSession, PassThrough
 from vestige_bridge.mcp.versions import LEGACY_VERSIONS
 from vestige_bridge.session.attempts import Attempts
 from vestige_bridge.session.exchange import Answered, Exchange
 from vestige_bridge.session.listeners import Listener
-from vestige_bridge.upstream.client import Upstream
+from vestige_bridge.upstream.client import EventStream, Upstream
+
+log = logging.getLogger(__name__)
 
 
 class ClientSession:
@@ -49,6 +53,7 @@ class ClientSession:
         self._listener = _new_listener()
         self._opened: asyncio.Future[None] | None = None
         self._reading: asyncio.Task[None] | None = None
+        self._position: sse.Position | None = None
 
     def idle_since(self, seconds: float) -> bool:
         """Whether nothing has been under way on it since that time of the event loop's clock."""
@@ -126,10 +131,13 @@ class ClientSession:
         try:
             async with contextlib.AsyncExitStack() as exits:
                 async with asyncio.timeout(timeout_seconds):
-                    stream = await exits.enter_async_context(self._upstream.get(self.held.headers))
+                    stream = await self._open_upstreams(exits)
                 opened.set_result(None)
-                async for message in stream.messages():
-                    self._attempts.deliver(message, self.held)
+                try:
+                    async for message in stream.messages():
+                        self._attempts.deliver(message, self.held)
+                finally:
+                    self._position = stream.position
         except TimeoutError:
             failure = UpstreamTimeout("Upstream did not open the stream in time.")
         except BridgeError as error:
@@ -141,6 +149,22 @@ class ClientSession:
                 opened.set_exception(failure)
                 # Whoever waited for it may be gone.
                 opened.exception()
+
+    async def _open_upstreams(self, exits: contextlib.AsyncExitStack) -> EventStream:
+        """Upstream's stream, resumed behind its last event, so that what upstream kept meanwhile is not lost.
+
+        See MCP 2025-11-25, basic/transports, resumability.
+
+        Errors:
+            SessionLost, UpstreamError: upstream gives none.
+        """
+        position, self._position = self._position, None
+        if position is not None:
+            try:
+                return await exits.enter_async_context(self._upstream.get(self.held.headers, position.event_id))
+            except (SessionLost, UpstreamError) as error:
+                log.debug("A client's stream could not be resumed: %s", error)
+        return await exits.enter_async_context(self._upstream.get(self.held.headers))
 
     def _overhear(self, message: Notification | Request) -> None:
         self._listener.put(message)

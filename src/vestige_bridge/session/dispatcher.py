@@ -246,25 +246,27 @@ class Dispatcher:
             raise UpstreamTimeout("The bridge had to stop before upstream took the message.")
         sending.result()
 
-    async def notify(self, notification: Notification, header_lines: str) -> None:
+    async def notify(
+        self, notification: Notification, header_lines: str, own: ClientHeldSession | None = None
+    ) -> None:
         """Passes a client's notification on; its caller holds an `Admission` for it. It takes a place in the window.
 
+        Parameters:
+            notification: the notification.
+            header_lines: the header lines that go to upstream with it.
+            own: the client's own session, if it came on one; it is never renewed.
+
         Errors:
-            UpstreamError: it could not be passed on.
+            SessionLost: upstream has ended the client's own session.
+            UpstreamError, BodyTooLarge: it could not be passed on.
         """
         turn: asyncio.Future[None] = self._loop.create_future()
         try:
             async with asyncio.timeout(self._settings.request_timeout_seconds):
                 await self._turn(turn)
-                with suppress(SessionLost):
-                    return await self._notify_once(notification, header_lines)
-                return await self._notify_once(notification, header_lines)
-        except SessionLost as error:
-            raise UpstreamUnavailable(
-                "Upstream keeps refusing its own session.",
-                detail=str(error),
-                data={"outcome": "not_sent", "retryable": True},
-            ) from error
+                if own is None:
+                    return await self._notify_on_held(notification, header_lines)
+            await self.pass_on(notification.encoded(), own, header_lines)
         except TimeoutError:
             raise UpstreamTimeout("Upstream did not take a notification in time.") from None
         finally:
@@ -425,6 +427,19 @@ class Dispatcher:
             sending.cancel()
         for exchange in list(self._in_flight):
             exchange.fail(UpstreamTimeout("The bridge had to stop before the answer came."))
+
+    async def _notify_on_held(self, notification: Notification, header_lines: str) -> None:
+        """Passes a notification on; a session that is lost is renewed once."""
+        try:
+            with suppress(SessionLost):
+                return await self._notify_once(notification, header_lines)
+            await self._notify_once(notification, header_lines)
+        except SessionLost as error:
+            raise UpstreamUnavailable(
+                "Upstream keeps refusing its own session.",
+                detail=str(error),
+                data={"outcome": "not_sent", "retryable": True},
+            ) from error
 
     async def _notify_once(self, notification: Notification, header_lines: str) -> None:
         held = await self._session.connected()

@@ -155,16 +155,16 @@ class _Interests:
     Attributes:
         principal: whose client it is.
         uris: the resources that it wants to hear of.
-        level: how severe a log message has to be for it; it counts while somebody may listen.
+        level: how severe a log message has to be for it; it counts while the client listens.
         listener: its stream.
-        left: whether its stream ended and it did not come back for another.
+        listens: whether it has a stream, so that its level counts.
     """
 
     principal: str
     uris: set[str] = field(default_factory=set)
     level: str | None = None
     listener: Listener | None = None
-    left: bool = False
+    listens: bool = False
 
     def include(self, notification: Notification) -> bool:
         if notification.method == RESOURCE_UPDATED:
@@ -199,7 +199,7 @@ class Listeners:
         if interests.listener is not None:
             interests.listener.close()
         interests.listener = Listener(interests.include)
-        self._count_level(interests, left=False)
+        self._count_level(interests, listens=True)
         self.changed(None)
         return interests.listener
 
@@ -218,7 +218,7 @@ class Listeners:
         interests = None if caller is None else self._find(caller)
         if caller is not None and interests is not None and interests.listener is listener:
             interests.listener = None
-            self._count_level(interests, left=True)
+            self._count_level(interests, listens=False)
             self.changed(None)
             self._clients[caller.principal].move_to_end(caller)
 
@@ -233,7 +233,7 @@ class Listeners:
         if not clients:
             del self._clients[caller.principal]
         self._want_nothing(interests)
-        self._count_level(interests, left=True)
+        self._count_level(interests, listens=False)
         self.changed(None)
         if interests.listener is not None:
             interests.listener.close()
@@ -284,9 +284,9 @@ class Listeners:
     def set_level(self, caller: Caller, level: str) -> None:
         """Notes how severe a log message has to be for a legacy client."""
         interests = self._interests(caller)
-        self._count_level(interests, left=True)
+        self._count_level(interests, listens=False)
         interests.level = level
-        self._count_level(interests, left=False)
+        self._count_level(interests, listens=interests.listener is not None)
         self.changed(None)
 
     def drop_level(self, level: str) -> None:
@@ -304,7 +304,7 @@ class Listeners:
 
     @property
     def level(self) -> str | None:
-        """The least severe level that somebody asked for who may listen."""
+        """The least severe level that somebody asked for who listens."""
         return next((level for level in LEVELS if self._levels[level]), None)
 
     def publish(self, notification: Notification) -> None:
@@ -376,11 +376,11 @@ class Listeners:
         for uri in list(interests.uris):
             self._want_no_more(interests, uri)
 
-    def _count_level(self, interests: _Interests, *, left: bool) -> None:
-        """Counts the level of a client that may listen, and does not count that of one that left."""
-        if interests.level is not None and interests.left != left:
-            self._levels[interests.level] += -1 if left else 1
-        interests.left = left
+    def _count_level(self, interests: _Interests, *, listens: bool) -> None:
+        """Counts the level of a client while it listens: for the others upstream need not tell anything."""
+        if interests.level is not None and interests.listens != listens:
+            self._levels[interests.level] += 1 if listens else -1
+        interests.listens = listens
 
 
 def concerns(uri: str, uris: Collection[str]) -> bool:

@@ -29,12 +29,15 @@ class Sender:
         attempts: makes the attempts.
         tasks: owner of the tasks that wait for a connection.
         forget_seconds: how long upstream has to forget a request that ended without its answer.
+        serial: whether requests must not overlap: then upstream is not told to cancel, and the end of its answer shows
+            when it is done. Whether a server that answers a ``ping`` meanwhile still runs the request, nothing tells.
     """
 
-    def __init__(self, attempts: Attempts, tasks: Tasks, forget_seconds: float) -> None:
+    def __init__(self, attempts: Attempts, tasks: Tasks, forget_seconds: float, *, serial: bool) -> None:
         self._attempts = attempts
         self._tasks = tasks
         self._forget_seconds = forget_seconds
+        self._serial = serial
         self._deadlines: dict[float, Deadlines[Exchange]] = {}
         self._once = Owner(
             repeatable=lambda _: False,
@@ -95,7 +98,7 @@ class Sender:
         return exchange
 
     def withdraw(self, exchange: Exchange, error: BridgeError, cancelled: bytes) -> None:
-        """Ends an exchange without an answer, and has upstream stop, too; ``forgetting`` says whether it is told to.
+        """Ends an exchange without an answer, and has upstream stop, too; ``forgetting`` says whether that takes time.
 
         Parameters:
             exchange: the exchange.
@@ -107,7 +110,7 @@ class Sender:
         exchange.forgetting = under_way and exchange.request.method != INITIALIZE
         exchange.fail(error)
         if exchange.forgetting:
-            self._attempts.forget(exchange, cancelled, self._forget_seconds)
+            self._attempts.forget(exchange, None if self._serial else cancelled, self._forget_seconds)
         elif under_way:
             self._tasks.start(self._attempts.stop_reading_later(exchange))
         elif exchange.driver is not None:

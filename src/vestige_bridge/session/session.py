@@ -90,7 +90,12 @@ class Session:
         self._pacing = Pacing()
         observer = Observer(self._answered, self._opened, self._server_died, self._notified)
         self.attempts = Attempts(upstream, self._tasks, observer)
-        self.sender = Sender(self.attempts, self._tasks, settings.request_timeout_seconds)
+        self.sender = Sender(
+            self.attempts,
+            self._tasks,
+            settings.request_timeout_seconds,
+            serial=settings.upstream_concurrency == 1,
+        )
         self.catalog = ToolCatalog(self._ask, self._tasks)
         self.listeners = Listeners()
         self.subscriptions = Subscriptions(self.listeners, self._tasks, self.connected, self._ask_for_clients)

@@ -240,12 +240,15 @@ async def test_what_begins_and_ceases_to_be_wanted_is_told_once() -> None:
     assert told == ["a", "a", None]
 
 
-async def test_a_level_counts_while_its_client_may_listen() -> None:
+async def test_a_level_counts_while_its_client_listens() -> None:
     it = Listeners()
     it.set_level(ANN, "debug")
+    assert it.level is None
+    it.listen(BOB)
     it.set_level(BOB, "error")
+    stream = it.listen(ANN)
     assert it.level == "debug"
-    it.remove(ANN, it.listen(ANN))
+    it.remove(ANN, stream)
     assert it.level == "error"
     it.listen(ANN)
     assert it.level == "debug"
