@@ -147,6 +147,7 @@ async def test_durations_are_those_of_requests_that_were_read(scripted: Bridge) 
 
 async def test_what_is_in_flight_and_what_waits_for_the_window_are_told(everything_gateway: Gateway) -> None:
     async with bridge(everything_gateway.url, UPSTREAM_CONCURRENCY="2") as served:
+        await until(served.ready)
         calls = [asyncio.create_task(served.call(LONG, {"duration": 1, "steps": 1}, id=n)) for n in range(5)]
         await until(lambda: served.metric("requests_in_flight") == 5)
         await until(lambda: served.metric("upstream_requests_in_flight") == 2)

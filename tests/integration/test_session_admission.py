@@ -155,8 +155,8 @@ async def test_a_cancelled_call_keeps_its_place_until_upstream_has_forgotten_it(
     async with bridge(upstream.url, UPSTREAM_CONCURRENCY="2", CHECK_INTERVAL_SECONDS="60") as served:
         await until(served.ready)
         upstream.on("notifications/cancelled", forgetting)
-        for id in ("a", "b"):
-            await cancelled_call(served, upstream, id)
+        for request_id in ("a", "b"):
+            await cancelled_call(served, upstream, request_id)
         following = asyncio.create_task(served.call("write", id="c"))
         await until(lambda: served.metric("requests_in_flight") == 1)
         assert served.metric("upstream_requests_forgetting") == 2

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import time
 import json
+import time
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -152,6 +152,7 @@ async def test_a_cancelled_call_leaves_the_window(shared_gateway: Gateway) -> No
 async def test_a_cancelled_call_keeps_a_window_of_one_until_it_has_run(shared_gateway: Gateway) -> None:
     # Its server would answer a ping, and take the next call, while it still runs.
     async with bridge(shared_gateway.url, UPSTREAM_CONCURRENCY="1") as served:
+        await until(served.ready)
         began = time.monotonic()
         long = asyncio.create_task(served.call(LONG, {"duration": 2, "steps": 1}, id="long"))
         await until(lambda: served.metric("upstream_requests_in_flight") == 1)

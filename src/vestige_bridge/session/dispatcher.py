@@ -246,9 +246,7 @@ class Dispatcher:
             raise UpstreamTimeout("The bridge had to stop before upstream took the message.")
         sending.result()
 
-    async def notify(
-        self, notification: Notification, header_lines: str, own: ClientHeldSession | None = None
-    ) -> None:
+    async def notify(self, notification: Notification, header_lines: str, own: ClientHeldSession | None = None) -> None:
         """Passes a client's notification on; its caller holds an `Admission` for it. It takes a place in the window.
 
         Parameters:

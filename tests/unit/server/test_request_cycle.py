@@ -34,7 +34,7 @@ class Written:
 
 def cycle_on(connection: Written, *, chunks: bool = True) -> RequestCycle:
     """A request without a body that was read to its end."""
-    framing = Framing(header=b"Content-Length: 0", length=0, expects_continue=False)
+    framing = Framing(length=0, expects_continue=False)
     cycle = RequestCycle(connection, framing, b"POST", chunks=chunks, keep_alive=True)  # type: ignore[arg-type]
     cycle.end_body()
     return cycle

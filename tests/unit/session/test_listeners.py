@@ -83,8 +83,9 @@ async def test_upstream_is_asked_for_what_anybody_wants() -> None:
     assert it.level is None
     it.subscribe(ANN, "a")
     it.add(listener, "other", frozenset({"m"}))
-    it.set_level(ANN, "error")
-    it.set_level(BOB, "debug")
+    for caller, level in ((ANN, "error"), (BOB, "debug")):
+        it.listen(caller)
+        it.set_level(caller, level)
     assert set(it.uris) == {"a", "m"}
     assert it.level == "debug"
     it.remove(None, listener)

@@ -204,8 +204,9 @@ async def test_what_upstream_refuses_is_not_told_of_and_wanted_no_more() -> None
     upstream.refused = {"bad", "debug"}
     upstream.renew()
     it.add(Listener(lambda _: True), "team", frozenset({"good", "bad"}))
-    it.set_level(CALLERS[0], "debug")
-    it.set_level(CALLERS[1], "error")
+    for caller, level in zip(CALLERS, ("debug", "error"), strict=False):
+        it.listen(caller)
+        it.set_level(caller, level)
     assert await told.told(frozenset({"good", "bad"})) == {"good"}
     await turns()
     assert set(it.uris) == {"good"}
@@ -221,6 +222,7 @@ async def test_an_upstream_that_refuses_to_be_silent_is_not_asked_again() -> Non
     it, _ = made(upstream)
     upstream.refused = {"emergency"}
     upstream.renew()
+    it.listen(CALLERS[0])
     it.set_level(CALLERS[0], "debug")
     await turns()
     it.forget(CALLERS[0])
