@@ -143,6 +143,10 @@ bench-instructions: on-linux bench-tools ## Count a request's instructions; WRIT
 bench-calls: bench-tools ## Count the Python calls of one warm tools/call, its modules, and the changes between them.
 	@$(bench) calls
 
+.PHONY: bench-profile
+bench-profile: on-linux bench-tools ## See where the CPU time of a request goes (Linux).
+	@$(bench) profile
+
 .PHONY: bench-crosscheck
 bench-crosscheck: bench-tools ## Compare the benchmarks' load tool with wrk.
 	@$(bench) crosscheck

@@ -14,6 +14,7 @@ from bench import (
     crosscheck,
     instructions,
     memory,
+    profile,
     progress,
     publish,
     report,
@@ -40,10 +41,11 @@ INSTRUCTIONS: Parts = {"instructions": instructions.measure}
 TRICKS: Parts = {"tricks": tricks.measure}
 UNREAD: Parts = {"unread": unread.measure}
 CALLS: Parts = {"calls": calls.measure}
+PROFILE: Parts = {"profile": profile.measure}
 CROSSCHECK: Parts = {"crosscheck": crosscheck.measure}
 RUNS: dict[str, Parts] = {
     "quick": _throughput("quick") | START,
-    "standard": _throughput("standard") | START | STREAMS | UNREAD | INSTRUCTIONS | CALLS | CROSSCHECK,
+    "standard": _throughput("standard") | START | STREAMS | UNREAD | INSTRUCTIONS | CALLS | CROSSCHECK | PROFILE,
     "full": _throughput("full"),
     "smoke": _throughput("smoke") | START | {"unread": partial(unread.measure, clients=6)} | CALLS | INSTRUCTIONS,
     "streams": STREAMS | UNREAD,
@@ -52,7 +54,17 @@ RUNS: dict[str, Parts] = {
     "tricks": TRICKS,
     "calls": CALLS,
     "crosscheck": CROSSCHECK,
-    "all": _throughput("standard") | START | STREAMS | UNREAD | MEMORY | INSTRUCTIONS | CALLS | CROSSCHECK | TRICKS,
+    "profile": PROFILE,
+    "all": _throughput("standard")
+    | START
+    | STREAMS
+    | UNREAD
+    | MEMORY
+    | INSTRUCTIONS
+    | CALLS
+    | CROSSCHECK
+    | PROFILE
+    | TRICKS,
 }
 
 

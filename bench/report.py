@@ -20,6 +20,7 @@ TITLES = {
     "unread": "Answers that nobody reads",
     "calls": "Python calls of one warm tools/call",
     "crosscheck": "The load tool beside wrk",
+    "profile": "Where the CPU time goes",
 }
 
 
@@ -179,6 +180,11 @@ def crosscheck(part: Mapping[str, Any]) -> Table:
     return ("in front", "answers", "load: requests/s", "wrk: requests/s", "load × wrk"), rows
 
 
+def profile(part: Mapping[str, Any]) -> Table:
+    """One row for each place where a stack ends."""
+    return ("where", "share of the CPU time"), [(place, f"{share:.0%}") for place, share in part["shares"].items()]
+
+
 TABLES = {
     "throughput": throughput,
     "start": start,
@@ -189,6 +195,7 @@ TABLES = {
     "unread": streams,
     "calls": calls,
     "crosscheck": crosscheck,
+    "profile": profile,
 }
 
 

@@ -17,7 +17,18 @@ import psutil
 from bench.contenders import THV
 from bench.processes import BUILD, ROOT
 
-PARTS = ("throughput", "start", "streams", "memory", "instructions", "tricks", "unread", "calls", "crosscheck")
+PARTS = (
+    "throughput",
+    "start",
+    "streams",
+    "memory",
+    "instructions",
+    "tricks",
+    "unread",
+    "calls",
+    "crosscheck",
+    "profile",
+)
 PACKAGES = {
     ".venv": ("vestige-bridge", "aiohttp", "uvicorn", "starlette", "httptools", "uvloop"),
     ".venv-bench": ("fastmcp",),

@@ -12,6 +12,7 @@ from bench.calls import counts
 from bench.figures import Cell, Figure, difference, percentile, ratio, summary
 from bench.instructions import TOLERANCE, fewer, too_many
 from bench.processes import Failed
+from bench.profile import shares
 from bench.publish import DOCUMENT, PUBLISHED, filled
 from bench.targets import TARGETS, UNREAD_CLIENTS, number
 from bench.throughput import body
@@ -123,6 +124,23 @@ def test_a_call_counts_its_modules_and_the_changes_between_them() -> None:
 def _trick(name: str, form: str, ratio: float) -> dict[str, Any]:
     figures = {"cpu_us": Figure.of([100 * ratio]).as_json()}
     return {"contender": name, "form": form, "figures": figures, "against": {"cpu_us": Figure.of([ratio]).as_json()}}
+
+
+def test_a_profile_tells_packages_writes_and_libraries_apart() -> None:
+    stacks = [
+        "main (vestige_bridge/cli/parser.py:1);Runner.run (asyncio/runners.py:2) 1",
+        "Runner.run (asyncio/runners.py:2);HttpProtocol.write (vestige_bridge/server/http_protocol.py:3) 4",
+        "Runner.run (asyncio/runners.py:2);scan (vestige_bridge/jsonrpc/fast_parser.py:4) 3",
+        "scan (vestige_bridge/jsonrpc/fast_parser.py:4);raw_decode (json/decoder.py:5) 1",
+        "Runner.run (asyncio/runners.py:2);flush (vestige_bridge/logs.py:6) 1",
+    ]
+    assert shares(stacks) == {
+        "writing to sockets": 0.4,
+        "`jsonrpc`": 0.3,
+        "the event loop, reading from sockets included": 0.1,
+        "libraries": 0.1,
+        "`logs`": 0.1,
+    }
 
 
 def test_a_trick_is_to_be_removed_if_it_is_worth_too_little_with_every_upstream() -> None:
