@@ -94,7 +94,7 @@ def guide_blocks(heading: str) -> list[str]:
 def typed(script: str, **environment: str) -> str:
     """Runs what the guide says to type, with our Helm; what it leaves in the background ends with it."""
     path = f"{Path(HELM).resolve().parent}:{os.environ['PATH']}"
-    ended = "trap 'kill $(jobs -p) 2>/dev/null; wait' EXIT\nset -e\n"
+    ended = "trap 'jobs -p | xargs -r kill || true; wait || true' EXIT\nset -e\n"
     return run("bash", "-c", ended + script, cwd=ROOT, env={"PATH": path, **environment}, timeout=700).stdout
 
 
