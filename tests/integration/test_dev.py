@@ -7,6 +7,7 @@ import os
 import pty
 import shlex
 import shutil
+import socket
 import stat
 import subprocess
 import time
@@ -234,6 +235,17 @@ def test_a_port_that_is_taken_is_one_sentence_naming_the_variable(
     assert f"Port {taken} on 127.0.0.1 is not free" in said
     assert f"(Address already in use): set {variable} to another port" in said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_a_port_that_either_family_has_taken_is_not_free_for_both(
+    checkout: Path, ports: dict[str, str], address: str
+) -> None:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.create_server((address, 0), family=family) as taken:
+        port = taken.getsockname()[1]
+        said = refused(checkout, ports | {"VESTIGE_BRIDGE_HOST": "::", "VESTIGE_BRIDGE_PORT": str(port)})
+    assert f"Port {port} on :: is not free (Address already in use)" in said
 
 
 def test_a_port_that_is_given_twice_is_one_sentence_naming_both_variables(

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import re
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -22,7 +23,7 @@ from harness import (
     call_body,
     until,
 )
-from vestige_bridge.server import app, http_protocol
+from vestige_bridge.server import app, connections, http_protocol
 from vestige_bridge.server.http_protocol import HEAD_LIMIT_BYTES
 from vestige_bridge.server.request_cycle import DISCARD_BYTES
 
@@ -499,3 +500,64 @@ async def test_a_connection_that_carried_a_token_may_idle_for_the_keep_alive_tim
                 assert await stranger.read() == b""
         writer.write(called(ping))
         assert b"200 OK" in await reader.readuntil(b"{}}")
+
+
+def place_of(served: Bridge) -> tuple[str, int]:
+    """Where it listens."""
+    host, port = served.origin.removeprefix("http://").split(":")
+    return host, int(port)
+
+
+async def test_a_stranger_that_pipelines_and_never_reads_is_disconnected(upstream: ScriptedUpstream) -> None:
+    async with bridge(upstream.url) as served:
+        with socket.create_connection(place_of(served)) as stranger:
+            stranger.setblocking(False)
+            stranger.send((GET + b"\r\n") * 500)
+            await until(lambda: served.metric("client_connections") == 1)
+            # It neither reads nor closes: the bridge waits for that no longer than for the rest of a request.
+            await until(lambda: served.metric("client_connections") == 0)
+
+
+async def test_a_client_that_goes_on_sending_behind_a_refusal_is_read_no_further(scripted: Bridge) -> None:
+    sent = 0
+    with socket.create_connection(place_of(scripted)) as stranger:
+        stranger.setblocking(False)
+        stranger.send(b"POST /mcp HTTP/1.1\r\nHost: x\r\nContent-Length: 9999999999\r\n\r\n")
+        async with asyncio.timeout(15):
+            while True:
+                try:
+                    sent += stranger.send(b"x" * 65_536)
+                except BlockingIOError:
+                    await asyncio.sleep(0.01)
+                except ConnectionError:
+                    break
+                else:
+                    await asyncio.sleep(0)
+    # What the bridge dropped, and what the buffers of both sockets hold.
+    assert sent < http_protocol.LINGER_BYTES + 2**25
+
+
+async def test_half_a_head_is_not_waited_for_as_long_as_an_idle_connection(
+    upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_protocol, "HEAD_SECONDS", 0.5)
+    async with bridge(upstream.url) as served, connected(served) as (reader, writer):
+        writer.write(called(b'{"jsonrpc":"2.0","id":1,"method":"ping"}'))
+        assert b"200 OK" in await reader.readuntil(b"}}")
+        writer.write(GET[:10])
+        with contextlib.suppress(ConnectionError):
+            assert await reader.read() == b""
+
+
+async def test_incomplete_heads_are_bounded_over_all_connections(
+    scripted: Bridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "ARRIVING_HEADS_BYTES", 1_000)
+    half = GET + b"X: " + b"x" * 700
+    async with connected(scripted) as (_, first), connected(scripted) as (reader, second):
+        first.write(half)
+        await until(lambda: scripted.metric("incomplete_head_bytes") > 0)
+        second.write(half)
+        head, error = split(await reader.read())
+    assert head.startswith(b"http/1.1 503 ")
+    assert error["error"]["code"] == -32013
