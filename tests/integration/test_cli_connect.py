@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from harness import ROOT, TOKEN, Bridge, until
-from vestige_bridge.cli.client_catalog import BY_KEY, CLIENTS
+from vestige_bridge.cli.client_catalog import BY_KEY, CLIENTS, PROXIES
 from vestige_bridge.cli.connect import page
 from vestige_bridge.cli.parser import SHELLS, main
 
@@ -49,6 +49,25 @@ def test_what_is_printed_for_a_client_is_the_golden_text(
         golden.write_text(said)
     assert said == golden.read_text()
     assert list(home.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("url", "proxy", "option"),
+    [
+        ("http://127.0.0.1:8000", "http://127.0.0.1:9", "--noproxy '*' "),
+        ("http://[::1]:8000", "http://127.0.0.1:9", "--noproxy '*' "),
+        ("http://127.0.0.1:8000", "", ""),
+        ("https://vestige.example.com", "http://127.0.0.1:9", ""),
+    ],
+)
+@pytest.mark.usefixtures("home")
+def test_curl_asks_no_proxy_for_this_machine(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, url: str, proxy: str, option: str
+) -> None:
+    for name in PROXIES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", proxy)
+    assert f"curl -sS {option}{url}/mcp" in connected(capsys, "curl", "--url", url)
 
 
 def test_every_golden_text_is_of_a_client() -> None:

@@ -9,12 +9,17 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
+from urllib.parse import urlsplit
 
 TOKEN_VARIABLE: Final = "VESTIGE_AUTH_TOKEN"  # noqa: S105
 NAME: Final = "vestige"
 """What the bridge is called in the configuration of a client."""
 
 _TOKEN_FILE: Final = "~/.config/vestige-bridge/token"  # noqa: S105
+
+
+PROXIES: Final = ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY")
+"""The variables from which curl takes a proxy for http."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,21 +31,35 @@ class Target:
         token_variable: the environment variable that holds the token.
         command: the path of ``vestige-bridge``, for clients that start it.
         home: the home directory, for files that a client finds only by a whole path.
+        past_proxy: curl's option that keeps a request from a proxy, with a space behind it; empty for none.
     """
 
     url: str
     token_variable: str
     command: str
     home: str
+    past_proxy: str = ""
 
     def filled(self, text: str) -> str:
         """The text with these values."""
         origin = self.url.removesuffix("/mcp")
         values = {"%url%": self.url, "%origin%": origin, "%token%": self.token_variable}
         values |= {"%command%": self.command, "%token-file%": _TOKEN_FILE.replace("~", self.home)}
+        values["%past-proxy%"] = self.past_proxy
         for placeholder, value in values.items():
             text = text.replace(placeholder, value)
         return text
+
+
+def past_proxy(url: str, environ: Mapping[str, str]) -> str:
+    """Curl's option for an address of this machine where the environment names a proxy; empty where none is needed.
+
+    Parameters:
+        url: the address.
+        environ: the environment.
+    """
+    local = urlsplit(url).hostname in {"127.0.0.1", "::1", "localhost"}
+    return "--noproxy '*' " if local and any(environ.get(name) for name in PROXIES) else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -392,7 +411,7 @@ _CURL = McpClient(
         Step(
             "One request, one answer; no handshake is needed.",
             """\
-curl -sS %url% \\
+curl -sS %past-proxy%%url% \\
   -H "Authorization: Bearer $%token%" -H 'Content-Type: application/json' \\
   -d '{"jsonrpc": "2.0", "id": 1, "method": "tools/list"}'""",
         ),

@@ -5,13 +5,14 @@ The page ``docs/clients.md`` is made from the same data.
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import textwrap
 from pathlib import Path
 from typing import Final
 
-from vestige_bridge.cli.client_catalog import BY_KEY, CLIENTS, TOKEN_VARIABLE, McpClient, Step, Target
+from vestige_bridge.cli.client_catalog import BY_KEY, CLIENTS, TOKEN_VARIABLE, McpClient, Step, Target, past_proxy
 
 _WIDTH: Final = 100
 _DOCUMENTED: Final = Target("http://127.0.0.1:8000/mcp", TOKEN_VARIABLE, "/path/to/vestige-bridge", "/home/you")
@@ -59,7 +60,8 @@ def print_client(key: str, url: str, token_variable: str) -> None:
         url: where the bridge answers, without the path of its endpoint.
         token_variable: the environment variable that holds the token.
     """
-    print(described(BY_KEY[key], Target(f"{url}/mcp", token_variable, _command(), str(Path.home()))))
+    direct = past_proxy(url, os.environ)
+    print(described(BY_KEY[key], Target(f"{url}/mcp", token_variable, _command(), str(Path.home()), direct)))
 
 
 def described(client: McpClient, target: Target) -> str:
