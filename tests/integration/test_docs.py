@@ -71,7 +71,7 @@ COMMANDS = {
         "git clone REPOSITORY vestige-bridge": "not run: the address is that of the page",
         "cd vestige-bridge": "not run: it follows the clone",
         "make dev": "test_a_first_start_makes_a_token_once_and_memory_survives_a_restart",
-        "curl -sS": "test_a_first_start_makes_a_token_once_and_memory_survives_a_restart",
+        "curl -sS": "test_the_readmes_line_for_curl_gets_an_answer",
         'export PATH="$PWD/.venv/bin:$PATH"': "test_the_commands_that_follow_make_dev_work_as_they_stand",
         "export VESTIGE_AUTH_TOKEN=": "test_the_commands_that_follow_make_dev_work_as_they_stand",
         "vestige-bridge connect": "test_the_commands_that_follow_make_dev_work_as_they_stand",
@@ -156,6 +156,25 @@ async def test_the_commands_that_follow_make_dev_work_as_they_stand(memory_gatew
     assert f"claude mcp add --scope user --transport http vestige http://127.0.0.1:{port}/mcp" in said
     assert "vestige-bridge call search_nodes query=…" in said
     assert json.loads(said.splitlines()[-1])["structuredContent"] == {"entities": [], "relations": []}
+
+
+async def test_the_readmes_line_for_curl_gets_an_answer(everything: Bridge) -> None:
+    """Sent without curl, which a machine may not have."""
+    await until(everything.ready)
+    [line] = [line for line in commands("README.md") if line.startswith("curl -sS")]
+    _curl, _silent, url, *pairs = shlex.split(line.replace("YOUR-TOKEN", TOKEN))
+    headers = dict(value.split(": ", 1) for flag, value in zip(pairs[::2], pairs[1::2], strict=True) if flag == "-H")
+    answer = await everything.ask("POST", url.partition(":8000")[2], pairs[pairs.index("-d") + 1].encode(), headers)
+    assert url == "http://127.0.0.1:8000/mcp"
+    assert answer.json["result"]["tools"]
+
+
+@pytest.mark.parametrize("document", ["README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
+def test_every_path_that_a_page_names_is_there(document: str) -> None:
+    folders = "bench|charts|dev|docker|docs|e2e|openclaw-plugin|src|tests"
+    named = set(re.findall(rf"`((?:{folders})/[\w./-]+)`", (ROOT / document).read_text()))
+    made = {path for path in named if path.startswith("openclaw-plugin/dist")}
+    assert [path for path in sorted(named - made) if not (ROOT / path).exists()] == []
 
 
 def test_the_completions_are_put_where_the_page_says(tmp_path: Path) -> None:

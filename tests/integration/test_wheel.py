@@ -3,31 +3,40 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import subprocess
 import sys
-import venv
 from pathlib import Path
 
 import pytest
 
 from harness import ROOT, BridgeProcess, ScriptedUpstream, environment, until
+from integration.test_docs import commands
 
 
 @pytest.fixture
 def installed(tmp_path: Path) -> Path:
-    """A virtual environment into which the built wheel was installed."""
-    sources = tmp_path / "sources"
+    """The environment into which the lines of the README install the bridge, from a copy of the checkout."""
+    sources, home = tmp_path / "sources", tmp_path / "home"
     shutil.copytree(ROOT / "src", sources / "src", ignore=shutil.ignore_patterns("*.egg-info", "__pycache__"))
     for file in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy2(ROOT / file, sources / file)
-    pip = [sys.executable, "-m", "pip"]
-    subprocess.run([*pip, "wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path, sources], check=True)
-    (wheel,) = tmp_path.glob("vestige_bridge-*.whl")
-    venv.create(tmp_path / "venv", with_pip=True)
-    subprocess.run([tmp_path / "venv/bin/pip", "install", "--quiet", wheel], check=True, cwd=tmp_path)
-    assert list(tmp_path.glob("venv/lib/python*/site-packages/vestige_bridge/py.typed"))
-    return tmp_path / "venv"
+    home.mkdir()
+    begin = ("python3 -m venv", "~/.local/share/vestige-bridge/bin/pip install", 'export PATH="$HOME/.local')
+    lines = [line for line in commands("README.md") if line.startswith(begin)]
+    assert len(lines) == len(begin)
+    environ = {
+        **os.environ,
+        "HOME": str(home),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    subprocess.run(
+        ["bash", "-euc", "\n".join([*lines, "vestige-bridge --version"])], env=environ, cwd=sources, check=True
+    )
+    folder = home / ".local/share/vestige-bridge"
+    assert list(folder.glob("lib/python*/site-packages/vestige_bridge/py.typed"))
+    return folder
 
 
 async def test_the_wheel_serves_outside_the_checkout(installed: Path, upstream: ScriptedUpstream) -> None:
