@@ -81,6 +81,7 @@ COMMANDS = {
         "npx -y supergateway@4": "test_the_command_for_supergateway_is_one_that_the_bridge_can_use",
         "VESTIGE_MCP_URL=": "test_the_wheel_serves_outside_the_checkout",
         "vestige-bridge tools": "test_the_commands_that_follow_make_dev_work_as_they_stand",
+        "vestige-bridge call create_entities": "test_the_commands_that_follow_make_dev_work_as_they_stand",
         "vestige-bridge call search_nodes": "test_the_commands_that_follow_make_dev_work_as_they_stand",
         "make test": "not run: it is what runs this",
     },
@@ -154,8 +155,8 @@ async def test_the_commands_that_follow_make_dev_work_as_they_stand(memory_gatew
         said = (await process.communicate())[0].decode()
     assert process.returncode == 0
     assert f"claude mcp add --scope user --transport http vestige http://127.0.0.1:{port}/mcp" in said
-    assert "vestige-bridge call search_nodes query=…" in said
-    assert json.loads(said.splitlines()[-1])["structuredContent"] == {"entities": [], "relations": []}
+    [found] = json.loads(said.splitlines()[-1])["structuredContent"]["entities"]
+    assert (found["name"], found["observations"]) == ("sky", ["blue"])
 
 
 async def test_the_readmes_line_for_curl_gets_an_answer(everything: Bridge) -> None:

@@ -118,7 +118,9 @@ _CLAUDE_CODE = McpClient(
     "Claude Code",
     (
         Step(
-            "Add it for all your projects. Claude Code stores the variable's name, and reads it at each start.",
+            "Get it by `npm install -g @anthropic-ai/claude-code` where it is missing, and add the bridge for all your "
+            "projects. Claude Code stores the variable's name, and reads it at each start. Where it says that the name "
+            "exists, run `claude mcp remove vestige --scope user` first.",
             claude_code("%url%", "${%token%}"),
         ),
         Step("Check it; the line ends in `Connected`.", "claude mcp list"),
@@ -238,7 +240,9 @@ _OPENCLAW_PLUGIN = McpClient(
     "OpenClaw, by the plugin",
     (
         Step(
-            "Build the plugin in a checkout of vestige-bridge and install it; its Node 24 is in `.venv/bin`.",
+            "You need OpenClaw 2026.9.6 or newer (`npm install -g openclaw`) on a Node 24.16 or newer of your own: the "
+            "one in `.venv/bin` has no npm that OpenClaw can use. Build the plugin in a checkout of vestige-bridge and "
+            "install it.",
             """\
 cd openclaw-plugin
 npm ci --ignore-scripts
@@ -246,7 +250,8 @@ npm pack
 openclaw plugins install npm-pack:./openclaw-plugin-vestige-0.2.0.tgz --force --accept-capabilities""",
         ),
         Step(
-            "Give the entry that the install made in the file its `config`.",
+            "Give the entry that the install made in the file its `config`; keep the other entries. Or run "
+            "`openclaw config set plugins.entries.vestige.config` with the object as JSON.",
             """\
 {
   "plugins": {
@@ -261,7 +266,10 @@ openclaw plugins install npm-pack:./openclaw-plugin-vestige-0.2.0.tgz --force --
             "json",
             {"all platforms": "~/.openclaw/openclaw.json"},
         ),
-        Step("Check it.", "openclaw vestige status"),
+        Step(
+            "Check it; OpenClaw takes some seconds to start. `openclaw vestige search WORD` reads what others wrote.",
+            "openclaw vestige status",
+        ),
     ),
     tried="`make e2e-openclaw` installs and uses the plugin on a real OpenClaw.",
 )
@@ -271,7 +279,7 @@ _OPENCLAW = McpClient(
     "OpenClaw, without the plugin",
     (
         Step(
-            "Add this to the file.",
+            "Add this to the file; keep its other entries.",
             """\
 {
   "mcp": {
@@ -297,7 +305,7 @@ _PYTHON_2 = McpClient(
     "Python, mcp 2.x",
     (
         Step(
-            "`pip install mcp`, then:",
+            "In an environment of its own (`python3 -m venv ~/mcp && ~/mcp/bin/pip install mcp`), run:",
             """\
 import asyncio
 import os
@@ -330,7 +338,7 @@ _PYTHON_1 = McpClient(
     "Python, mcp 1.x",
     (
         Step(
-            "`pip install 'mcp<2'`, then:",
+            "In an environment of its own (`python3 -m venv ~/mcp && ~/mcp/bin/pip install 'mcp<2'`), run:",
             """\
 import asyncio
 import os
@@ -363,7 +371,7 @@ _FASTMCP = McpClient(
     "Python, FastMCP",
     (
         Step(
-            "`pip install fastmcp`, then:",
+            "In an environment of its own (`python3 -m venv ~/mcp && ~/mcp/bin/pip install fastmcp`), run:",
             """\
 import asyncio
 import os

@@ -24,7 +24,8 @@ _PREAMBLE: Final = """\
 lists the clients. This page is made from the same data, by `make generated`.
 
 Each example has the address that `make dev` serves, `http://127.0.0.1:8000/mcp`. The token comes from the environment
-variable `VESTIGE_AUTH_TOKEN`; `--token-env NAME` names another. After `make dev` it is in `.env`:
+variable `VESTIGE_AUTH_TOKEN`; `--token-env NAME` names another. After `make dev` it is in `.env` of the
+checkout; run this in its folder:
 
 ```sh
 export VESTIGE_AUTH_TOKEN="$(sed -n 's/^VESTIGE_AUTH_TOKEN=//p' .env)"
@@ -34,7 +35,7 @@ A client that is started from a menu or a dock does not see what a shell exports
 variable for your desktop. Where `HTTP_PROXY` is set, set `NO_PROXY=127.0.0.1,localhost` as well; otherwise a client
 asks the proxy for this machine.
 
-[compatibility.md](compatibility.md) shows what was measured with each client.
+[compatibility.md](compatibility.md) shows what was measured with the SDKs and the Inspector.
 """
 
 _UNTRIED: Final = """\
@@ -61,16 +62,23 @@ def print_client(key: str, url: str, token_variable: str) -> None:
         token_variable: the environment variable that holds the token.
     """
     direct = past_proxy(url, os.environ)
-    print(described(BY_KEY[key], Target(f"{url}/mcp", token_variable, _command(), str(Path.home()), direct)))
+    target = Target(f"{url}/mcp", token_variable, _command(), str(Path.home()), direct)
+    print(described(BY_KEY[key], target, has_token=bool(os.environ.get(token_variable))))
 
 
-def described(client: McpClient, target: Target) -> str:
-    """How a client is connected, for a terminal."""
+def described(client: McpClient, target: Target, *, has_token: bool = False) -> str:
+    """How a client is connected, for a terminal.
+
+    Parameters:
+        client: the client.
+        target: what is filled in.
+        has_token: whether the variable that holds the token is set already.
+    """
     parts = [client.title]
-    if client.needs_variable:
+    if client.needs_variable and not has_token:
         parts.append(
             f"The token is in an environment variable, which the client needs when it starts:\n\n"
-            f"  export {target.token_variable}=…"
+            f"export {target.token_variable}=…"
         )
     parts += [_step_for_terminal(step, target) for step in client.steps]
     if not client.tried:
@@ -90,7 +98,7 @@ def _step_for_terminal(step: Step, target: Target) -> str:
     files = step.files or {}
     width = max(map(len, files), default=0)
     lines += [f"  {platform + ':':{width + 1}} {path}" for platform, path in files.items()]
-    return "\n".join(lines) + "\n\n" + textwrap.indent(target.filled(step.text), "  ")
+    return "\n".join(lines) + "\n\n" + target.filled(step.text)
 
 
 def _section(client: McpClient) -> str:

@@ -26,7 +26,7 @@ there as a JSON object.
 
   vestige-bridge call recall --help
   vestige-bridge call recall query='what is blue'
-  vestige-bridge call create_entities entities='[{"name": "sky", "entityType": "fact", "observations": []}]'
+  vestige-bridge call create_entities entities='[{"name": "sky", "entityType": "fact", "observations": ["blue"]}]'
   vestige-bridge call recall --json '{"query": "sky", "limit": 5}' | jq .structuredContent
   git log -1 --format=%B | vestige-bridge call smart_ingest content=-
 
