@@ -7,6 +7,7 @@ answer is never dropped in silence: its connection is reset, and that is logged 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import Final, Protocol
 
@@ -71,6 +72,19 @@ class AnswerBudget:
             self._paused.discard(source)
             self._let_arrive()
 
+    def handed_over(self, size: int) -> None:
+        """Counts an answer that has come whole until the connection that it waits for counts it.
+
+        That is the next turn of the event loop. Without it the others would be read on meanwhile: on a busy loop many
+        answers come whole within one turn.
+
+        Parameters:
+            size: its bytes.
+        """
+        if size > LARGE_BYTES:
+            self.total_bytes += size
+            asyncio.get_running_loop().call_soon(self._counted_elsewhere, size)
+
     def waiting(self, sink: Sink, size: int) -> None:
         """Counts an answer that waits for its client.
 
@@ -98,6 +112,10 @@ class AnswerBudget:
             log.info("An answer of %d bytes was ended: its client does not read it", self._waiting[largest])
             self.waiting(largest, 0)
             largest.give_up("unsent_bytes")
+        self._let_arrive()
+
+    def _counted_elsewhere(self, size: int) -> None:
+        self.total_bytes -= size
         self._let_arrive()
 
     def _throttle(self) -> None:

@@ -224,6 +224,7 @@ class UpstreamConnection(asyncio.Protocol):
             for event in self._decoder.feed(chunk):
                 if event.type == "message":
                     receiver.take(event.data)
+                    self._held.handed_over(len(event.data))
         except sse.EventTooLarge:
             raise self._too_large() from None
         return self._count(self._decoder.held_bytes)
@@ -241,11 +242,12 @@ class UpstreamConnection(asyncio.Protocol):
         if self._body:
             body = bytes(self._body)
             self._body.clear()
-            self._count(0)
             if refusal is None:
                 receiver.take(body)
             else:
                 refusal = self._take_refusal(receiver, body, refusal)
+            self._held.handed_over(len(body))
+            self._count(0)
         position = None if self._decoder is None else self._decoder.position
         self.receiver = None
         self._forget_reply()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
-from vestige_bridge.upstream.answer_budget import AnswerBudget
+from vestige_bridge.upstream.answer_budget import LARGE_BYTES, AnswerBudget
 
 LIMIT = 100
 
@@ -64,6 +66,26 @@ def test_where_nothing_waits_the_answer_that_came_furthest_goes_on(budget: Answe
     budget.arriving(large, 0)
     assert not small.paused
     assert budget.total_bytes == 40
+
+
+async def test_an_answer_that_came_whole_counts_until_its_client_counts_it(budget: AnswerBudget) -> None:
+    large = LARGE_BYTES + 1
+    budget.limit_bytes = 2 * large
+    whole, paused, client = Upstream(), Upstream(), Client(reads=True)
+    budget.waiting(Client(reads=True), large)
+    budget.arriving(whole, large)
+    budget.arriving(paused, 1)
+    assert paused.paused
+    # Whoever waits for the answer was woken before.
+    asyncio.get_running_loop().call_soon(budget.waiting, client, large)
+    budget.handed_over(large)
+    budget.arriving(whole, 0)
+    # Nothing makes room between the two: the others would be read on, and many answers come whole in one turn.
+    assert paused.paused
+    await asyncio.sleep(0)
+    assert (budget.total_bytes, paused.paused) == (2 * large + 1, True)
+    budget.waiting(client, 0)
+    assert (budget.total_bytes, paused.paused) == (large + 1, False)
 
 
 def test_the_largest_answer_that_makes_no_progress_is_ended_first(budget: AnswerBudget) -> None:
