@@ -50,12 +50,12 @@ class Gateway:
         self._variables: dict[str, str] = {}
         self._command: list[str | Path] = [
             *(_node(), "--import", GATEWAY / "bind.js", GATEWAY / "node_modules/supergateway/dist/index.js"),
-            *("--stdio", _server(server, folder), "--outputTransport", "streamableHttp"),
+            *("--stdio", stdio_command(server, folder), "--outputTransport", "streamableHttp"),
             *([] if way == STATELESS else ["--stateful"]),
             *("--logLevel", "none", "--port", str(self.port)),
         ]
         if way == NATIVE:
-            self._variables = {"VESTIGE_AUTH_TOKEN": TOKEN, "HOME": str(folder), "VESTIGE_DATA_DIR": str(folder)}
+            self._variables = {"VESTIGE_AUTH_TOKEN": TOKEN, **vestige_variables(folder)}
             self._command = [str(shutil.which("vestige")), "serve", "--port", str(self.port)]
         self._process = self._started()
 
@@ -241,14 +241,19 @@ def _kept(server: str, folder: Path) -> set[str]:
     return kept
 
 
-def _server(server: str, folder: Path) -> str:
+def vestige_variables(folder: Path) -> dict[str, str]:
+    """What every Vestige is started with: where its store is, and no autopilot, which slows down a shared process."""
+    return {"HOME": str(folder), "VESTIGE_DATA_DIR": str(folder), "VESTIGE_AUTOPILOT_ENABLED": "0"}
+
+
+def stdio_command(server: str, folder: Path) -> str:
     """The shell command that supergateway starts for a session."""
     if server == MEMORY:
         script = GATEWAY / "node_modules/@modelcontextprotocol/server-memory/dist/index.js"
         words = [f"MEMORY_FILE_PATH={folder / 'memory.jsonl'}", str(_node()), str(script)]
     else:
-        shared = "VESTIGE_AUTOPILOT_ENABLED=0"
-        words = [f"HOME={folder}", f"VESTIGE_DATA_DIR={folder}", shared, str(shutil.which("vestige-mcp"))]
+        variables = [f"{name}={value}" for name, value in vestige_variables(folder).items()]
+        words = [*variables, str(shutil.which("vestige-mcp"))]
     return shlex.join(["exec", "env", *words])
 
 

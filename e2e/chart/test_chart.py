@@ -577,6 +577,7 @@ def test_the_test_pod_is_not_behind_the_service(default: dict[str, Manifest]) ->
         ("persistence.size=big", "size"),
         ("persistence.accessMode=Sometimes", "accessMode"),
         ("ingress.certificateArn=my-cert", "certificateArn"),
+        ("ingress.idleTimeoutSeconds=601", "idleTimeoutSeconds"),
         ("auth.token=1234567890123456", "token"),
         ("metrics.podMonitor.interval=often", "interval"),
         ("metrics.alert.enabled=true", "alert"),

@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 from test_chart import HELM, ROOT
 
 TEXT = (ROOT / "docs" / "deployment.md").read_text()
@@ -98,6 +99,29 @@ def test_compose_images_are_the_dockerfiles_of_this_repository() -> None:
     text = (ROOT / "docker" / "compose.yaml").read_text()
     for name in re.findall("dockerfile: (.*)", text):
         assert (ROOT / name).is_file()
+
+
+def compose_environment(service: str, **variables: str) -> dict[str, str]:
+    """The variables of a service's container; the shell reads ${…} as compose does."""
+    compose = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())
+    written = "\n".join(f"{name}={value}" for name, value in compose["services"][service]["environment"].items())
+    script = f"cat <<END\n{written}\nEND"
+    done = subprocess.run(["bash", "-c", script], env=variables, capture_output=True, text=True, check=True)
+    return dict(line.split("=", 1) for line in done.stdout.splitlines())
+
+
+@pytest.mark.parametrize("gateway", [{}, {"GATEWAY": ""}, {"GATEWAY": "supergateway"}, {"GATEWAY": "none"}])
+def test_with_compose_the_bridge_reads_the_token_that_vestiges_container_writes(gateway: dict[str, str]) -> None:
+    vestige = compose_environment("vestige-mcp", **gateway)
+    bridge = compose_environment("bridge", VESTIGE_AUTH_TOKEN="a-token", **gateway)
+    assert vestige["GATEWAY"] == (gateway.get("GATEWAY") or "supergateway")
+    assert "GATEWAY_TOKEN_FILE" not in vestige
+    assert bridge["VESTIGE_BRIDGE_UPSTREAM_TOKEN_FILE"] == "/run/vestige/token"
+
+
+def test_with_compose_the_autopilot_is_off_unless_it_is_asked_for() -> None:
+    assert compose_environment("vestige-mcp")["VESTIGE_AUTOPILOT_ENABLED"] == "0"
+    assert compose_environment("vestige-mcp", VESTIGE_AUTOPILOT_ENABLED="1")["VESTIGE_AUTOPILOT_ENABLED"] == "1"
 
 
 def test_there_is_one_version() -> None:

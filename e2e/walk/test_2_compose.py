@@ -23,21 +23,24 @@ def compose(tool: str) -> list[str]:
     return [*command, "-f", str(ROOT / "docker" / "compose.yaml")]
 
 
-@pytest.fixture(scope="module")
-def client(compose: list[str], images: Images) -> Iterator[Client]:
+@pytest.fixture(scope="module", params=["", "supergateway", "none"], ids=["unset", "supergateway", "none"])
+def client(request: pytest.FixtureRequest, compose: list[str], images: Images) -> Iterator[Client]:
+    """The bridge, with each value that GATEWAY takes."""
     port = free_port()
-    os.environ.update(
-        VESTIGE_AUTH_TOKEN=TOKEN,
-        VESTIGE_BRIDGE_PUBLISH=f"127.0.0.1:{port}",
-        VESTIGE_IMAGE=f"{images.vestige}:{images.tag}",
-        BRIDGE_IMAGE=f"{images.bridge}:{images.tag}",
-    )
+    variables = {
+        "GATEWAY": request.param,
+        "VESTIGE_AUTH_TOKEN": TOKEN,
+        "VESTIGE_BRIDGE_PUBLISH": f"127.0.0.1:{port}",
+        "VESTIGE_IMAGE": f"{images.vestige}:{images.native_tag if request.param == 'none' else images.tag}",
+        "BRIDGE_IMAGE": f"{images.bridge}:{images.tag}",
+    }
+    os.environ.update(variables)
     run(*compose, "up", "--detach", "--no-build", timeout=300)
     try:
         yield Client("127.0.0.1", port, TOKEN)
     finally:
         attempt(*compose, "down", "--volumes", timeout=300)
-        for name in ("VESTIGE_AUTH_TOKEN", "VESTIGE_BRIDGE_PUBLISH", "VESTIGE_IMAGE", "BRIDGE_IMAGE"):
+        for name in variables:
             del os.environ[name]
 
 
@@ -62,6 +65,11 @@ def test_only_the_bridge_is_published_and_on_loopback(client: Client, tool: str)
     assert len(published) == 2
     assert [line for line in published if "->" in line] == [line for line in published if "bridge" in line]
     assert all("127.0.0.1:" in line for line in published if "->" in line)
+
+
+def test_the_autopilot_is_off_in_the_process_that_all_share(client: Client, compose: list[str]) -> None:
+    printed = run(*compose, "exec", "-T", "vestige-mcp", "printenv", "VESTIGE_AUTOPILOT_ENABLED").stdout
+    assert printed.strip() == "0"
 
 
 @pytest.mark.parametrize("service", ["vestige-mcp", "bridge"])

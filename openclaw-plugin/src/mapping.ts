@@ -145,15 +145,23 @@ function wordByWord(texts: string[]): JsonObject[] {
 /** What separates words. Vestige's full-text search takes some of it for operators, and answers with a syntax error. */
 const OPERATORS = /[^\p{L}\p{M}\p{N}_]+/gu;
 
-/** One search for the words of a query; none where it holds no word. */
-function wordsOnly({ query, limit }: Intents["search"]): JsonObject[] {
-  const words = query.replace(OPERATORS, " ").trim();
-  return /[\p{L}\p{N}]/u.test(words) ? [{ query: words, limit }] : [];
+/** The words of a text, without what separates them; undefined where there is none. */
+function words(text: string): string | undefined {
+  const found = text.replace(OPERATORS, " ").trim();
+  return /[\p{L}\p{N}]/u.test(found) ? found : undefined;
 }
 
+/** One search for the words of a query; none where it holds no word. */
+function wordsOnly({ query, limit }: Intents["search"]): JsonObject[] {
+  const found = words(query);
+  return found === undefined ? [] : [{ query: found, limit }];
+}
+
+/** The queries go to the full-text search, so they are words alone; the context is passed on as it was given. */
 function sessionArguments({ topics, codebase }: Intents["recallContext"]): JsonObject[] {
   const context = topics === undefined && codebase === undefined ? undefined : { topics, codebase };
-  return [{ queries: topics, token_budget: CONTEXT_TOKENS, context }];
+  const queries = topics?.map(words).filter((query) => query !== undefined);
+  return [{ queries, token_budget: CONTEXT_TOKENS, context }];
 }
 
 /** The name ends in a digest of the content: the same memory twice is one, two that begin alike are two. */

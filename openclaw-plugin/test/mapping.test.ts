@@ -115,6 +115,13 @@ for (const line of ["vestige-2.0", "vestige-3.1"]) {
     });
   }
 
+  test(`on ${line}, the topics of a session are searched for without operators, and named as they were given`, async () => {
+    const topics = ["what's new?", "a, b & c+d", "?!", "billing"];
+    const planned = await plan("recallContext", { topics }, await recordedTools(line));
+    const queries = ["what s new", "a b c d", "billing"];
+    assert.deepEqual(planned.calls, [{ queries, token_budget: 1500, context: { topics, codebase: undefined } }]);
+  });
+
   test(`on ${line}, a query without a word searches for nothing`, async () => {
     const planned = await plan("search", { query: "?!" }, await recordedTools(line));
     assert.deepEqual(planned.calls, []);

@@ -185,20 +185,34 @@ def test_a_dotenv_that_is_not_utf_8_is_one_sentence(checkout: Path, ports: dict[
     assert "Traceback" not in said
 
 
+@pytest.fixture
+def vestige(checkout: Path) -> Path:
+    """A `vestige-mcp` in the checkout, which shows its environment to who calls `get-env`."""
+    program = checkout / ".tools/bin/vestige-mcp"
+    program.parent.mkdir(parents=True)
+    program.write_text(f"#!/bin/sh\nexec {shlex.join([str(NODE), str(SERVER_EVERYTHING)])}\n")
+    program.chmod(0o755)
+    return program
+
+
 def test_vestige_is_taken_when_it_is_there_and_never_sees_the_bridges_token(
-    checkout: Path, ports: dict[str, str]
+    checkout: Path, ports: dict[str, str], vestige: Path
 ) -> None:
-    vestige = checkout / ".tools/bin/vestige-mcp"
-    vestige.parent.mkdir(parents=True)
-    vestige.write_text(f"#!/bin/sh\nexec {shlex.join([str(NODE), str(SERVER_EVERYTHING)])}\n")
-    vestige.chmod(0o755)
     with running(checkout, ports) as terminal:
         assert f"Memory: Vestige ({vestige})" in terminal.screen
         assert "UPSTREAM_CONCURRENCY" not in terminal.screen
         seen = paste(terminal.screen, calling("get-env", {}))["result"]["content"][0]["text"]
     environ = json.loads(seen)
     assert environ["HOME"] == str(checkout / ".dev/vestige")
+    assert environ["VESTIGE_AUTOPILOT_ENABLED"] == "0"
     assert "VESTIGE_AUTH_TOKEN" not in environ
+
+
+@pytest.mark.usefixtures("vestige")
+def test_the_autopilot_of_vestige_runs_when_a_person_says_so(checkout: Path, ports: dict[str, str]) -> None:
+    with running(checkout, {**ports, "VESTIGE_AUTOPILOT_ENABLED": "1"}) as terminal:
+        seen = paste(terminal.screen, calling("get-env", {}))["result"]["content"][0]["text"]
+    assert json.loads(seen)["VESTIGE_AUTOPILOT_ENABLED"] == "1"
 
 
 def test_anonymous_access_makes_no_token(checkout: Path, ports: dict[str, str]) -> None:

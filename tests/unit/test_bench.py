@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench import publish, report, results
+from bench import memory, publish, report, results
 from bench.calls import counts
 from bench.figures import Cell, Figure, difference, percentile, ratio, summary
 from bench.instructions import TOLERANCE, fewer, too_many
-from bench.processes import Failed
+from bench.processes import Failed, inherited
 from bench.profile import shares
 from bench.publish import DOCUMENT, PUBLISHED, filled
-from bench.targets import TARGETS, UNREAD_CLIENTS, number
+from bench.targets import TARGETS, UNREAD_CLIENTS, VESTIGE, number
 from bench.throughput import body
 from bench.tricks import TRICKS, require_all
 
@@ -156,6 +159,35 @@ def test_every_trick_that_is_measured_is_in_the_tree_and_one_that_is_not_is_name
     require_all(list(TRICKS.values()))
     with pytest.raises(Failed, match="no_such_trick"):
         require_all(["no_such_trick"])
+
+
+def test_vestige_is_measured_with_the_same_settings_behind_supergateway_and_natively(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = tmp_path / "environment"
+    program = f"""#!{sys.executable}
+import json, os, pathlib, socket, sys
+settings = {{name: value for name, value in os.environ.items() if name == "HOME" or name.startswith("VESTIGE_")}}
+pathlib.Path({str(seen)!r}).write_text(json.dumps(settings))
+if len(sys.argv) > 1:
+    listener = socket.create_server(("127.0.0.1", int(sys.argv[3])))
+    while True:
+        listener.accept()
+"""
+    for name in ("vestige", "vestige-mcp"):
+        (tmp_path / name).write_text(program)
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(memory, "BUILD", tmp_path)
+
+    memory.Gateway(VESTIGE, memory.NATIVE, tmp_path).stop()
+    natively = json.loads(seen.read_text())
+    subprocess.run(["sh", "-c", memory.stdio_command(VESTIGE, tmp_path)], env=inherited(), check=True)
+    behind_supergateway = json.loads(seen.read_text())
+
+    assert natively.pop("VESTIGE_AUTH_TOKEN")
+    assert natively == behind_supergateway
+    assert natively["VESTIGE_AUTOPILOT_ENABLED"] == "0"
 
 
 def test_a_number_has_three_digits_that_count() -> None:
