@@ -26,15 +26,14 @@ from vestige_bridge.access.responses import error_response
 from vestige_bridge.errors import BridgeError, HeadTooLarge, InvalidMessage, Overloaded
 from vestige_bridge.http.headers import CONNECTION as CONNECTION_FIELD
 from vestige_bridge.http.request_head import MAX_FIELDS, read_framing, read_target
+from vestige_bridge.server.client_writer import ClientWriter
 from vestige_bridge.server.connections import (
     HEAD_SECONDS,
     LINGER_SECONDS,
-    STALLED_SECONDS,
     STRANGER_IDLE_SECONDS,
     Connections,
 )
 from vestige_bridge.server.request_cycle import CONTINUE, STATUS_LINES, RequestCycle
-from vestige_bridge.upstream.answer_budget import LARGE_BYTES
 
 log = logging.getLogger(__name__)
 
@@ -47,9 +46,6 @@ READ_BYTES: Final = 65_536
 BODY_BUFFER_BYTES: Final = 65_536
 """How much of a body is held before the application asks for it; then reading stops."""
 
-WRITE_BYTES: Final = 65_536
-"""How much of a large answer is handed to the transport at a time."""
-
 LINGER_BYTES: Final = 262_144
 """How much is read and dropped before a connection is closed, so that its client sees the answer."""
 
@@ -58,7 +54,7 @@ class _FollowingBytes(Exception):
     """Bytes follow a request that is not answered yet."""
 
 
-class HttpProtocol(asyncio.BufferedProtocol):
+class HttpProtocol(ClientWriter, asyncio.BufferedProtocol):
     """One connection of a client.
 
     Parameters:
@@ -76,35 +72,24 @@ class HttpProtocol(asyncio.BufferedProtocol):
         "_app",
         "_app_state",
         "_buffer",
-        "_closing",
-        "_connections",
         "_cycle",
-        "_deadline",
         "_discarding",
-        "_drained",
         "_fields",
         "_following",
         "_head_bytes",
         "_in_head",
         "_lingered_bytes",
         "_lingering",
-        "_loop",
         "_parser",
         "_pending_bytes",
-        "_progress_at",
         "_read_something",
         "_reading_paused",
         "_server_state",
         "_target",
         "_template",
-        "_transport",
-        "_unsent_before",
-        "_write_paused",
         "idle_since",
         "principal",
     )
-
-    _transport: asyncio.Transport
 
     def __init__(
         self,
@@ -114,14 +99,13 @@ class HttpProtocol(asyncio.BufferedProtocol):
         connections: Connections,
         buffer: memoryview,
     ) -> None:
+        super().__init__(connections, asyncio.get_running_loop())
         self.principal: str | None = None
         self.idle_since: float | None = None
         self._app: ASGIApp = config.loaded_app
         self._server_state = server_state
         self._app_state = app_state
-        self._connections = connections
         self._buffer = buffer
-        self._loop = asyncio.get_running_loop()
         self._parser = httptools.HttpRequestParser(self)
         self._template: dict[str, Any] = {}
         self._fields: list[tuple[bytes, bytes]] = []
@@ -135,13 +119,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self._following = False
         self._lingering = False
         self._lingered_bytes = 0
-        self._closing = False
         self._reading_paused = False
-        self._write_paused = False
-        self._drained: asyncio.Future[None] | None = None
-        self._deadline: float | None = None
-        self._unsent_before = 0
-        self._progress_at = 0.0
 
     # What the transport calls.
 
@@ -199,18 +177,6 @@ class HttpProtocol(asyncio.BufferedProtocol):
         if self._pending_bytes:
             self._wait_for_more()
         return None
-
-    def pause_writing(self) -> None:
-        """Takes note that the client reads more slowly than it is written to."""
-        self._write_paused = True
-        self._progress_at = self._loop.time()
-
-    def resume_writing(self) -> None:
-        """Wakes what waits to write."""
-        self._write_paused = False
-        self._progress_at = self._loop.time()
-        if self._drained is not None and not self._drained.done():
-            self._drained.set_result(None)
 
     # What the parser calls.
 
@@ -286,11 +252,6 @@ class HttpProtocol(asyncio.BufferedProtocol):
     # What the cycle calls.
 
     @property
-    def closing(self) -> bool:
-        """Whether the connection is closed or about to be."""
-        return self._closing or self._transport.is_closing()
-
-    @property
     def default_fields(self) -> list[tuple[bytes, bytes]]:
         """The header fields that every answer has."""
         return self._server_state.default_headers
@@ -316,41 +277,6 @@ class HttpProtocol(asyncio.BufferedProtocol):
             self._connections.stranger_busy(self)
         self.principal = principal
 
-    @property
-    def write_paused(self) -> bool:
-        """Whether the client reads more slowly than it is written to."""
-        return self._write_paused
-
-    def write(self, data: bytes) -> None:
-        """Writes bytes that belong together in one piece."""
-        self._transport.write(data)
-
-    async def write_slowly(self, start: bytes, body: bytes, end: bytes) -> None:
-        """Writes as the client reads.
-
-        Parameters:
-            start: what precedes the body.
-            body: a piece of the answer; if it is large it is counted as held until all of it is written.
-            end: what follows the body.
-        """
-        held = self._connections.held
-        if len(body) > LARGE_BYTES:
-            held.waiting(self, len(body))
-        try:
-            await self._drain()
-            if not self.closing:
-                self._transport.write(start)
-            with memoryview(body) as view:
-                for position in range(0, len(view), WRITE_BYTES):
-                    await self._drain()
-                    if self.closing:
-                        return
-                    self._transport.write(bytes(view[position : position + WRITE_BYTES]))
-            if end and not self.closing:
-                self._transport.write(end)
-        finally:
-            held.waiting(self, 0)
-
     def answered(self, cycle: RequestCycle, *, keep_alive: bool) -> None:
         """Ends a request: the connection waits for the next one, or is closed.
 
@@ -370,39 +296,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self._discarding = cycle
         return self._wait_briefly()
 
-    def abort(self) -> None:
-        """Resets the connection: an answer that has begun cannot be completed."""
-        self._closing = True
-        self._transport.abort()
-
-    # What the watch and uvicorn call.
-
-    def watch(self, now: float) -> None:
-        """Ends what takes too long: a write without progress, an idle connection, a head, the rest of a request."""
-        unsent = self._transport.get_write_buffer_size()
-        if unsent and unsent >= self._unsent_before:
-            if now - self._progress_at >= self._connections.limits.send_seconds:
-                log.info("A connection was reset: its client takes nothing of an answer")
-                return self.give_up("send_timeout")
-        else:
-            self._progress_at = now
-        self._unsent_before = unsent
-        if self._deadline is not None and now >= self._deadline and not unsent:
-            self.abort()
-        return None
-
-    def stalled(self, now: float) -> bool:
-        """Whether the client has taken nothing for a while."""
-        return self._write_paused and now - self._progress_at >= STALLED_SECONDS
-
-    def give_up(self, reason: str) -> None:
-        """Ends an answer that the client does not read, and counts it."""
-        self._connections.ended[reason] += 1
-        self.abort()
-
-    def make_room(self) -> None:
-        """Closes the connection, which idles."""
-        self.abort()
+    # What uvicorn calls.
 
     def shutdown(self) -> None:
         """Closes the connection, once the request in flight is answered."""
@@ -532,11 +426,6 @@ class HttpProtocol(asyncio.BufferedProtocol):
         if self._lingered_bytes > LINGER_BYTES:
             # The client can still read the answer until the time is over.
             self._pause_reading()
-
-    async def _drain(self) -> None:
-        while self._write_paused and not self.closing:
-            self._drained = self._loop.create_future()
-            await self._drained
 
     def _pause_reading(self) -> None:
         if not self._reading_paused:
