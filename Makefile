@@ -174,7 +174,7 @@ lint-openclaw: openclaw-plugin/node_modules/stamp ## Check the plugin's types an
 	$(with-node) npm run check --prefix openclaw-plugin
 
 .PHONY: e2e-openclaw
-e2e-openclaw: .venv/dev.stamp docker/gateway/node_modules/stamp openclaw-plugin/node_modules/stamp ## Use all of the plugin on a real OpenClaw.
+e2e-openclaw: .venv/dev.stamp docker/gateway/node_modules/stamp openclaw-plugin/node_modules/stamp build/standin/vestige ## Use all of the plugin on a real OpenClaw, with supergateway and without; needs Go.
 	$(with-node) node openclaw-plugin/e2e/run.ts
 
 ##@ Deploy
@@ -357,6 +357,11 @@ build/bench/upstream-go: bench/upstream.go
 	@command -v go >/dev/null || { echo 'Go is missing: the second upstream of the benchmarks is built with it.' >&2; exit 2; }
 	@mkdir -p $(@D)
 	go build -o $@ $<
+
+build/standin/vestige: $(wildcard e2e/standin/*)
+	@$(require-go)
+	@echo "Building what stands in for Vestige."
+	@cd e2e/standin && go build -o '$(abspath $@)' .
 
 .venv-e2e/stamp: e2e/requirements.txt
 	@PYTHON='$(PYTHON)' dev/make-venv.sh .venv-e2e

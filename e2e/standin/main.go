@@ -72,8 +72,15 @@ type searchArguments struct {
 	Limit int    `json:"limit,omitempty" jsonschema:"how many at most"`
 }
 
+type searchHit struct {
+	ID      string `json:"id"`
+	Content string `json:"content"`
+}
+
+// Vestige has results; memories are their contents alone.
 type searchResult struct {
-	Memories []string `json:"memories"`
+	Memories []string    `json:"memories"`
+	Results  []searchHit `json:"results"`
 }
 
 type statusResult struct {
@@ -99,19 +106,20 @@ func newServer(db *sql.DB) *mcp.Server {
 			if arguments.Limit <= 0 {
 				arguments.Limit = 10
 			}
-			rows, err := db.Query("SELECT content FROM knowledge_nodes WHERE instr(content, ?) > 0 ORDER BY id DESC LIMIT ?",
+			rows, err := db.Query("SELECT CAST(id AS TEXT), content FROM knowledge_nodes WHERE instr(content, ?) > 0 ORDER BY id DESC LIMIT ?",
 				arguments.Query, arguments.Limit)
 			if err != nil {
 				return nil, searchResult{}, err
 			}
 			defer rows.Close()
-			found := searchResult{Memories: []string{}}
+			found := searchResult{Memories: []string{}, Results: []searchHit{}}
 			for rows.Next() {
-				var content string
-				if err := rows.Scan(&content); err != nil {
+				var hit searchHit
+				if err := rows.Scan(&hit.ID, &hit.Content); err != nil {
 					return nil, searchResult{}, err
 				}
-				found.Memories = append(found.Memories, content)
+				found.Memories = append(found.Memories, hit.Content)
+				found.Results = append(found.Results, hit)
 			}
 			return nil, found, rows.Err()
 		})

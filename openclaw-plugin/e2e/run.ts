@@ -1,5 +1,6 @@
 /**
- * The plugin's whole life on the real OpenClaw, with the real bridge, supergateway and server-memory behind it.
+ * The plugin's whole life on the real OpenClaw, with the real bridge, supergateway and server-memory behind it; then its
+ * use with a Vestige behind the bridge that serves HTTP itself, for which e2e/standin stands in.
  * Every step prints what it saw; the first that sees something else ends the run with exit status 1.
  */
 
@@ -8,14 +9,37 @@ import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { Stack, stop, TOKEN } from "../test/stack.ts";
+import { Stack, stop, TOKEN, type Way } from "../test/stack.ts";
 import { ScriptedModel, textOf, type Message } from "./model.ts";
 import { installOpenClaw, OpenClaw, run, type Ran } from "./openclaw.ts";
 
 const PLUGIN = join(import.meta.dirname, "..");
 const TOOLS = ["vestige_search", "vestige_remember", "vestige_recall_context", "vestige_forget", "vestige_tools", "vestige_call"];
-const MEMORY = "The billing service keeps its invoices in the database PostgreSQL 16";
-const QUESTION = "Which database does the billing service keep its invoices in?";
+
+/** What is remembered, and what finds it. */
+interface Subject {
+  memory: string;
+  /** The part of the memory that an answer is known by. */
+  answer: string;
+  search: string;
+  question: string;
+}
+
+const SUBJECTS: Record<Way, Subject> = {
+  supergateway: {
+    memory: "The billing service keeps its invoices in the database PostgreSQL 16",
+    answer: "PostgreSQL 16",
+    search: "what database does billing use",
+    question: "Which database does the billing service keep its invoices in?",
+  },
+  // The stand-in finds a memory by a part of its text, which these are once the plugin has taken the operators out.
+  native: {
+    memory: "The billing service keeps its invoices in the database MariaDB 12",
+    answer: "MariaDB 12",
+    search: "its invoices, in the database?",
+    question: "The billing service keeps its invoices in the database?",
+  },
+};
 
 const started = performance.now();
 
@@ -40,15 +64,22 @@ const directory = await mkdtemp(join(tmpdir(), "openclaw-e2e-"));
 const { home, fresh } = await installOpenClaw();
 console.log(`OpenClaw is ${fresh ? "now" : "already"} installed (${seconds()} s)`);
 
-const stack = await Stack.start();
+let stack = await Stack.start();
 const model = new ScriptedModel();
+const modelUrl = await model.start();
 const openclaw = new OpenClaw(home, join(directory, "state"), { VESTIGE_TOKEN: TOKEN });
 try {
   await installed();
   await rescued();
   await checked();
-  await Promise.all([gatewayStarted(), native()]);
+  await Promise.all([gatewayStarted(), withoutPlugin()]);
   await used();
+  await managed();
+  await recalled();
+  await disturbed();
+  await moved();
+  await used();
+  await called();
   await recalled();
   await disturbed();
   console.log(`every step passed (${seconds()} s)`);
@@ -144,7 +175,7 @@ async function configureAgents(): Promise<void> {
   await openclaw.writeConfig({
     ...config,
     agents: { defaults: { model: { primary: "local/scripted" }, skipBootstrap: true, systemAgent: { agentId: "main" } }, ownership: "explicit", entries: { main: {}, writer: {}, reader: {} } },
-    models: { providers: { local: { baseUrl: await model.start(), apiKey: "none", api: "openai-completions", models: [scripted] } } },
+    models: { providers: { local: { baseUrl: modelUrl, apiKey: "none", api: "openai-completions", models: [scripted] } } },
     tools: { alsoAllow: ["vestige"] },
     plugins: {
       entries: {
@@ -164,14 +195,28 @@ async function configureAgents(): Promise<void> {
   });
 }
 
+/** Another bridge, and behind it a Vestige without supergateway; OpenClaw keeps the plugin, and what agents have said. */
+async function moved(): Promise<void> {
+  await openclaw.stopGateway();
+  await stack.stop();
+  stack = await Stack.start("native");
+  await configureAgents();
+  await gatewayStarted();
+}
+
 async function used(): Promise<void> {
+  const { memory, answer, search } = SUBJECTS[stack.way];
   await step("an agent remembers, another finds it", async () => {
-    await call("vestige_remember", { content: MEMORY, tags: ["billing"] }, "writer");
-    const found = await call("vestige_search", { query: "what database does billing use" }, "reader");
-    assert.match(found, /PostgreSQL 16/);
+    await call("vestige_remember", { content: memory, tags: ["billing"] }, "writer");
+    const found = await call("vestige_search", { query: search }, "reader");
+    assert.ok(found.includes(answer), found);
     for (const agent of ["writer", "reader"]) assert.match(stack.bridgeLog, new RegExp(`agent=${agent}`));
     return `${found}\nthe bridge's log names both agents`;
   });
+}
+
+/** Every other tool of the plugin, and its command, on server-memory. */
+async function managed(): Promise<void> {
   await step("vestige_recall_context", async () => {
     const context = await call("vestige_recall_context", { topics: ["billing"] }, "reader");
     assert.match(context, /PostgreSQL 16/);
@@ -203,6 +248,31 @@ async function used(): Promise<void> {
   });
 }
 
+/**
+ * The tools of the stand-in, which has four of Vestige's: smart_ingest, search, system_status and backup. It has none for
+ * vestige_recall_context (session_start) and vestige_forget (purge), so of these the refusal is what can be seen here.
+ */
+async function called(): Promise<void> {
+  await step("vestige_tools", async () => {
+    const list = await call("vestige_tools", {});
+    assert.match(list, /^smart_ingest: /m);
+    return list;
+  });
+  await step("vestige_call", async () => {
+    const status = await call("vestige_call", { tool: "system_status", arguments: {} });
+    assert.deepEqual(JSON.parse(status), { totalMemories: 1 });
+    return status;
+  });
+  for (const [tool, args] of [["vestige_recall_context", {}], ["vestige_forget", { id: "1", confirm: true }]] as const) {
+    await step(`${tool}, which this server has no tool for`, async () => {
+      const { status, text } = await openclaw.invoke(tool, args);
+      assert.equal(status, 400);
+      assert.match(text, /This memory server has no tool for that\. It has: .*smart_ingest/);
+      return `400 ${text}`;
+    });
+  }
+}
+
 async function call(tool: string, args: unknown, agentId?: string): Promise<string> {
   const { status, text } = await openclaw.invoke(tool, args, agentId);
   assert.equal(status, 200, `${tool}: ${text}`);
@@ -211,9 +281,11 @@ async function call(tool: string, args: unknown, agentId?: string): Promise<stri
 
 /** What the model is told in the user's name is what the hook made of it. */
 async function recalled(): Promise<void> {
+  const { answer, question } = SUBJECTS[stack.way];
   await step("autoRecall puts the memory before a user's prompt", async () => {
-    const prompt = await promptAfter("reader", QUESTION);
-    assert.match(prompt, /<vestige-memories>[^]*PostgreSQL 16[^]*<\/vestige-memories>[^]*Which database/);
+    const prompt = await promptAfter("reader", question);
+    const [, memories, asked] = /<vestige-memories>([^]*)<\/vestige-memories>([^]*)/.exec(prompt) ?? [];
+    assert.ok(memories?.includes(answer) && asked?.includes(question), prompt);
     return prompt.slice(prompt.indexOf("<vestige-memories>"));
   });
   await step("a prompt that nothing fits is left alone", async () => {
@@ -245,14 +317,15 @@ async function searchAsAgent(): Promise<string> {
 }
 
 async function disturbed(): Promise<void> {
+  const { answer } = SUBJECTS[stack.way];
   await step("the bridge is killed in the middle of a call", async () => {
-    stack.gateway.kill("SIGSTOP");
+    stack.upstream.kill("SIGSTOP");
     const start = performance.now();
     const reading = searchAsAgent();
     await sleep(3000);
     await stop(stack.bridge, "SIGKILL");
     const text = await reading;
-    stack.gateway.kill("SIGCONT");
+    stack.upstream.kill("SIGCONT");
     assert.match(text, /hung up before it answered|Nothing answers at|did not answer within/);
     assert.ok(performance.now() - start < 30_000);
     return `the agent reads: ${text}`;
@@ -260,19 +333,19 @@ async function disturbed(): Promise<void> {
   await step("the bridge is back, the next call works", async () => {
     await stack.startBridge();
     const text = await searchAsAgent();
-    assert.match(text, /PostgreSQL 16/);
+    assert.ok(text.includes(answer), text);
     return brief(text);
   });
   await step("Vestige is away", async () => {
-    await stop(stack.gateway);
+    await stop(stack.upstream);
     const text = await searchAsAgent();
     assert.match(text, /Vestige is starting or away/);
     return `the agent reads: ${text}`;
   });
   await step("Vestige is back, the next call works", async () => {
-    await stack.startGateway();
+    await stack.startUpstream();
     const text = await searchAsAgent();
-    assert.match(text, /PostgreSQL 16/);
+    assert.ok(text.includes(answer), text);
     return brief(text);
   });
   await step("the bridge wants another token", async () => {
@@ -288,7 +361,7 @@ async function disturbed(): Promise<void> {
 }
 
 /** The way without the plugin. */
-async function native(): Promise<void> {
+async function withoutPlugin(): Promise<void> {
   await step("openclaw mcp probe vestige, without the plugin", async () => {
     const plain = new OpenClaw(home, join(directory, "plain"), { VESTIGE_AUTH_TOKEN: TOKEN });
     const headers = { Authorization: "Bearer ${VESTIGE_AUTH_TOKEN}" };

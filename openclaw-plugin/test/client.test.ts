@@ -78,22 +78,22 @@ test("a request that Vestige refuses carries Vestige's own words", async () => {
 
 test("a stopped Vestige ends the call at the time limit, and the next call works", async () => {
   const client = clientOf(stack.url, TOKEN, 1);
-  stack.gateway.kill("SIGSTOP");
+  stack.upstream.kill("SIGSTOP");
   try {
     assert.match(await failure(client.callTool("read_graph", {}, {})), /^Vestige did not answer within 1 seconds\./);
   } finally {
-    stack.gateway.kill("SIGCONT");
+    stack.upstream.kill("SIGCONT");
   }
   assert.equal((await clientOf(stack.url).callTool("read_graph", {}, {})).failed, false);
 });
 
 test("a caller who gives up is not kept waiting", async () => {
-  stack.gateway.kill("SIGSTOP");
+  stack.upstream.kill("SIGSTOP");
   try {
     const call = clientOf(stack.url).callTool("read_graph", {}, { signal: AbortSignal.timeout(200) });
     assert.equal(await failure(call), "The call was cancelled.");
   } finally {
-    stack.gateway.kill("SIGCONT");
+    stack.upstream.kill("SIGCONT");
   }
 });
 
@@ -164,14 +164,14 @@ test("a list of tools in pages is read to its end", async () => {
 test("a bridge killed in the middle of a call is told in a sentence, and once it is back the next call works", async () => {
   const client = clientOf(stack.url);
   await client.listTools({});
-  stack.gateway.kill("SIGSTOP");
+  stack.upstream.kill("SIGSTOP");
   const call = failure(client.callTool("read_graph", {}, {}));
   await new Promise((resolve) => setTimeout(resolve, 300));
   const gone = once(stack.bridge, "exit");
   stack.bridge.kill("SIGKILL");
   assert.match(await call, /^vestige-bridge hung up before it answered; it may be restarting\./);
   await gone;
-  stack.gateway.kill("SIGCONT");
+  stack.upstream.kill("SIGCONT");
   assert.match(await failure(client.callTool("read_graph", {}, {})), /^Nothing answers at /);
   await stack.startBridge();
   assert.equal((await client.callTool("read_graph", {}, {})).failed, false);

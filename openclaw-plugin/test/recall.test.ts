@@ -100,7 +100,7 @@ test("a recall that fails is logged, and the prompt goes on without it", async (
 });
 
 test("a prompt waits no longer than the recall's own time limit", async () => {
-  stack.gateway.kill("SIGSTOP");
+  stack.upstream.kill("SIGSTOP");
   try {
     const slow = Host.load({ ...config, recallTimeoutSeconds: 0.3 }, ALLOWED);
     const start = performance.now();
@@ -108,7 +108,7 @@ test("a prompt waits no longer than the recall's own time limit", async () => {
     assert.ok(performance.now() - start < 1500);
     assert.match(slow.warnings[0] ?? "", /did not answer within 0\.3 seconds/);
   } finally {
-    stack.gateway.kill("SIGCONT");
+    stack.upstream.kill("SIGCONT");
   }
 });
 

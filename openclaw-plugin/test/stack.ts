@@ -1,4 +1,7 @@
-/** The real parts: server-memory behind supergateway behind vestige-bridge, each a process of its own. */
+/**
+ * What the plugin talks to, each a process of its own: vestige-bridge, and behind it server-memory on supergateway, or
+ * a program that serves MCP over HTTP as Vestige does (e2e/standin, which `make e2e-openclaw` builds).
+ */
 
 import { spawn, type ChildProcess } from "node:child_process";
 import { once } from "node:events";
@@ -10,8 +13,14 @@ import { setTimeout as sleep } from "node:timers/promises";
 
 const ROOT = resolve(import.meta.dirname, "../..");
 const GATEWAY = join(ROOT, "docker/gateway/node_modules");
+const VESTIGE = join(ROOT, "build/standin/vestige");
 
 export const TOKEN = "a-token-for-the-tests";
+/** What the bridge shows to a Vestige that serves HTTP itself. */
+const UPSTREAM_TOKEN = "a-token-between-bridge-and-vestige";
+
+/** The way from the bridge to the memory. */
+export type Way = "supergateway" | "native";
 
 export async function freePort(): Promise<number> {
   const server = createServer().listen(0, "127.0.0.1");
@@ -40,25 +49,27 @@ export async function stop(process: ChildProcess, signal: NodeJS.Signals = "SIGT
 }
 
 export class Stack {
+  readonly way: Way;
   readonly directory: string;
   readonly bridgePort: number;
-  readonly #gatewayPort: number;
-  #gateway: ChildProcess | undefined;
+  readonly #upstreamPort: number;
+  #upstream: ChildProcess | undefined;
   #bridge: ChildProcess | undefined;
   /** What the bridge logged since it was first started. */
   bridgeLog = "";
 
-  private constructor(directory: string, gatewayPort: number, bridgePort: number) {
+  private constructor(way: Way, directory: string, upstreamPort: number, bridgePort: number) {
+    this.way = way;
     this.directory = directory;
-    this.#gatewayPort = gatewayPort;
+    this.#upstreamPort = upstreamPort;
     this.bridgePort = bridgePort;
   }
 
-  static async start(): Promise<Stack> {
+  static async start(way: Way = "supergateway"): Promise<Stack> {
     const directory = await mkdtemp(join(tmpdir(), "vestige-openclaw-"));
-    const stack = new Stack(directory, await freePort(), await freePort());
+    const stack = new Stack(way, directory, await freePort(), await freePort());
     try {
-      await stack.startGateway();
+      await stack.startUpstream();
       await stack.startBridge();
     } catch (error) {
       await stack.stop();
@@ -71,9 +82,10 @@ export class Stack {
     return `http://127.0.0.1:${this.bridgePort}`;
   }
 
-  get gateway(): ChildProcess {
-    if (this.#gateway === undefined) throw new Error("the gateway does not run");
-    return this.#gateway;
+  /** The process that serves MCP over HTTP. */
+  get upstream(): ChildProcess {
+    if (this.#upstream === undefined) throw new Error("upstream does not run");
+    return this.#upstream;
   }
 
   get bridge(): ChildProcess {
@@ -81,18 +93,36 @@ export class Stack {
     return this.#bridge;
   }
 
-  async startGateway(): Promise<void> {
+  async startUpstream(): Promise<void> {
+    const upstream = this.way === "native" ? this.#startVestige() : this.#startSupergateway();
+    this.#upstream = upstream;
+    // Vestige asks anybody for a token first; supergateway has nothing at this path.
+    const status = this.way === "native" ? 401 : 404;
+    const path = this.way === "native" ? "mcp" : "";
+    await waitFor(this.way, 30, async () => {
+      return upstream.exitCode !== null || (await fetch(`http://127.0.0.1:${this.#upstreamPort}/${path}`)).status === status;
+    });
+    if (upstream.exitCode !== null) throw new Error(`upstream (${this.way}) ended with ${upstream.exitCode}`);
+  }
+
+  #startSupergateway(): ChildProcess {
     const memory = join(GATEWAY, "@modelcontextprotocol/server-memory/dist/index.js");
-    this.#gateway = spawn(
+    return spawn(
       process.execPath,
       [
         join(GATEWAY, "supergateway/dist/index.js"),
         ...["--stdio", `"${process.execPath}" "${memory}"`, "--outputTransport", "streamableHttp", "--stateful"],
-        ...["--port", String(this.#gatewayPort), "--logLevel", "none"],
+        ...["--port", String(this.#upstreamPort), "--logLevel", "none"],
       ],
       { env: { ...process.env, MEMORY_FILE_PATH: join(this.directory, "memory.json") }, stdio: "ignore" },
     );
-    await waitFor("supergateway", 30, async () => (await fetch(`http://127.0.0.1:${this.#gatewayPort}/`)).status === 404);
+  }
+
+  #startVestige(): ChildProcess {
+    return spawn(VESTIGE, ["serve", "--port", String(this.#upstreamPort)], {
+      env: { HOME: this.directory, VESTIGE_DATA_DIR: this.directory, VESTIGE_AUTH_TOKEN: UPSTREAM_TOKEN },
+      stdio: "ignore",
+    });
   }
 
   async startBridge(token = TOKEN): Promise<void> {
@@ -100,8 +130,9 @@ export class Stack {
       cwd: this.directory,
       env: {
         PATH: process.env["PATH"],
-        VESTIGE_MCP_URL: `http://127.0.0.1:${this.#gatewayPort}/mcp`,
+        VESTIGE_MCP_URL: `http://127.0.0.1:${this.#upstreamPort}/mcp`,
         VESTIGE_AUTH_TOKEN: token,
+        ...(this.way === "native" && { VESTIGE_BRIDGE_UPSTREAM_TOKEN: UPSTREAM_TOKEN }),
         VESTIGE_BRIDGE_PORT: String(this.bridgePort),
         VESTIGE_BRIDGE_METRICS_PORT: String(await freePort()),
         VESTIGE_BRIDGE_CHECK_INTERVAL_SECONDS: "1",
@@ -120,7 +151,7 @@ export class Stack {
 
   async stop(): Promise<void> {
     if (this.#bridge !== undefined) await stop(this.#bridge);
-    if (this.#gateway !== undefined) await stop(this.#gateway);
+    if (this.#upstream !== undefined) await stop(this.#upstream);
     await rm(this.directory, { recursive: true, force: true });
   }
 }

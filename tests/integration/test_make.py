@@ -82,10 +82,11 @@ def test_a_machine_without_apt_is_told_which_packages_are_wanted(tmp_path: Path)
     assert said == "This needs the Debian packages gcc valgrind, and there is no apt-get here to install them with.\n"
 
 
-def test_a_machine_without_go_is_told_that_it_is_missing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", [".tools/bin/actionlint", "build/standin/vestige"])
+def test_a_machine_without_go_is_told_that_it_is_missing(tmp_path: Path, target: str) -> None:
     shutil.copyfile(ROOT / "Makefile", tmp_path / "Makefile")
     tools(tmp_path / "bin", "make", "sh", "uname")
-    said = refused("make", ".tools/bin/actionlint", path=str(tmp_path / "bin"), cwd=tmp_path)
+    said = refused("make", target, path=str(tmp_path / "bin"), cwd=tmp_path)
     assert said.splitlines()[0].startswith("Go is missing, and a tool has to be built with it")
 
 
