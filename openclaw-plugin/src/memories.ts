@@ -34,7 +34,9 @@ export function significantWords(text: string): string[] {
 
 function readMemory(entry: JsonObject, query: string): Memory | undefined {
   const id = asString(entry["id"]) ?? asString(entry["name"]);
-  const content = asString(entry["content"]) ?? asArray(entry["observations"]).join("\n");
+  // An entity of server-memory that nothing was observed of is its name and its type.
+  const named = [asString(entry["name"]), asString(entry["entityType"])].filter((it) => it !== undefined).join(", ");
+  const content = asString(entry["content"]) ?? (asArray(entry["observations"]).join("\n") || named);
   if (id === undefined || content === "") return undefined;
   const announced = SCORES.map((name) => entry[name]).find((score) => typeof score === "number");
   return { id, content, score: announced ?? overlap(query, content) };

@@ -35,3 +35,8 @@ test("a memory that several answers hold is listed once", () => {
 test("an answer that is not a list of memories holds none", () => {
   assert.deepEqual(readMemories(["plain words", '{"results":[{"id":1}],"nodes":"?"}', "[]"], "x"), []);
 });
+
+test("an entity without observations is its name and its type", () => {
+  const text = JSON.stringify({ entities: [{ name: "sky", entityType: "fact", observations: [] }] });
+  assert.deepEqual(readMemories([text], "sky"), [{ id: "sky", content: "sky, fact", score: 1 }]);
+});
