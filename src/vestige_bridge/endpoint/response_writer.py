@@ -47,10 +47,6 @@ class EventStreams(Deadlines[Waiter]):
         self.open = 0
 
 
-def _as_it_is(data: bytes) -> tuple[int, bytes]:
-    return 200, data
-
-
 def _unchanged(data: bytes) -> bytes:
     return data
 
@@ -80,13 +76,13 @@ class ResponseWriter:
         await self._answer([(200, data)], streamed=False, headers=headers)
 
     async def exchange(
-        self, exchange: Exchange, shape: Shape = _as_it_is, headers: Sequence[tuple[bytes, bytes]] = ()
+        self, exchange: Exchange, shape: Shape | None = None, headers: Sequence[tuple[bytes, bytes]] = ()
     ) -> None:
         """Relays an exchange to its end.
 
         Parameters:
             exchange: the exchange.
-            shape: gives the HTTP status and the bytes in which the answer goes to the client.
+            shape: gives the HTTP status and the bytes of the answer; ``None`` for 200 and the bytes as they are.
             headers: header fields of the answer, whatever form it takes.
 
         Errors:
@@ -108,7 +104,7 @@ class ResponseWriter:
             if heartbeats is not None:
                 heartbeats.stop(exchange)
         if not self._client_left():
-            streamed, shaped = news.streamed, [shape(news.data)]
+            streamed, shaped = news.streamed, [(200, news.data) if shape is None else shape(news.data)]
             del news
             await self._answer(shaped, streamed=streamed, headers=headers)
 
@@ -117,7 +113,8 @@ class ResponseWriter:
     ) -> None:
         """Sends an answer, status and bytes, taken out of the list so that a large one is held only once."""
         status, data = only.pop()
-        if self._streaming or (status == 200 and self._wants_stream(streamed)):
+        accepted = self._accepted
+        if self._streaming or (status == 200 and (not accepted.json or (streamed and accepted.event_stream))):
             data = sse.encode_event(data)
             self._headers = headers or self._headers
             await self._start_stream()
@@ -197,9 +194,6 @@ class ResponseWriter:
         await self._start_stream()
         body = b"" if cancelled else sse.encode_event(build_error(error, error.request_id))
         await self._send({"type": "http.response.body", "body": body})
-
-    def _wants_stream(self, streamed: bool) -> bool:
-        return not self._accepted.json or (streamed and self._accepted.event_stream)
 
     async def _write(self, data: bytes) -> None:
         await self._start_stream()

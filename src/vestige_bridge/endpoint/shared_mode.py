@@ -20,7 +20,7 @@ from vestige_bridge.http import headers
 from vestige_bridge.jsonrpc.builders import build_error, build_method_not_found, build_result
 from vestige_bridge.jsonrpc.messages import CANCELLED, AnyMessage, Notification, Request, Response
 from vestige_bridge.jsonrpc.spans import replace_member
-from vestige_bridge.mcp.methods import INITIALIZE, NOTIFICATIONS_ABOUT_CLIENT, is_notification
+from vestige_bridge.mcp.methods import INITIALIZE, NOTIFICATION_PREFIX, NOTIFICATIONS_ABOUT_CLIENT
 from vestige_bridge.mcp.multiplexer import Caller
 from vestige_bridge.mcp.tasks import is_about_tasks, without_task
 from vestige_bridge.mcp.versions import LATEST_LEGACY_VERSION, LEGACY_VERSIONS
@@ -183,7 +183,7 @@ def _servable(message: AnyMessage) -> Request | Notification:
     """The message, unless it must not or cannot go upstream."""
     if isinstance(message, Response):
         raise InvalidMessage("Nobody waits for this response: the bridge asks its clients nothing.")
-    named_as_notification = is_notification(message.method)
+    named_as_notification = message.method.startswith(NOTIFICATION_PREFIX)
     if isinstance(message, Notification) and not named_as_notification:
         raise InvalidMessage('A request needs an "id"; a notification has a method that begins "notifications/".')
     if isinstance(message, Request) and named_as_notification:

@@ -79,11 +79,10 @@ class AnswerBudget:
         answers come whole within one turn.
 
         Parameters:
-            size: its bytes.
+            size: its bytes; more than ``LARGE_BYTES``.
         """
-        if size > LARGE_BYTES:
-            self.total_bytes += size
-            asyncio.get_running_loop().call_soon(self._counted_elsewhere, size)
+        self.total_bytes += size
+        asyncio.get_running_loop().call_soon(self._counted_elsewhere, size)
 
     def waiting(self, sink: Sink, size: int) -> None:
         """Counts an answer that waits for its client.

@@ -224,7 +224,8 @@ class UpstreamConnection(asyncio.Protocol):
             for event in self._decoder.feed(chunk):
                 if event.type == "message":
                     receiver.take(event.data)
-                    self._held.handed_over(len(event.data))
+                    if len(event.data) > LARGE_BYTES:
+                        self._held.handed_over(len(event.data))
         except sse.EventTooLarge:
             raise self._too_large() from None
         return self._count(self._decoder.held_bytes)
@@ -246,7 +247,8 @@ class UpstreamConnection(asyncio.Protocol):
                 receiver.take(body)
             else:
                 refusal = self._take_refusal(receiver, body, refusal)
-            self._held.handed_over(len(body))
+            if len(body) > LARGE_BYTES:
+                self._held.handed_over(len(body))
             self._count(0)
         position = None if self._decoder is None else self._decoder.position
         self.receiver = None
