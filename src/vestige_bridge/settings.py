@@ -63,7 +63,7 @@ def parse_url(value: str) -> str:
     return value
 
 
-def is_token(value: str) -> bool:
+def is_bearer_token(value: str) -> bool:
     """Whether the text can be sent as a bearer token: visible ASCII without spaces."""
     return value.isascii() and value.isprintable() and " " not in value
 
@@ -283,7 +283,7 @@ class Settings:
             except ValueError:
                 problems.append(f"{variable}: {_shown(variable, value)} is not allowed; it takes {_ALLOWED[parse]}.")
         for name in ("auth_token", "upstream_token"):
-            if values[name] and not is_token(values[name]):
+            if values[name] and not is_bearer_token(values[name]):
                 variable = "VESTIGE_AUTH_TOKEN" if name == "auth_token" else "VESTIGE_BRIDGE_UPSTREAM_TOKEN"
                 problems.append(f"{variable}: a token is visible ASCII without spaces; this one holds something else.")
         if values["upstream_token"] and values["upstream_token_file"]:

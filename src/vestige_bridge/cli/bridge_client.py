@@ -15,11 +15,11 @@ from urllib.parse import urlsplit
 from vestige_bridge.cli.http_client import (
     TIMEOUT_SECONDS,
     ClientError,
+    HttpReply,
     Members,
     NoAnswer,
     NotMcp,
     Refused,
-    Reply,
     converse,
     fetch,
 )
@@ -82,7 +82,7 @@ class Client:
         where = {name: environ[name] for name in ("VESTIGE_BRIDGE_HOST", "VESTIGE_BRIDGE_PORT") if name in environ}
         return cls(local_url(Settings.from_environ(where)) if url is None else url, "", timeout_seconds)
 
-    def get(self, path: str) -> Reply:
+    def get(self, path: str) -> HttpReply:
         """Asks a path that needs no token.
 
         Errors:
@@ -97,7 +97,7 @@ class Client:
         except NoAnswer:
             return False
 
-    def notify(self, method: str, params: Members | None = None) -> Reply:
+    def notify(self, method: str, params: Members | None = None) -> HttpReply:
         """Sends a notification.
 
         Errors:

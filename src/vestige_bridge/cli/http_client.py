@@ -74,7 +74,7 @@ class Refused(ClientError):
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class HttpReply:
     """A whole HTTP response."""
 
     status: int
@@ -113,7 +113,7 @@ def fetch(
     token: str = "",
     session_id: str = "",
     timeout_seconds: float = TIMEOUT_SECONDS,
-) -> Reply:
+) -> HttpReply:
     """Sends an HTTP request and waits for the whole response.
 
     Parameters:
@@ -249,13 +249,13 @@ def next_piece(response: http.client.HTTPResponse, url: str) -> bytes:
         return response.read1(65536)
 
 
-def _whole(response: http.client.HTTPResponse, url: str) -> Reply:
+def _whole(response: http.client.HTTPResponse, url: str) -> HttpReply:
     with translated(url, "the answer did not come to its end in time"):
         body = response.read(MAX_ANSWER_BYTES)
     if response.length:
         raise NoAnswer("the answer was cut", "cut")
     location = response.headers.get("location", "") if 300 <= response.status < 400 else ""
-    reply = Reply(response.status, response.headers.get_content_type(), location, body)
+    reply = HttpReply(response.status, response.headers.get_content_type(), location, body)
     if reply.status == 400 and not reply.json() and url.startswith("http:") and _speaks_tls(url):
         raise NoAnswer("it speaks TLS", "https")
     return reply

@@ -97,7 +97,7 @@ class Output:
                 os._exit(0)
 
 
-class Session:
+class BridgeSession:
     """A session that the client opened.
 
     Attributes:
@@ -131,7 +131,7 @@ class Forwarder:
 
     def __init__(self, client: Client) -> None:
         self.output = Output()
-        self.session: Session | None = None
+        self.session: BridgeSession | None = None
         self.url = f"{client.url}/mcp"
         self._headers = {"Accept": f"application/json, {sse.CONTENT_TYPE}", "User-Agent": "vestige-bridge stdio"}
         self._headers |= {"Authorization": f"Bearer {client.token}"} if client.token else {}
@@ -233,7 +233,7 @@ class Forwarder:
         if body:
             yield body
 
-    def renew(self, lost: Session) -> None:
+    def renew(self, lost: BridgeSession) -> None:
         """Opens the session anew that the bridge does not know any more; once for all who wait.
 
         Errors:
@@ -371,7 +371,7 @@ class Exchange:
         self._forwarder.renew(session)
         return self._forwarder.send(connection, "POST", self._body, self._headers(self._forwarder.session))
 
-    def _headers(self, session: Session | None) -> dict[str, str]:
+    def _headers(self, session: BridgeSession | None) -> dict[str, str]:
         if self.is_modern and isinstance(self.message, Request):
             return modern.http_headers(self.message)
         return {} if session is None or self._opens_session else session.headers
@@ -425,13 +425,13 @@ def _parsed(body: bytes) -> AnyMessage | None:
         return None
 
 
-def _opened(response: http.client.HTTPResponse, body: bytes, initialize: bytes) -> Session | None:
+def _opened(response: http.client.HTTPResponse, body: bytes, initialize: bytes) -> BridgeSession | None:
     """The session that an answer to ``initialize`` opens, if it is a result."""
     answer = _parsed(body)
     if not isinstance(answer, Response) or answer.failed:
         return None
     version = json.loads(body)["result"].get("protocolVersion", "")
-    return Session(response.headers.get("mcp-session-id", ""), str(version), initialize)
+    return BridgeSession(response.headers.get("mcp-session-id", ""), str(version), initialize)
 
 
 def _with_id(error: object, spelled_id: str) -> bytes:

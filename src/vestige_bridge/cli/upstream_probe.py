@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final
 from urllib.parse import urlsplit
 
-from vestige_bridge.cli.http_client import NoAnswer, Reply, fetch, is_event_stream
+from vestige_bridge.cli.http_client import HttpReply, NoAnswer, fetch, is_event_stream
 from vestige_bridge.jsonrpc.messages import PING
 from vestige_bridge.session.session_file import SessionFile
 from vestige_bridge.settings import Settings
@@ -104,7 +104,7 @@ def shake_hands(settings: Settings) -> tuple[str, int]:
     return asyncio.run(ask())
 
 
-def _require_mcp(url: str, reply: Reply, token: str, timeout_seconds: float) -> None:
+def _require_mcp(url: str, reply: HttpReply, token: str, timeout_seconds: float) -> None:
     """Tells something else that answers there from an upstream, whatever that says.
 
     Errors:
@@ -143,6 +143,6 @@ def _refuse_sse(url: str, timeout_seconds: float) -> None:
         )
 
 
-def _is_native(reply: Reply) -> bool:
+def _is_native(reply: HttpReply) -> bool:
     """Whether a Vestige that serves HTTP itself refuses a request without a session, which it does in plain text."""
     return reply.status == 400 and any(sentence in reply.body for sentence in _NATIVE)

@@ -45,7 +45,7 @@ ENDED: Final = ("send_timeout", "unsent_bytes")
 """Why an answer that its client did not read is ended."""
 
 
-class Connection(Protocol):
+class WatchedConnection(Protocol):
     """What the watch sees of a connection.
 
     Attributes:
@@ -114,8 +114,8 @@ class Connections:
         self.refused = 0
         self.ended = Counter(dict.fromkeys(ENDED, 0))
         self.head_bytes = 0
-        self._all: set[Connection] = set()
-        self._strangers: dict[Connection, None] = {}
+        self._all: set[WatchedConnection] = set()
+        self._strangers: dict[WatchedConnection, None] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     @property
@@ -128,7 +128,7 @@ class Connections:
         """Whether the incomplete heads are within their bound."""
         return self.head_bytes <= ARRIVING_HEADS_BYTES
 
-    def admit(self, connection: Connection) -> bool:
+    def admit(self, connection: WatchedConnection) -> bool:
         """Takes a new connection in, and closes one that idles if there are too many.
 
         Returns:
@@ -142,7 +142,7 @@ class Connections:
             self._start_timer(asyncio.get_running_loop())
         return fits
 
-    def forget(self, connection: Connection) -> None:
+    def forget(self, connection: WatchedConnection) -> None:
         """Lets a closed connection go."""
         self._all.discard(connection)
         self._strangers.pop(connection, None)
@@ -150,11 +150,11 @@ class Connections:
             self._timer.cancel()
             self._timer = None
 
-    def stranger_idles(self, connection: Connection) -> None:
+    def stranger_idles(self, connection: WatchedConnection) -> None:
         """Takes note that a connection without an authenticated request idles from now on."""
         self._strangers[connection] = None
 
-    def stranger_busy(self, connection: Connection) -> None:
+    def stranger_busy(self, connection: WatchedConnection) -> None:
         """Takes note that such a connection has a request, or is no stranger's any more."""
         self._strangers.pop(connection, None)
 
@@ -168,8 +168,8 @@ class Connections:
         victim.make_room()
         return True
 
-    def _longest_idle(self) -> Connection | None:
-        by_principal: dict[str | None, list[Connection]] = {}
+    def _longest_idle(self) -> WatchedConnection | None:
+        by_principal: dict[str | None, list[WatchedConnection]] = {}
         for connection in self._all:
             if connection.idle_since is not None:
                 by_principal.setdefault(connection.principal, []).append(connection)

@@ -29,7 +29,7 @@ STATUS_LINES: Final = {it.value: f"HTTP/1.1 {it.value} {it.phrase}\r\n".encode()
 _BODILESS: Final = frozenset({204, 304})
 
 
-class Connection(Protocol):
+class RequestConnection(Protocol):
     """The connection that a request came on."""
 
     @property
@@ -110,7 +110,7 @@ class RequestCycle:
     )
 
     def __init__(
-        self, connection: Connection, framing: Framing, method: bytes, *, chunks: bool, keep_alive: bool
+        self, connection: RequestConnection, framing: Framing, method: bytes, *, chunks: bool, keep_alive: bool
     ) -> None:
         self.framing = framing
         self.keep_alive = keep_alive

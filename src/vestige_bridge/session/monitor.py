@@ -62,7 +62,7 @@ class Health(NamedTuple):
         return self._replace(state=State.DOWN if failures >= DOWN_AFTER else state, failures=failures, reason=reason)
 
 
-class Connection(Protocol):
+class MonitoredSession(Protocol):
     """What is watched: the held session."""
 
     @property
@@ -98,7 +98,7 @@ class Monitor:
         self._wake = asyncio.Event()
 
     @asynccontextmanager
-    async def watching(self, connection: Connection) -> AsyncIterator[None]:
+    async def watching(self, connection: MonitoredSession) -> AsyncIterator[None]:
         """Watches the connection in the background while the context lasts."""
         tasks = Tasks()
         tasks.start(self._run(connection))
@@ -134,7 +134,7 @@ class Monitor:
             log.warning("%s: %s", "Vestige connection lost" if lost else "Vestige cannot be reached yet", error)
             self._wake.set()
 
-    async def step(self, connection: Connection) -> None:
+    async def step(self, connection: MonitoredSession) -> None:
         """One check; an attempt to connect when there is no session, or the check finds it lost."""
         # The session reports each outcome where it is found, since others may be waiting for the same one.
         with suppress(BridgeError):
@@ -151,7 +151,7 @@ class Monitor:
         longest = min(LONGEST_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2.0 ** min(failures, 16))
         return random.uniform(FIRST_BACKOFF_SECONDS, longest)  # noqa: S311
 
-    async def _run(self, connection: Connection) -> None:
+    async def _run(self, connection: MonitoredSession) -> None:
         while True:
             self._wake.clear()
             try:

@@ -13,7 +13,7 @@ from pathlib import Path
 from vestige_bridge.concurrency import FileWatch
 from vestige_bridge.errors import UpstreamConnectError
 from vestige_bridge.http.headers import header_lines
-from vestige_bridge.settings import Settings, is_token
+from vestige_bridge.settings import Settings, is_bearer_token
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ class UpstreamToken:
             value = path.read_text(encoding="ascii").strip()
         except (OSError, UnicodeDecodeError):
             value = ""
-        if not value or not is_token(value):
+        if not value or not is_bearer_token(value):
             if self._value:
                 log.error("The file of the token for upstream changed and holds none; the one from before is kept")
             return
