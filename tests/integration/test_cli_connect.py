@@ -139,8 +139,12 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
     assert done.stdout.split() == completed
 
 
-async def test_the_line_for_curl_gets_an_answer(everything: Bridge, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_the_line_for_curl_gets_an_answer(
+    everything: Bridge, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Sent without curl, which a machine may not have."""
+    for name in PROXIES:
+        monkeypatch.delenv(name, raising=False)
     await until(everything.ready)
     said = connected(capsys, "curl", "--url", everything.origin)
     line = said[said.index("curl -sS") :].replace("\\\n", "").replace("$VESTIGE_AUTH_TOKEN", TOKEN)

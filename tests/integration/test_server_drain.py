@@ -72,7 +72,12 @@ async def test_sighup_drains_like_sigterm(upstream: ScriptedUpstream) -> None:
         return await upstream.answer(received)
 
     upstream.on("tools/call", wait)
-    process = BridgeProcess(environment(upstream.url))
+    # Under nohup it is ignored, and the bridge inherits that.
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        process = BridgeProcess(environment(upstream.url))
+    finally:
+        signal.signal(signal.SIGHUP, before)
     async with process.serving() as served:
         await until(served.ready)
         calling = asyncio.create_task(served.call("write"))

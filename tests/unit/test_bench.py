@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -165,7 +166,8 @@ def test_vestige_is_measured_with_the_same_settings_behind_supergateway_and_nati
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = tmp_path / "environment"
-    program = f"""#!{sys.executable}
+    program = tmp_path / "program.py"
+    program.write_text(f"""
 import json, os, pathlib, socket, sys
 settings = {{name: value for name, value in os.environ.items() if name == "HOME" or name.startswith("VESTIGE_")}}
 pathlib.Path({str(seen)!r}).write_text(json.dumps(settings))
@@ -173,9 +175,10 @@ if len(sys.argv) > 1:
     listener = socket.create_server(("127.0.0.1", int(sys.argv[3])))
     while True:
         listener.accept()
-"""
+""")
     for name in ("vestige", "vestige-mcp"):
-        (tmp_path / name).write_text(program)
+        # The path of Python may hold a space, which the first line of a script cannot.
+        (tmp_path / name).write_text(f'#!/bin/sh\nexec {shlex.join([sys.executable, str(program)])} "$@"\n')
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     monkeypatch.setattr(memory, "BUILD", tmp_path)
