@@ -153,9 +153,9 @@ def started(contender: Contender, url: str, **variables: str) -> Iterator[Starte
         environ = {**contender.environ(url, port, folder), **variables}
         output = Path(os.devnull) if contender.discards_log else log
         with running(contender.command(url, port, folder), environ, output, folder) as process:
-            until(lambda: listens(port), 60, process)
+            until(lambda: listens(port), 180, process)
             headers = dict(header.split(": ", 1) for header in contender.headers)
-            until(lambda: post(port, INITIALIZE, headers)[0] == 200, 60, process, pause=0.1)
+            until(lambda: post(port, INITIALIZE, headers)[0] == 200, 180, process, pause=0.1)
             yield Started(contender.name, port, process, contender.headers, contender.heavy)
 
 
