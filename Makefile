@@ -57,7 +57,7 @@ test: test-tools ## Run every test, with branch coverage; below the bar it fails
 .PHONY: coverage
 coverage: .venv/test.stamp ## Report the coverage of the last test run.
 	@! ls .coverage.* >/dev/null 2>&1 || $(bin)/coverage combine --quiet
-	$(bin)/coverage report
+	$(bin)/coverage report $(COVERAGE_ARGS)
 
 .PHONY: conformance
 conformance: test-tools ## Run the public conformance suite directly and through the bridge, and compare.

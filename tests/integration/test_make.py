@@ -142,3 +142,16 @@ def test_what_was_interrupted_while_npm_ran_is_installed_anew(tmp_path: Path) ->
     subprocess.run(command, cwd=checkout, env=clean_environment({}), check=True)
     assert (modules / "supergateway/dist/index.js").exists()
     assert (modules / "stamp").exists()
+
+
+def test_a_part_of_the_tests_runs_without_the_bar_of_the_coverage() -> None:
+    printed = subprocess.run(
+        ["make", "--dry-run", "test", "PYTEST_ARGS=-k drain", "COVERAGE_ARGS=--fail-under=0"],
+        cwd=ROOT,
+        env=clean_environment({}),
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    assert ".venv/bin/coverage run -m pytest --numprocesses=2 -k drain" in printed
+    assert ".venv/bin/coverage report --fail-under=0" in printed

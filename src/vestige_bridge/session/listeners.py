@@ -304,7 +304,7 @@ class Listeners:
 
     @property
     def level(self) -> str | None:
-        """The least severe level that somebody asked for who listens."""
+        """The least severe log level among the clients that listen; ``None`` if none of them set one."""
         return next((level for level in LEVELS if self._levels[level]), None)
 
     def publish(self, notification: Notification) -> None:
