@@ -65,9 +65,11 @@ class SessionCaller(Caller):
         call = self._call()
         call.cancelled = True
         post = asyncio.create_task(self._post(call, self.body(call, steps=20, step_ms=20)))
+        # A session that is lost meanwhile must not make this the cancellation of a client without one.
+        session = self._session
         await asyncio.sleep(self._random.uniform(0.01, 0.3))
         params = f'{{"requestId":{call.spelled_id}}}'
-        await self._tell(f'{{"jsonrpc":"2.0","method":"notifications/cancelled","params":{params}}}'.encode())
+        await self._tell(f'{{"jsonrpc":"2.0","method":"notifications/cancelled","params":{params}}}'.encode(), session)
         await post
 
     async def session_leaver(self) -> None:
@@ -155,9 +157,9 @@ class SessionCaller(Caller):
                 await self._tell(b'{"jsonrpc":"2.0","method":"notifications/initialized"}')
         return bool(self._session)
 
-    async def _tell(self, message: bytes) -> None:
+    async def _tell(self, message: bytes, session: dict[str, str] | None = None) -> None:
         with suppress(aiohttp.ClientError, TimeoutError):
-            async with self._request(message, self._session):
+            async with self._request(message, self._session if session is None else session):
                 pass
 
     async def _quit(self) -> None:

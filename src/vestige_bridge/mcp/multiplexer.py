@@ -119,7 +119,7 @@ class Multiplexer(Generic[C]):
     def hold(self, call: C) -> None:
         """Keeps the id of a call from being used again: upstream may still send something for it."""
 
-    def release(self, call: C) -> None:
+    def release(self, call: C, *, settled: bool = True) -> None:
         """Gives back what ``hold`` or ``assign`` kept; nothing to do here, where no id is used twice."""
 
     def find(self, caller: Caller, notification: Notification) -> C | None:

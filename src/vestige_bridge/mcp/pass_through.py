@@ -1,17 +1,17 @@
 """A client's own upstream session: its requests keep their ids, and what upstream asks reaches the client.
 
 Invariant: every message goes on as its author wrote it. A request gets another id and progress token only if it is sent
-again, or while the same client has one in flight under these, which MCP forbids and some clients do nevertheless; what
-comes back carries the client's own again. Nothing here waits or does I/O.
+again, or if the client uses these a second time, which MCP forbids and some clients do nevertheless, while upstream may
+still send something for the first; what comes back carries the client's own again. Nothing here waits or does I/O.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from vestige_bridge.jsonrpc.messages import Notification, Request, Response, is_token
 from vestige_bridge.jsonrpc.spans import Value, decode
@@ -22,6 +22,10 @@ from vestige_bridge.mcp.multiplexer import Answer, Call, Multiplexer, Progress, 
 C = TypeVar("C", bound=Call)
 Overhear = Callable[[Notification | Request], None]
 """Told of what upstream says on the session and no stream of a request can carry."""
+
+
+MAX_CUT: Final = 1_024
+"""How many ids and tokens of a session are remembered for which upstream may still send something after a cut."""
 
 
 class PassThrough(Multiplexer[C]):
@@ -37,6 +41,9 @@ class PassThrough(Multiplexer[C]):
         self._by_id: dict[object, C] = {}
         self._by_token: dict[object, C] = {}
         self._busy: Counter[object] = Counter()
+        self._busy_tokens: Counter[object] = Counter()
+        # The hashes of ids and tokens: these may be long, and two that share one are only renamed without need.
+        self._cut: OrderedDict[int, None] = OrderedDict()
         self._hearing: dict[C, None] = {}
         self._numbers = itertools.count(1)
 
@@ -56,7 +63,7 @@ class PassThrough(Multiplexer[C]):
         # What upstream still sends for an attempt that was cut must not be taken for the next one's.
         sent_before = bool(call.spelled_upstream_id)
         call.upstream_id = next(self._numbers)
-        in_use = self._busy[request.id.value] > 0 or (token is not None and token.value in self._by_token)
+        in_use = self._in_use(self._busy, request.id) or (token is not None and self._in_use(self._busy_tokens, token))
         again = sent_before or in_use
         call.spelled_upstream_id = f'"vestige-bridge-again-{call.upstream_id}"' if again else request.spelled_id
         self._by_id[_upstream_id(call)] = call
@@ -85,12 +92,30 @@ class PassThrough(Multiplexer[C]):
     def hold(self, call: C) -> None:
         """Keeps the id of a call from being used again: upstream may still send something for it."""
         self._busy[_upstream_id(call)] += 1
+        if (token := _upstream_token(call)) is not None:
+            self._busy_tokens[token] += 1
 
-    def release(self, call: C) -> None:
-        """Gives back what ``hold`` or ``assign`` kept."""
-        self._busy[_upstream_id(call)] -= 1
-        if not self._busy[_upstream_id(call)]:
-            del self._busy[_upstream_id(call)]
+    def release(self, call: C, *, settled: bool = True) -> None:
+        """Gives back what ``hold`` or ``assign`` kept.
+
+        Parameters:
+            call: the call.
+            settled: whether upstream has sent all that it had to send for it.
+        """
+        for busy, key in ((self._busy, _upstream_id(call)), (self._busy_tokens, _upstream_token(call))):
+            if key is None:
+                continue
+            busy[key] -= 1
+            if not busy[key]:
+                del busy[key]
+            if not settled:
+                self._cut[hash(key)] = None
+        while len(self._cut) > MAX_CUT:
+            self._cut.popitem(last=False)
+
+    def _in_use(self, busy: Counter[object], value: Value) -> bool:
+        """Whether upstream may still send something for an id or a token that the client has used."""
+        return busy[value.value] > 0 or (bool(self._cut) and hash(value.value) in self._cut)
 
     def route(self, data: bytes, arrived_on: C | None = None) -> Answer[C] | Progress[C] | Reply | Unattributed:
         """Says which stream of the client a message from upstream goes on.
@@ -149,3 +174,11 @@ def _drop(calls: dict[object, C], key: object, call: C) -> None:
 def _upstream_id(call: Call) -> object:
     """The id that upstream knows a call by."""
     return decode(call.spelled_upstream_id, 0)[0]
+
+
+def _upstream_token(call: Call) -> object:
+    """The progress token that upstream knows a call by; ``None`` without one."""
+    token = call.request.progress_token
+    if token is None:
+        return None
+    return token.value if call.spelled_upstream_id == call.request.spelled_id else _upstream_id(call)

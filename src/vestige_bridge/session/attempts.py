@@ -299,7 +299,8 @@ class Attempts:
         del self._by_exchange[exchange]
         self._lingering.stop(exchange)
         router = self._router(attempt.held)
-        router.release(exchange)
+        # A server goes on with what it was sent, and what it tells of it comes on another stream.
+        router.release(exchange, settled=failure is None or not failure.sent)
         if exchange.ended:
             if self._forgetting and (forgetting := self._forgetting.get(exchange)) is not None:
                 forgetting.reply_ended(whole=failure is None)

@@ -14,7 +14,7 @@ from vestige_bridge.errors import InvalidMessage
 from vestige_bridge.jsonrpc.messages import Notification, Request
 from vestige_bridge.jsonrpc.parser import parse_message
 from vestige_bridge.mcp.multiplexer import Answer, Call, Caller, Progress, Unattributed
-from vestige_bridge.mcp.pass_through import PassThrough
+from vestige_bridge.mcp.pass_through import MAX_CUT, PassThrough
 
 QUESTION = b'{"jsonrpc":"2.0", "id":1, "method":"sampling/createMessage", "params":{}}'
 LOG = b'{"jsonrpc":"2.0","method":"notifications/message","params":{"level":"info","data":"x"}}'
@@ -188,3 +188,37 @@ def test_it_is_idle_when_no_request_is_in_flight() -> None:
 def test_what_is_no_message_is_refused(data: bytes) -> None:
     with pytest.raises(InvalidMessage):
         Overheard().router.route(data)
+
+
+def test_what_a_server_goes_on_telling_after_a_cut_is_not_taken_for_a_later_request_of_the_same_id_or_token() -> None:
+    it = Overheard()
+    call, _ = it.sent(call_text("7", '"t"'))
+    it.router.release(call, settled=False)
+    it.router.close(call)
+    for spelled in ("7", "8"):
+        later, data = it.sent(call_text(spelled, '"t"'))
+        sent = json.loads(data)
+        assert sent["params"]["_meta"]["progressToken"] == sent["id"] not in (7, 8, "t")
+        assert it.router.route(progress('"t"')) == Unattributed(None)
+        assert it.router.route(progress(json.dumps(sent["id"]))) == Progress(later, progress('"t"'))
+    assert it.sent(call_text("9", '"u"'))[1] == call_text("9", '"u"').encode()
+
+
+def test_a_token_is_its_clients_again_once_upstream_has_done_with_the_request() -> None:
+    it = Overheard()
+    left, _ = it.sent(call_text("1", '"t"'))
+    it.router.close(left)
+    _, data = it.sent(call_text("2", '"t"'))
+    assert json.loads(data)["params"]["_meta"]["progressToken"] != "t"
+    it.router.release(left)
+    assert it.sent(call_text("3", '"t"'))[1] == call_text("3", '"t"').encode()
+
+
+def test_only_so_many_cuts_of_a_session_are_remembered() -> None:
+    it = Overheard()
+    for number in range(MAX_CUT + 1):
+        call, _ = it.sent(call_text(str(number)))
+        it.router.release(call, settled=False)
+        it.router.close(call)
+    assert it.sent(call_text("0"))[1] == call_text("0").encode()
+    assert it.sent(call_text("1"))[1] != call_text("1").encode()
