@@ -93,7 +93,7 @@ MATRIX = tuple(
 PLANS = {
     "smoke": Plan((Scenario("json", 32, 200), Scenario("json, Go", 32, 200, LOGS)), 2, 0.5, 1),
     "quick": Plan(EVERYBODY + ON_GO + CONNECTIONS + COLLAPSED, 5, 0.6, 2),
-    "standard": Plan(EVERYBODY + ON_GO + CONNECTIONS + COLLAPSED, 7, 1.2, 4),
+    "standard": Plan(EVERYBODY + ON_GO + CONNECTIONS + COLLAPSED, 15, 0.6, 2),
     "full": Plan(EVERYBODY + ON_GO + MATRIX + COLLAPSED, 5, 1.5, 4),
 }
 
