@@ -140,7 +140,8 @@ TOOLHIVE = Contender("ToolHive", _toolhive, _toolhive_environ)
 def everybody() -> list[Contender]:
     """Who takes part: ToolHive only with PEERS=all, because it has to be built and wants a network of its own."""
     peers = [TOOLHIVE] if os.environ.get("PEERS") == "all" else []
-    return [NGINX, FLOOR, STARLETTE, FASTMCP, MCP_PROXY_PAIR, *peers, BRIDGE, BRIDGE_TEXT]
+    # Whose figures are divided by each other have their turns one after the other.
+    return [NGINX, *peers, BRIDGE, FLOOR, BRIDGE_TEXT, STARLETTE, FASTMCP, MCP_PROXY_PAIR]
 
 
 @contextmanager
