@@ -14,6 +14,8 @@
     ├── NotFound, MethodNotAllowed, UnsupportedMediaType, BodyTimeout, HeadTooLarge, UnsupportedTransferCoding
     ├── BodyTooLarge
     ├── Overloaded                      too many requests in flight, or draining
+    ├── LimitReached                    the principal's own limit, of calls a minute or of requests in flight
+    ├── AuditFailed                     a call whose line in the audit log cannot be written
     ├── Cancelled                       by the client's own `notifications/cancelled`
     ├── InternalError                   a bug
     ├── SessionLost                     upstream forgot the session: renew, replay
@@ -159,6 +161,39 @@ class Overloaded(BridgeError):
     sent = False
 
 
+class LimitReached(BridgeError):
+    """The principal has as many requests in flight, or made as many calls in a minute, as it may.
+
+    Parameters:
+        message: a sentence for the client.
+        retry_after_seconds: when it is worth trying again (RFC 9110, section 10.2.3).
+    """
+
+    sent = False
+
+    def __init__(self, message: str, retry_after_seconds: int, *, request_id: str | None = None) -> None:
+        super().__init__(
+            message,
+            data={"outcome": "not_sent", "retryable": True},
+            headers={"retry-after": str(retry_after_seconds)},
+            request_id=request_id,
+        )
+
+
+class AuditFailed(BridgeError):
+    """A call has to stand in the audit log, and the log cannot be written.
+
+    Parameters:
+        message: a sentence for the client.
+        sent: whether upstream may have seen the call.
+    """
+
+    def __init__(self, message: str, *, sent: bool, request_id: str | None = None) -> None:
+        outcome: Outcome = "unknown" if sent else "not_sent"
+        super().__init__(message, data={"outcome": outcome, "retryable": not sent}, request_id=request_id)
+        self.sent = sent
+
+
 class Cancelled(BridgeError):
     """The client cancelled the request (MCP 2025-11-25, basic/utilities/cancellation)."""
 
@@ -250,6 +285,8 @@ RENDERINGS: Final[Mapping[type[BridgeError], Rendering]] = MappingProxyType(
         UnsupportedTransferCoding: Rendering(501, -32600),
         BodyTooLarge: Rendering(413, -32014),
         Overloaded: Rendering(503, -32013),
+        LimitReached: Rendering(429, -32018),
+        AuditFailed: Rendering(503, -32013),
         Cancelled: Rendering(200, -32017),
         InternalError: Rendering(500, -32603),
         SessionLost: Rendering(503, -32010),
@@ -266,11 +303,15 @@ RENDERINGS: Final[Mapping[type[BridgeError], Rendering]] = MappingProxyType(
 
 REASONS: Final[Mapping[type[BridgeError], str]] = MappingProxyType(
     {
+        AuditFailed: "audit",
         BodyTooLarge: "too_large",
         Cancelled: "cancelled",
+        Forbidden: "forbidden",
         InternalError: "bug",
+        LimitReached: "limit",
         NotFound: "session_lost",
         NoEventStream: "protocol",
+        Overloaded: "overloaded",
         RequestRefused: "refused",
         SessionLost: "session_lost",
         UpstreamConnectError: "connect",

@@ -55,7 +55,7 @@ class TextFormatter(LineFormatter):
             for key, value in fields.items()
             if value is not None
         )
-        return f"{_time(created)} {level:7} {_in_one_line(message)}{spelled}"
+        return f"{timestamp(created)} {level:7} {_in_one_line(message)}{spelled}"
 
     def format(self, record: logging.LogRecord) -> str:
         """The line, followed by the traceback if there is one."""
@@ -76,7 +76,7 @@ class JsonFormatter(LineFormatter):
                 if value is not None
             ]
         )
-        head = f'"time": "{_time(created)}", "level": "{level.lower()}", "logger": "{logger}"'
+        head = f'"time": "{timestamp(created)}", "level": "{level.lower()}", "logger": "{logger}"'
         return f'{{{head}, "message": {_spell(message)}{spelled}}}'
 
     def format(self, record: logging.LogRecord) -> str:
@@ -160,7 +160,12 @@ def configure(level: int, log_format: str) -> GatheringHandler:
     return handler
 
 
-def _time(created: float) -> str:
+def timestamp(created: float) -> str:
+    """A time as lines say it (RFC 3339, section 5.6), in UTC with milliseconds.
+
+    Parameters:
+        created: the time, in seconds since 1970.
+    """
     seconds, milliseconds = divmod(int(created * 1000 + 0.001), 1000)
     return f"{_second(seconds)}.{milliseconds:03d}Z"
 

@@ -150,7 +150,8 @@ class Settings:
         "VESTIGE_AUTH_TOKEN_FILE",
         "",
         _text,
-        "A file of such tokens instead, one a line, each optionally as `name token`; read anew when it changes.",
+        "A file of such tokens instead, one a line, each optionally as `name token`; or TOML, which says the rights of "
+        "each, if its name ends in .toml; read anew when it changes.",
     )
     allow_anonymous: bool = _setting(
         "VESTIGE_ALLOW_ANONYMOUS", "false", _switch, "Lets everybody in without a token. Not for production."
@@ -252,6 +253,18 @@ class Settings:
         _text,
         "A file with that token instead, read anew when it changes; it may appear after the start.",
     )
+    audit_log: str = _setting(
+        "VESTIGE_BRIDGE_AUDIT_LOG",
+        "",
+        _text,
+        "A file to which a line of JSON is added for each call of a tool and each refusal; - for standard output.",
+    )
+    audit_required: bool = _setting(
+        "VESTIGE_BRIDGE_AUDIT_REQUIRED",
+        "false",
+        _switch,
+        "Whether a call is refused while the audit log cannot be written, and its answer waits for its line.",
+    )
     state_dir: str = _setting(
         "VESTIGE_BRIDGE_STATE_DIR",
         "",
@@ -290,6 +303,10 @@ class Settings:
             problems.append(
                 "VESTIGE_BRIDGE_UPSTREAM_TOKEN: set together with VESTIGE_BRIDGE_UPSTREAM_TOKEN_FILE; "
                 "only one of them is allowed."
+            )
+        if values.get("audit_required") and not values["audit_log"]:
+            problems.append(
+                "VESTIGE_BRIDGE_AUDIT_REQUIRED: true without VESTIGE_BRIDGE_AUDIT_LOG; say where the audit log goes."
             )
         ways = [
             variable

@@ -7,6 +7,7 @@ every spelling of the path that leads to it, because authentication stands behin
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Final
@@ -24,7 +25,7 @@ from vestige_bridge.settings import Settings
 
 log = logging.getLogger(__name__)
 
-REFUSALS: Final = ("no_token", "wrong_token", "origin", "not_configured")
+REFUSALS: Final = ("no_token", "wrong_token", "expired_token", "origin", "not_configured")
 """Why a request does not get in."""
 
 _REALM: Final = 'Bearer realm="vestige-bridge"'
@@ -39,7 +40,7 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 class Authentication:
     """ASGI middleware in front of the endpoint: a request passes only with a valid bearer token (RFC 6750).
 
-    Who passes is noted in the request's access record: the name of the token, and whether it may only read.
+    Who passes is noted in the request's access record: the name of the token, and what it may do.
 
     Parameters:
         app: the endpoint.
@@ -64,6 +65,7 @@ class Authentication:
                 ", ".join(tokens.short),
                 SHORT_CHARACTERS,
             )
+        tokens.log_expired()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes the request on, or answers 401, 403 or 500."""
@@ -103,10 +105,10 @@ class Authentication:
             raise AuthenticationNotConfigured(_NOT_CONFIGURED)
 
     def _admit(self, record: AccessRecord) -> None:
-        """Notes who sends the request, by the token that it carries, and whether that one may only read.
+        """Notes who sends the request, by the token that it carries, and what that one may do.
 
         Errors:
-            AuthenticationError: it carries none, more than one, or a wrong one.
+            AuthenticationError: it carries none, more than one, a wrong one, or one that has expired.
         """
         if self._anonymous:
             record.principal = "anonymous"
@@ -119,10 +121,10 @@ class Authentication:
                 headers={"www-authenticate": _REALM},
             )
         found = self._tokens.find(token)
-        if found is None:
-            self._refusals["wrong_token"] += 1
+        if found is None or found.expired(time.time()):
+            self._refusals["wrong_token" if found is None else "expired_token"] += 1
             raise AuthenticationError(
-                "The token is not valid.",
+                "The token is not valid." if found is None else "The token has expired.",
                 headers={"www-authenticate": f'{_REALM}, error="invalid_token"'},
             )
         record.principal, record.permissions = found.name, found.permissions

@@ -10,6 +10,7 @@ from typing import Final, Protocol
 
 from vestige_bridge.access.permissions import UNRESTRICTED, Permissions
 from vestige_bridge.http import headers
+from vestige_bridge.jsonrpc.messages import AnyMessage
 
 CONNECTION: Final = "vestige_bridge.connection"
 """An extension of the ASGI scope: what the HTTP server can tell of the request's connection, a ``ClientConnection``."""
@@ -45,6 +46,8 @@ class AccessRecord:
         tool: the tool that is called, if upstream announced it.
         client_left: whether the client was gone before its answer.
         answering: whether the answer has begun.
+        traceparent: the trace that the one message names to which it belongs.
+        dispatched: whether a message of it was accepted, so that somebody sees it through.
     """
 
     headers: headers.Headers
@@ -55,3 +58,33 @@ class AccessRecord:
     tool: str | None = None
     client_left: bool = False
     answering: bool = False
+    traceparent: bytes | None = None
+    dispatched: bool = False
+
+    @property
+    def authenticated(self) -> str:
+        """The principal, behind authentication.
+
+        Errors:
+            RuntimeError: the request was not authenticated.
+        """
+        if self.principal is None:
+            raise RuntimeError("the request was not authenticated")
+        return self.principal
+
+    def trace_id(self, message: AnyMessage | None = None) -> str | None:
+        """The trace that the request, or one message of it, belongs to.
+
+        The header ``traceparent`` names it, otherwise the message's ``_meta`` (MCP 2026-07-28, basic).
+        """
+        return headers.trace_id(self.headers.get(headers.TRACEPARENT)) or headers.trace_id(
+            self.traceparent if message is None else traceparent_of(message)
+        )
+
+
+def traceparent_of(message: AnyMessage) -> bytes | None:
+    """What the ``_meta`` of a message says of its trace, if that can be one."""
+    if "traceparent" not in message.meta_keys:
+        return None
+    value = message.meta["traceparent"].value
+    return value.encode() if isinstance(value, str) and value.isascii() else None

@@ -33,5 +33,5 @@ def error_response(error: BridgeError) -> Response:
     status = RENDERINGS[type(error)].status
     headers = dict(error.headers)
     if status == 503:
-        headers["retry-after"] = str(RETRY_AFTER_SECONDS)
+        headers.setdefault("retry-after", str(RETRY_AFTER_SECONDS))
     return json_response(build_error(error, error.request_id), status, headers)

@@ -23,12 +23,18 @@ from vestige_bridge.cli.http_client import (
     converse,
     fetch,
 )
+from vestige_bridge.errors import SettingsError
 from vestige_bridge.jsonrpc.messages import CANCELLED
 from vestige_bridge.mcp.methods import CALL_TOOL, LIST_TOOLS, PROGRESS
 from vestige_bridge.settings import Settings, parse_url
 
 _EVERYWHERE: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 _MAX_TOOL_PAGES: Final = 100
+
+_ONLY_HASHES: Final = (
+    "holds no valid token but by its hash; to speak to the bridge, set VESTIGE_AUTH_TOKEN to yours and "
+    "VESTIGE_AUTH_TOKEN_FILE to nothing."
+)
 
 
 class Client:
@@ -69,7 +75,10 @@ class Client:
         matter = ["VESTIGE_AUTH_TOKEN", "VESTIGE_AUTH_TOKEN_FILE"]
         matter += ["VESTIGE_BRIDGE_HOST", "VESTIGE_BRIDGE_PORT"] if url is None else []
         settings = Settings.from_environ({name: environ[name] for name in matter if name in environ})
-        token = Tokens.from_settings(settings).first
+        tokens = Tokens.from_settings(settings)
+        token = tokens.first
+        if tokens and not token:
+            raise SettingsError([f"VESTIGE_AUTH_TOKEN_FILE: {settings.auth_token_file} {_ONLY_HASHES}"])
         return cls(local_url(settings) if url is None else url, token, timeout_seconds)
 
     @classmethod

@@ -62,6 +62,13 @@ that runs, and ends when its client does. What goes wrong on the way stands on s
 
   vestige-bridge stdio --url https://vestige.example.com"""
 
+_MAKE = """\
+It prints a new token, which is kept nowhere, and the entry that a file of tokens needs to know it. The entry holds the
+token's hash. The file's name has to end in .toml, and VESTIGE_AUTH_TOKEN_FILE names it.
+
+  vestige-bridge token new nightly-job --read-only --expires 90d
+  vestige-bridge token new assistant --tools recall 'memory_*' --rate 120"""
+
 SHELLS = ("bash", "fish", "zsh")
 _COMPLETIONS = Path(__file__).parent / "completions"
 
@@ -94,6 +101,8 @@ def _run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
         return 0
     if options.command == "stdio":
         return _stdio(options, environ)
+    if options.command == "token":
+        return _new_token(options)
 
     from vestige_bridge.server import process  # noqa: PLC0415
 
@@ -107,6 +116,17 @@ def _stdio(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
         return stdio.serve(Client.from_environ(environ, options.url))
     except KeyboardInterrupt:
         return 130
+
+
+def _new_token(options: argparse.Namespace) -> int:
+    from vestige_bridge.cli import new_token  # noqa: PLC0415
+
+    try:
+        new_token.print_new_token(options)
+    except new_token.Mistake as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
 
 
 def _ask(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
@@ -248,6 +268,7 @@ def build_parser() -> argparse.ArgumentParser:
         help=f"the environment variable that holds the token (default: {TOKEN_VARIABLE})",
     )
     _add(commands, "stdio", "be an MCP server on standard input and output", _STDIO)
+    _add_token(commands)
     completion = commands.add_parser("completion", help="print what completes these commands in a shell")
     completion.add_argument("shell", choices=SHELLS)
     return parser
@@ -279,6 +300,32 @@ def _add_tools(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     call.set_defaults(parser=call)
 
 
+def _add_token(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    token = commands.add_parser("token", help="make a token and its entry for a file of tokens")
+    actions = token.add_subparsers(dest="action", metavar="ACTION", required=True)
+    new = actions.add_parser(
+        "new",
+        help="make a token",
+        description="Make a token and its entry for a file of tokens.",
+        epilog=_MAKE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    new.add_argument("name", metavar="NAME", help="the name of the principal, as logs and metrics say it")
+    new.add_argument("--read-only", action="store_true", help="it may do only what changes nothing")
+    new.add_argument(
+        "--tools",
+        nargs="+",
+        metavar="TOOL",
+        help="the only tools that it may see and call; * stands for any characters",
+    )
+    new.add_argument("--no-resources", action="store_true", help="it may not use resources and prompts")
+    new.add_argument(
+        "--expires", type=_expiry, metavar="TIME", help="when it expires: 2027-01-31, 2027-01-31T12:00:00Z or 90d"
+    )
+    new.add_argument("--max-in-flight", type=int, metavar="COUNT", help="how many requests it may have in flight")
+    new.add_argument("--rate", type=int, metavar="COUNT", help="how many calls of tools it may make in a minute")
+
+
 def _add(
     commands: argparse._SubParsersAction[argparse.ArgumentParser],
     name: str,
@@ -307,6 +354,12 @@ def _bridge_url(value: str) -> str:
         return parse_bridge_url(value)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{value!r} is no address such as http://host:8000") from None
+
+
+def _expiry(value: str) -> object:
+    from vestige_bridge.cli.new_token import parse_expiry  # noqa: PLC0415
+
+    return parse_expiry(value)
 
 
 def _variable(value: str) -> str:

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from vestige_bridge.access.permissions import UNRESTRICTED
+from vestige_bridge.access.audit import AuditLog
 from vestige_bridge.access.responses import error_response
+from vestige_bridge.endpoint.gate import Gate, Judged
 from vestige_bridge.endpoint.modern_clients import ModernClients
 from vestige_bridge.endpoint.per_client_mode import ClientSessions
 from vestige_bridge.endpoint.request import EndpointRequest
@@ -22,7 +23,7 @@ from vestige_bridge.errors import BridgeError, InternalError, InvalidMessage, Me
 from vestige_bridge.http.headers import SESSION_ID
 from vestige_bridge.jsonrpc.messages import AnyMessage, Request
 from vestige_bridge.jsonrpc.parser import parse_body
-from vestige_bridge.mcp.methods import CALL_TOOL, INITIALIZE
+from vestige_bridge.mcp.methods import INITIALIZE
 from vestige_bridge.mcp.modern import is_modern, require_supported
 from vestige_bridge.mcp.versions import MODERN_VERSIONS
 from vestige_bridge.session.dispatcher import Dispatcher
@@ -38,13 +39,20 @@ class Endpoint:
         dispatcher: sees the messages of clients through.
         settings: limits and timeouts.
         client_sessions: the clients' own sessions in per-client mode; ``None`` when all share the held one.
+        audit: the audit log; ``None`` for none.
 
     Attributes:
         streams: the event streams of all clients.
+        gate: judges their messages.
     """
 
     def __init__(
-        self, session: Session, dispatcher: Dispatcher, settings: Settings, client_sessions: ClientSessions | None
+        self,
+        session: Session,
+        dispatcher: Dispatcher,
+        settings: Settings,
+        client_sessions: ClientSessions | None,
+        audit: AuditLog | None = None,
     ) -> None:
         self._session = session
         self._dispatcher = dispatcher
@@ -53,6 +61,7 @@ class Endpoint:
         self._modern = ModernClients(session, dispatcher)
         self._client_sessions = client_sessions
         self._bodies_arriving = 0
+        self.gate = Gate(session, dispatcher, audit)
         self.streams = EventStreams(settings.heartbeat_seconds)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -98,8 +107,17 @@ class Endpoint:
         if isinstance(message, list):
             return await self._post_batch(incoming, message)
         incoming.note(message, self._session.catalog.tools.__contains__)
-        if incoming.record.permissions is not UNRESTRICTED:
-            await self._require_permitted(incoming, message)
+        try:
+            await self._post_one(incoming, message)
+        except BridgeError as error:
+            self.gate.note(incoming.record, [message], error)
+            raise
+
+    async def _post_one(self, incoming: EndpointRequest, message: AnyMessage) -> None:
+        if self.gate.concerns(incoming.record):
+            (judged,) = await self.gate.judge(incoming.record, [message])
+            if isinstance(judged, BridgeError):
+                raise judged
         if is_modern(message, incoming.protocol_version):
             return await self._modern.serve(incoming, message)
         self._shared.require_not_ended(incoming.caller)
@@ -117,52 +135,24 @@ class Endpoint:
         finally:
             self._bodies_arriving -= 1
 
-    async def _post_batch(self, incoming: EndpointRequest, members: Sequence[AnyMessage | BridgeError]) -> None:
+    async def _post_batch(self, incoming: EndpointRequest, members: Sequence[Judged]) -> None:
         for member in members:
             if not isinstance(member, BridgeError) and is_modern(member, incoming.protocol_version):
                 raise InvalidMessage("The modern era of MCP has no batches; send each request by itself.")
         self._shared.require_not_ended(incoming.caller)
-        if incoming.record.permissions is not UNRESTRICTED:
-            members = await self._permitted(incoming, members)
-        if self._client_sessions is not None and SESSION_ID in incoming.headers:
-            return await self._client_sessions.serve_batch(incoming, members)
-        await self._shared.serve_batch(incoming, members)
-
-    async def _require_permitted(self, incoming: EndpointRequest, message: AnyMessage) -> None:
-        """Refuses a message that its principal may not send.
-
-        Errors:
-            Forbidden: it may not.
-            UpstreamUnavailable: it calls a tool, and there is no session to know the tools by.
-        """
-        (permitted,) = await self._permitted(incoming, [message])
-        if isinstance(permitted, BridgeError):
-            raise permitted
-
-    async def _permitted(
-        self, incoming: EndpointRequest, members: Sequence[AnyMessage | BridgeError]
-    ) -> list[AnyMessage | BridgeError]:
-        """What a principal sends, with the reason in the place of each message that it may not send.
-
-        Errors:
-            UpstreamUnavailable: it calls a tool, and there is no session to know the tools by.
-            Overloaded: nor is there room to wait for one.
-        """
-        calls = any(isinstance(member, Request) and member.method == CALL_TOOL for member in members)
-        if calls and self._session.held is None:
-            with self._dispatcher.admit():
-                await self._session.connected()
-        return [self._permitted_member(incoming, member) for member in members]
-
-    def _permitted_member(
-        self, incoming: EndpointRequest, member: AnyMessage | BridgeError
-    ) -> AnyMessage | BridgeError:
+        record = incoming.record
         try:
-            if not isinstance(member, BridgeError):
-                incoming.record.permissions.require(member, self._session.catalog.tools)
+            if self.gate.concerns(record):
+                sent, members = members, await self.gate.judge(record, members)
+                for message, judged in zip(sent, members, strict=True):
+                    if isinstance(judged, BridgeError) and not isinstance(message, BridgeError):
+                        self.gate.refuse(record, message, judged)
+            if self._client_sessions is not None and SESSION_ID in incoming.headers:
+                return await self._client_sessions.serve_batch(incoming, members)
+            await self._shared.serve_batch(incoming, members)
         except BridgeError as error:
-            return error
-        return member
+            self.gate.note(record, members, error)
+            raise
 
 
 def _belongs_to_session(incoming: EndpointRequest, message: AnyMessage) -> bool:

@@ -55,16 +55,14 @@ class ModernClients:
             raise MethodNotFound("A notification is not a method to be called.")
         if is_about_tasks(message.method):
             raise MethodNotFound("There are no tasks on a session that is shared.")
-        with self._dispatcher.admit() as admission:
+        with self._dispatcher.admit(incoming.record) as admission:
             held = await self._session.connected()
             if message.method == DISCOVER:
                 return await incoming.writer.answer(discover(message, held.initialize_result))
             if message.method != LISTEN:
                 caller = Caller(incoming.principal, _NO_SESSION)
                 legacy = without_task(to_legacy(message))
-                exchange = self._dispatcher.request(
-                    legacy, caller, incoming.header_lines, incoming.record.permissions, admission
-                )
+                exchange = self._dispatcher.request(legacy, caller, incoming.header_lines, incoming.record, admission)
                 return await self._relay(incoming, message, held, exchange)
         if self._dispatcher.draining:
             raise Overloaded("The bridge is shutting down.")

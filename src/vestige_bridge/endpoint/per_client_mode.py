@@ -113,7 +113,7 @@ class ClientSessions:
         if requests > self._settings.max_in_flight:
             raise InvalidMessage(f"A batch may hold {self._settings.max_in_flight} requests.")
         with self._session_of(incoming) as own:
-            with self._dispatcher.admit(requests) as admission:
+            with self._dispatcher.admit(incoming.record, requests) as admission:
                 # All requests have their places before anything is waited for.
                 opened = [self._open_member(incoming, own, it, admission) for it in members]
             told = [await self._member(incoming, own, *pair) for pair in zip(members, opened, strict=True)]
@@ -247,7 +247,7 @@ class ClientSessions:
     ) -> Exchange:
         """Has a request seen through on a session of its client."""
         exchange = self._dispatcher.request(
-            request, incoming.caller, incoming.header_lines, incoming.record.permissions, admission, own=own.held
+            request, incoming.caller, incoming.header_lines, incoming.record, admission, own=own.held
         )
         if incoming.accepted.event_stream:
             own.held.router.hear(exchange)
@@ -265,8 +265,8 @@ class ClientSessions:
             if message.method == CANCELLED:
                 self._dispatcher.cancel(incoming.caller, message, own.held)
                 return
-            with self._dispatcher.admit(), self._forgotten_if_lost(own):
-                return await self._dispatcher.notify(message, incoming.header_lines, own.held)
+            with self._dispatcher.admit(incoming.record), self._forgotten_if_lost(own):
+                return await self._dispatcher.notify(message, incoming.caller, incoming.header_lines, own.held)
         await self._send(own, message.encoded(), incoming.header_lines)
 
     async def _require_alive(self, own: ClientSession) -> None:

@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response as HttpResponse
 from starlette.types import Receive, Scope, Send
 
-from vestige_bridge.access.record import CONNECTION, AccessRecord, ClientConnection
+from vestige_bridge.access.record import CONNECTION, AccessRecord, ClientConnection, traceparent_of
 from vestige_bridge.endpoint.response_writer import EventStreams, ResponseWriter
 from vestige_bridge.errors import BodyTimeout, BodyTooLarge, UnsupportedMediaType
 from vestige_bridge.http import headers
@@ -77,9 +77,7 @@ class EndpointRequest:
     @property
     def principal(self) -> str:
         """Whose token the request carries."""
-        if self.record.principal is None:
-            raise RuntimeError("the request was not authenticated")
-        return self.record.principal
+        return self.record.authenticated
 
     @property
     def protocol_version(self) -> str | None:
@@ -99,6 +97,7 @@ class EndpointRequest:
         """Keeps the id for an error and, for the log, such names as are known."""
         if isinstance(message, Response):
             return
+        self.record.traceparent = traceparent_of(message)
         self.record.method = message.method if message.method in LOGGABLE_METHODS else "other"
         if isinstance(message, Request):
             self.spelled_id = message.spelled_id

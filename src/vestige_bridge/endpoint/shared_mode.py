@@ -68,7 +68,7 @@ class SharedMode:
         if message.method == INITIALIZE:
             version = _negotiated_version(message)
             minted = (headers.SESSION_ID, secrets.token_hex(16).encode())
-            with self._dispatcher.admit():
+            with self._dispatcher.admit(incoming.record):
                 answer = await self._initialize(message, version)
             return await incoming.writer.answer(answer, headers=[minted])
         opened = self._open(incoming, message)
@@ -83,7 +83,7 @@ class SharedMode:
         if places > self._settings.max_in_flight:
             raise InvalidMessage(f"A batch may hold {self._settings.max_in_flight} requests and notifications.")
         answers: list[Exchange | bytes] = []
-        with self._dispatcher.admit(places) as admission:
+        with self._dispatcher.admit(incoming.record, places) as admission:
             for member in members:
                 try:
                     if isinstance(member, BridgeError):
@@ -136,8 +136,8 @@ class SharedMode:
         if notification.method == CANCELLED:
             self._dispatcher.cancel(incoming.caller, notification)
         elif notification.method not in NOTIFICATIONS_ABOUT_CLIENT and not is_about_tasks(notification.method):
-            with self._dispatcher.admit() if admission is None else nullcontext():
-                await self._dispatcher.notify(notification, incoming.header_lines)
+            with self._dispatcher.admit(incoming.record) if admission is None else nullcontext():
+                await self._dispatcher.notify(notification, incoming.caller, incoming.header_lines)
 
     def _open(
         self, incoming: EndpointRequest, request: Request, admission: Admission | None = None
@@ -148,11 +148,9 @@ class SharedMode:
         request = without_task(request)
         interest = interest_of(request)
         if interest is None:
-            return self._dispatcher.request(
-                request, incoming.caller, incoming.header_lines, incoming.record.permissions, admission
-            )
+            return self._dispatcher.request(request, incoming.caller, incoming.header_lines, incoming.record, admission)
         self._note(incoming.caller, request, interest)
-        return self._dispatcher.request_to_hear(request, incoming.caller, interest, admission)
+        return self._dispatcher.request_to_hear(request, incoming.caller, interest, incoming.record, admission)
 
     def _note(self, caller: Caller, request: Request, interest: Interest) -> None:
         """Keeps what a client wants to hear; a plain poster has no stream to hear anything on.

@@ -166,10 +166,9 @@ def request_id(headers: Headers) -> str | None:
     return value.decode("ascii") if value is not None and _request_id(value) else None
 
 
-def trace_id(headers: Headers) -> str | None:
-    """The id of the trace that the request belongs to (W3C Trace Context, section 3.2.2)."""
-    value = headers.get(TRACEPARENT)
-    match = None if value is None else _traceparent(value)
+def trace_id(traceparent: bytes | None) -> str | None:
+    """The id of the trace that a ``traceparent`` names, if it names one (W3C Trace Context, section 3.2.2)."""
+    match = None if traceparent is None else _traceparent(traceparent)
     return match["trace_id"].decode("ascii") if match else None
 
 

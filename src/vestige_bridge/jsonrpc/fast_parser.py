@@ -44,6 +44,7 @@ _CAN_READ_LARGE: Final = sys.version_info >= (3, 11, 5)
 # What stands round the members of a response.
 _opening = re.compile(rb"[ \t\n\r]*\{").match
 _response_key = re.compile(rb'[ \t\n\r]*("(?:jsonrpc|id|result|error)")[ \t\n\r]*:[ \t\n\r]*').match
+_any_key = re.compile(rb'[ \t\n\r]*("[^"\\]*(?:\\.[^"\\]*)*")[ \t\n\r]*:[ \t\n\r]*', re.DOTALL).match
 _closing = re.compile(rb"[ \t\n\r]*([,}])").match
 _end = re.compile(rb"[ \t\n\r]*\Z").match
 # An object becomes a tuple of its members, so that a key that is there twice is seen.
@@ -87,6 +88,34 @@ def read_response(data: bytes) -> Response | None:
     if not isinstance(message_id, str | float):
         return None
     return LargeResponse(data, id=id_value._replace(value=message_id), failed=error is not None)
+
+
+def find_members(data: bytes, start: int = 0) -> list[tuple[str, int, int]] | None:
+    """The members of an object, without their values being decoded.
+
+    Parameters:
+        data: bytes that are known to be JSON.
+        start: where the object opens.
+
+    Returns:
+        The keys, and where their values begin and end; ``None`` for what is nested too deeply to be read so.
+    """
+    opening = _opening(data, start)
+    if opening is None or not _CAN_READ_LARGE:
+        return None
+    found: list[tuple[str, int, int]] = []
+    index, closing = opening.end(), b","
+    if _closing(data, index):
+        return found
+    while closing == b",":
+        key = _any_key(data, index)
+        value = None if key is None else _value_grammar().match(data, key.end())
+        close = None if value is None else _closing(data, value.end())
+        if key is None or value is None or close is None:
+            return None
+        found.append((decode(key[1].decode(), 0)[0], value.start(), value.end()))
+        index, closing = close.end(), close[1]
+    return found
 
 
 def _is_utf8(data: bytes) -> bool:

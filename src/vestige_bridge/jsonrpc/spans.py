@@ -34,6 +34,7 @@ READ_IN_PARAMS: Final = frozenset(
 READ_IN_META: Final = frozenset(
     {
         "progressToken",
+        "traceparent",
         "io.modelcontextprotocol/clientCapabilities",
         "io.modelcontextprotocol/clientInfo",
         "io.modelcontextprotocol/logLevel",
@@ -114,6 +115,32 @@ def members_of(text: str, start: int = 0) -> dict[str, Value]:
 
     _members(text, after_space(text, start), on_member)
     return found
+
+
+def occurrences(text: str, start: int = 0) -> list[tuple[str, Value]]:
+    """Every member of the object that opens at ``start`` of a text that is JSON, a key's second one included."""
+    found: list[tuple[str, Value]] = []
+
+    def on_member(key: str, key_start: int, value_start: int) -> int:
+        value, end = decode(text, value_start)
+        found.append((key, Value(key_start, value_start, end, value)))
+        return end
+
+    _members(text, after_space(text, start), on_member)
+    return found
+
+
+def items_of(text: str, start: int) -> list[tuple[int, int]]:
+    """The spans of the items of the array that opens at ``start`` of a text that is known to be JSON."""
+    spans: list[tuple[int, int]] = []
+    index = after_space(text, start + 1)
+    while text[index] != "]":
+        end = decode(text, index)[1]
+        spans.append((index, end))
+        index = after_space(text, end)
+        if text[index] == ",":
+            index = after_space(text, index + 1)
+    return spans
 
 
 def replace_member(text: str, key: str, value: object) -> str:

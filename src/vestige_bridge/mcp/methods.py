@@ -72,6 +72,8 @@ _READ: Final = Is.REPEATABLE | Is.READ_ONLY | Is.LOGGABLE
 _HEARD: Final = Is.READ_ONLY | Is.MERGED | Is.LOGGABLE
 _SAID: Final = Is.READ_ONLY | Is.ABOUT_CLIENT | Is.LOGGABLE
 
+_ABOUT_RESOURCES: Final = frozenset({"completion", "prompts", "resources"})
+
 METHODS: Final[Mapping[str, Method]] = MappingProxyType(
     {
         # Requests of clients.
@@ -107,6 +109,20 @@ METHODS: Final[Mapping[str, Method]] = MappingProxyType(
 def is_notification(method: str) -> bool:
     """Whether the name is that of a notification."""
     return method.startswith(NOTIFICATION_PREFIX)
+
+
+def concerns_tools(method: str) -> bool:
+    """Whether the method is one about tools, or could be: a server may know more of them, or not mind the case."""
+    return _feature(method) == "tools"
+
+
+def concerns_resources(method: str) -> bool:
+    """Whether the method is one about resources or prompts, completion of their arguments included, or could be."""
+    return _feature(method) in _ABOUT_RESOURCES
+
+
+def _feature(method: str) -> str:
+    return method.partition("/")[0].casefold()
 
 
 def _named(*traits: Is, notification: bool | None = None) -> frozenset[str]:

@@ -177,6 +177,12 @@ def server_info(initialize_result: str) -> str:
     return initialize_result[member.start : member.end]
 
 
+def subscribes_to_resources(request: Request) -> bool:
+    """Whether a ``subscriptions/listen`` names resources (MCP 2026-07-28, basic/patterns/subscriptions)."""
+    wanted = request.params.get("notifications")
+    return wanted is not None and isinstance(wanted.value, dict) and bool(wanted.value.get("resourceSubscriptions"))
+
+
 class Subscription:
     """What a ``subscriptions/listen`` asks for, and how it is told (MCP 2026-07-28, basic/patterns/subscriptions).
 

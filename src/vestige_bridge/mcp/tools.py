@@ -1,15 +1,18 @@
 """The tools that upstream announces: pages of ``tools/list``, and annotations (MCP 2025-11-25, server/tools).
 
-Invariant: of a tool only its name and its annotations are read, and what it does not say is not assumed.
+Invariant: of a tool only its name and its annotations are read, and what it does not say is not assumed. A page that
+some may not see whole loses the members of its list that they may not see, and every other byte stays.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
+from vestige_bridge.jsonrpc.fast_parser import find_members
 from vestige_bridge.jsonrpc.messages import Response
+from vestige_bridge.jsonrpc.spans import Value, items_of, members_of, occurrences
 
 _METHOD_NOT_FOUND: Final = -32601
 
@@ -66,3 +69,81 @@ def read_tool(tool: Mapping[str, Any]) -> Tool:
         return Tool()
     read_only = annotations.get("readOnlyHint") is True
     return Tool(read_only=read_only, repeatable=read_only or annotations.get("idempotentHint") is True)
+
+
+def without_tools(data: bytes, visible: Callable[[object], bool]) -> bytes:
+    """A page of ``tools/list`` without the tools that its reader may not see (MCP 2025-11-25, server/tools).
+
+    What is for one reader is for no shared cache: a ``cacheScope`` of the modern era becomes ``private``.
+
+    Parameters:
+        data: the response, known to be JSON.
+        visible: whether the reader may see the tool of a name.
+
+    Errors:
+        ValueError, RecursionError, InvalidMessage: it cannot be read.
+    """
+    text = data.decode()
+    result = members_of(text).get("result")
+    if result is None or text[result.start] != "{":
+        return data
+    for key, value in reversed(occurrences(text, result.start)):
+        # A reader that does not mind the case of a key, or takes the first of two, must not see more than others.
+        if key.casefold() == "tools" and text[value.start] == "[":
+            text = _without_items(text, value, visible)
+        elif key == "cacheScope" and value.value == "public":
+            text = f'{text[: value.start]}"private"{text[value.end :]}'
+    return text.encode()
+
+
+def _without_items(text: str, array: Value, visible: Callable[[object], bool]) -> str:
+    """The text without the tools of an array that are not visible, and without one comma for each."""
+    spans = items_of(text, array.start)
+    if not spans:
+        return text
+    pieces = [text[: spans[0][0]]]
+    kept = False
+    ended = spans[0][0]
+    for start, end in spans:
+        if _is_visible(text, start, visible):
+            pieces.append(text[ended if kept else start : end])
+            kept = True
+        ended = end
+    return "".join([*pieces, text[ended:]])
+
+
+def _is_visible(text: str, start: int, visible: Callable[[object], bool]) -> bool:
+    if text[start] != "{":
+        return False
+    names = [value.value for key, value in occurrences(text, start) if key.casefold() == "name"]
+    return bool(names) and all(visible(name) for name in names)
+
+
+def reports_error(data: bytes) -> bool:
+    """Whether the response to a ``tools/call`` says that the call failed (MCP 2025-11-25, server/tools).
+
+    Only the members of the message and of its result are walked through; of the content nothing is kept.
+
+    Parameters:
+        data: the response, known to be JSON.
+    """
+    members = find_members(data)
+    if members is None:
+        return _reports_error_deep(data.decode())
+    for key, start, _ in members:
+        if key == "error":
+            return True
+        if key == "result" and data[start : start + 1] == b"{":
+            result = find_members(data, start)
+            if result is None:
+                return _reports_error_deep(data.decode())
+            return any(it == "isError" and data[begin:finish] == b"true" for it, begin, finish in result)
+    return False
+
+
+def _reports_error_deep(text: str) -> bool:
+    members = members_of(text)
+    result = members.get("result")
+    if result is None or text[result.start] != "{":
+        return "error" in members
+    return any(key == "isError" and value.value is True for key, value in occurrences(text, result.start))

@@ -91,7 +91,7 @@ class AccessLog:
             "principal": record.principal,
             "agent": record.headers.text(headers.AGENT_ID),
             "request_id": record.request_id,
-            "trace_id": headers.trace_id(record.headers),
+            "trace_id": record.trace_id(),
             "status": status,
             "duration_ms": round(seconds * 1000, 1),
             "bytes": sent_bytes,

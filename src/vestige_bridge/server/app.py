@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import Any, Final
 
 from starlette.applications import Starlette
@@ -16,6 +16,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from vestige_bridge import logs
+from vestige_bridge.access.audit import AuditLog
 from vestige_bridge.access.authentication import REFUSALS, Authentication
 from vestige_bridge.access.record import ENDPOINT_PATHS
 from vestige_bridge.access.responses import error_response
@@ -64,8 +65,8 @@ class App(Starlette):
 def build_app(settings: Settings, write: logs.Write = logs.write) -> App:
     """Builds the bridge as an ASGI application, to be run with its lifespan.
 
-    Its ``state.drain`` takes no more requests and waits for those in flight; its ``state.connections`` are for the
-    server that runs it, its ``state.metrics`` for another app.
+    Its ``state.drain`` takes no more requests and waits for those in flight; its ``state.connections`` and the
+    ``state.audit``, if there is one, are for the server that runs it, its ``state.metrics`` for another app.
 
     Parameters:
         settings: the settings of the bridge.
@@ -94,6 +95,7 @@ def build_app(settings: Settings, write: logs.Write = logs.write) -> App:
     app.state.drain = bridge.drain
     app.state.metrics = bridge.metrics
     app.state.connections = bridge.connections
+    app.state.audit = bridge.audit
     return app
 
 
@@ -121,12 +123,13 @@ class _Bridge:
         )
         self._monitor = Monitor(settings.check_interval_seconds)
         self._session = Session(self._upstream, settings, self._monitor.record, SessionFile.from_settings(settings))
-        self.dispatcher = Dispatcher(self._session, settings)
+        self.audit = AuditLog.from_settings(settings)
+        self.dispatcher = Dispatcher(self._session, settings, self.audit)
         self._client_sessions = ClientSessions(self._upstream, self._session, self.dispatcher, settings)
         self.probes = Probes(self._session, self.dispatcher, self._monitor)
         self._tokens, refusals = Tokens.from_settings(settings), Counter(dict.fromkeys(REFUSALS, 0))
         own = self._client_sessions if settings.session_mode == "per-client" else None
-        endpoint = Endpoint(self._session, self.dispatcher, settings, own)
+        endpoint = Endpoint(self._session, self.dispatcher, settings, own, self.audit)
         self.authentication = Authentication(endpoint, settings, self._tokens, refusals)
         self.metrics = Metrics(
             settings=settings,
@@ -138,12 +141,15 @@ class _Bridge:
             tokens=self._tokens,
             refusals=refusals,
             connections=self.connections,
+            gate=endpoint.gate,
+            audit=self.audit,
         )
 
     @asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
         """Starts the objects in the order in which they need each other, and ends them in reverse."""
         async with (
+            self.audit or nullcontext(),
             self._upstream_token.watching(),
             self._upstream,
             self._session,

@@ -12,7 +12,12 @@ from itertools import accumulate
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Metric, ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    SummaryMetricFamily,
+)
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 from starlette.applications import Starlette
@@ -22,9 +27,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from vestige_bridge import __version__
+from vestige_bridge.access.audit import AuditLog
 from vestige_bridge.access.record import ENDPOINT_PATHS, AccessRecord
 from vestige_bridge.access.responses import error_response
 from vestige_bridge.access.tokens import Tokens
+from vestige_bridge.endpoint.gate import Gate
 from vestige_bridge.endpoint.per_client_mode import ClientSessions
 from vestige_bridge.endpoint.response_writer import EventStreams
 from vestige_bridge.errors import MethodNotAllowed, NotFound
@@ -55,6 +62,8 @@ class Metrics(Collector):
         tokens: the valid tokens.
         refusals: how many requests were rejected before authentication succeeded, by reason.
         connections: the connections of clients.
+        gate: judges the messages of clients.
+        audit: the audit log; ``None`` for none.
 
     Attributes:
         registry: these metrics and those of the process.
@@ -72,8 +81,12 @@ class Metrics(Collector):
         tokens: Tokens,
         refusals: Mapping[str, int],
         connections: Connections,
+        gate: Gate,
+        audit: AuditLog | None,
     ) -> None:
         self._connections = connections
+        self._gate = gate
+        self._audit = audit
         self._settings = settings
         self._session = session
         self._dispatcher = dispatcher
@@ -111,6 +124,7 @@ class Metrics(Collector):
         """Every metric with its values of this moment."""
         yield from self._traffic()
         yield from self._upstream()
+        yield from self._sharing()
         yield from self._authentication()
         yield from self._clients()
         yield _info("build_info", "The bridge itself; always 1.", {"version": __version__})
@@ -177,11 +191,47 @@ class Metrics(Collector):
         yield duration
         yield _counter("replays", "Requests that were sent again after a failure.", dispatcher.replays)
         yield _gauge("tools_known", "Tools that Vestige announced.", len(session.catalog.tools))
-        yield _gauge("upstream_requests_in_flight", "Requests that are with Vestige.", dispatcher.with_upstream)
+        yield _gauge("upstream_requests_in_flight", "Requests that are with Vestige.", dispatcher.window.taken)
         yield _gauge(
             "upstream_requests_forgetting", "Ended requests that Vestige is to forget.", session.attempts.forgetting
         )
         yield _gauge("upstream_requests_in_flight_limit", "How many may be.", self._settings.upstream_concurrency)
+
+    def _sharing(self) -> Iterator[Metric]:
+        window = self._dispatcher.window
+        waiting = GaugeMetricFamily(
+            f"{_PREFIX}requests_waiting", "Requests that wait for a place with Vestige.", labels=("principal",)
+        )
+        for principal, count in window.waiting_told.items():
+            waiting.add_metric((principal,), count)
+        yield waiting
+        waits = SummaryMetricFamily(
+            f"{_PREFIX}turn_wait_seconds",
+            "Time for which requests waited for a place with Vestige; those that found one are not counted.",
+            labels=("principal",),
+        )
+        for principal, it in window.waits.items():
+            waits.add_metric((principal,), count_value=it.count, sum_value=it.seconds)
+        yield waits
+        yield _counter(
+            "requests_made_way",
+            "Waiting requests that were refused so that another principal had room.",
+            self._dispatcher.made_way,
+        )
+        refused = CounterMetricFamily(
+            f"{_PREFIX}requests_refused",
+            "Messages that a principal's rights or limits did not allow.",
+            labels=("principal", "reason"),
+        )
+        for labels, count in self._gate.refusals.items():
+            refused.add_metric(labels, count)
+        yield refused
+        if self._audit is not None:
+            audit = self._audit
+            yield _counter("audit_lines_written", "Lines written to the audit log.", audit.written)
+            yield _counter("audit_lines_lost", "Lines that were not written to the audit log.", audit.lost)
+            yield _gauge("audit_lines_waiting", "Lines that wait to be written.", audit.queued)
+            yield _gauge("audit_failing", "1 while the audit log cannot be written.", audit.failing)
 
     def _clients(self) -> Iterator[Metric]:
         connections = self._connections
@@ -210,6 +260,14 @@ class Metrics(Collector):
         for principal, used_at in self._tokens.last_used.items():
             used.add_metric((principal,), used_at)
         yield used
+        expires = GaugeMetricFamily(
+            f"{_PREFIX}token_expires_timestamp_seconds",
+            "When the last token of a principal expires; those that never do are left out.",
+            labels=("principal",),
+        )
+        for principal, expires_at in self._tokens.expires_at.items():
+            expires.add_metric((principal,), expires_at)
+        yield expires
         yield _gauge("token_file_valid", "0 when the token file last changed to the worse.", self._tokens.file_valid)
 
 

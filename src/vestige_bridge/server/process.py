@@ -19,6 +19,7 @@ from starlette.applications import Starlette
 from uvicorn.server import ServerState
 
 from vestige_bridge import logs
+from vestige_bridge.access.audit import AuditLog
 from vestige_bridge.server.app import build_app
 from vestige_bridge.server.connections import STRANGER_IDLE_SECONDS, Connections, Limits
 from vestige_bridge.server.http_protocol import READ_BYTES, HttpProtocol
@@ -67,15 +68,23 @@ class Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Has SIGHUP drain, too, unless whoever started the process has it ignored, as nohup does."""
+        """Has SIGHUP drain, too, unless whoever started the process has it ignored, as nohup does; SIGUSR1 reopens."""
         with super().capture_signals():
             before = signal.getsignal(signal.SIGHUP)
             if before != signal.SIG_IGN:
                 signal.signal(signal.SIGHUP, self.handle_exit)
+            before_reopening = signal.signal(signal.SIGUSR1, self._reopen_audit)
             try:
                 yield
             finally:
                 signal.signal(signal.SIGHUP, before)
+                signal.signal(signal.SIGUSR1, before_reopening)
+
+    def _reopen_audit(self, sig: int, frame: FrameType | None) -> None:
+        """Has the audit log opened anew, for who moves its file away; nothing happens where there is none."""
+        audit: AuditLog | None = self._app.state.audit
+        if audit is not None:
+            audit.reopen()
 
     async def on_tick(self, counter: int) -> bool:
         """Drains when a signal has come, then stops."""

@@ -1,25 +1,32 @@
 """The requests and notifications of clients: admission, the window, replays, cancellation and the drain.
 
 Invariants: at most ``upstream_concurrency`` messages are with upstream at a time, and at most ``max_in_flight`` are
-admitted. A request is sent again only if it provably was not processed, or if running it twice changes nothing.
+admitted. A request is sent again only if it provably was not processed, or if running it twice changes nothing. Where
+there is no more room, the principal with the most requests makes way for one with fewer.
 """
 
 from __future__ import annotations
 
 import asyncio
+import heapq
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
 from typing import Final, Self
 
-from vestige_bridge.access.permissions import UNRESTRICTED, Permissions
+from vestige_bridge.access.audit import AuditedCall, AuditLog
+from vestige_bridge.access.permissions import UNRESTRICTED
+from vestige_bridge.access.record import AccessRecord
+from vestige_bridge.access.responses import RETRY_AFTER_SECONDS
 from vestige_bridge.concurrency import Tasks
 from vestige_bridge.errors import (
     BridgeError,
     Cancelled,
     InternalError,
+    LimitReached,
     NotFound,
     Overloaded,
     SessionLost,
@@ -36,11 +43,12 @@ from vestige_bridge.mcp.lifecycle import HeldSession
 from vestige_bridge.mcp.methods import CALL_TOOL, REPEATABLE_METHODS
 from vestige_bridge.mcp.multiplexer import Caller
 from vestige_bridge.mcp.pass_through import ClientHeldSession
-from vestige_bridge.mcp.tools import Tool
+from vestige_bridge.mcp.tools import Tool, reports_error
 from vestige_bridge.session.durations import Durations
 from vestige_bridge.session.exchange import Exchange, Owner
 from vestige_bridge.session.session import Session
 from vestige_bridge.session.subscriptions import Interest
+from vestige_bridge.session.window import Window
 from vestige_bridge.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -55,14 +63,16 @@ class Admission:
     A context manager: what was not handed on to a request is released at its end.
 
     Parameters:
-        release: called with the number of places that are given back.
+        release: called with the principal and the number of places that are given back.
+        principal: whose messages they are.
         places: how many are held.
     """
 
-    __slots__ = ("_release", "places")
+    __slots__ = ("_principal", "_release", "places")
 
-    def __init__(self, release: Callable[[int], None], places: int) -> None:
+    def __init__(self, release: Callable[[str, int], None], principal: str, places: int) -> None:
         self._release = release
+        self._principal = principal
         self.places = places
 
     def __enter__(self) -> Self:
@@ -74,7 +84,7 @@ class Admission:
     ) -> None:
         """Gives back what is still held."""
         places, self.places = self.places, 0
-        self._release(places)
+        self._release(self._principal, places)
 
 
 class Dispatcher:
@@ -83,8 +93,11 @@ class Dispatcher:
     Parameters:
         session: the held session.
         settings: limits and timeouts.
+        audit: the audit log; ``None`` for none.
 
     Attributes:
+        window: the places with upstream, and who waits for one.
+        made_way: how many requests that waited were refused to make room for another principal's.
         replays: how many times a request was sent again.
         call_durations: how long upstream took for the calls of tools that it answered.
         failures: how many requests of clients ended without an answer, by reason.
@@ -93,7 +106,9 @@ class Dispatcher:
 
     _loop: asyncio.AbstractEventLoop
 
-    def __init__(self, session: Session, settings: Settings) -> None:
+    def __init__(self, session: Session, settings: Settings, audit: AuditLog | None = None) -> None:
+        self.window: Window[Exchange | asyncio.Future[None]] = Window(settings.upstream_concurrency, self._begin)
+        self.made_way = 0
         self.replays = 0
         self.call_durations = Durations()
         self.failures = no_failures()
@@ -102,13 +117,13 @@ class Dispatcher:
         self._attempts = session.attempts
         self._sender = session.sender
         self._settings = settings
+        self._audit = audit
         self._tasks = Tasks()
         self._owner = Owner(
             self.repeatable, self._sender.progressed, self._ended, self._attempt_failed, self._forgotten
         )
         self._in_flight: set[Exchange] = set()
-        self._in_window: set[Exchange | asyncio.Future[None]] = set()
-        self._waiting: dict[Exchange | asyncio.Future[None], None] = {}
+        self._in_flight_of: dict[str, int] = {}
         self._reserved = 0
         self._passing_on: set[asyncio.Task[None]] = set()
         self._idle = asyncio.Event()
@@ -131,17 +146,12 @@ class Dispatcher:
         """How many requests and notifications of clients are in flight, those that wait included."""
         return len(self._in_flight) + self._reserved
 
-    @property
-    def with_upstream(self) -> int:
-        """How many places in the window are taken, those of requests that upstream has not forgotten yet included."""
-        return len(self._in_window)
-
     def request(
         self,
         request: Request,
         caller: Caller,
         header_lines: str,
-        permissions: Permissions,
+        record: AccessRecord,
         admission: Admission | None = None,
         *,
         own: ClientHeldSession | None = None,
@@ -152,25 +162,28 @@ class Dispatcher:
             request: any request; ``initialize`` only on a client's own session.
             caller: whose it is.
             header_lines: the header lines that go to upstream with it.
-            permissions: what its principal may do.
+            record: what is known of its HTTP request, its principal's permissions among it.
             admission: where its place is held already; ``None`` takes one now.
             own: the client's own session, if it has one; it is never renewed.
 
         Errors:
             Overloaded: there is no room for it.
+            LimitReached: its principal has as many in flight as it may.
         """
-        exchange = self._open(request, caller, header_lines, permissions, admission, own=own)
-        if len(self._in_window) < self._settings.upstream_concurrency:
-            self._in_window.add(exchange)
+        exchange = self._open(request, caller, header_lines, record, admission, own=own)
+        if self.window.enter(exchange, caller):
             # Not before all that came in this turn has been read: writes one after the other find upstream awake, and
             # a request costs a tenth less CPU time than if each were made at once.
             self._loop.call_soon(self._send, exchange)
-        else:
-            self._waiting[exchange] = None
         return exchange
 
     def request_to_hear(
-        self, request: Request, caller: Caller, interest: Interest, admission: Admission | None = None
+        self,
+        request: Request,
+        caller: Caller,
+        interest: Interest,
+        record: AccessRecord,
+        admission: Admission | None = None,
     ) -> Exchange:
         """Accepts a client's request to be told of something; it needs no place in the window.
 
@@ -178,29 +191,35 @@ class Dispatcher:
             request: the request.
             caller: whose it is.
             interest: what it asks for.
+            record: what is known of its HTTP request.
             admission: where its place is held already; ``None`` takes one now.
 
         Errors:
             Overloaded: there is no room for it.
+            LimitReached: its principal has as many in flight as it may.
         """
-        exchange = self._open(request, caller, "", UNRESTRICTED, admission)
+        exchange = self._open(request, caller, "", record, admission)
         self._session.subscriptions.serve(exchange, interest)
         return exchange
 
-    def admit(self, messages: int = 1) -> Admission:
+    def admit(self, record: AccessRecord, messages: int = 1) -> Admission:
         """Takes places for messages that have to wait before they can be sent, and holds them.
 
         Parameters:
+            record: what is known of their HTTP request.
             messages: how many requests and notifications came together.
 
         Errors:
             Overloaded: the bridge is draining, or has too many messages in flight.
+            LimitReached: their principal has as many in flight as it may.
         """
-        self._require_room(messages)
+        principal = record.authenticated
+        self._require_room(principal, record, messages)
         self._reserved += messages
+        self._count(principal, messages)
         if messages:
             self._idle.clear()
-        return Admission(self._release, messages)
+        return Admission(self._release, principal, messages)
 
     def cancel(self, caller: Caller, notification: Notification, own: ClientHeldSession | None = None) -> bool:
         """Ends the request that a client's ``notifications/cancelled`` means.
@@ -246,11 +265,18 @@ class Dispatcher:
             raise UpstreamTimeout("The bridge had to stop before upstream took the message.")
         sending.result()
 
-    async def notify(self, notification: Notification, header_lines: str, own: ClientHeldSession | None = None) -> None:
+    async def notify(
+        self,
+        notification: Notification,
+        caller: Caller,
+        header_lines: str,
+        own: ClientHeldSession | None = None,
+    ) -> None:
         """Passes a client's notification on; its caller holds an `Admission` for it. It takes a place in the window.
 
         Parameters:
             notification: the notification.
+            caller: whose it is.
             header_lines: the header lines that go to upstream with it.
             own: the client's own session, if it came on one; it is never renewed.
 
@@ -261,15 +287,15 @@ class Dispatcher:
         turn: asyncio.Future[None] = self._loop.create_future()
         try:
             async with asyncio.timeout(self._settings.request_timeout_seconds):
-                await self._turn(turn)
+                if not self.window.enter(turn, caller):
+                    await turn
                 if own is None:
                     return await self._notify_on_held(notification, header_lines)
             await self.pass_on(notification.encoded(), own, header_lines)
         except TimeoutError:
             raise UpstreamTimeout("Upstream did not take a notification in time.") from None
         finally:
-            self._waiting.pop(turn, None)
-            self._leave_window(turn)
+            self.window.leave(turn)
 
     async def drain(self, timeout_seconds: float) -> None:
         """Takes no more requests and waits for those in flight; those that do not end in time are answered 504."""
@@ -293,14 +319,15 @@ class Dispatcher:
         request: Request,
         caller: Caller,
         header_lines: str,
-        permissions: Permissions,
+        record: AccessRecord,
         admission: Admission | None,
         *,
         own: ClientHeldSession | None = None,
     ) -> Exchange:
         """Takes a request in."""
         if admission is None:
-            self._require_room(1)
+            self._require_room(caller.principal, record, 1)
+            self._count(caller.principal, 1)
         else:
             admission.places -= 1
             self._reserved -= 1
@@ -311,42 +338,83 @@ class Dispatcher:
             timeout_seconds=self._settings.request_timeout_seconds,
             owner=self._owner,
             loop=self._loop,
-            permissions=permissions,
+            permissions=record.permissions,
             own=own,
         )
+        record.dispatched = True
+        if self._audit is not None and request.method == CALL_TOOL:
+            known = request.name in self._session.catalog.tools
+            exchange.audited = self._audit.accepted(record, request, known=known)
         self._sender.open(exchange)
         self._in_flight.add(exchange)
         self._idle.clear()
         return exchange
 
-    def _release(self, places: int) -> None:
+    def _release(self, principal: str, places: int) -> None:
         self._reserved -= places
+        self._count(principal, -places)
         if not self._in_flight and not self._reserved:
             self._idle.set()
 
-    def _require_room(self, messages: int) -> None:
+    def _require_room(self, principal: str, record: AccessRecord, messages: int) -> None:
         if self.draining:
             raise _overloaded("The bridge is shutting down.")
-        if len(self._in_flight) + self._reserved + messages > self._settings.max_in_flight:
-            raise _overloaded("Too many requests are in flight.")
+        most = record.permissions.max_in_flight
+        if most is not None and self._in_flight_of.get(principal, 0) + messages > most:
+            raise LimitReached(f"This token may have {most} requests in flight.", RETRY_AFTER_SECONDS)
+        excess = self.in_flight + messages - self._settings.max_in_flight
+        if excess > 0:
+            self._make_room(principal, messages, excess)
 
-    async def _turn(self, turn: asyncio.Future[None]) -> None:
-        """Waits for a place in the window."""
-        if len(self._in_window) < self._settings.upstream_concurrency:
-            self._in_window.add(turn)
+    def _make_room(self, newcomer: str, messages: int, excess: int) -> None:
+        """Refuses the newest waiting requests of those principals that have the most in flight.
+
+        Parameters:
+            newcomer: the principal that needs room; only those that have more than it then has make way.
+            messages: for how many messages.
+            excess: how many have to make way.
+
+        Errors:
+            Overloaded: that many cannot; then nothing was refused.
+        """
+        waiting = self.window.waiting
+        largest = [(-self._in_flight_of[it], it) for it in waiting if it != newcomer]
+        heapq.heapify(largest)
+        own = self._in_flight_of.get(newcomer, 0) + messages
+        taken: Counter[str] = Counter()
+        for _ in range(excess):
+            while largest and taken[largest[0][1]] == waiting[largest[0][1]]:
+                heapq.heappop(largest)
+            if not largest or -largest[0][0] < own:
+                raise _overloaded("Too many requests are in flight.")
+            in_flight, principal = largest[0]
+            taken[principal] += 1
+            heapq.heapreplace(largest, (in_flight + 1, principal))
+        for principal, count in taken.items():
+            for _ in range(count):
+                self._refuse(self.window.newest(principal))
+
+    def _refuse(self, waiting: Exchange | asyncio.Future[None] | None) -> None:
+        """Refuses what waits for a place in the window."""
+        error = _overloaded("Too many requests of this principal wait, and others need room.")
+        self.made_way += 1
+        if isinstance(waiting, Exchange):
+            waiting.fail(error)
+        elif waiting is not None:
+            self.window.leave(waiting)
+            if not waiting.done():
+                waiting.set_exception(error)
+
+    def _count(self, principal: str, messages: int) -> None:
+        """Counts what a principal has in flight."""
+        in_flight = self._in_flight_of.get(principal, 0) + messages
+        if in_flight:
+            self._in_flight_of[principal] = in_flight
         else:
-            self._waiting[turn] = None
-            await turn
+            self._in_flight_of.pop(principal, None)
 
-    def _leave_window(self, leaving: Exchange | asyncio.Future[None]) -> None:
-        if leaving not in self._in_window:
-            return
-        self._in_window.remove(leaving)
-        if not self._waiting:
-            return
-        following = next(iter(self._waiting))
-        del self._waiting[following]
-        self._in_window.add(following)
+    def _begin(self, following: Exchange | asyncio.Future[None]) -> None:
+        """Sends what got its place after it had to wait."""
         if isinstance(following, Exchange):
             # In a turn of its own, since this one may be the end of many, one after another.
             self._loop.call_soon(self._send, following)
@@ -385,21 +453,36 @@ class Dispatcher:
     def _ended(self, exchange: Exchange) -> None:
         """Lets an exchange go, and the next one in the window."""
         self._sender.close(exchange)
-        self._in_flight.discard(exchange)
+        if exchange in self._in_flight:
+            self._in_flight.remove(exchange)
+            self._count(exchange.caller.principal, -1)
+        if exchange.audited is not None:
+            self._write_down(exchange, exchange.audited)
         if exchange.error is not None:
             self.failures[reason_of(exchange.error)] += 1
         elif exchange.request.method == CALL_TOOL:
             self.call_durations.observe(time.perf_counter() - exchange.sent_at)
         if not self._in_flight and not self._reserved:
             self._idle.set()
-        self._waiting.pop(exchange, None)
         if not exchange.forgetting:
-            self._leave_window(exchange)
+            self.window.leave(exchange)
 
     def _forgotten(self, exchange: Exchange) -> None:
         """Gives the place in the window back that an exchange kept after its end."""
         exchange.forgetting = False
-        self._leave_window(exchange)
+        self.window.leave(exchange)
+
+    def _write_down(self, exchange: Exchange, call: AuditedCall) -> None:
+        """Writes the line of a call that has ended into the audit log."""
+        if self._audit is not None:
+            answered = exchange.answered
+            exchange.receipt = self._audit.ended(
+                call,
+                error=exchange.error,
+                is_error=None if answered is None else reports_error(answered.data),
+                sent=exchange.sent,
+                replayed=bool(exchange.replayed),
+            )
 
     def _attempt_failed(self, exchange: Exchange, held: HeldSession, error: BridgeError) -> None:
         """Makes another attempt where it can do no harm."""

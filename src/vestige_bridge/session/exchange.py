@@ -11,13 +11,16 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
+from vestige_bridge.access.audit import AuditedCall
 from vestige_bridge.access.permissions import UNRESTRICTED, Permissions
-from vestige_bridge.errors import BridgeError, InvalidMessage, Outcome
+from vestige_bridge.errors import AuditFailed, BridgeError, InvalidMessage, Outcome, UpstreamProtocolError
 from vestige_bridge.jsonrpc.messages import Request, Response
 from vestige_bridge.jsonrpc.parser import parse_message
 from vestige_bridge.mcp.lifecycle import HeldSession
+from vestige_bridge.mcp.methods import LIST_TOOLS
 from vestige_bridge.mcp.multiplexer import Call, Caller
 from vestige_bridge.mcp.pass_through import ClientHeldSession
+from vestige_bridge.mcp.tools import without_tools
 from vestige_bridge.upstream.answer_budget import LARGE_BYTES
 
 PROGRESS_LIMIT_BYTES: Final = 262_144
@@ -92,6 +95,8 @@ class Exchange(Call):
         replayed: the kinds of failure after which it was sent again.
         forgetting: whether it ended without its answer and upstream is being told to forget it.
         driver: the task that waits for a session or a connection, before it can be sent.
+        audited: what the audit log says of it; ``None`` if nothing.
+        receipt: says whether its line in the audit log was written; ``None`` where its answer does not wait for that.
     """
 
     __slots__ = (
@@ -100,6 +105,7 @@ class Exchange(Call):
         "_news",
         "_progress",
         "_progress_bytes",
+        "audited",
         "driver",
         "forgetting",
         "header_lines",
@@ -107,6 +113,7 @@ class Exchange(Call):
         "own",
         "owner",
         "permissions",
+        "receipt",
         "relayed",
         "replayed",
         "sent",
@@ -138,6 +145,8 @@ class Exchange(Call):
         self.relayed = False
         self.replayed: tuple[type[BridgeError], ...] = ()
         self.driver: asyncio.Task[None] | None = None
+        self.audited: AuditedCall | None = None
+        self.receipt: asyncio.Future[bool] | None = None
         self.owner = owner
         self.permissions = permissions
         self.forgetting = False
@@ -189,7 +198,13 @@ class Exchange(Call):
         self._progress_bytes = 0
 
     def answer(self, data: bytes) -> None:
-        """Ends the exchange by its answer."""
+        """Ends the exchange by its answer, as far as its principal may see it."""
+        if self.permissions.tools is not None and self.request.method == LIST_TOOLS:
+            try:
+                data = without_tools(data, self.permissions.allows_tool)
+            except (ValueError, RecursionError, InvalidMessage) as error:
+                # What cannot be read cannot be cut, and is not for this principal as it is.
+                return self.fail(UpstreamProtocolError("Upstream's list of tools cannot be read.", detail=repr(error)))
         self._finish(Answered(data, self.streamed))
 
     def fail(self, error: BridgeError) -> None:
@@ -214,6 +229,14 @@ class Exchange(Call):
             self._progress_bytes -= len(step)
             return step
         end = self._end
+        if self.receipt is not None and not await _written(self.receipt, self.timeout_seconds):
+            if isinstance(end, BridgeError):
+                raise end
+            raise AuditFailed(
+                "The call was made, but it could not be written into the audit log.",
+                sent=self.sent,
+                request_id=self.request.spelled_id,
+            )
         if isinstance(end, BridgeError):
             raise end
         if end is not None and len(end.data) > LARGE_BYTES:
@@ -253,3 +276,12 @@ class Exchange(Call):
             self._end = end
             self.wake()
             self.owner.ended(self)
+
+
+async def _written(receipt: asyncio.Future[bool], timeout_seconds: float) -> bool:
+    """Whether a line was written into the audit log; a disk that hangs says nothing."""
+    try:
+        async with asyncio.timeout(timeout_seconds):
+            return await asyncio.shield(receipt)
+    except TimeoutError:
+        return False

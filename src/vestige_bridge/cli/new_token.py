@@ -1,0 +1,97 @@
+"""Makes a token, and the entry of a ``tokens.toml`` by which the bridge knows it.
+
+Invariant: the token is printed once and kept nowhere; the entry holds its hash.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import secrets
+from datetime import UTC, datetime, timedelta
+
+from vestige_bridge.access.token_file import Token, digest_of, parse_toml
+
+_duration = re.compile(r"(?P<count>[1-9][0-9]{0,5})(?P<unit>[dhm])").fullmatch
+_UNITS = {"d": "days", "h": "hours", "m": "minutes"}
+
+
+class Mistake(Exception):
+    """An argument is not what an entry takes; the text is a sentence for people."""
+
+
+def print_new_token(options: argparse.Namespace) -> None:
+    """Prints a new token and its entry.
+
+    Parameters:
+        options: what the command line says: ``name``, ``read_only``, ``tools``, ``expires``, ``no_resources``,
+            ``max_in_flight`` and ``rate``.
+
+    Errors:
+        Mistake: one of them is not what an entry takes.
+    """
+    value = secrets.token_hex(32)
+    entry = build_entry(options, value)
+    print(
+        f"The token of {options.name}; it is shown only now:\n\n{value}\n\nThe entry for tokens.toml:\n\n{entry}",
+        end="",
+    )
+
+
+def build_entry(options: argparse.Namespace, value: str) -> str:
+    """The entry of a token.
+
+    Errors:
+        Mistake: an option is not what an entry takes.
+    """
+    members = {
+        "name": _string(options.name),
+        "sha256": _string(digest_of(value.encode()).hex()),
+        "expires": None if options.expires is None else f"{options.expires:%Y-%m-%dT%H:%M:%SZ}",
+        "read_only": "true" if options.read_only else None,
+        "tools": None if options.tools is None else f"[{', '.join(map(_string, options.tools))}]",
+        "resources": "false" if options.no_resources else None,
+        "max_in_flight": options.max_in_flight,
+        "rate": options.rate,
+    }
+    lines = [f"{key} = {spelled}\n" for key, spelled in members.items() if spelled is not None]
+    entry = "".join(["[[token]]\n", *lines])
+    try:
+        (token,) = parse_toml(entry)
+    except ValueError as error:
+        raise Mistake(f"The bridge would not take this entry: {error}.") from None
+    _require_same(token, value)
+    return entry
+
+
+def _require_same(token: Token, value: str) -> None:
+    if token.digest != digest_of(value.encode()):
+        raise RuntimeError("the entry holds another token")
+
+
+def parse_expiry(text: str) -> datetime:
+    """When a token expires: a date or a time as RFC 3339 spells it, or how long from now, as ``90d``.
+
+    Errors:
+        argparse.ArgumentTypeError: it is none of these, or in the past.
+    """
+    now = datetime.now(UTC)
+    duration = _duration(text)
+    if duration is not None:
+        return now + timedelta(**{_UNITS[duration["unit"]]: int(duration["count"])})
+    try:
+        expires = datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no time such as 2027-01-31, 2027-01-31T12:00:00Z or 90d"
+        ) from None
+    expires = expires.astimezone(UTC) if expires.tzinfo is not None else expires.replace(tzinfo=UTC)
+    if expires <= now:
+        raise argparse.ArgumentTypeError(f"{text!r} is in the past")
+    return expires
+
+
+def _string(text: str) -> str:
+    # A basic string of TOML is spelled as one of JSON, but for what is beyond ASCII.
+    return json.dumps(text, ensure_ascii=False)

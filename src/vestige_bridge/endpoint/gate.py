@@ -1,0 +1,110 @@
+"""What is asked about each message before it is served: its principal's rights, its calls in a minute, and the audit.
+
+Invariant: a message is judged before anything of it goes upstream, and what is refused to an authenticated principal
+gets its line in the audit log, once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+
+from vestige_bridge.access.audit import AuditLog
+from vestige_bridge.access.permissions import UNRESTRICTED
+from vestige_bridge.access.rate_limits import RateLimits
+from vestige_bridge.access.record import AccessRecord
+from vestige_bridge.errors import BridgeError, Forbidden, LimitReached
+from vestige_bridge.jsonrpc.messages import AnyMessage, Request
+from vestige_bridge.mcp.methods import CALL_TOOL
+from vestige_bridge.session.dispatcher import Dispatcher
+from vestige_bridge.session.session import Session
+
+Judged = AnyMessage | BridgeError
+"""A message that may be served, or why it may not."""
+
+
+class Gate:
+    """Judges the messages of clients.
+
+    Parameters:
+        session: the held session, which knows the tools.
+        dispatcher: where a message waits for that session.
+        audit: the audit log; ``None`` for none.
+
+    Attributes:
+        refusals: how many messages were refused to each principal, by its name and what it may not exceed or do.
+    """
+
+    def __init__(self, session: Session, dispatcher: Dispatcher, audit: AuditLog | None) -> None:
+        self.refusals: Counter[tuple[str, str]] = Counter()
+        self._session = session
+        self._dispatcher = dispatcher
+        self._audit = audit
+        self._rates = RateLimits(time.monotonic)
+        self._asks_audit = audit is not None and audit.required
+
+    def concerns(self, record: AccessRecord) -> bool:
+        """Whether the messages of a request have to be judged; those of most do not."""
+        return record.permissions is not UNRESTRICTED or self._asks_audit
+
+    async def judge(self, record: AccessRecord, messages: Sequence[Judged]) -> list[Judged]:
+        """What a principal sends, with the reason in the place of each message that it may not send.
+
+        Errors:
+            UpstreamUnavailable: it calls a tool that has to be known, and there is no session to know the tools by.
+            Overloaded, LimitReached: nor is there room to wait for one.
+        """
+        calls = any(isinstance(message, Request) and message.method == CALL_TOOL for message in messages)
+        if calls and record.permissions.read_only and self._session.held is None:
+            with self._dispatcher.admit(record):
+                await self._session.connected()
+        return [self._judged(record, message) for message in messages]
+
+    def note(self, record: AccessRecord, messages: Sequence[Judged], error: BridgeError) -> None:
+        """Takes note of messages that were refused after they were judged, before any of them was accepted.
+
+        Parameters:
+            record: what is known of their HTTP request.
+            messages: the messages, or the one.
+            error: why.
+        """
+        if record.dispatched:
+            return
+        if isinstance(error, Forbidden | LimitReached):
+            self._count(record, error)
+        for message in messages:
+            if not isinstance(message, BridgeError):
+                self._write_down(record, message, error)
+
+    def _judged(self, record: AccessRecord, message: Judged) -> Judged:
+        try:
+            if not isinstance(message, BridgeError):
+                record.permissions.require(message, self._session.catalog.tools)
+                if isinstance(message, Request) and message.method == CALL_TOOL:
+                    self._require_rate(record, message)
+                    if self._audit is not None:
+                        self._audit.require(message.spelled_id)
+        except BridgeError as error:
+            return error
+        return message
+
+    def _require_rate(self, record: AccessRecord, call: Request) -> None:
+        rate = record.permissions.rate
+        seconds = 0 if rate is None else self._rates.take(record.authenticated, rate)
+        if seconds:
+            raise LimitReached(f"This token may call {rate} tools in a minute.", seconds, request_id=call.spelled_id)
+
+    def refuse(self, record: AccessRecord, message: AnyMessage, error: BridgeError) -> None:
+        """Takes note of one message that was refused by itself."""
+        if isinstance(error, Forbidden | LimitReached):
+            self._count(record, error)
+        self._write_down(record, message, error)
+
+    def _count(self, record: AccessRecord, error: BridgeError) -> None:
+        self.refusals[record.authenticated, "forbidden" if isinstance(error, Forbidden) else "limit"] += 1
+
+    def _write_down(self, record: AccessRecord, message: AnyMessage, error: BridgeError) -> None:
+        if self._audit is not None:
+            known = isinstance(message, Request) and message.name in self._session.catalog.tools
+            self._audit.refused(record, message, error, known=known)
