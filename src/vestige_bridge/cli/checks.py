@@ -12,7 +12,7 @@ from typing import Final, Literal
 from vestige_bridge.cli.bridge_client import Client
 from vestige_bridge.cli.http_client import ClientError, Members, NoAnswer, Refused, connect
 from vestige_bridge.cli.upstream_probe import SUPERGATEWAY, Fault, ask_endpoint, shake_hands
-from vestige_bridge.errors import BridgeError, SettingsError, UpstreamConnectError
+from vestige_bridge.errors import RENDERINGS, BridgeError, Forbidden, SettingsError, UpstreamConnectError
 from vestige_bridge.jsonrpc.messages import INITIALIZED, PING
 from vestige_bridge.mcp.methods import CALL_TOOL, LIST_RESOURCES, LIST_TOOLS
 from vestige_bridge.session.session_file import SessionFile
@@ -21,6 +21,7 @@ from vestige_bridge.settings import Settings
 _TOKEN: Final = "VESTIGE_AUTH_TOKEN or VESTIGE_AUTH_TOKEN_FILE"  # noqa: S105
 _START: Final = f"Correct VESTIGE_MCP_URL, or start supergateway with Vestige behind it: {SUPERGATEWAY}"
 _METHOD_NOT_FOUND: Final = -32601
+_FORBIDDEN: Final = RENDERINGS[Forbidden].code
 _CONNECTING: Final = (
     "the bridge is still waiting for Vestige to answer its handshake",
     "Wait: a first start may load models. If it takes minutes, look at the log of Vestige.",
@@ -196,7 +197,7 @@ class Layers:
                 try:
                     result = client.ask(method, params, timeout_seconds=self._timeout_seconds)
                 except Refused as error:
-                    if error.code != _METHOD_NOT_FOUND or not questions:
+                    if error.code not in (_METHOD_NOT_FOUND, _FORBIDDEN) or not questions:
                         raise
         except ClientError as error:
             raise Fault(f"{asked} was answered with an error: {error}", "Look at the log of Vestige.") from error
@@ -237,7 +238,7 @@ def _reads(tools: list[Members]) -> list[tuple[str, str, Members]]:
     """Questions that change nothing, each with its name, its method and its params.
 
     That is a tool that says so and needs no arguments (MCP 2025-11-25, ToolAnnotations); without such a tool the
-    resources, and where a server knows none of these just a sign of life.
+    resources, and where a server knows none of these, or the token may not use them, just a sign of life.
     """
     for tool in tools:
         annotations, schema = tool.get("annotations"), tool.get("inputSchema")
