@@ -199,7 +199,9 @@ class Exchange(Call):
 
     def answer(self, data: bytes) -> None:
         """Ends the exchange by its answer, as far as its principal may see it."""
-        if self.permissions.tools is not None and self.request.method == LIST_TOOLS:
+        # On a client's own session the ids are its client's: an answer may be a late one, to a list of tools that had
+        # the same id before, or the result of a task. No other result of MCP has such a member.
+        if self.permissions.tools is not None and (self.own is not None or self.request.method == LIST_TOOLS):
             try:
                 data = without_tools(data, self.permissions.allows_tool)
             except (ValueError, RecursionError, InvalidMessage) as error:
