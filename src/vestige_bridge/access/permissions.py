@@ -79,15 +79,15 @@ class Permissions:
         """Why the principal may not send the message, which has one meaning only."""
         if isinstance(message, Response):
             return None
-        tool = message.name or "" if isinstance(message, Request) and message.method == CALL_TOOL else None
+        call = message if isinstance(message, Request) and message.method == CALL_TOOL else None
         if self.tools is not None:
-            if tool is not None and not self.allows_tool(tool):
+            if call is not None and not self.allows_tool(call.name):
                 return "this tool is not one that it may call"
-            if tool is None and message.method != LIST_TOOLS and concerns_tools(message.method):
+            if call is None and message.method != LIST_TOOLS and concerns_tools(message.method):
                 return "this method is not known to call no other tool than it may"
         if not self.resources and (concerns_resources(message.method) or _subscribes(message)):
             return "it may not use resources and prompts"
-        return _why_not_read_only(message, tool, tools) if self.read_only else None
+        return _why_not_read_only(message, call, tools) if self.read_only else None
 
 
 def _ambiguity(message: AnyMessage) -> str | None:
@@ -102,9 +102,9 @@ def _ambiguity(message: AnyMessage) -> str | None:
     return None
 
 
-def _why_not_read_only(message: Request | Notification, tool: str | None, tools: Mapping[str, Tool]) -> str | None:
-    if tool is not None:
-        announced = tools.get(tool)
+def _why_not_read_only(message: Request | Notification, call: Request | None, tools: Mapping[str, Tool]) -> str | None:
+    if call is not None:
+        announced = tools.get(call.name or "")
         if announced is None or not announced.read_only:
             return "this tool does not announce with readOnlyHint that it changes nothing"
         return None
