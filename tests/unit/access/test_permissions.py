@@ -51,7 +51,7 @@ def writes(message: object) -> bool:
 
 
 def calls_another(message: object) -> bool:
-    """Whether a reader finds a call in the message, or what it could take for one, of a tool but ``read`` or ``set``."""
+    """Whether a reader finds what it could take for a call of a tool but ``read`` or ``set`` in the message."""
     if not isinstance(message, dict):
         return False
     method, params = str(message.get("method", "ping")), message.get("params")
@@ -173,6 +173,8 @@ def request(method: str, **params: object) -> str:
         (LISTED, request("tools"), "this method is not known"),
         (LISTED, '{"jsonrpc":"2.0","id":1,"method":"ping","extra":1}', "member that JSON-RPC does not know"),
         (Permissions(tools=()), request("tools/call", name="read"), "this tool is not one"),
+        (Permissions(tools=("*",)), request("tools/call", name=7), "this tool is not one"),
+        (Permissions(tools=("*",)), request("tools/call"), "this tool is not one"),
         (WITHOUT_RESOURCES, request("resources/read", uri="a:b"), "limited, and it may not use resources"),
         (WITHOUT_RESOURCES, request("resources/list"), "it may not use resources"),
         (WITHOUT_RESOURCES, request("resources/templates/list"), "it may not use resources"),

@@ -1,4 +1,4 @@
-"""`vestige-bridge token new`: what it prints is all that is needed, and an entry that the bridge would not take is none."""
+"""`vestige-bridge token new`: what it prints is all that is needed, and the bridge takes it."""
 
 from __future__ import annotations
 

@@ -159,7 +159,8 @@ def test_everything_but_the_tools_that_go_stays_byte_for_byte(
 
 def _items(array: str) -> list[tuple[int, int]]:
     decoder = json.JSONDecoder(parse_int=float)
-    spans, index = [], 1
+    spans: list[tuple[int, int]] = []
+    index = 1
     while True:
         while array[index] in " \t\n\r,":
             index += 1
