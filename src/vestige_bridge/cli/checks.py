@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 from typing import Final, Literal
 
 from vestige_bridge.cli.bridge_client import Client
-from vestige_bridge.cli.http_client import ClientError, Members, NoAnswer, Refused, connect
+from vestige_bridge.cli.http_client import ClientError, HttpReply, Members, NoAnswer, Refused, connect
 from vestige_bridge.cli.upstream_probe import SUPERGATEWAY, Fault, ask_endpoint, shake_hands
-from vestige_bridge.errors import RENDERINGS, BridgeError, Forbidden, SettingsError, UpstreamConnectError
+from vestige_bridge.errors import EXPIRED, RENDERINGS, BridgeError, Forbidden, SettingsError, UpstreamConnectError
 from vestige_bridge.jsonrpc.messages import INITIALIZED, PING
 from vestige_bridge.mcp.methods import CALL_TOOL, LIST_RESOURCES, LIST_TOOLS
 from vestige_bridge.session.session_file import SessionFile
@@ -132,6 +132,10 @@ class Layers:
             raise Fault("the bridge has no authentication configured and serves nobody", f"Set {_TOKEN} where it runs.")
         if reply.status == 401 and not client.token:
             raise Fault("the bridge wants one, and there is none", f"Set {_TOKEN} to what the bridge has.")
+        if reply.status == 401 and _says_expired(reply):
+            raise Fault(
+                "it has expired", "Make another with vestige-bridge token new, and put its entry into the file."
+            )
         if reply.status == 401:
             raise Fault("the bridge does not know it", f"Set {_TOKEN} to what the bridge has.")
         raise Fault(f"{client.url}/mcp answers {reply}", "Look at what stands before the bridge, and at its log.")
@@ -246,6 +250,11 @@ def _reads(tools: list[Members]) -> list[tuple[str, str, Members]]:
         if only_reads and isinstance(schema, dict) and not schema.get("required"):
             return [(str(tool["name"]), CALL_TOOL, {"name": tool["name"], "arguments": {}})]
     return [(LIST_RESOURCES, LIST_RESOURCES, {}), (PING, PING, {})]
+
+
+def _says_expired(reply: HttpReply) -> bool:
+    error = reply.json().get("error")
+    return isinstance(error, dict) and error.get("message") == EXPIRED
 
 
 def _first_text(result: Members) -> str:
