@@ -349,14 +349,27 @@ async def test_a_list_of_tools_shows_only_those_that_its_reader_may_call(
             assert ("write" in text) is (rights.sees("write") and cursor is None)
             assert result.get("nextCursor") == (None if cursor else "2")
             if cursor is None:
-                assert result["cacheScope"] == ("public" if rights.tools is None else "private")
+                # What one sees is not for all, as others see less.
+                assert result["cacheScope"] == "private"
                 assert '"ttlMs":60000, "nextCursor":"2"' in text
             elif era == "modern":
                 assert (result["cacheScope"], result["ttlMs"]) == ("private", 0)
             else:
                 assert '"_meta":{"a":1e0}' in text
             if rights.tools is None and era == "plain" and not streamed:
-                assert text == f'{{"jsonrpc":"2.0","id":7,"result":{PAGES[cursor]}}}'
+                whole = PAGES[cursor].replace('"public"', '"private"')
+                assert text == f'{{"jsonrpc":"2.0","id":7,"result":{whole}}}'
+
+
+async def test_a_list_that_all_may_see_stays_as_it_is(upstream: ScriptedUpstream, tmp_path: Path) -> None:
+    upstream.on("tools/list", pages)
+    file = tmp_path / "tokens.toml"
+    file.write_text(f"{Rights(resources=False).entry('bare')}\nrate = 5\n{Rights(read_only=True).entry('reader')}")
+    async with bridge(upstream.url, VESTIGE_AUTH_TOKEN="", VESTIGE_AUTH_TOKEN_FILE=str(file)) as served:
+        for name in ("bare", "reader"):
+            headers = {"Authorization": f"Bearer {token_of(name)}"}
+            answer = await served.post({"jsonrpc": "2.0", "id": 7, "method": "tools/list"}, headers)
+            assert answer.body.decode() == f'{{"jsonrpc":"2.0","id":7,"result":{PAGES[None]}}}'
 
 
 async def test_a_list_that_cannot_be_cut_is_shown_to_nobody_with_an_allow_list(

@@ -7,7 +7,7 @@ spelled; one that another reader could take for another message is refused, too.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from vestige_bridge.errors import Forbidden
@@ -38,6 +38,7 @@ class Permissions:
         resources: whether it may use resources and prompts.
         max_in_flight: how many requests it may have in flight; ``None`` for as many as the bridge takes.
         rate: how many calls of tools it may make in a minute; ``None`` for any number.
+        shares_lists: whether all principals see the same tools, so that a list may be cached for all of them.
     """
 
     read_only: bool = False
@@ -45,6 +46,7 @@ class Permissions:
     resources: bool = True
     max_in_flight: int | None = None
     rate: int | None = None
+    shares_lists: bool = field(default=True, compare=False)
 
     @property
     def limited(self) -> bool:

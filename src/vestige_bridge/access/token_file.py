@@ -9,7 +9,7 @@ import hashlib
 import re
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
@@ -153,6 +153,9 @@ def parse_toml(text: str) -> tuple[Token, ...]:
         if unambiguous.has_other_expiry(token):
             raise ValueError(f"the token of {where} stands in an entry before it with another time to expire")
         tokens.append(token)
+    if any(token.permissions.tools is not None for token in tokens):
+        # What one principal sees is not what all may see, even if it sees all.
+        return tuple(replace(it, permissions=replace(it.permissions, shares_lists=False)) for it in tokens)
     return tuple(tokens)
 
 

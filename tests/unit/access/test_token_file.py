@@ -123,6 +123,14 @@ def test_entries_of_one_name_may_overlap_if_they_agree_in_whatever_order() -> No
     assert (first.expires_at, second.expires_at is None) == (None, False)
 
 
+def test_where_one_has_an_allow_list_no_list_of_tools_is_for_all() -> None:
+    alone, _ = parse_toml(f"{ENTRY}{OTHER}")
+    assert alone.permissions is UNRESTRICTED
+    both = parse_toml(f"{ENTRY}{OTHER}tools = []\n")
+    assert [token.permissions.shares_lists for token in both] == [False, False]
+    assert both[0].permissions == UNRESTRICTED
+
+
 def test_an_allow_list_without_a_tool_allows_none() -> None:
     (token,) = parse_toml(f"{ENTRY}tools = []\n")
     assert not token.permissions.allows_tool("recall")

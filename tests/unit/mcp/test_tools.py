@@ -97,6 +97,12 @@ def test_what_is_for_one_reader_is_for_no_shared_cache(before: str, after: str) 
     )
 
 
+def test_a_reader_that_sees_every_tool_gets_all_of_the_list() -> None:
+    tools = '[{"name":"write"},{},7]'
+    page = page_of(f'{{"tools":{tools},"cacheScope":"public"}}').encode()
+    assert without_tools(page, None).decode() == page_of(f'{{"tools":{tools},"cacheScope":"private"}}')
+
+
 @pytest.mark.parametrize(
     "text",
     [
