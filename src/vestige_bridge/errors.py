@@ -43,6 +43,10 @@ from typing import Final, Literal
 Outcome = Literal["not_sent", "unknown"]
 
 
+EXPIRED: Final = "The token has expired."
+"""What is said to whom shows a token that was valid."""
+
+
 class BridgeError(Exception):
     """An error that the bridge tells its client about.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -48,6 +49,14 @@ class Setup:
 
 
 SETUPS: list[Setup] = []
+
+HASHED = "a-token-that-a-file-knows-by-its-hash"
+
+
+def entry(name: str, token: str, *lines: str) -> str:
+    """The entry of a token in a ``tokens.toml``."""
+    digest = hashlib.sha256(token.encode()).hexdigest()
+    return "\n".join(["[[token]]", f'name = "{name}"', f'sha256 = "{digest}"', *lines, ""])
 
 
 def broken(layer: str, name: str) -> Callable[[Callable[[Path], AsyncIterator[Patient]]], None]:
@@ -159,6 +168,12 @@ async def _(tmp: Path) -> AsyncIterator[Patient]:
     yield near(nobody(), VESTIGE_AUTH_TOKEN="", VESTIGE_AUTH_TOKEN_FILE=str(tmp / "token"))
 
 
+@broken("settings", "the token file holds only hashes")
+async def _(tmp: Path) -> AsyncIterator[Patient]:
+    (tmp / "tokens.toml").write_text(entry("agents", HASHED))
+    yield near(nobody(), VESTIGE_AUTH_TOKEN="", VESTIGE_AUTH_TOKEN_FILE=str(tmp / "tokens.toml"))
+
+
 @broken("settings", "the state directory does not exist")
 async def _(tmp: Path) -> AsyncIterator[Patient]:
     yield near(nobody(), STATE_DIR=str(tmp / "state"))
@@ -250,6 +265,14 @@ async def _(tmp: Path) -> AsyncIterator[Patient]:
     async with scripted_upstream() as upstream, bridge(upstream.url) as served:
         await until(served.ready)
         yield near(upstream.url, served, VESTIGE_AUTH_TOKEN="another")
+
+
+@broken("token", "the token has expired")
+async def _(tmp: Path) -> AsyncIterator[Patient]:
+    (tmp / "tokens.toml").write_text(entry("agents", HASHED, "expires = 2001-01-31T00:00:00Z"))
+    file = {"VESTIGE_AUTH_TOKEN": "", "VESTIGE_AUTH_TOKEN_FILE": str(tmp / "tokens.toml")}
+    async with scripted_upstream() as upstream, bridge(upstream.url, **file) as served:
+        yield near(upstream.url, served, VESTIGE_AUTH_TOKEN=HASHED)
 
 
 @broken("token", "there is no token to show")

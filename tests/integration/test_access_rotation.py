@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import itertools
 import logging
 import random
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -58,16 +59,34 @@ INITIALIZE = {
 }
 
 
+def as_lines(tokens: Iterable[str]) -> str:
+    return "".join(f"agents {token}\n" for token in tokens)
+
+
+def as_entries(tokens: Iterable[str]) -> str:
+    """The same as TOML, some tokens by their hash and some as they are."""
+    return "".join(
+        '[[token]]\nname = "agents"\ntools = ["echo", "*-*"]\n'
+        + (f'token = "{token}"\n' if number % 2 else f'sha256 = "{hashlib.sha256(token.encode()).hexdigest()}"\n')
+        for number, token in enumerate(tokens)
+    )
+
+
 class Rotation(logging.Handler):
     """A token file, and which tokens were valid from when on, by what the bridge says of the changes that it saw.
 
     Parameters:
         file: the token file.
         write: how it is written.
+        spell: what stands in it for some tokens.
     """
 
-    def __init__(self, file: Path, write: Callable[[Path, str], None]) -> None:
+    def __init__(
+        self, file: Path, write: Callable[[Path, str], None], spell: Callable[[Iterable[str]], str] = as_lines
+    ) -> None:
         super().__init__()
+        self._spell = spell
+        self.errors: list[str] = []
         self.states: list[tuple[float, frozenset[str]]] = []
         self.refused = 0
         self.written: frozenset[str] = frozenset()
@@ -77,14 +96,14 @@ class Rotation(logging.Handler):
     def begin(self, token: str) -> None:
         """Writes the file that the bridge starts with."""
         self.written = frozenset({token})
-        self._write(self._file, f"agents {token}\n")
+        self._write(self._file, self._spell([token]))
         self.states.append((time.perf_counter(), self.written))
 
     async def change(self, *tokens: str) -> None:
         """Writes the file, and waits until the bridge has seen it."""
         seen = len(self.states)
         self.written = frozenset(tokens)
-        await asyncio.to_thread(self._write, self._file, "".join(f"agents {token}\n" for token in tokens))
+        await asyncio.to_thread(self._write, self._file, self._spell(tokens))
         await until(lambda: len(self.states) > seen)
 
     async def spoil(self, text: str) -> None:
@@ -98,6 +117,8 @@ class Rotation(logging.Handler):
         if record.levelno == logging.INFO:
             self.states.append((time.perf_counter(), self.written))
         else:
+            assert record.levelno == logging.ERROR
+            self.errors.append(record.getMessage())
             self.refused += 1
 
     def expected(self, token: str, began: float, ended: float) -> set[int]:
@@ -140,11 +161,22 @@ async def open_a_stream(served: Bridge, token: str) -> int:
         return response.status
 
 
+BAD_FILES = {
+    "tokens": ["", "agents a token\n"],
+    "tokens.toml": ["", "[[token]]\nname = 'agents'\ntoken = 'a-token-that-is-not-valid'\nrole = 1\n"],
+}
+
+
+@pytest.mark.parametrize(("name", "spell"), [("tokens", as_lines), ("tokens.toml", as_entries)])
 @pytest.mark.parametrize("write", [in_place, by_rename, by_symlink])
 async def test_no_valid_token_is_refused_and_no_removed_one_gets_in(
-    shared_gateway: Gateway, tmp_path: Path, write: Callable[[Path, str], None]
+    shared_gateway: Gateway,
+    tmp_path: Path,
+    write: Callable[[Path, str], None],
+    name: str,
+    spell: Callable[[Iterable[str]], str],
 ) -> None:
-    rotation = Rotation(tmp_path / "tokens", write)
+    rotation = Rotation(tmp_path / name, write, spell)
     rotation.begin(TOKENS[0])
     judged: Counter[tuple[str, int]] = Counter()
     wrong: list[tuple[str, int, set[int]]] = []
@@ -162,7 +194,7 @@ async def test_no_valid_token_is_refused_and_no_removed_one_gets_in(
             if len(expected) == 1:
                 judged[token, status] += 1
 
-    variables = {"VESTIGE_AUTH_TOKEN": "", "VESTIGE_AUTH_TOKEN_FILE": str(tmp_path / "tokens")}
+    variables = {"VESTIGE_AUTH_TOKEN": "", "VESTIGE_AUTH_TOKEN_FILE": str(tmp_path / name)}
     with rotation.watching():
         async with bridge(shared_gateway.url, **variables) as served:
             async with asyncio.TaskGroup() as callers:
@@ -170,11 +202,15 @@ async def test_no_valid_token_is_refused_and_no_removed_one_gets_in(
                     callers.create_task(calls(served))
                 for old, new in itertools.pairwise(TOKENS[:-1]):
                     await rotation.change(old, new)
-                    await rotation.spoil("" if new == TOKENS[1] else "agents a token\n")
+                    await rotation.spoil(BAD_FILES[name][new != TOKENS[1]])
+                    assert served.metric("token_file_valid") == 0
                     await rotation.change(new)
+                    assert served.metric("token_file_valid") == 1
                 stopping.set()
             refused = served.metric("auth_failures_total", reason="wrong_token")
     assert wrong == []
+    assert len(rotation.errors) == ROTATIONS
+    assert all("is of no use" in said and "stay valid" in said and "a-token-" not in said for said in rotation.errors)
     for token in TOKENS[:ROTATIONS]:
         assert judged[token, 200], token
         assert judged[token, 401], token

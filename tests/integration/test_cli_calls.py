@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from harness import TOKEN, Bridge, Gateway, Received, ScriptedUpstream, bridge, free_port, until
-from integration.doctor_setups import answer_html, greet, listening
+from integration.doctor_setups import answer_html, entry, greet, listening
 
 
 @dataclass(frozen=True)
@@ -447,3 +447,39 @@ async def test_a_pipe_that_closes_early_is_no_traceback(upstream: ScriptedUpstre
     os.close(its)
     _, err = await process.communicate()
     assert (process.returncode, err) == (1, b"")
+
+
+ONLY_HASHES = (
+    "holds no valid token but by its hash; to speak to the bridge, set VESTIGE_AUTH_TOKEN to yours and "
+    "VESTIGE_AUTH_TOKEN_FILE to nothing."
+)
+
+
+async def test_a_file_that_holds_only_hashes_has_no_token_to_show(upstream: ScriptedUpstream, tmp_path: Path) -> None:
+    file = tmp_path / "tokens.toml"
+    file.write_text(entry("agents", TOKEN, 'tools = ["read"]'))
+    async with bridge(upstream.url, VESTIGE_AUTH_TOKEN="", VESTIGE_AUTH_TOKEN_FILE=str(file)) as served:
+        await until(served.ready)
+        for words in (["tools"], ["tools", "read"], ["call", "read"], ["stdio"]):
+            done = await ask(served, *words, VESTIGE_AUTH_TOKEN="", VESTIGE_AUTH_TOKEN_FILE=str(file))
+            assert (done.status, done.out) == (2, "")
+            assert done.err == f"VESTIGE_AUTH_TOKEN_FILE: {file} {ONLY_HASHES}\n"
+        done = await ask(served, "tools", VESTIGE_AUTH_TOKEN_FILE="")
+        assert [tool["name"] for tool in done.json] == ["read"]
+        done = await ask(served, "call", "write", VESTIGE_AUTH_TOKEN_FILE="")
+        assert done.status in (1, 2)
+        assert upstream.count("tools/call") == 0
+        assert (await ask(served, "call", "read", VESTIGE_AUTH_TOKEN_FILE="")).status == 0
+    assert upstream.count("tools/call") == 1
+
+
+async def test_the_first_token_that_stands_in_a_file_and_has_not_expired_is_shown(
+    upstream: ScriptedUpstream, tmp_path: Path
+) -> None:
+    file = tmp_path / "tokens.toml"
+    plain = [f'[[token]]\nname = "{name}"\ntoken = "{token}"\n' for name, token in (("old", "old"), ("now", TOKEN))]
+    file.write_text(f"{entry('hashed', 'another')}{plain[0]}expires = 2001-01-31T00:00:00Z\n{plain[1]}")
+    async with bridge(upstream.url, VESTIGE_AUTH_TOKEN="", VESTIGE_AUTH_TOKEN_FILE=str(file)) as served:
+        await until(served.ready)
+        assert (await ask(served, "call", "read", VESTIGE_AUTH_TOKEN="", VESTIGE_AUTH_TOKEN_FILE=str(file))).status == 0
+    assert [it.http.headers["X-Vestige-Principal"] for it in upstream.of("tools/call")] == ["now"]

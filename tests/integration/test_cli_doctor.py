@@ -15,7 +15,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from harness import ROOT, Bridge, Gateway, Received, ScriptedUpstream, bridge, environment, free_port, until
-from integration.doctor_setups import SETUPS, Patient, Setup, answering, hang, listening, near
+from integration.doctor_setups import HASHED, SETUPS, Patient, Setup, answering, entry, hang, listening, near
 from vestige_bridge.cli import doctor
 from vestige_bridge.cli.parser import main
 from vestige_bridge.server.probes import SHARED_SECONDS
@@ -133,6 +133,30 @@ async def test_the_first_token_of_a_file_is_shown_to_the_bridge(
         await until(served.ready)
         assert await examine(near(upstream.url, served, **file)) == 0
     assert "the-first" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("rights", "asked"),
+    [
+        ([], "read was answered"),
+        (["read_only = true"], "read was answered"),
+        (['tools = ["write"]'], "resources/list was answered"),
+        (["tools = []", "resources = false"], "ping was answered"),
+        (["read_only = true", "tools = []", "resources = false", "rate = 1", "max_in_flight = 1"], "ping was answered"),
+    ],
+)
+async def test_a_principal_with_few_rights_finds_that_all_is_well(
+    upstream: ScriptedUpstream, tmp_path: Path, capsys: pytest.CaptureFixture[str], rights: list[str], asked: str
+) -> None:
+    (tmp_path / "tokens.toml").write_text(entry("agents", HASHED, *rights))
+    file = {"VESTIGE_AUTH_TOKEN": "", "VESTIGE_AUTH_TOKEN_FILE": str(tmp_path / "tokens.toml")}
+    async with bridge(upstream.url, **file) as served:
+        await until(served.ready)
+        assert await examine(near(upstream.url, served, VESTIGE_AUTH_TOKEN=HASHED)) == 0
+    said = capsys.readouterr().out
+    assert marks(said) == dict.fromkeys(LAYERS, "✓")
+    assert asked in said
+    assert HASHED not in said
 
 
 async def test_one_json_document_says_the_same(

@@ -9,13 +9,14 @@ import os
 import re
 import shlex
 import subprocess
+from collections.abc import AsyncIterator
 from configparser import ConfigParser
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from harness import NODE, ROOT, SERVER_MEMORY, TOKEN, Bridge, Gateway, bridge, free_port, until
+from harness import NODE, ROOT, SERVER_MEMORY, TOKEN, Bridge, Gateway, ScriptedUpstream, bridge, free_port, until
 from harness import SUPERGATEWAY as INSTALLED_SUPERGATEWAY
 from vestige_bridge import __version__
 from vestige_bridge.access.authentication import REFUSALS
@@ -106,6 +107,7 @@ COMMANDS = {
         "git log -1": "test_arguments_come_as_words_as_json_or_on_standard_input",
         "VESTIGE_AUTH_TOKEN=… vestige-bridge call": "test_a_bridge_elsewhere_is_named_by_its_address",
         "vestige-bridge stdio": "test_a_session_is_opened_used_and_ended_with_its_client",
+        "vestige-bridge token new": "test_its_entry_in_a_file_admits_its_token_with_those_rights",
         "mkdir -p ~/.local/share": "test_the_completions_are_put_where_the_page_says",
         "vestige-bridge completion bash": "test_the_completions_are_put_where_the_page_says",
         "vestige-bridge completion fish": "test_the_completions_are_put_where_the_page_says",
@@ -244,17 +246,27 @@ def _first_column(text: str, heading: str) -> set[str]:
     return {name for cell in cells for name in re.findall(r"`([\w/]+)`", cell)}
 
 
-async def test_every_metric_is_documented_with_its_type_and_its_labels(scripted: Bridge) -> None:
-    await until(scripted.ready)
-    await scripted.call("read")
+@pytest.fixture
+async def eventful(upstream: ScriptedUpstream, tmp_path: Path) -> AsyncIterator[Bridge]:
+    """A bridge to which enough happened for each metric to have a value."""
+    file = tmp_path / "tokens.toml"
+    file.write_text(f'[[token]]\nname = "agent"\ntoken = "{TOKEN}"\ntools = ["read"]\nexpires = 2999-01-31T00:00:00Z\n')
+    async with bridge(upstream.url, VESTIGE_AUTH_TOKEN="", VESTIGE_AUTH_TOKEN_FILE=str(file)) as served:
+        await until(served.ready)
+        served.token = TOKEN
+        assert [(await served.call(tool)).status for tool in ("read", "write")] == [200, 403]
+        yield served
+
+
+async def test_every_metric_is_documented_with_its_type_and_its_labels(eventful: Bridge) -> None:
     table = re.findall(
         r"^\| `(vestige_bridge_\w+)` \| (\w+) \| ([\w, ]*) ?\|",
         (ROOT / "docs/operations.md").read_text(),
         re.MULTILINE,
     )
     assert len(table) == len({name for name, _, _ in table})
-    assert scripted.metrics is not None
-    families = {family.name: family for family in scripted.metrics.collect()}
+    assert eventful.metrics is not None
+    families = {family.name: family for family in eventful.metrics.collect()}
     assert {name.removesuffix("_total"): kind for name, kind, _ in table} == {
         family.name: family.type for family in families.values()
     }
@@ -276,12 +288,10 @@ def test_every_alert_is_documented_and_no_other() -> None:
 
 
 @pytest.mark.parametrize("file", ["docs/operations.md", "charts/vestige/files/alerts.yaml"])
-async def test_every_metric_that_is_named_exists(scripted: Bridge, file: str) -> None:
-    await until(scripted.ready)
-    await scripted.call("read")
-    assert scripted.metrics is not None
-    told = {sample.name for family in scripted.metrics.collect() for sample in family.samples}
-    told |= {family.name for family in scripted.metrics.collect()}
+async def test_every_metric_that_is_named_exists(eventful: Bridge, file: str) -> None:
+    assert eventful.metrics is not None
+    told = {sample.name for family in eventful.metrics.collect() for sample in family.samples}
+    told |= {family.name for family in eventful.metrics.collect()}
     named = set(re.findall(r"\bvestige_bridge_\w+", (ROOT / file).read_text()))
     assert named
     assert named <= told

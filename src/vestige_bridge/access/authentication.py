@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from vestige_bridge.access.record import CONNECTION, AccessRecord
 from vestige_bridge.access.responses import error_response
 from vestige_bridge.access.tokens import SHORT_CHARACTERS, Tokens
-from vestige_bridge.errors import AuthenticationError, AuthenticationNotConfigured, BridgeError, Forbidden
+from vestige_bridge.errors import EXPIRED, AuthenticationError, AuthenticationNotConfigured, BridgeError, Forbidden
 from vestige_bridge.http import headers
 from vestige_bridge.settings import Settings
 
@@ -124,7 +124,7 @@ class Authentication:
         if found is None or found.expired(time.time()):
             self._refusals["wrong_token" if found is None else "expired_token"] += 1
             raise AuthenticationError(
-                "The token is not valid." if found is None else "The token has expired.",
+                "The token is not valid." if found is None else EXPIRED,
                 headers={"www-authenticate": f'{_REALM}, error="invalid_token"'},
             )
         record.principal, record.permissions = found.name, found.permissions

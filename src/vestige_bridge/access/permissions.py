@@ -7,7 +7,7 @@ spelled; one that another reader could take for another message is refused, too.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from vestige_bridge.errors import Forbidden
@@ -38,6 +38,7 @@ class Permissions:
         resources: whether it may use resources and prompts.
         max_in_flight: how many requests it may have in flight; ``None`` for as many as the bridge takes.
         rate: how many calls of tools it may make in a minute; ``None`` for any number.
+        shares_lists: whether all principals see the same tools, so that a list may be cached for all of them.
     """
 
     read_only: bool = False
@@ -45,6 +46,7 @@ class Permissions:
     resources: bool = True
     max_in_flight: int | None = None
     rate: int | None = None
+    shares_lists: bool = field(default=True, compare=False)
 
     @property
     def limited(self) -> bool:
@@ -79,15 +81,15 @@ class Permissions:
         """Why the principal may not send the message, which has one meaning only."""
         if isinstance(message, Response):
             return None
-        tool = message.name or "" if isinstance(message, Request) and message.method == CALL_TOOL else None
+        call = message if isinstance(message, Request) and message.method == CALL_TOOL else None
         if self.tools is not None:
-            if tool is not None and not self.allows_tool(tool):
+            if call is not None and not self.allows_tool(call.name):
                 return "this tool is not one that it may call"
-            if tool is None and message.method != LIST_TOOLS and concerns_tools(message.method):
+            if call is None and message.method != LIST_TOOLS and concerns_tools(message.method):
                 return "this method is not known to call no other tool than it may"
         if not self.resources and (concerns_resources(message.method) or _subscribes(message)):
             return "it may not use resources and prompts"
-        return _why_not_read_only(message, tool, tools) if self.read_only else None
+        return _why_not_read_only(message, call, tools) if self.read_only else None
 
 
 def _ambiguity(message: AnyMessage) -> str | None:
@@ -102,9 +104,9 @@ def _ambiguity(message: AnyMessage) -> str | None:
     return None
 
 
-def _why_not_read_only(message: Request | Notification, tool: str | None, tools: Mapping[str, Tool]) -> str | None:
-    if tool is not None:
-        announced = tools.get(tool)
+def _why_not_read_only(message: Request | Notification, call: Request | None, tools: Mapping[str, Tool]) -> str | None:
+    if call is not None:
+        announced = tools.get(call.name or "")
         if announced is None or not announced.read_only:
             return "this tool does not announce with readOnlyHint that it changes nothing"
         return None

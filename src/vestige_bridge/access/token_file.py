@@ -9,7 +9,7 @@ import hashlib
 import re
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
@@ -134,23 +134,28 @@ def parse_toml(text: str) -> tuple[Token, ...]:
     """
     try:
         document = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise ValueError(f"it is not TOML: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"it is not TOML{_place(error)}") from None
     for key in document.keys() - {"token"}:
         raise ValueError(f"it holds {_shown(key)}, and only entries that begin with [[token]] are known")
     entries = document.get("token")
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+    if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
         raise ValueError("it holds no token; each is an entry that begins with [[token]]")
     tokens: list[Token] = []
     unambiguous = _Unambiguous()
     for number, entry in enumerate(entries, start=1):
         token = _parse_entry(entry, number)
         where = f"entry {number} ({token.name})"
-        if unambiguous.has_other_owner(token):
-            raise ValueError(f"the token of {where} belongs to another name already")
         if unambiguous.has_other_rights(token):
             raise ValueError(f"{where} has other rights than an entry of the same name before it")
+        if unambiguous.has_other_owner(token):
+            raise ValueError(f"the token of {where} belongs to another name already")
+        if unambiguous.has_other_expiry(token):
+            raise ValueError(f"the token of {where} stands in an entry before it with another time to expire")
         tokens.append(token)
+    if any(token.permissions.tools is not None for token in tokens):
+        # What one principal sees is not what all may see, even if it sees all.
+        return tuple(replace(it, permissions=replace(it.permissions, shares_lists=False)) for it in tokens)
     return tuple(tokens)
 
 
@@ -190,9 +195,13 @@ class _Unambiguous:
         self._rights: dict[str, Permissions] = {}
 
     def has_other_owner(self, token: Token) -> bool:
-        """Whether the same token stands in the file for something else."""
+        """Whether the same token stands in the file for another name, or for the same with other rights."""
         other = self._owners.setdefault(token.digest, token)
-        return other.name != token.name or other.expires_at != token.expires_at
+        return (other.name, other.permissions) != (token.name, token.permissions)
+
+    def has_other_expiry(self, token: Token) -> bool:
+        """Whether the same token stands in the file with another time to expire."""
+        return self._owners.setdefault(token.digest, token).expires_at != token.expires_at
 
     def has_other_rights(self, token: Token) -> bool:
         """Whether the same name stands in the file with other rights."""
@@ -239,7 +248,8 @@ def _patterns(value: object) -> tuple[str, ...]:
         raise _Wrong
     if not all(isinstance(it, str) and 0 < len(it) <= 256 for it in value):
         raise _Wrong
-    return tuple(value)
+    # Entries of one name agree in whatever order each lists them.
+    return tuple(sorted(set(value)))
 
 
 def _limit(value: object) -> int:
@@ -266,6 +276,12 @@ _KEYS: Final[Mapping[str, tuple[Callable[[object], Any], str]]] = {
 _RIGHTS: Final = ("read_only", "tools", "resources", "max_in_flight", "rate")
 
 
+def _place(error: Exception) -> str:
+    """Where a document ceases to be TOML; what the parser says besides may quote it, and so a token."""
+    found = re.search(r" \(at (?:line \d+, column \d+|end of document)\)\Z", str(error))
+    return found[0] if found else ""
+
+
 def _shown(key: str) -> str:
-    # Whoever forgot the key of a token would read it in the log.
-    return f'"{key}"' if re.fullmatch(r"[A-Za-z_]{1,32}", key) else "a key"
+    # Whoever forgot the key of a token would read it in the log; what is as short as this is no token.
+    return f'"{key}"' if re.fullmatch(r"[a-z_]{1,15}", key) else "a key that is none"

@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 from typing import Final, Literal
 
 from vestige_bridge.cli.bridge_client import Client
-from vestige_bridge.cli.http_client import ClientError, Members, NoAnswer, Refused, connect
+from vestige_bridge.cli.http_client import ClientError, HttpReply, Members, NoAnswer, Refused, connect
 from vestige_bridge.cli.upstream_probe import SUPERGATEWAY, Fault, ask_endpoint, shake_hands
-from vestige_bridge.errors import BridgeError, SettingsError, UpstreamConnectError
+from vestige_bridge.errors import EXPIRED, RENDERINGS, BridgeError, Forbidden, SettingsError, UpstreamConnectError
 from vestige_bridge.jsonrpc.messages import INITIALIZED, PING
 from vestige_bridge.mcp.methods import CALL_TOOL, LIST_RESOURCES, LIST_TOOLS
 from vestige_bridge.session.session_file import SessionFile
@@ -21,6 +21,7 @@ from vestige_bridge.settings import Settings
 _TOKEN: Final = "VESTIGE_AUTH_TOKEN or VESTIGE_AUTH_TOKEN_FILE"  # noqa: S105
 _START: Final = f"Correct VESTIGE_MCP_URL, or start supergateway with Vestige behind it: {SUPERGATEWAY}"
 _METHOD_NOT_FOUND: Final = -32601
+_FORBIDDEN: Final = RENDERINGS[Forbidden].code
 _CONNECTING: Final = (
     "the bridge is still waiting for Vestige to answer its handshake",
     "Wait: a first start may load models. If it takes minutes, look at the log of Vestige.",
@@ -131,6 +132,10 @@ class Layers:
             raise Fault("the bridge has no authentication configured and serves nobody", f"Set {_TOKEN} where it runs.")
         if reply.status == 401 and not client.token:
             raise Fault("the bridge wants one, and there is none", f"Set {_TOKEN} to what the bridge has.")
+        if reply.status == 401 and _says_expired(reply):
+            raise Fault(
+                "it has expired", "Make another with vestige-bridge token new, and put its entry into the file."
+            )
         if reply.status == 401:
             raise Fault("the bridge does not know it", f"Set {_TOKEN} to what the bridge has.")
         raise Fault(f"{client.url}/mcp answers {reply}", "Look at what stands before the bridge, and at its log.")
@@ -196,7 +201,7 @@ class Layers:
                 try:
                     result = client.ask(method, params, timeout_seconds=self._timeout_seconds)
                 except Refused as error:
-                    if error.code != _METHOD_NOT_FOUND or not questions:
+                    if error.code not in (_METHOD_NOT_FOUND, _FORBIDDEN) or not questions:
                         raise
         except ClientError as error:
             raise Fault(f"{asked} was answered with an error: {error}", "Look at the log of Vestige.") from error
@@ -237,7 +242,7 @@ def _reads(tools: list[Members]) -> list[tuple[str, str, Members]]:
     """Questions that change nothing, each with its name, its method and its params.
 
     That is a tool that says so and needs no arguments (MCP 2025-11-25, ToolAnnotations); without such a tool the
-    resources, and where a server knows none of these just a sign of life.
+    resources, and where a server knows none of these, or the token may not use them, just a sign of life.
     """
     for tool in tools:
         annotations, schema = tool.get("annotations"), tool.get("inputSchema")
@@ -245,6 +250,11 @@ def _reads(tools: list[Members]) -> list[tuple[str, str, Members]]:
         if only_reads and isinstance(schema, dict) and not schema.get("required"):
             return [(str(tool["name"]), CALL_TOOL, {"name": tool["name"], "arguments": {}})]
     return [(LIST_RESOURCES, LIST_RESOURCES, {}), (PING, PING, {})]
+
+
+def _says_expired(reply: HttpReply) -> bool:
+    error = reply.json().get("error")
+    return isinstance(error, dict) and error.get("message") == EXPIRED
 
 
 def _first_text(result: Members) -> str:

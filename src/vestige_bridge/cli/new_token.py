@@ -58,7 +58,10 @@ def build_entry(options: argparse.Namespace, value: str) -> str:
     lines = [f"{key} = {spelled}\n" for key, spelled in members.items() if spelled is not None]
     entry = "".join(["[[token]]\n", *lines])
     try:
+        entry.encode()
         (token,) = parse_toml(entry)
+    except UnicodeEncodeError:
+        raise Mistake("The bridge would not take this entry: an argument is not UTF-8.") from None
     except ValueError as error:
         raise Mistake(f"The bridge would not take this entry: {error}.") from None
     _require_same(token, value)
@@ -78,15 +81,15 @@ def parse_expiry(text: str) -> datetime:
     """
     now = datetime.now(UTC)
     duration = _duration(text)
-    if duration is not None:
-        return now + timedelta(**{_UNITS[duration["unit"]]: int(duration["count"])})
     try:
+        if duration is not None:
+            return now + timedelta(**{_UNITS[duration["unit"]]: int(duration["count"])})
         expires = datetime.fromisoformat(text)
-    except ValueError:
+        expires = expires.astimezone(UTC) if expires.tzinfo is not None else expires.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
         raise argparse.ArgumentTypeError(
             f"{text!r} is no time such as 2027-01-31, 2027-01-31T12:00:00Z or 90d"
         ) from None
-    expires = expires.astimezone(UTC) if expires.tzinfo is not None else expires.replace(tzinfo=UTC)
     if expires <= now:
         raise argparse.ArgumentTypeError(f"{text!r} is in the past")
     return expires

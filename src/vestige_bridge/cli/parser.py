@@ -314,6 +314,7 @@ def _add_token(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     new.add_argument("--read-only", action="store_true", help="it may do only what changes nothing")
     new.add_argument(
         "--tools",
+        action="extend",
         nargs="+",
         metavar="TOOL",
         help="the only tools that it may see and call; * stands for any characters",

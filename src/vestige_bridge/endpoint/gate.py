@@ -62,17 +62,17 @@ class Gate:
         return [self._judged(record, message) for message in messages]
 
     def note(self, record: AccessRecord, messages: Sequence[Judged], error: BridgeError) -> None:
-        """Takes note of messages that were refused after they were judged, before any of them was accepted.
+        """Takes note of messages that were refused; a line is written of those of which none had been accepted.
 
         Parameters:
             record: what is known of their HTTP request.
             messages: the messages, or the one.
             error: why.
         """
-        if record.dispatched:
-            return
         if isinstance(error, Forbidden | LimitReached):
             self._count(record, error)
+        if record.dispatched:
+            return
         for message in messages:
             if not isinstance(message, BridgeError):
                 self._write_down(record, message, error)
@@ -82,9 +82,9 @@ class Gate:
             if not isinstance(message, BridgeError):
                 record.permissions.require(message, self._session.catalog.tools)
                 if isinstance(message, Request) and message.method == CALL_TOOL:
-                    self._require_rate(record, message)
                     if self._audit is not None:
                         self._audit.require(message.spelled_id)
+                    self._require_rate(record, message)
         except BridgeError as error:
             return error
         return message

@@ -30,7 +30,7 @@ from vestige_bridge.errors import (
 from vestige_bridge.http.headers import SESSION_ID
 from vestige_bridge.jsonrpc.builders import build_error, build_ping
 from vestige_bridge.jsonrpc.messages import CANCELLED, AnyMessage, Notification, Request, Response
-from vestige_bridge.mcp.methods import INITIALIZE
+from vestige_bridge.mcp.methods import INITIALIZE, METHODS, is_notification
 from vestige_bridge.session.client_session import ClientSession
 from vestige_bridge.session.dispatcher import Admission, Dispatcher
 from vestige_bridge.session.exchange import Exchange
@@ -257,6 +257,7 @@ class ClientSessions:
         """Passes on what needs no answer; what answers a question of upstream's is taken whatever the load.
 
         Errors:
+            InvalidMessage: it is a request without an id, which upstream might run nevertheless.
             NotFound: upstream has ended the session.
             Overloaded: there is no room for a notification.
             UpstreamError, BodyTooLarge: it could not be passed on.
@@ -265,6 +266,8 @@ class ClientSessions:
             if message.method == CANCELLED:
                 self._dispatcher.cancel(incoming.caller, message, own.held)
                 return
+            if message.method in METHODS and not is_notification(message.method):
+                raise InvalidMessage(f'{message.method} needs an "id".')
             with self._dispatcher.admit(incoming.record), self._forgotten_if_lost(own):
                 return await self._dispatcher.notify(message, incoming.caller, incoming.header_lines, own.held)
         await self._send(own, message.encoded(), incoming.header_lines)

@@ -107,6 +107,9 @@ class SharedMode:
             raise InvalidMessage("Name your session in the header Mcp-Session-Id; initialize gives you one.")
         if self._dispatcher.draining:
             raise Overloaded("The bridge is shutting down.")
+        if not incoming.record.permissions.resources:
+            # It may have subscribed when it still might.
+            self._session.listeners.unsubscribe_from_all(incoming.caller)
         listener = self._session.listeners.listen(incoming.caller)
         try:
             await incoming.writer.notifications(listener)

@@ -71,14 +71,15 @@ def read_tool(tool: Mapping[str, Any]) -> Tool:
     return Tool(read_only=read_only, repeatable=read_only or annotations.get("idempotentHint") is True)
 
 
-def without_tools(data: bytes, visible: Callable[[object], bool]) -> bytes:
+def without_tools(data: bytes, visible: Callable[[object], bool] | None) -> bytes:
     """A page of ``tools/list`` without the tools that its reader may not see (MCP 2025-11-25, server/tools).
 
-    What is for one reader is for no shared cache: a ``cacheScope`` of the modern era becomes ``private``.
+    What is for one reader is for no shared cache: a ``cacheScope`` of the modern era becomes ``private``. Where nothing
+    has to go, every byte stays.
 
     Parameters:
         data: the response, known to be JSON.
-        visible: whether the reader may see the tool of a name.
+        visible: whether the reader may see the tool of a name; ``None`` if it may see all of them.
 
     Errors:
         ValueError, RecursionError, InvalidMessage: it cannot be read.
@@ -89,9 +90,9 @@ def without_tools(data: bytes, visible: Callable[[object], bool]) -> bytes:
         return data
     for key, value in reversed(occurrences(text, result.start)):
         # A reader that does not mind the case of a key, or takes the first of two, must not see more than others.
-        if key.casefold() == "tools" and text[value.start] == "[":
+        if visible is not None and key.casefold() == "tools" and text[value.start] == "[":
             text = _without_items(text, value, visible)
-        elif key == "cacheScope" and value.value == "public":
+        elif key.casefold() == "cachescope" and value.value == "public":
             text = f'{text[: value.start]}"private"{text[value.end :]}'
     return text.encode()
 

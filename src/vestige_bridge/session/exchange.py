@@ -199,12 +199,14 @@ class Exchange(Call):
 
     def answer(self, data: bytes) -> None:
         """Ends the exchange by its answer, as far as its principal may see it."""
-        if self.permissions.tools is not None and self.request.method == LIST_TOOLS:
+        if self.permissions is not UNRESTRICTED and self._lists_tools:
             try:
-                data = without_tools(data, self.permissions.allows_tool)
+                data = without_tools(data, None if self.permissions.tools is None else self.permissions.allows_tool)
             except (ValueError, RecursionError, InvalidMessage) as error:
-                # What cannot be read cannot be cut, and is not for this principal as it is.
-                return self.fail(UpstreamProtocolError("Upstream's list of tools cannot be read.", detail=repr(error)))
+                # What cannot be read cannot be cut, and is not for a principal with an allow-list as it is.
+                if self.permissions.tools is not None:
+                    failure = UpstreamProtocolError("Upstream's list of tools cannot be read.", detail=repr(error))
+                    return self.fail(failure)
         self._finish(Answered(data, self.streamed))
 
     def fail(self, error: BridgeError) -> None:
@@ -263,6 +265,17 @@ class Exchange(Call):
         """Has ``next`` return, with nothing if there is nothing."""
         if self._news is not None and not self._news.done():
             self._news.set_result(None)
+
+    @property
+    def _lists_tools(self) -> bool:
+        """Whether its answer could hold a list of tools that is not for its principal, or not for all.
+
+        On a client's own session the ids are its client's: an answer may be a late one, to a list of tools that had the
+        same id before, or the result of a task. No other result of MCP has such a member.
+        """
+        if self.request.method == LIST_TOOLS:
+            return self.permissions.tools is not None or not self.permissions.shares_lists
+        return self.own is not None and self.permissions.tools is not None
 
     async def _wait(self) -> None:
         self._news = self._loop.create_future()

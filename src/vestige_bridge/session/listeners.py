@@ -270,6 +270,12 @@ class Listeners:
         """Notes that a legacy client does not want to hear of a resource any more."""
         self._want_no_more(self._interests(caller), uri)
 
+    def unsubscribe_from_all(self, caller: Caller) -> None:
+        """Notes that a legacy client is to hear of no resource any more."""
+        interests = self._find(caller)
+        if interests is not None:
+            self._want_nothing(interests)
+
     def drop(self, uri: str) -> None:
         """Takes from everybody the interest to hear of a resource that upstream does not tell of."""
         for interests in list(self._wanting.get(uri, ())):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from unit.json_texts import Speller, spellers
-from vestige_bridge.access.permissions import READ_ONLY, UNRESTRICTED
+from vestige_bridge.access.permissions import READ_ONLY, UNRESTRICTED, Permissions, matches
 from vestige_bridge.errors import Forbidden, InvalidMessage
 from vestige_bridge.jsonrpc.parser import parse_body, parse_message
 from vestige_bridge.mcp.tools import Tool, read_tool
@@ -16,8 +17,9 @@ from vestige_bridge.mcp.tools import Tool, read_tool
 TOOLS = {"read": Tool(read_only=True, repeatable=True), "set": Tool(repeatable=True), "write": Tool()}
 KEYS = ["jsonrpc", "id", "method", "params", "result", "Method", "METHOD", "Params", "param\u017f", "ID", "__proto__"]
 METHODS = ["tools/call", "tools/list", "ping", "memory/write", "notifications/cancelled", "notifications/write"]
+METHODS += ["Tools/Call", "TOOLS/call", "resources/read", "Resources/Read", "prompts/get"]
 NAMES = ["read", "write", "set", "unknown"]
-HARMLESS = {"tools/list", "ping", "notifications/cancelled"}
+HARMLESS = {"tools/list", "ping", "notifications/cancelled", "resources/read", "prompts/get"}
 
 Pairs = list[tuple[str, object]]
 
@@ -48,6 +50,21 @@ def writes(message: object) -> bool:
     return method not in HARMLESS
 
 
+def calls_another(message: object) -> bool:
+    """Whether a reader finds what it could take for a call of a tool but ``read`` or ``set`` in the message."""
+    if not isinstance(message, dict):
+        return False
+    method, params = str(message.get("method", "ping")), message.get("params")
+    if method.casefold() == "tools/call":
+        return method != "tools/call" or not isinstance(params, dict) or params.get("name") not in ("read", "set")
+    return False
+
+
+def uses_resources(message: object) -> bool:
+    """Whether a reader finds a request for resources or prompts in the message."""
+    return isinstance(message, dict) and str(message.get("method")).casefold().startswith(("resources/", "prompts/"))
+
+
 def spell(speller: Speller, pairs: Iterable[tuple[str, str]]) -> str:
     return speller.object([(speller.spelled(key), value) for key, value in pairs])
 
@@ -72,6 +89,11 @@ def bodies(draw: st.DrawFn) -> str:
     return texts[0] if len(texts) == 1 else f"[{','.join(texts)}]"
 
 
+LISTED = Permissions(tools=("read", "set"))
+WITHOUT_RESOURCES = Permissions(resources=False)
+ALL_LIMITS = Permissions(read_only=True, tools=("set", "read"), resources=False)
+
+
 @given(bodies())
 @example('{"jsonrpc":"2.0","id":1,"method":"ping","Method":"tools/call","params":{"name":"write"}}')
 @example('{"jsonrpc":"2.0","id":1,"result":{},"METHOD":"tools/call","Params":{"Name":"write"}}')
@@ -86,13 +108,20 @@ def test_no_spelling_of_a_write_passes_whoever_reads_it(text: str) -> None:
     for position, message in enumerate(parsed if isinstance(parsed, list) else [parsed]):
         if isinstance(message, InvalidMessage):
             continue
-        try:
-            READ_ONLY.require(message, TOOLS)
-        except Forbidden:
-            continue
-        for reader in READERS:
-            read = json.loads(text, object_pairs_hook=reader)
-            assert not writes(read[position] if isinstance(parsed, list) else read), (text, reader)
+        for permissions, refused in (
+            (READ_ONLY, (writes,)),
+            (LISTED, (calls_another,)),
+            (WITHOUT_RESOURCES, (uses_resources,)),
+            (ALL_LIMITS, (writes, calls_another, uses_resources)),
+        ):
+            try:
+                permissions.require(message, TOOLS)
+            except Forbidden:
+                continue
+            for reader in READERS:
+                read = json.loads(text, object_pairs_hook=reader)
+                for is_refused in refused:
+                    assert not is_refused(read[position] if isinstance(parsed, list) else read), (text, reader)
 
 
 @given(spellers, st.sampled_from(["ping", "tools/list", "resources/read", "server/discover", "subscriptions/listen"]))
@@ -120,6 +149,119 @@ def test_a_tool_that_announces_that_it_only_reads_passes_in_any_spelling(speller
 def test_a_principal_without_restrictions_may_send_anything() -> None:
     message = parse_message('{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"write"},"extra":1}')
     UNRESTRICTED.require(message, {})
+
+
+def request(method: str, **params: object) -> str:
+    return json.dumps({"jsonrpc": "2.0", "id": 1, "method": method, "params": params})
+
+
+@pytest.mark.parametrize(
+    ("permissions", "text", "why"),
+    [
+        (LISTED, request("tools/call", name="write"), "limited, and this tool is not one that it may call"),
+        (LISTED, request("tools/call", name="Read"), "this tool is not one"),
+        (LISTED, request("tools/call", name="read "), "this tool is not one"),
+        (LISTED, request("tools/call", name=["read"]), "this tool is not one"),
+        (LISTED, request("tools/call", name=""), "this tool is not one"),
+        (LISTED, request("tools/call"), "this tool is not one"),
+        (LISTED, '{"jsonrpc":"2.0","id":1,"method":"tools/call","params":["read"]}', "this tool is not one"),
+        (LISTED, '{"jsonrpc":"2.0","id":1,"method":"tools/call"}', "this tool is not one"),
+        (LISTED, '{"jsonrpc":"2.0","method":"tools/call","params":{"name":"read"}}', "this method is not known"),
+        (LISTED, request("tools/List"), "this method is not known"),
+        (LISTED, request("TOOLS/call", name="read"), "this method is not known"),
+        (LISTED, request("tools/call_many", names=["read"]), "this method is not known"),
+        (LISTED, request("tools"), "this method is not known"),
+        (LISTED, '{"jsonrpc":"2.0","id":1,"method":"ping","extra":1}', "member that JSON-RPC does not know"),
+        (Permissions(tools=()), request("tools/call", name="read"), "this tool is not one"),
+        (Permissions(tools=("*",)), request("tools/call", name=7), "this tool is not one"),
+        (Permissions(tools=("*",)), request("tools/call"), "this tool is not one"),
+        (WITHOUT_RESOURCES, request("resources/read", uri="a:b"), "limited, and it may not use resources"),
+        (WITHOUT_RESOURCES, request("resources/list"), "it may not use resources"),
+        (WITHOUT_RESOURCES, request("resources/templates/list"), "it may not use resources"),
+        (WITHOUT_RESOURCES, request("resources/subscribe", uri="a:b"), "it may not use resources"),
+        (WITHOUT_RESOURCES, request("RESOURCES/LIST"), "it may not use resources"),
+        (WITHOUT_RESOURCES, request("prompts/list"), "it may not use resources"),
+        (WITHOUT_RESOURCES, request("prompts/get", name="read"), "it may not use resources"),
+        (WITHOUT_RESOURCES, request("completion/complete"), "it may not use resources"),
+        (
+            WITHOUT_RESOURCES,
+            request("subscriptions/listen", notifications={"resourceSubscriptions": ["a:b"]}),
+            "it may not use resources",
+        ),
+        (ALL_LIMITS, request("tools/call", name="write"), "read-only, and this tool is not one that it may call"),
+        (ALL_LIMITS, request("tools/call", name="set"), "read-only, and this tool does not announce"),
+        (ALL_LIMITS, request("resources/list"), "read-only, and it may not use resources"),
+        (ALL_LIMITS, request("memory/write"), "read-only, and this method is not known to change nothing"),
+    ],
+)
+def test_what_an_entry_does_not_allow_is_refused_with_the_reason(permissions: Permissions, text: str, why: str) -> None:
+    with pytest.raises(Forbidden, match=why) as refusal:
+        permissions.require(parse_message(text), TOOLS)
+    assert refusal.value.request_id == ("1" if '"id"' in text else None)
+
+
+@pytest.mark.parametrize(
+    ("permissions", "text"),
+    [
+        (LISTED, request("tools/call", name="read")),
+        (LISTED, request("tools/call", name="set")),
+        (LISTED, request("tools/list", cursor="2")),
+        (LISTED, request("resources/read", uri="a:b")),
+        (LISTED, request("prompts/get", name="write")),
+        (LISTED, request("memory/write")),
+        (LISTED, '{"jsonrpc":"2.0","id":1,"result":{}}'),
+        (Permissions(tools=("*",)), request("tools/call", name="unknown")),
+        (WITHOUT_RESOURCES, request("tools/call", name="write")),
+        (WITHOUT_RESOURCES, request("subscriptions/listen", notifications={"toolsListChanged": True})),
+        (WITHOUT_RESOURCES, request("subscriptions/listen", notifications={"resourceSubscriptions": []})),
+        (ALL_LIMITS, request("tools/call", name="read")),
+        (ALL_LIMITS, request("tools/list")),
+        (ALL_LIMITS, request("ping")),
+        (Permissions(rate=1, max_in_flight=1), request("tools/call", name="write", extra=1)),
+    ],
+)
+def test_what_an_entry_allows_passes(permissions: Permissions, text: str) -> None:
+    permissions.require(parse_message(text), TOOLS)
+    assert permissions.limited is (permissions not in (UNRESTRICTED, Permissions(rate=1, max_in_flight=1)))
+
+
+@given(st.text("ab*", max_size=6), st.text("ab", max_size=8))
+@example("a*a", "a")
+@example("*a*a*", "aa")
+@example("ab*ba", "aba")
+def test_a_star_stands_for_any_characters_and_everything_else_for_itself(pattern: str, name: str) -> None:
+    expression = ".*".join(map(re.escape, pattern.split("*")))
+    assert matches(pattern, name) is bool(re.fullmatch(expression, name, re.DOTALL))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name", "fits"),
+    [
+        ("memory_*", "memory_write", True),
+        ("memory_*", "memory_", True),
+        ("memory_*", "Memory_write", False),
+        ("memory_*", "my_memory_write", False),
+        ("*_read", "memory_read\n", False),
+        ("[a-z]", "b", False),
+        ("r?ad", "read", False),
+        ("re.d", "read", False),
+        ("*", "", True),
+        ("", "", True),
+    ],
+)
+def test_only_a_star_means_anything_but_itself(pattern: str, name: str, fits: bool) -> None:
+    assert matches(pattern, name) is fits
+
+
+def test_a_pattern_full_of_stars_is_matched_without_backtracking() -> None:
+    assert not matches("*a" * 128 + "b", "a" * 100_000)
+    assert matches("*a" * 128, "a" * 100_000)
+
+
+@pytest.mark.parametrize("name", [None, 7, ["read"], {"name": "read"}, True])
+def test_what_is_no_name_fits_no_allow_list_not_even_a_star(name: object) -> None:
+    assert not Permissions(tools=("*",)).allows_tool(name)
+    assert UNRESTRICTED.allows_tool(name)
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness import until
-from vestige_bridge.access.permissions import READ_ONLY
-from vestige_bridge.access.tokens import Token, Tokens, parse_tokens
+from vestige_bridge.access.token_file import parse_lines
+from vestige_bridge.access.tokens import Tokens
 from vestige_bridge.errors import SettingsError
 from vestige_bridge.settings import Settings
 
@@ -25,52 +25,10 @@ def name_of(tokens: Tokens, token: bytes) -> str | None:
     return None if found is None else found.name
 
 
-@pytest.mark.parametrize(
-    ("text", "tokens"),
-    [
-        ("abc", (Token("default", b"abc"),)),
-        ("\n  abc \r\n\n", (Token("default", b"abc"),)),
-        ("alice abc\nbob\tdef\n", (Token("alice", b"abc"), Token("bob", b"def"))),
-        ("alice old\nalice new", (Token("alice", b"old"), Token("alice", b"new"))),
-        ("bob abc\neve:read-only def", (Token("bob", b"abc"), Token("eve", b"def", READ_ONLY))),
-        ("abc:def", (Token("default", b"abc:def"),)),
-        ("eve a:read-only", (Token("eve", b"a:read-only"),)),
-    ],
-)
-def test_a_file_holds_one_token_a_line_with_or_without_a_name(text: str, tokens: tuple[Token, ...]) -> None:
-    assert parse_tokens(text) == tokens
-
-
-@pytest.mark.parametrize(
-    ("text", "why"),
-    [
-        ("", "no token"),
-        (" \n\n", "no token"),
-        ("good\nalice secret more", "line 2 holds more"),
-        ("al/ice secret", "name in line 1"),
-        ("x" * 65 + " secret", "name in line 1"),
-        ("\n\nsécret", "token in line 3"),
-        ("alice sec\x00ret", "token in line 1"),
-        (":read-only secret", "name in line 1"),
-        ("alice:read-write secret", "name in line 1"),
-        ("alice:read-only:read-only secret", "name in line 1"),
-        ("alice:READ-ONLY secret", "name in line 1"),
-        ("good\nsecret:read-only", "line 2 holds a name that ends in :read-only and no token"),
-        ("alice:read-only good\nalice secret", "name in line 2 stands in the file both with and without"),
-        ("alice secret\nalice:read-only secret", "token in line 2 belongs to another name"),
-        ("alice secret\nbob secret", "token in line 2 belongs to another name"),
-    ],
-)
-def test_a_line_that_is_no_token_is_told_by_its_number_and_never_by_its_text(text: str, why: str) -> None:
-    with pytest.raises(ValueError, match=why) as refusal:
-        parse_tokens(text)
-    assert "secret" not in str(refusal.value)
-
-
 @given(st.text(max_size=40), st.binary(max_size=10))
 def test_a_token_that_is_not_in_the_file_opens_nothing(text: str, token: bytes) -> None:
     try:
-        tokens = Tokens(parse_tokens(text))
+        tokens = Tokens(parse_lines(text))
     except ValueError:
         return
     assert (tokens.find(token) is not None) is (
@@ -79,7 +37,7 @@ def test_a_token_that_is_not_in_the_file_opens_nothing(text: str, token: bytes) 
 
 
 def test_two_tokens_of_one_name_are_valid_at_the_same_time() -> None:
-    tokens = Tokens(parse_tokens("alice old\nalice new\nbob other"))
+    tokens = Tokens(parse_lines("alice old\nalice new\nbob other"))
     assert [name_of(tokens, token) for token in (b"old", b"new", b"other", b"ol", b"")] == [
         "alice",
         "alice",
