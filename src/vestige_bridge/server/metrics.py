@@ -227,11 +227,11 @@ class Metrics(Collector):
             refused.add_metric(labels, count)
         yield refused
         if self._audit is not None:
-            audit = self._audit
-            yield _counter("audit_lines_written", "Lines written to the audit log.", audit.written)
-            yield _counter("audit_lines_lost", "Lines that were not written to the audit log.", audit.lost)
-            yield _gauge("audit_lines_waiting", "Lines that wait to be written.", audit.queued)
-            yield _gauge("audit_failing", "1 while the audit log cannot be written.", audit.failing)
+            writer = self._audit.writer
+            yield _counter("audit_lines_written", "Lines written to the audit log.", writer.written)
+            yield _counter("audit_lines_lost", "Lines that were not written to the audit log.", writer.lost)
+            yield _gauge("audit_lines_waiting", "Lines that wait to be written.", writer.queued)
+            yield _gauge("audit_failing", "1 while the audit log takes no lines.", writer.failing)
 
     def _clients(self) -> Iterator[Metric]:
         connections = self._connections
