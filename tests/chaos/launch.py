@@ -22,7 +22,8 @@ from typing import Any
 import uvicorn
 import uvloop
 
-from vestige_bridge.access.tokens import Token, Tokens
+from vestige_bridge.access.token_file import Token
+from vestige_bridge.access.tokens import Tokens
 from vestige_bridge.cli.parser import main
 from vestige_bridge.endpoint import endpoint, modern_clients, shared_mode
 from vestige_bridge.errors import InvalidMessage
