@@ -272,7 +272,13 @@ async def bridge(upstream: str, **variables: str) -> AsyncIterator[Bridge]:
 class BridgeProcess:
     """A bridge in a process of its own, for what only a process shows: signals, standard error, exit status."""
 
-    def __init__(self, environ: Mapping[str, str], command: list[str] | None = None, cwd: Path | None = None) -> None:
+    def __init__(
+        self,
+        environ: Mapping[str, str],
+        command: list[str] | None = None,
+        cwd: Path | None = None,
+        stdout: int | None = None,
+    ) -> None:
         port = environ["VESTIGE_BRIDGE_PORT"]
         self.port = free_port() if port == "0" else int(port) if port.isdigit() else 0
         self.metrics_port = int(environ.get("VESTIGE_BRIDGE_METRICS_PORT", "0")) or free_port()
@@ -285,6 +291,7 @@ class BridgeProcess:
                 "VESTIGE_BRIDGE_METRICS_PORT": str(self.metrics_port),
             },
             cwd=cwd,
+            stdout=stdout,
             stderr=subprocess.PIPE,
             text=True,
         )

@@ -185,17 +185,9 @@ class LimitReached(BridgeError):
 
 
 class AuditFailed(BridgeError):
-    """A call has to stand in the audit log, and the log cannot be written.
+    """A call has to stand in the audit log, and the log cannot be written."""
 
-    Parameters:
-        message: a sentence for the client.
-        sent: whether upstream may have seen the call.
-    """
-
-    def __init__(self, message: str, *, sent: bool, request_id: str | None = None) -> None:
-        outcome: Outcome = "unknown" if sent else "not_sent"
-        super().__init__(message, data={"outcome": outcome, "retryable": not sent}, request_id=request_id)
-        self.sent = sent
+    sent = False
 
 
 class Cancelled(BridgeError):

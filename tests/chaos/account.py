@@ -17,9 +17,9 @@ from typing import Any
 ZEROS = ("wrong", "lied", "twice", "unanswered", "failed", "grown", "leaked")
 """The columns that must be zero.
 
-wrong: not this call's answer, or one that nobody may have. lied: an error that says what is not so. twice: a write that
-ran again. unanswered: no answer in time, or one cut short. failed: a 500, a traceback, a process that ended.
-grown: memory, descriptors, tasks or sessions over their bound. leaked: a secret where none may be.
+wrong: not this call's answer, or one that nobody may have. lied: an error, or the audit log, that says what is not so.
+twice: a write that ran again. unanswered: no answer in time, or one cut short. failed: a 500, a traceback, a process
+that ended. grown: memory, descriptors, tasks or sessions over their bound. leaked: a secret where none may be.
 """
 
 HARMLESS = frozenset({"set", "read"})
@@ -59,6 +59,7 @@ class Call:
         key: what the server writes down when it runs.
         tool: the name of the tool.
         spelled_id: its JSON-RPC id.
+        request_id: the id of its HTTP request, which the calls of a batch share.
         characters: how many more its answer has.
         cancelled: whether its client cancels it.
         in_session: whether it is made on a session of its client's own, which may be lost.
@@ -72,6 +73,7 @@ class Call:
     key: str
     tool: str
     spelled_id: str
+    request_id: str
     characters: int = 0
     cancelled: bool = False
     in_session: bool = False
@@ -167,7 +169,8 @@ class Account:
 
     def open(self, tool: str, spelled_id: str, characters: int = 0) -> Call:
         """A new call."""
-        call = Call(f"{self._secret}-{next(self._numbers)}", tool, spelled_id, characters)
+        number = next(self._numbers)
+        call = Call(f"{self._secret}-{number}", tool, spelled_id, f"call-{number}", characters)
         self.calls[call.key] = call
         return call
 

@@ -189,6 +189,9 @@ class Caller:
 
     async def post_json(self, calls: list[Call], body: bytes, headers: dict[str, str]) -> None:
         """Posts the calls' body and takes JSON."""
+        for call in calls:
+            call.request_id = calls[0].request_id
+        headers = {"X-Request-Id": calls[0].request_id, **headers}
         async with self._watched(calls), self._request(body, headers) as response:
             data = await response.read()
             answers = json.loads(data) if len(calls) > 1 else None
@@ -203,6 +206,7 @@ class Caller:
 
     async def post_stream(self, call: Call, body: bytes, headers: dict[str, str]) -> None:
         """Posts the call's body and takes an event stream."""
+        headers = {"X-Request-Id": call.request_id, **headers}
         async with self._watched([call]), self._request(body, headers) as response:
             if response.content_type == "application/json":
                 return call.take(response.status, await response.read())

@@ -28,7 +28,8 @@ Planted = tuple[str, dict[str, str], bytes]
 async def canaries(run: Run) -> Figures:
     """F8: no secret of this fault or of those before it stands in a log, a metric or an answer to somebody else."""
     done = (
-        "tokens and memory texts planted in every part of requests and answers; logs and metrics of all faults searched"
+        "tokens and memory texts planted in every part of requests and answers; "
+        "logs, audit logs and metrics of all faults searched"
     )
     figures = Figures("F8 canaries", done)
     for log_format in ("text", "json"):
@@ -37,7 +38,7 @@ async def canaries(run: Run) -> Figures:
     for path in files:
         look_for_secrets(run, figures, path.name, path.read_bytes())
     megabytes = sum(path.stat().st_size for path in files) / 2**20
-    figures.notes.append(f"{megabytes:.1f} MB of logs and metrics in {len(files)} files searched")
+    figures.notes.append(f"{megabytes:.1f} MB of logs, audit logs and metrics in {len(files)} files searched")
     return figures
 
 
@@ -55,7 +56,11 @@ async def _plant(run: Run, figures: Figures, log_format: str) -> None:
     secret = run.secret(CANARY)
     link = Link(lambda chunk, writer: _answer(secret, chunk, writer))
     upstream_token, fault = run.secret(UPSTREAM_TOKEN), f"F8 canaries-{log_format}"
-    async with stack(run, fault, "", link=link, LOG_FORMAT=log_format, UPSTREAM_TOKEN=upstream_token) as it:
+    # By its name it is one of the files that are searched.
+    audit = str(run.folder / f"bridge-canaries-{log_format}.audit")
+    async with stack(
+        run, fault, "", link=link, LOG_FORMAT=log_format, UPSTREAM_TOKEN=upstream_token, AUDIT_LOG=audit
+    ) as it:
         for path, headers, body in _requests(run, secret):
             figures.calls += 1
             answer = await _post(it, path, headers, body)

@@ -22,7 +22,9 @@ from typing import Any
 import uvicorn
 import uvloop
 
-from vestige_bridge.access.tokens import Token, Tokens
+from vestige_bridge.access.audit_writer import AuditWriter
+from vestige_bridge.access.token_file import Token
+from vestige_bridge.access.tokens import Tokens
 from vestige_bridge.cli.parser import main
 from vestige_bridge.endpoint import endpoint, modern_clients, shared_mode
 from vestige_bridge.errors import InvalidMessage
@@ -182,6 +184,28 @@ def tasks_pass() -> None:
         module.without_task = lambda request: request  # type: ignore[attr-defined]
 
 
+def lines_twice() -> None:
+    """The audit log tells twice of a call that had no answer."""
+    put = AuditWriter.put
+
+    def put_twice(self: AuditWriter, data: bytes, *, receipt: bool = False) -> asyncio.Future[bool] | None:
+        if b'"outcome": "answered"' not in data:
+            put(self, data)
+        return put(self, data, receipt=receipt)
+
+    AuditWriter.put = put_twice  # type: ignore[method-assign]
+
+
+def no_line_for_a_replay() -> None:
+    """The audit log does not tell of a call that was sent again."""
+    put = AuditWriter.put
+
+    def put_unless_replayed(self: AuditWriter, data: bytes, *, receipt: bool = False) -> asyncio.Future[bool] | None:
+        return None if b'"replayed": true' in data else put(self, data, receipt=receipt)
+
+    AuditWriter.put = put_unless_replayed  # type: ignore[method-assign]
+
+
 def _with_each_body(do: Callable[[bytes], None]) -> None:
     def parse_body(body: bytes) -> Any:
         do(body)
@@ -195,6 +219,7 @@ DEFECTS: dict[str, Callable[[], None]] = {
     for it in (
         *(replay_always, ids_as_they_are, duplicates_as_they_are, no_drain, tokens_by_prefix, no_answer_limit),
         *(renewed_on_garbage, bodies_in_the_log, a_task_is_left, bodies_are_rewritten, halves_pass, tasks_pass),
+        *(lines_twice, no_line_for_a_replay),
     )
 }
 

@@ -19,11 +19,11 @@ LONG_CALL_MS = 7000
 
 
 async def kills(run: Run) -> Figures:
-    """F1: supergateway and its child are killed at random moments under 32 callers."""
+    """F1: supergateway and its child are killed at random moments under 32 callers; the audit log knows each call."""
     times = run.times(100)
     done = f"supergateway killed {times} times, the MCP server {times} times, under 32 callers"
     recoveries = []
-    async with stack(run, "F1 kills", done) as it:
+    async with stack(run, "F1 kills", done, audited=True) as it:
         async with it.load():
             for number in range(2 * times):
                 await asyncio.sleep(it.random.uniform(0.05, 0.6))

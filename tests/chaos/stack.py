@@ -18,6 +18,7 @@ import aiohttp
 import psutil
 
 from chaos.account import Account, Figures
+from chaos.audit import check_audit
 from chaos.callers import IDS, KINDS, Caller
 from chaos.link import Link
 from harness import ROOT, Gateway, free_port, until
@@ -73,15 +74,24 @@ class BridgeProcess:
         settings: variables of the bridge, without their prefix.
         port: where it listens; 0 for any.
         descriptors: how many descriptors it may open; 0 for as many as the driver.
+        audited: whether it writes an audit log.
     """
 
     def __init__(
-        self, run: Run, upstream: str, settings: Mapping[str, str], port: int = 0, descriptors: int = 0
+        self,
+        run: Run,
+        upstream: str,
+        settings: Mapping[str, str],
+        port: int = 0,
+        descriptors: int = 0,
+        *,
+        audited: bool = False,
     ) -> None:
         self.port = port or free_port()
         self.metrics_port = free_port()
         self.url = f"http://127.0.0.1:{self.port}/mcp"
         self.log = run.folder / f"bridge-{time.time_ns()}.log"
+        self.audit = self.log.with_suffix(".audit")
         environ = {name: value for name, value in os.environ.items() if not name.startswith("VESTIGE_")}
         environ |= {
             "PYTHONPATH": os.pathsep.join(sys.path),
@@ -91,6 +101,8 @@ class BridgeProcess:
             "VESTIGE_BRIDGE_METRICS_PORT": str(self.metrics_port),
         }
         defaults = {"REQUEST_TIMEOUT_SECONDS": "10", "LOG_LEVEL": "debug"}
+        if audited:
+            defaults["AUDIT_LOG"] = str(self.audit)
         environ |= {
             name if name.startswith("VESTIGE_") else f"VESTIGE_BRIDGE_{name}": value
             for name, value in {**defaults, **settings}.items()
@@ -217,6 +229,7 @@ async def stack(
     ids: tuple[str, ...] = IDS,
     descriptors: int = 0,
     callers: type[Caller] = Caller,
+    audited: bool = False,
     **settings: str,
 ) -> AsyncIterator[Stack]:
     """The parts for one fault; at the end every call is judged, and the log is looked through.
@@ -229,6 +242,7 @@ async def stack(
         ids: the ids of all requests.
         descriptors: how many descriptors the bridge may open; 0 for as many as the driver.
         callers: what makes the calls.
+        audited: whether the bridge writes an audit log, in which each call has to have its line.
         settings: variables of the bridge, without their prefix.
     """
     journal = run.folder / f"journal-{'-'.join(fault.split())}"
@@ -242,7 +256,7 @@ async def stack(
             link.target = gateway.port
             await exits.enter_async_context(link.open())
             upstream = f"http://127.0.0.1:{link.port}/mcp"
-        bridge = BridgeProcess(run, upstream, settings, descriptors=descriptors)
+        bridge = BridgeProcess(run, upstream, settings, descriptors=descriptors, audited=audited)
         account = Account(run.secret("memory"), journal)
         it = Stack(run, figures, account, gateway, bridge, _http_client(), run.random(fault), ids, callers)
         exits.push_async_callback(_end, it)
@@ -264,4 +278,6 @@ async def _end(it: Stack) -> None:
     if (status := await it.bridge.stop()) != 0:
         it.figures.blame("failed", f"the bridge ended with status {status}")
     it.bridge.check_log(it.figures)
+    if it.bridge.audit.exists():
+        check_audit(it.bridge.audit, it.account, it.figures)
     it.account.settle(it.figures)

@@ -23,6 +23,8 @@ CAUGHT_BY = {
     "bodies_in_the_log": ("F8", 0.01, "leaked"),
     "halves_pass": ("F9", 0.001, "failed"),
     "tasks_pass": ("F10", 0.01, "wrong"),
+    "lines_twice": ("F1", 0.05, "lied"),
+    "no_line_for_a_replay": ("F1", 0.05, "lied"),
 }
 
 

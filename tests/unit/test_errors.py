@@ -6,7 +6,15 @@ import pytest
 
 from vestige_bridge import errors
 from vestige_bridge.access.responses import error_response, json_response
-from vestige_bridge.errors import RENDERINGS, BridgeError, InvalidMessage, Rendering, SettingsError, UpstreamTimeout
+from vestige_bridge.errors import (
+    RENDERINGS,
+    BridgeError,
+    InvalidMessage,
+    LimitReached,
+    Rendering,
+    SettingsError,
+    UpstreamTimeout,
+)
 
 TABLE = {
     "ParseError": (400, -32700),
@@ -17,6 +25,7 @@ TABLE = {
     "MethodNotFound": (404, -32601),
     "AuthenticationError": (401, -32015),
     "Forbidden": (403, -32016),
+    "LimitReached": (429, -32018),
     "NotFound": (404, -32600),
     "MethodNotAllowed": (405, -32600),
     "BodyTimeout": (408, -32600),
@@ -35,11 +44,14 @@ TABLE = {
     "UpstreamUnavailable": (503, -32010),
     "UpstreamConnectError": (503, -32010),
     "Overloaded": (503, -32013),
+    "AuditFailed": (503, -32013),
     "UpstreamTimeout": (504, -32012),
     "Cancelled": (200, -32017),
 }
 NEVER_SENT = {
+    "AuditFailed",
     "BodyTooLarge",
+    "LimitReached",
     "Overloaded",
     "RequestRefused",
     "SessionLost",
@@ -54,6 +66,13 @@ KINDS = [
 ]
 
 
+def new(kind: type[BridgeError]) -> BridgeError:
+    """An error of that kind with all that it may carry."""
+    if kind is LimitReached:
+        return LimitReached("A sentence.", 7)
+    return kind("A sentence.", detail="secret")
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_error_has_its_status_and_its_code(kind: type[BridgeError]) -> None:
     assert RENDERINGS[kind] == Rendering(*TABLE[kind.__name__])
@@ -61,19 +80,22 @@ def test_every_error_has_its_status_and_its_code(kind: type[BridgeError]) -> Non
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_error_that_proves_that_nothing_was_sent_says_so(kind: type[BridgeError]) -> None:
-    assert kind("x").sent is (kind.__name__ not in NEVER_SENT)
+    assert new(kind).sent is (kind.__name__ not in NEVER_SENT)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_error_is_answered_in_json_with_its_id_and_without_its_detail(kind: type[BridgeError]) -> None:
-    error = kind("A sentence.", detail="secret")
+    error = new(kind)
     error.request_id = r'"\u0061"'
     response = error_response(error)
     assert response.status_code == TABLE[kind.__name__][0]
     assert response.headers["content-type"] == "application/json"
     assert rb'"id":"\u0061"' in bytes(response.body)
-    assert json.loads(bytes(response.body))["error"] == {"code": TABLE[kind.__name__][1], "message": "A sentence."}
-    assert ("retry-after" in response.headers) is (response.status_code == 503)
+    told = json.loads(bytes(response.body))["error"]
+    assert (told["code"], told["message"]) == (TABLE[kind.__name__][1], "A sentence.")
+    assert told.get("data", {}) == error.data
+    assert b"secret" not in bytes(response.body)
+    assert ("retry-after" in response.headers) is (response.status_code in (429, 503))
 
 
 def test_an_error_carries_its_headers_and_data() -> None:

@@ -37,6 +37,8 @@ DEFAULTS = {
     "allowed_origins": frozenset(),
     "upstream_token": "",
     "upstream_token_file": "",
+    "audit_log": "",
+    "audit_required": False,
     "state_dir": "",
     "log_level": "info",
     "log_format": "text",
@@ -81,6 +83,8 @@ GOOD: dict[str, tuple[str, dict[str, object]]] = {
     ),
     "VESTIGE_BRIDGE_UPSTREAM_TOKEN": ("upstream_token", {"secret\n": "secret"}),
     "VESTIGE_BRIDGE_UPSTREAM_TOKEN_FILE": ("upstream_token_file", {"/run/upstream/token": "/run/upstream/token"}),
+    "VESTIGE_BRIDGE_AUDIT_LOG": ("audit_log", {"/var/log/my audit": "/var/log/my audit", " - ": "-"}),
+    "VESTIGE_BRIDGE_AUDIT_REQUIRED": ("audit_required", dict(SWITCH)),
     "VESTIGE_BRIDGE_STATE_DIR": ("state_dir", {"/var/lib/my state": "/var/lib/my state"}),
     "VESTIGE_BRIDGE_LOG_LEVEL": ("log_level", {"DEBUG": "debug", "warning": "warning", "Error": "error"}),
     "VESTIGE_BRIDGE_LOG_FORMAT": ("log_format", {"JSON": "json", "text": "text"}),
@@ -122,6 +126,7 @@ BAD = {
         "https://[",
     ],
     "VESTIGE_BRIDGE_UPSTREAM_TOKEN": ["se cret", "sécret"],
+    "VESTIGE_BRIDGE_AUDIT_REQUIRED": ["maybe", "true"],
     "VESTIGE_BRIDGE_LOG_LEVEL": ["trace", "20", "critical"],
     "VESTIGE_BRIDGE_LOG_FORMAT": ["xml"],
 }
@@ -148,6 +153,7 @@ def test_every_variable_is_described_and_tested() -> None:
     assert set(described) == {
         *BAD,
         *("VESTIGE_AUTH_TOKEN_FILE", "VESTIGE_BRIDGE_UPSTREAM_TOKEN_FILE", "VESTIGE_BRIDGE_STATE_DIR"),
+        "VESTIGE_BRIDGE_AUDIT_LOG",
     }
     assert all(help_text.endswith(".") for _, _, help_text in describe())
 
@@ -157,8 +163,10 @@ def test_every_variable_is_described_and_tested() -> None:
 )
 def test_a_variable_sets_its_setting_and_no_other(variable: str, value: str) -> None:
     name, values = GOOD[variable]
-    settings = Settings.from_environ({variable: value})
-    assert dataclasses.asdict(settings) == DEFAULTS | {name: values[value]}
+    # An audit log that is required has to go somewhere.
+    needed, also = ({"VESTIGE_BRIDGE_AUDIT_LOG": "-"}, {"audit_log": "-"}) if name == "audit_required" else ({}, {})
+    settings = Settings.from_environ({variable: value, **needed})
+    assert dataclasses.asdict(settings) == DEFAULTS | also | {name: values[value]}
 
 
 @pytest.mark.parametrize(("variable", "value"), cases(BAD), ids=lambda value: repr(value[:40]))

@@ -6,7 +6,9 @@ an error object. What is refused is refused before anything went upstream.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
@@ -19,7 +21,14 @@ from vestige_bridge.endpoint.per_client_mode import ClientSessions
 from vestige_bridge.endpoint.request import EndpointRequest
 from vestige_bridge.endpoint.response_writer import EventStreams
 from vestige_bridge.endpoint.shared_mode import SharedMode
-from vestige_bridge.errors import BridgeError, InternalError, InvalidMessage, MethodNotAllowed, Overloaded
+from vestige_bridge.errors import (
+    BridgeError,
+    InternalError,
+    InvalidMessage,
+    MethodNotAllowed,
+    Overloaded,
+    UpstreamTimeout,
+)
 from vestige_bridge.http.headers import SESSION_ID
 from vestige_bridge.jsonrpc.messages import AnyMessage, Request
 from vestige_bridge.jsonrpc.parser import parse_body
@@ -107,11 +116,8 @@ class Endpoint:
         if isinstance(message, list):
             return await self._post_batch(incoming, message)
         incoming.note(message, self._session.catalog.tools.__contains__)
-        try:
+        with self._noted(incoming, [message]):
             await self._post_one(incoming, message)
-        except BridgeError as error:
-            self.gate.note(incoming.record, [message], error)
-            raise
 
     async def _post_one(self, incoming: EndpointRequest, message: AnyMessage) -> None:
         if self.gate.concerns(incoming.record):
@@ -136,22 +142,34 @@ class Endpoint:
             self._bodies_arriving -= 1
 
     async def _post_batch(self, incoming: EndpointRequest, members: Sequence[Judged]) -> None:
-        for member in members:
-            if not isinstance(member, BridgeError) and is_modern(member, incoming.protocol_version):
-                raise InvalidMessage("The modern era of MCP has no batches; send each request by itself.")
-        self._shared.require_not_ended(incoming.caller)
         record = incoming.record
-        try:
-            if self.gate.concerns(record):
-                sent, members = members, await self.gate.judge(record, members)
-                for message, judged in zip(sent, members, strict=True):
-                    if isinstance(judged, BridgeError) and not isinstance(message, BridgeError):
-                        self.gate.refuse(record, message, judged)
+        with self._noted(incoming, members):
+            for member in members:
+                if not isinstance(member, BridgeError) and is_modern(member, incoming.protocol_version):
+                    raise InvalidMessage("The modern era of MCP has no batches; send each request by itself.")
+            self._shared.require_not_ended(incoming.caller)
+            judged = await self.gate.judge(record, members) if self.gate.concerns(record) else members
+        for message, judgement in zip(members, judged, strict=True):
+            if isinstance(judgement, BridgeError) and not isinstance(message, BridgeError):
+                self.gate.refuse(record, message, judgement)
+        with self._noted(incoming, judged):
             if self._client_sessions is not None and SESSION_ID in incoming.headers:
-                return await self._client_sessions.serve_batch(incoming, members)
-            await self._shared.serve_batch(incoming, members)
+                return await self._client_sessions.serve_batch(incoming, judged)
+            await self._shared.serve_batch(incoming, judged)
+
+    @contextmanager
+    def _noted(self, incoming: EndpointRequest, messages: Sequence[Judged]) -> Iterator[None]:
+        """Has the gate take note of messages that are refused, or fail, before any of them is accepted."""
+        try:
+            yield
         except BridgeError as error:
-            self.gate.note(record, members, error)
+            self.gate.note(incoming.record, messages, error)
+            raise
+        except asyncio.CancelledError:
+            self.gate.note(incoming.record, messages, UpstreamTimeout("The bridge had to stop."))
+            raise
+        except Exception:
+            self.gate.note(incoming.record, messages, InternalError("The bridge failed."))
             raise
 
 

@@ -14,7 +14,7 @@ from vestige_bridge.access.audit import AuditLog
 from vestige_bridge.access.permissions import UNRESTRICTED
 from vestige_bridge.access.rate_limits import RateLimits
 from vestige_bridge.access.record import AccessRecord
-from vestige_bridge.errors import BridgeError, Forbidden, LimitReached
+from vestige_bridge.errors import AuditFailed, BridgeError, Forbidden, LimitReached, reason_of
 from vestige_bridge.jsonrpc.messages import AnyMessage, Request
 from vestige_bridge.mcp.methods import CALL_TOOL
 from vestige_bridge.session.dispatcher import Dispatcher
@@ -105,6 +105,13 @@ class Gate:
         self.refusals[record.authenticated, "forbidden" if isinstance(error, Forbidden) else "limit"] += 1
 
     def _write_down(self, record: AccessRecord, message: AnyMessage, error: BridgeError) -> None:
-        if self._audit is not None:
+        """Writes a line into the audit log.
+
+        A call that is refused because the log cannot be written gets none: such lines would take the room of those that
+        say what was done.
+        """
+        if isinstance(error, AuditFailed):
+            self._dispatcher.failures[reason_of(error)] += 1
+        elif self._audit is not None:
             known = isinstance(message, Request) and message.name in self._session.catalog.tools
             self._audit.refused(record, message, error, known=known)

@@ -11,7 +11,7 @@ import codecs
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from typing import Final
 
@@ -45,6 +45,12 @@ _CAN_READ_LARGE: Final = sys.version_info >= (3, 11, 5)
 _opening = re.compile(rb"[ \t\n\r]*\{").match
 _response_key = re.compile(rb'[ \t\n\r]*("(?:jsonrpc|id|result|error)")[ \t\n\r]*:[ \t\n\r]*').match
 _any_key = re.compile(rb'[ \t\n\r]*("[^"\\]*(?:\\.[^"\\]*)*")[ \t\n\r]*:[ \t\n\r]*', re.DOTALL).match
+_space = re.compile(rb"[ \t\n\r]*").match
+_structure = re.compile(rb'["\[\]{}]').search
+_plain_value = re.compile(rb"[^ \t\n\r,\]}]*").match
+# A string in parts, as each escape costs memory while the expression is matched.
+_part_of_string = re.compile(rb'[^"\\]*(?:\\.[^"\\]*){0,1000}', re.DOTALL).match
+_BACKSLASH: Final = ord("\\")
 _closing = re.compile(rb"[ \t\n\r]*([,}])").match
 _end = re.compile(rb"[ \t\n\r]*\Z").match
 # An object becomes a tuple of its members, so that a key that is there twice is seen.
@@ -90,32 +96,53 @@ def read_response(data: bytes) -> Response | None:
     return LargeResponse(data, id=id_value._replace(value=message_id), failed=error is not None)
 
 
-def find_members(data: bytes, start: int = 0) -> list[tuple[str, int, int]] | None:
-    """The members of an object, without their values being decoded.
+def walk_members(data: bytes, start: int = 0) -> Iterator[tuple[str, int]]:
+    """The members of an object, one after the other, without their values being decoded.
+
+    A value is passed over only when the next member is asked for.
 
     Parameters:
         data: bytes that are known to be JSON.
-        start: where the object opens.
+        start: where the object opens, or white space before it.
 
-    Returns:
-        The keys, and where their values begin and end; ``None`` for what is nested too deeply to be read so.
+    Yields:
+        The key, and where its value begins.
     """
-    opening = _opening(data, start)
-    if opening is None or not _CAN_READ_LARGE:
-        return None
-    found: list[tuple[str, int, int]] = []
-    index, closing = opening.end(), b","
-    if _closing(data, index):
-        return found
-    while closing == b",":
-        key = _any_key(data, index)
-        value = None if key is None else _value_grammar().match(data, key.end())
-        close = None if value is None else _closing(data, value.end())
-        if key is None or value is None or close is None:
-            return None
-        found.append((decode(key[1].decode(), 0)[0], value.start(), value.end()))
-        index, closing = close.end(), close[1]
-    return found
+    index = _pass(_space, data, start) + 1
+    while key := _any_key(data, index):
+        yield decode(key[1].decode(), 0)[0], key.end()
+        index = _pass(_space, data, _value_end(data, key.end())) + 1
+
+
+def _value_end(data: bytes, start: int) -> int:
+    """Where a value ends that begins at an offset of bytes that are known to be JSON, however deep it is nested."""
+    if _CAN_READ_LARGE and (shallow := _value_grammar().match(data, start)):
+        return shallow.end()
+    if data[start] not in b'"[{':
+        return _pass(_plain_value, data, start)
+    depth, index = 0, start
+    while mark := _structure(data, index):
+        index = mark.end()
+        if mark[0] == b'"':
+            index = _string_end(data, index)
+        else:
+            depth += 1 if mark[0] in b"[{" else -1
+        if not depth:
+            break
+    return index
+
+
+def _string_end(data: bytes, index: int) -> int:
+    """Where a string ends, from an offset behind its first quote."""
+    while data[(index := _pass(_part_of_string, data, index))] == _BACKSLASH:
+        pass
+    return index + 1
+
+
+def _pass(match: Callable[[bytes, int], re.Match[bytes] | None], data: bytes, index: int) -> int:
+    """The offset behind what an expression matches, which may be nothing."""
+    found = match(data, index)
+    return index if found is None else found.end()
 
 
 def _is_utf8(data: bytes) -> bool:

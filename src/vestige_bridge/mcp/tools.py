@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from vestige_bridge.jsonrpc.fast_parser import find_members
+from vestige_bridge.jsonrpc.fast_parser import walk_members
 from vestige_bridge.jsonrpc.messages import Response
 from vestige_bridge.jsonrpc.spans import Value, items_of, members_of, occurrences
 
@@ -123,28 +123,17 @@ def _is_visible(text: str, start: int, visible: Callable[[object], bool]) -> boo
 def reports_error(data: bytes) -> bool:
     """Whether the response to a ``tools/call`` says that the call failed (MCP 2025-11-25, server/tools).
 
-    Only the members of the message and of its result are walked through; of the content nothing is kept.
+    Only the members of the message and of its result are walked through; of the content nothing is decoded.
 
     Parameters:
         data: the response, known to be JSON.
     """
-    members = find_members(data)
-    if members is None:
-        return _reports_error_deep(data.decode())
-    for key, start, _ in members:
+    for key, start in walk_members(data):
+        if key == "result":
+            # A result that is no object has no members to walk through.
+            return data.startswith(b"{", start) and any(
+                name == "isError" and data.startswith(b"true", value) for name, value in walk_members(data, start)
+            )
         if key == "error":
             return True
-        if key == "result" and data[start : start + 1] == b"{":
-            result = find_members(data, start)
-            if result is None:
-                return _reports_error_deep(data.decode())
-            return any(it == "isError" and data[begin:finish] == b"true" for it, begin, finish in result)
     return False
-
-
-def _reports_error_deep(text: str) -> bool:
-    members = members_of(text)
-    result = members.get("result")
-    if result is None or text[result.start] != "{":
-        return "error" in members
-    return any(key == "isError" and value.value is True for key, value in occurrences(text, result.start))

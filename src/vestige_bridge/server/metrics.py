@@ -226,12 +226,13 @@ class Metrics(Collector):
         for labels, count in self._gate.refusals.items():
             refused.add_metric(labels, count)
         yield refused
-        if self._audit is not None:
-            audit = self._audit
-            yield _counter("audit_lines_written", "Lines written to the audit log.", audit.written)
-            yield _counter("audit_lines_lost", "Lines that were not written to the audit log.", audit.lost)
-            yield _gauge("audit_lines_waiting", "Lines that wait to be written.", audit.queued)
-            yield _gauge("audit_failing", "1 while the audit log cannot be written.", audit.failing)
+        # Without an audit log they are there, too, so that an alert about it needs no other rule.
+        writer = None if self._audit is None else self._audit.writer
+        counts = (0, 0, 0) if writer is None else (writer.written, writer.lost, writer.queued)
+        yield _counter("audit_lines_written", "Lines written to the audit log.", counts[0])
+        yield _counter("audit_lines_lost", "Lines that were not written to the audit log.", counts[1])
+        yield _gauge("audit_lines_waiting", "Lines that wait to be written.", counts[2])
+        yield _gauge("audit_failing", "1 while the audit log takes no lines.", 0 if writer is None else writer.failing)
 
     def _clients(self) -> Iterator[Metric]:
         connections = self._connections

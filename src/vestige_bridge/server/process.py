@@ -84,7 +84,7 @@ class Server(uvicorn.Server):
         """Has the audit log opened anew, for who moves its file away; nothing happens where there is none."""
         audit: AuditLog | None = self._app.state.audit
         if audit is not None:
-            audit.reopen()
+            audit.writer.reopen()
 
     async def on_tick(self, counter: int) -> bool:
         """Drains when a signal has come, then stops."""
@@ -134,6 +134,8 @@ def serve(settings: Settings, warnings: Sequence[str] = ()) -> int:
     )
 
     _give_large_blocks_back()
+    # Who rotates the audit log may send it before or after it means something; by itself it would end the process.
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
     async def run() -> None:
         # What lives now lives as long as the process: it need not be looked through for garbage again and again.

@@ -23,6 +23,8 @@ from vestige_bridge.access.record import AccessRecord
 from vestige_bridge.access.responses import RETRY_AFTER_SECONDS
 from vestige_bridge.concurrency import Tasks
 from vestige_bridge.errors import (
+    REASONS,
+    AuditFailed,
     BridgeError,
     Cancelled,
     InternalError,
@@ -118,6 +120,7 @@ class Dispatcher:
         self._sender = session.sender
         self._settings = settings
         self._audit = audit
+        self._asks_audit = audit is not None and audit.required
         self._tasks = Tasks()
         self._owner = Owner(
             self.repeatable, self._sender.progressed, self._ended, self._attempt_failed, self._forgotten
@@ -427,7 +430,7 @@ class Dispatcher:
         if held is None:
             if not exchange.ended:
                 exchange.driver = self._tasks.start(self._send_when_connected(exchange))
-        elif exchange.permissions is UNRESTRICTED or self._permitted(exchange):
+        elif (exchange.permissions is UNRESTRICTED and not self._asks_audit) or self._permitted(exchange):
             self._sender.send(exchange, held)
 
     async def _send_when_connected(self, exchange: Exchange) -> None:
@@ -442,9 +445,14 @@ class Dispatcher:
             raise
 
     def _permitted(self, exchange: Exchange) -> bool:
-        """Asks once more, because a renewed session may have brought other tools since the request was let in."""
+        """Asks once more, because much may have changed since the request was let in.
+
+        A renewed session may have brought other tools, and the audit log may be one that cannot be written any more.
+        """
         try:
             exchange.permissions.require(exchange.request, self._session.catalog.tools)
+            if self._audit is not None and exchange.audited is not None:
+                self._audit.require()
         except BridgeError as error:
             exchange.fail(error)
             return False
@@ -474,15 +482,25 @@ class Dispatcher:
 
     def _write_down(self, exchange: Exchange, call: AuditedCall) -> None:
         """Writes the line of a call that has ended into the audit log."""
-        if self._audit is not None:
-            answered = exchange.answered
-            exchange.receipt = self._audit.ended(
-                call,
-                error=exchange.error,
-                is_error=None if answered is None else reports_error(answered.data),
-                sent=exchange.sent,
-                replayed=bool(exchange.replayed),
-            )
+        if self._audit is None:
+            return
+        answered, name = exchange.answered, exchange.request.name
+        exchange.receipt = self._audit.ended(
+            call,
+            error=exchange.error,
+            # A call that was accepted before the tools were known is named as soon as they are.
+            tool=name if name in self._session.catalog.tools else None,
+            is_error=None if answered is None else reports_error(answered.data),
+            sent=exchange.sent,
+            replayed=bool(exchange.replayed),
+        )
+        if exchange.receipt is not None and answered is not None:
+            exchange.receipt.add_done_callback(self._count_unwritten)
+
+    def _count_unwritten(self, receipt: asyncio.Future[bool]) -> None:
+        """Counts an answer that its client does not get, because its line could not be written."""
+        if not receipt.cancelled() and not receipt.result():
+            self.failures[REASONS[AuditFailed]] += 1
 
     def _attempt_failed(self, exchange: Exchange, held: HeldSession, error: BridgeError) -> None:
         """Makes another attempt where it can do no harm."""

@@ -211,9 +211,7 @@ class Exchange(Call):
 
     def fail(self, error: BridgeError) -> None:
         """Ends the exchange by an error, which then says whether upstream may have seen the request."""
-        error.request_id = self.request.spelled_id
-        error.data |= {"outcome": self.outcome, "retryable": not self.sent or self.repeatable}
-        self._finish(error)
+        self._finish(self._told(error))
 
     async def next(self) -> bytes | Answered | None:
         """Waits for what comes next; there is one reader at a time.
@@ -231,14 +229,11 @@ class Exchange(Call):
             self._progress_bytes -= len(step)
             return step
         end = self._end
-        if self.receipt is not None and not await _written(self.receipt, self.timeout_seconds):
+        # The receipt is not this reader's alone, and not its to cancel.
+        if self.receipt is not None and not await asyncio.shield(self.receipt):
             if isinstance(end, BridgeError):
                 raise end
-            raise AuditFailed(
-                "The call was made, but it could not be written into the audit log.",
-                sent=self.sent,
-                request_id=self.request.spelled_id,
-            )
+            raise self._told(AuditFailed("The call was made, but it could not be written into the audit log."))
         if isinstance(end, BridgeError):
             raise end
         if end is not None and len(end.data) > LARGE_BYTES:
@@ -277,6 +272,12 @@ class Exchange(Call):
             return self.permissions.tools is not None or not self.permissions.shares_lists
         return self.own is not None and self.permissions.tools is not None
 
+    def _told(self, error: BridgeError) -> BridgeError:
+        """The error, with what it says of the request."""
+        error.request_id = self.request.spelled_id
+        error.data |= {"outcome": self.outcome, "retryable": not self.sent or self.repeatable}
+        return error
+
     async def _wait(self) -> None:
         self._news = self._loop.create_future()
         try:
@@ -289,12 +290,3 @@ class Exchange(Call):
             self._end = end
             self.wake()
             self.owner.ended(self)
-
-
-async def _written(receipt: asyncio.Future[bool], timeout_seconds: float) -> bool:
-    """Whether a line was written into the audit log; a disk that hangs says nothing."""
-    try:
-        async with asyncio.timeout(timeout_seconds):
-            return await asyncio.shield(receipt)
-    except TimeoutError:
-        return False
