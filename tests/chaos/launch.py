@@ -22,17 +22,19 @@ from typing import Any
 import uvicorn
 import uvloop
 
-from vestige_bridge.access.tokens import Token, Tokens
+from vestige_bridge.access.token_file import Token
+from vestige_bridge.access.tokens import Tokens
 from vestige_bridge.cli.parser import main
 from vestige_bridge.endpoint import endpoint, modern_clients, shared_mode
 from vestige_bridge.errors import InvalidMessage
 from vestige_bridge.jsonrpc import parser
 from vestige_bridge.jsonrpc.messages import Request
 from vestige_bridge.mcp.lifecycle import HeldSession
-from vestige_bridge.mcp.multiplexer import Multiplexer
+from vestige_bridge.mcp.multiplexer import Caller, Multiplexer
 from vestige_bridge.mcp.pass_through import PassThrough
 from vestige_bridge.session.dispatcher import Dispatcher
 from vestige_bridge.session.session import Session
+from vestige_bridge.session.window import Window
 from vestige_bridge.settings import Settings
 
 
@@ -182,6 +184,17 @@ def tasks_pass() -> None:
         module.without_task = lambda request: request  # type: ignore[attr-defined]
 
 
+def first_come_first_served() -> None:
+    """All wait in one line, whoever they are, and nobody makes way for anybody."""
+    wait = Window._wait
+
+    def wait_in_line(self: Window[Any], thing: Any, caller: Caller) -> None:
+        wait(self, thing, Caller("everybody"))
+
+    Window._wait = wait_in_line  # type: ignore[method-assign]
+    Window.waiting = property(lambda _: {})  # type: ignore[assignment, method-assign]
+
+
 def _with_each_body(do: Callable[[bytes], None]) -> None:
     def parse_body(body: bytes) -> Any:
         do(body)
@@ -195,6 +208,7 @@ DEFECTS: dict[str, Callable[[], None]] = {
     for it in (
         *(replay_always, ids_as_they_are, duplicates_as_they_are, no_drain, tokens_by_prefix, no_answer_limit),
         *(renewed_on_garbage, bodies_in_the_log, a_task_is_left, bodies_are_rewritten, halves_pass, tasks_pass),
+        first_come_first_served,
     )
 }
 

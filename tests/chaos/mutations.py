@@ -19,7 +19,7 @@ from typing import Any
 from chaos.account import Figures
 from chaos.callers import MODERN_META
 from chaos.stack import Run, Stack, stack
-from vestige_bridge.access.tokens import parse_tokens
+from vestige_bridge.access.token_file import parse_lines
 from vestige_bridge.errors import BridgeError, InvalidMessage, UpstreamProtocolError
 from vestige_bridge.http import headers, sse
 from vestige_bridge.http.headers import Headers
@@ -200,7 +200,7 @@ def check_headers(random: Random) -> None:
 def check_tokens(random: Random) -> None:
     """A file of tokens holds tokens, or is refused; none is empty."""
     with suppress(ValueError):
-        assert all(token.value for token in parse_tokens(mutated(random, TOKENS).decode()))
+        assert all(token.value for token in parse_lines(mutated(random, TOKENS).decode()))
 
 
 PACKAGES: tuple[Callable[[Random], None], ...] = (

@@ -23,6 +23,7 @@ CAUGHT_BY = {
     "bodies_in_the_log": ("F8", 0.01, "leaked"),
     "halves_pass": ("F9", 0.001, "failed"),
     "tasks_pass": ("F10", 0.01, "wrong"),
+    "first_come_first_served": ("F11", 0.01, "unanswered"),
 }
 
 
