@@ -82,21 +82,23 @@ class Gateway:
         self._seen: set[psutil.Process] = set()
 
     def start(self) -> None:
-        """Starts supergateway through the preload that the image and `make dev` use, and waits until it listens."""
-        self._process = psutil.Popen(
-            [
-                *(NODE, "--import", ROOT / "docker/gateway/bind.js", self._supergateway, "--stdio", self._command),
-                *(*self._mode, "--logLevel", "none"),
-                *("--port", str(self.port)),
-            ],
-            stdin=subprocess.DEVNULL,
-        )
+        """Starts it, and waits until it listens."""
+        self._process = psutil.Popen(self.arguments, stdin=subprocess.DEVNULL)
         while self._process.poll() is None:
             try:
                 return socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
             except ConnectionRefusedError:
                 time.sleep(0.02)
         raise RuntimeError("supergateway did not start")
+
+    @property
+    def arguments(self) -> list[str | Path]:
+        """How it is started: through the preload that the image and `make dev` use."""
+        return [
+            *(NODE, "--import", ROOT / "docker/gateway/bind.js", self._supergateway, "--stdio", self._command),
+            *(*self._mode, "--logLevel", "none"),
+            *("--port", str(self.port)),
+        ]
 
     @property
     def servers(self) -> list[psutil.Process]:

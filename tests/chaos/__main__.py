@@ -21,6 +21,7 @@ from chaos.account import ZEROS, Figures
 from chaos.canaries import canaries
 from chaos.collisions import one_id
 from chaos.credentials import credentials
+from chaos.fairness import fairness
 from chaos.fuzz import fuzz_per_client, fuzz_shared
 from chaos.halves import halves
 from chaos.mutations import mutations
@@ -54,6 +55,7 @@ FAULTS: dict[str, Callable[[Run], Awaitable[Figures]]] = {
     "cancellations": cancellations,
     "F9": halves,
     "F10": tasks,
+    "F11": fairness,
     "F8": canaries,
 }
 """In this order: the last one searches what the others have left."""

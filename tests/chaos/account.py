@@ -43,6 +43,15 @@ class Figures:
     notes: list[str] = field(default_factory=list)
     examples: list[str] = field(default_factory=list)
 
+    def add(self, other: Figures) -> None:
+        """Adds the figures of a part."""
+        self.calls += other.calls
+        self.answered += other.answered
+        self.told += other.told
+        self.zeros += other.zeros
+        self.notes += other.notes
+        self.examples += other.examples
+
     def blame(self, column: str, example: str) -> None:
         """Counts what must not be, and keeps the first few for whoever looks for the reason."""
         assert column in ZEROS

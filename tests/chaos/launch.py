@@ -31,10 +31,11 @@ from vestige_bridge.errors import InvalidMessage
 from vestige_bridge.jsonrpc import parser
 from vestige_bridge.jsonrpc.messages import Request
 from vestige_bridge.mcp.lifecycle import HeldSession
-from vestige_bridge.mcp.multiplexer import Multiplexer
+from vestige_bridge.mcp.multiplexer import Caller, Multiplexer
 from vestige_bridge.mcp.pass_through import PassThrough
 from vestige_bridge.session.dispatcher import Dispatcher
 from vestige_bridge.session.session import Session
+from vestige_bridge.session.window import Window
 from vestige_bridge.settings import Settings
 
 
@@ -206,6 +207,17 @@ def no_line_for_a_replay() -> None:
     AuditWriter.put = put_unless_replayed  # type: ignore[method-assign]
 
 
+def first_come_first_served() -> None:
+    """All wait in one line, whoever they are, and nobody makes way for anybody."""
+    wait = Window._wait
+
+    def wait_in_line(self: Window[Any], thing: Any, caller: Caller) -> None:
+        wait(self, thing, Caller("everybody"))
+
+    Window._wait = wait_in_line  # type: ignore[method-assign]
+    Window.waiting = property(lambda _: {})  # type: ignore[assignment, method-assign]
+
+
 def _with_each_body(do: Callable[[bytes], None]) -> None:
     def parse_body(body: bytes) -> Any:
         do(body)
@@ -220,6 +232,7 @@ DEFECTS: dict[str, Callable[[], None]] = {
         *(replay_always, ids_as_they_are, duplicates_as_they_are, no_drain, tokens_by_prefix, no_answer_limit),
         *(renewed_on_garbage, bodies_in_the_log, a_task_is_left, bodies_are_rewritten, halves_pass, tasks_pass),
         *(lines_twice, no_line_for_a_replay),
+        first_come_first_served,
     )
 }
 

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -219,6 +219,10 @@ class Stack:
             self.figures.blame("grown", f"{len(self.gateway.servers)} MCP servers")
 
 
+def _journal_behind_supergateway(journal: Path) -> Gateway:
+    return Gateway(SERVER, {"JOURNAL": str(journal)})
+
+
 @asynccontextmanager
 async def stack(
     run: Run,
@@ -230,6 +234,7 @@ async def stack(
     descriptors: int = 0,
     callers: type[Caller] = Caller,
     audited: bool = False,
+    upstream: Callable[[Path], Gateway] = _journal_behind_supergateway,
     **settings: str,
 ) -> AsyncIterator[Stack]:
     """The parts for one fault; at the end every call is judged, and the log is looked through.
@@ -243,20 +248,21 @@ async def stack(
         descriptors: how many descriptors the bridge may open; 0 for as many as the driver.
         callers: what makes the calls.
         audited: whether the bridge writes an audit log, in which each call has to have its line.
+        upstream: makes what answers the calls and writes them down in a file.
         settings: variables of the bridge, without their prefix.
     """
     journal = run.folder / f"journal-{'-'.join(fault.split())}"
-    gateway = Gateway(SERVER, {"JOURNAL": str(journal)})
+    gateway = upstream(journal)
     figures = Figures(fault, done)
     async with AsyncExitStack() as exits:
         exits.callback(gateway.stop)
         await asyncio.to_thread(gateway.start)
-        upstream = gateway.url
+        url = gateway.url
         if link is not None:
             link.target = gateway.port
             await exits.enter_async_context(link.open())
-            upstream = f"http://127.0.0.1:{link.port}/mcp"
-        bridge = BridgeProcess(run, upstream, settings, descriptors=descriptors, audited=audited)
+            url = f"http://127.0.0.1:{link.port}/mcp"
+        bridge = BridgeProcess(run, url, settings, descriptors=descriptors, audited=audited)
         account = Account(run.secret("memory"), journal)
         it = Stack(run, figures, account, gateway, bridge, _http_client(), run.random(fault), ids, callers)
         exits.push_async_callback(_end, it)

@@ -25,6 +25,7 @@ CAUGHT_BY = {
     "tasks_pass": ("F10", 0.01, "wrong"),
     "lines_twice": ("F1", 0.05, "lied"),
     "no_line_for_a_replay": ("F1", 0.05, "lied"),
+    "first_come_first_served": ("F11", 0.01, "unanswered"),
 }
 
 

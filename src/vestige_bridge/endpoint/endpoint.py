@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from vestige_bridge.access.audit import AuditLog
 from vestige_bridge.access.responses import error_response
+from vestige_bridge.endpoint.bodies import ArrivingBodies
 from vestige_bridge.endpoint.gate import Gate, Judged
 from vestige_bridge.endpoint.modern_clients import ModernClients
 from vestige_bridge.endpoint.per_client_mode import ClientSessions
@@ -26,7 +27,6 @@ from vestige_bridge.errors import (
     InternalError,
     InvalidMessage,
     MethodNotAllowed,
-    Overloaded,
     UpstreamTimeout,
 )
 from vestige_bridge.http.headers import SESSION_ID
@@ -69,7 +69,7 @@ class Endpoint:
         self._shared = SharedMode(session, dispatcher, settings)
         self._modern = ModernClients(session, dispatcher)
         self._client_sessions = client_sessions
-        self._bodies_arriving = 0
+        self._bodies = ArrivingBodies(settings.max_in_flight)
         self.gate = Gate(session, dispatcher, audit)
         self.streams = EventStreams(settings.heartbeat_seconds)
 
@@ -111,7 +111,7 @@ class Endpoint:
     async def _post(self, incoming: EndpointRequest) -> None:
         body = incoming.body_now()
         if body is None:
-            body = await self._body(incoming)
+            body = await self._bodies.receive(incoming)
         message = parse_body(body)
         if isinstance(message, list):
             return await self._post_batch(incoming, message)
@@ -130,16 +130,6 @@ class Endpoint:
         if self._client_sessions is not None and _belongs_to_session(incoming, message):
             return await self._client_sessions.serve(incoming, message)
         await self._shared.serve(incoming, message)
-
-    async def _body(self, incoming: EndpointRequest) -> bytes:
-        """The body, unless as many are on their way already as there may be requests in flight."""
-        if self._bodies_arriving >= self._settings.max_in_flight:
-            raise Overloaded("Too many bodies are on their way.", data={"outcome": "not_sent", "retryable": True})
-        self._bodies_arriving += 1
-        try:
-            return await incoming.body()
-        finally:
-            self._bodies_arriving -= 1
 
     async def _post_batch(self, incoming: EndpointRequest, members: Sequence[Judged]) -> None:
         record = incoming.record

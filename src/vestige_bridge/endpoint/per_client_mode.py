@@ -268,8 +268,8 @@ class ClientSessions:
                 return
             if message.method in METHODS and not is_notification(message.method):
                 raise InvalidMessage(f'{message.method} needs an "id".')
-            with self._dispatcher.admit(incoming.record), self._forgotten_if_lost(own):
-                return await self._dispatcher.notify(message, incoming.caller, incoming.header_lines, own.held)
+            with self._dispatcher.admit(incoming.record) as held, self._forgotten_if_lost(own):
+                return await self._dispatcher.notify(message, incoming.caller, incoming.header_lines, held, own.held)
         await self._send(own, message.encoded(), incoming.header_lines)
 
     async def _require_alive(self, own: ClientSession) -> None:

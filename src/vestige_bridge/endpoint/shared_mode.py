@@ -139,8 +139,9 @@ class SharedMode:
         if notification.method == CANCELLED:
             self._dispatcher.cancel(incoming.caller, notification)
         elif notification.method not in NOTIFICATIONS_ABOUT_CLIENT and not is_about_tasks(notification.method):
-            with self._dispatcher.admit(incoming.record) if admission is None else nullcontext():
-                await self._dispatcher.notify(notification, incoming.caller, incoming.header_lines)
+            taken = self._dispatcher.admit(incoming.record) if admission is None else nullcontext(admission)
+            with taken as held:
+                await self._dispatcher.notify(notification, incoming.caller, incoming.header_lines, held)
 
     def _open(
         self, incoming: EndpointRequest, request: Request, admission: Admission | None = None

@@ -210,14 +210,16 @@ class Metrics(Collector):
             "Time for which requests waited for a place with Vestige; those that found one are not counted.",
             labels=("principal",),
         )
+        made_way = CounterMetricFamily(
+            f"{_PREFIX}requests_made_way",
+            "Waiting requests that were refused so that another principal had room.",
+            labels=("principal",),
+        )
         for principal, it in window.waits.items():
             waits.add_metric((principal,), count_value=it.count, sum_value=it.seconds)
+            made_way.add_metric((principal,), it.made_way)
         yield waits
-        yield _counter(
-            "requests_made_way",
-            "Waiting requests that were refused so that another principal had room.",
-            self._dispatcher.made_way,
-        )
+        yield made_way
         refused = CounterMetricFamily(
             f"{_PREFIX}requests_refused",
             "Messages that a principal's rights or limits did not allow.",

@@ -12,10 +12,10 @@ import heapq
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextlib import suppress
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from vestige_bridge.access.audit import AuditedCall, AuditLog
 from vestige_bridge.access.permissions import UNRESTRICTED
@@ -85,8 +85,41 @@ class Admission:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Gives back what is still held."""
-        places, self.places = self.places, 0
+        self.give_back(self.places)
+
+    def give_back(self, places: int) -> None:
+        """Gives places back that are not needed any more."""
+        self.places -= places
         self._release(self._principal, places)
+
+
+class _Turn:
+    """A notification that waits for its place in the window.
+
+    Parameters:
+        admission: where its place among what is in flight is held.
+        come: done when it may be sent, or when it may not.
+    """
+
+    __slots__ = ("_admission", "_come")
+
+    def __init__(self, admission: Admission, come: asyncio.Future[None]) -> None:
+        self._admission = admission
+        self._come = come
+
+    def __await__(self) -> Generator[Any, None, None]:
+        return self._come.__await__()
+
+    def begin(self) -> None:
+        """Says that it may be sent."""
+        if not self._come.done():
+            self._come.set_result(None)
+
+    def refuse(self, error: BridgeError) -> None:
+        """Says that it may not; its place is free at once, not when the task that waits here has noticed."""
+        self._admission.give_back(1)
+        if not self._come.done():
+            self._come.set_exception(error)
 
 
 class Dispatcher:
@@ -99,7 +132,6 @@ class Dispatcher:
 
     Attributes:
         window: the places with upstream, and who waits for one.
-        made_way: how many requests that waited were refused to make room for another principal's.
         replays: how many times a request was sent again.
         call_durations: how long upstream took for the calls of tools that it answered.
         failures: how many requests of clients ended without an answer, by reason.
@@ -109,8 +141,7 @@ class Dispatcher:
     _loop: asyncio.AbstractEventLoop
 
     def __init__(self, session: Session, settings: Settings, audit: AuditLog | None = None) -> None:
-        self.window: Window[Exchange | asyncio.Future[None]] = Window(settings.upstream_concurrency, self._begin)
-        self.made_way = 0
+        self.window: Window[Exchange | _Turn] = Window(settings.upstream_concurrency, self._begin)
         self.replays = 0
         self.call_durations = Durations()
         self.failures = no_failures()
@@ -273,21 +304,24 @@ class Dispatcher:
         notification: Notification,
         caller: Caller,
         header_lines: str,
+        admission: Admission,
         own: ClientHeldSession | None = None,
     ) -> None:
-        """Passes a client's notification on; its caller holds an `Admission` for it. It takes a place in the window.
+        """Passes a client's notification on. It takes a place in the window.
 
         Parameters:
             notification: the notification.
             caller: whose it is.
             header_lines: the header lines that go to upstream with it.
+            admission: where its place among what is in flight is held.
             own: the client's own session, if it came on one; it is never renewed.
 
         Errors:
+            Overloaded: it had to make way for another principal's.
             SessionLost: upstream has ended the client's own session.
             UpstreamError, BodyTooLarge: it could not be passed on.
         """
-        turn: asyncio.Future[None] = self._loop.create_future()
+        turn = _Turn(admission, self._loop.create_future())
         try:
             async with asyncio.timeout(self._settings.request_timeout_seconds):
                 if not self.window.enter(turn, caller):
@@ -393,20 +427,13 @@ class Dispatcher:
             in_flight, principal = largest[0]
             taken[principal] += 1
             heapq.heapreplace(largest, (in_flight + 1, principal))
-        for principal, count in taken.items():
-            for _ in range(count):
-                self._refuse(self.window.newest(principal))
-
-    def _refuse(self, waiting: Exchange | asyncio.Future[None] | None) -> None:
-        """Refuses what waits for a place in the window."""
-        error = _overloaded("Too many requests of this principal wait, and others need room.")
-        self.made_way += 1
-        if isinstance(waiting, Exchange):
-            waiting.fail(error)
-        elif waiting is not None:
-            self.window.leave(waiting)
-            if not waiting.done():
-                waiting.set_exception(error)
+        for principal in taken.elements():
+            error = _overloaded("Too many requests of this principal wait, and others need room.")
+            refused = self.window.make_way(principal)
+            if isinstance(refused, Exchange):
+                refused.fail(error)
+            else:
+                refused.refuse(error)
 
     def _count(self, principal: str, messages: int) -> None:
         """Counts what a principal has in flight."""
@@ -416,13 +443,13 @@ class Dispatcher:
         else:
             self._in_flight_of.pop(principal, None)
 
-    def _begin(self, following: Exchange | asyncio.Future[None]) -> None:
+    def _begin(self, following: Exchange | _Turn) -> None:
         """Sends what got its place after it had to wait."""
         if isinstance(following, Exchange):
             # In a turn of its own, since this one may be the end of many, one after another.
             self._loop.call_soon(self._send, following)
-        elif not following.done():
-            following.set_result(None)
+        else:
+            following.begin()
 
     def _send(self, exchange: Exchange) -> None:
         """Sends the request on its session; a task waits for that session if there is none."""

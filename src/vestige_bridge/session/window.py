@@ -95,10 +95,17 @@ class _Waiting(NamedTuple):
 
 @dataclass(slots=True)
 class Waits:
-    """How often and how long somebody waited, by now."""
+    """What came of the waits of one principal, by now.
+
+    Attributes:
+        count: how many of its things got their place after they had to wait.
+        seconds: how long those waited, all together.
+        made_way: how many ceased to wait to make room for another principal's.
+    """
 
     count: int = 0
     seconds: float = 0.0
+    made_way: int = 0
 
 
 class Window(Generic[T]):
@@ -109,7 +116,7 @@ class Window(Generic[T]):
         begin: called with each thing that gets its place after it had to wait.
 
     Attributes:
-        waits: how often and how long each principal waited; of more than are told all others are one.
+        waits: what came of each principal's waits; of more principals than are told all others are one.
     """
 
     def __init__(self, places: int, begin: Callable[[T], None]) -> None:
@@ -164,10 +171,12 @@ class Window(Generic[T]):
         elif thing in self._waiting:
             self._forget(thing)
 
-    def newest(self, principal: str) -> T | None:
-        """What a principal waits for since the shortest time, if it waits for anything."""
-        line = self._lines.get(principal)
-        return None if line is None else next(reversed(line.arrivals))
+    def make_way(self, principal: str) -> T:
+        """Has the newest thing of a principal that waits cease to wait, and returns it."""
+        thing = next(reversed(self._lines[principal].arrivals))
+        self._forget(thing)
+        self._told(principal).made_way += 1
+        return thing
 
     def _wait(self, thing: T, caller: Caller) -> None:
         self._waiting[thing] = _Waiting(caller, time.perf_counter())

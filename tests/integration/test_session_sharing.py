@@ -1,0 +1,347 @@
+"""Principals share the window in turns, and where there is no more room the largest makes way for the smaller."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from harness import Answer, Bridge, Received, ScriptedUpstream, bridge, call_body, until
+from integration.test_endpoint_sessions import initialize
+from integration.test_server_connections import called, connected
+from integration.test_session_admission import NOTE, Hanging, cancellation
+from vestige_bridge.session import window
+
+PRINCIPALS = ("ann", "bob", "cat")
+
+
+class Calls(Hanging):
+    """Takes calls and notifications, keeps the order in which they came, and answers none until it is told to."""
+
+    def __init__(self, upstream: ScriptedUpstream) -> None:
+        super().__init__(upstream)
+        self.order: list[str] = []
+        for method in ("tools/call", str(NOTE["method"])):
+            upstream.on(method, self)
+
+    async def __call__(self, received: Received) -> web.StreamResponse:
+        params = received.message.get("params", {"arguments": {"name": "note"}})
+        self.order.append(params["arguments"]["name"])
+        return await super().__call__(received)
+
+
+class Sharing:
+    """A bridge, what each of its principals posted, and how that was answered."""
+
+    def __init__(self, served: Bridge) -> None:
+        self.served = served
+        self.clients = {it: Bridge(served.origin, served.http, f"token-of-{it}-for-tests") for it in PRINCIPALS}
+        self.posts: dict[str, asyncio.Task[Answer]] = {}
+
+    def post(self, name: str, body: Any = None, **headers: str) -> asyncio.Task[Answer]:
+        """Posts a call, or another body, under a name that begins with that of its principal."""
+        client = self.clients[name[:3]]
+        sent = {it.replace("_", "-"): value for it, value in headers.items()}
+        post = client.post(body or call_body("write", {"name": name}), sent)
+        self.posts[name] = asyncio.create_task(post)
+        return self.posts[name]
+
+    async def post_each(self, *names: str, **headers: str) -> None:
+        """Posts calls, each when the one before it was accepted."""
+        for name in names:
+            in_flight = self.in_flight
+            self.post(name, **headers)
+            await self.accepted(in_flight + 1)
+
+    async def accepted(self, in_flight: float) -> None:
+        """Waits until so many are in flight."""
+        await until(lambda: self.in_flight == in_flight)
+
+    @property
+    def in_flight(self) -> float:
+        """How many are."""
+        return self.served.metric("requests_in_flight")
+
+    def told(self, name: str, principal: str) -> float:
+        """A metric of one principal."""
+        return self.served.metric(name, principal=principal)
+
+    async def statuses(self) -> dict[str, int]:
+        """The HTTP status of each answer, once all have come and nothing is left of any request."""
+        statuses = {name: (await post).status for name, post in self.posts.items()}
+        await until(lambda: (self.in_flight, self.served.metric("upstream_requests_in_flight")) == (0, 0))
+        return statuses
+
+
+@asynccontextmanager
+async def sharing(
+    upstream: ScriptedUpstream, directory: Path, *, places: int = 1, **variables: str
+) -> AsyncIterator[Sharing]:
+    """A bridge with a few principals and a window of so many places."""
+    file = directory / "tokens"
+    file.write_text("".join(f"{it} token-of-{it}-for-tests\n" for it in PRINCIPALS))
+    variables |= {"VESTIGE_AUTH_TOKEN": "", "VESTIGE_AUTH_TOKEN_FILE": str(file), "CHECK_INTERVAL_SECONDS": "60"}
+    async with bridge(upstream.url, UPSTREAM_CONCURRENCY=str(places), **variables) as served:
+        await until(served.ready)
+        yield Sharing(served)
+
+
+def made_way(answer: Answer) -> None:
+    """Asserts that the answer says that there is no room, and that nothing was sent."""
+    assert (answer.status, answer.error["code"], answer.headers["Retry-After"]) == (503, -32013, "1")
+    assert (answer.error["data"]["outcome"], answer.error["data"]["retryable"]) == ("not_sent", True)
+
+
+@pytest.mark.parametrize("as_batch", [True, False], ids=["one batch", "many posts"])
+async def test_a_batch_of_one_principal_delays_anothers_call_by_one_place(
+    upstream: ScriptedUpstream, tmp_path: Path, as_batch: bool
+) -> None:
+    calls = Calls(upstream)
+    async with sharing(upstream, tmp_path) as it:
+        if as_batch:
+            it.post("ann", [call_body("write", {"name": f"ann-{n}"}, id=n) for n in range(20)])
+        else:
+            for number in range(20):
+                it.post(f"ann-{number}")
+        await it.accepted(20)
+        await it.post_each("bob-1")
+        calls.released.set()
+        assert set((await it.statuses()).values()) == {200}
+    assert calls.order.index("bob-1") == 2
+    assert (len(calls.order), calls.most) == (21, 1)
+
+
+async def test_sessions_of_one_principal_take_turns_and_plain_posters_are_one(
+    upstream: ScriptedUpstream, tmp_path: Path
+) -> None:
+    calls = Calls(upstream)
+    async with sharing(upstream, tmp_path) as it:
+        await it.post_each("ann-0", "ann-1", "ann-2", "ann-3")
+        await it.post_each("ann-s1", "ann-s2", Mcp_Session_Id="s")
+        await it.post_each("ann-t1", Mcp_Session_Id="t")
+        calls.released.set()
+        assert set((await it.statuses()).values()) == {200}
+    assert calls.order == ["ann-0", "ann-1", "ann-s1", "ann-t1", "ann-2", "ann-s2", "ann-3"]
+
+
+async def test_neither_agents_nor_sessions_give_a_principal_a_turn_of_its_own(
+    upstream: ScriptedUpstream, tmp_path: Path
+) -> None:
+    calls = Calls(upstream)
+    async with sharing(upstream, tmp_path) as it:
+        for number in range(3):
+            await it.post_each(f"ann-{number}", X_Agent_Id=f"agent-{number}")
+        for number in range(3, 6):
+            await it.post_each(f"ann-{number}", X_Agent_Id="agent-0", Mcp_Session_Id=f"session-{number}")
+        await it.post_each("bob-1", "bob-2", X_Agent_Id="agent-0")
+        calls.released.set()
+        assert set((await it.statuses()).values()) == {200}
+    # The plain posts stay in their order whatever agent they name, and bob has every other place.
+    assert calls.order == ["ann-0", "ann-1", "bob-1", "ann-3", "bob-2", "ann-4", "ann-5", "ann-2"]
+
+
+async def test_turns_go_round_principals_in_per_client_mode(upstream: ScriptedUpstream, tmp_path: Path) -> None:
+    calls = Calls(upstream)
+    async with sharing(upstream, tmp_path, SESSION_MODE="per-client") as it:
+        ann, bob = [(await it.clients[name].post(initialize("2025-11-25"))).headers for name in ("ann", "bob")]
+        await it.post_each("ann-0", "ann-1", "ann-2", "ann-3", Mcp_Session_Id=ann["Mcp-Session-Id"])
+        await it.post_each("bob-1", Mcp_Session_Id=bob["Mcp-Session-Id"])
+        await it.post_each("cat-1")
+        calls.released.set()
+        assert set((await it.statuses()).values()) == {200}
+    assert calls.order == ["ann-0", "ann-1", "bob-1", "cat-1", "ann-2", "ann-3"]
+
+
+async def test_what_is_cancelled_while_it_waits_leaves_its_turn_to_others(
+    upstream: ScriptedUpstream, tmp_path: Path
+) -> None:
+    calls = Calls(upstream)
+    async with sharing(upstream, tmp_path) as it:
+        await it.post_each("ann-0")
+        cancelled = it.post("ann-1", call_body("write", {"name": "ann-1"}, id="cancelled"))
+        await it.accepted(2)
+        await it.post_each("bob-1", "ann-2")
+        await it.clients["ann"].post(cancellation("cancelled"))
+        assert (await cancelled).error["code"] == -32017
+        assert (it.told("requests_waiting", "ann"), it.told("requests_waiting", "bob")) == (1, 1)
+        calls.released.set()
+        assert set((await it.statuses()).values()) == {200}
+    assert calls.order == ["ann-0", "ann-2", "bob-1"]
+
+
+async def test_the_largest_principals_newest_waiting_request_makes_way_for_a_smaller_ones(
+    upstream: ScriptedUpstream, tmp_path: Path
+) -> None:
+    calls = Calls(upstream)
+    async with sharing(upstream, tmp_path, MAX_IN_FLIGHT="6") as it:
+        await it.post_each("ann-0", "ann-1", "ann-2", "ann-3", "ann-4", "ann-5")
+        made_way(await it.post("ann-6"))
+        it.post("bob-1")
+        made_way(await it.posts["ann-5"])
+        assert it.in_flight == 6
+        it.post("bob-2", call_body("write", {"name": "bob-2"}), Accept="text/event-stream", Mcp_Session_Id="s")
+        made_way(await it.posts["ann-4"])
+        assert (it.told("requests_made_way_total", "ann"), it.told("requests_made_way_total", "bob")) == (2, 0)
+        assert (it.told("requests_waiting", "ann"), it.told("requests_waiting", "bob")) == (3, 2)
+        calls.released.set()
+        statuses = await it.statuses()
+        refused = {name for name, status in statuses.items() if status != 200}
+        assert refused == {"ann-4", "ann-5", "ann-6"}
+        assert (it.told("requests_waiting", "ann"), it.told("requests_waiting", "bob")) == (0, 0)
+        assert (it.told("turn_wait_seconds_count", "ann"), it.told("turn_wait_seconds_count", "bob")) == (3, 2)
+        assert it.told("turn_wait_seconds_sum", "bob") > 0
+        assert it.served.metric("requests_failed_total", reason="overloaded") == 2
+    assert calls.order == ["ann-0", "ann-1", "bob-1", "ann-2", "bob-2", "ann-3"]
+
+
+async def test_between_equal_principals_the_newcomer_is_refused(upstream: ScriptedUpstream, tmp_path: Path) -> None:
+    calls = Calls(upstream)
+    async with sharing(upstream, tmp_path, MAX_IN_FLIGHT="4") as it:
+        await it.post_each("ann-0", "ann-1", "bob-0", "bob-1")
+        made_way(await it.post("ann-2"))
+        made_way(await it.post("bob-2"))
+        it.post("cat-0")
+        made_way(await it.posts["ann-1"])
+        assert it.in_flight == 4
+        calls.released.set()
+        statuses = await it.statuses()
+    assert {name for name, status in statuses.items() if status == 200} == {"ann-0", "bob-0", "bob-1", "cat-0"}
+
+
+async def test_what_is_with_upstream_makes_way_for_nobody(upstream: ScriptedUpstream, tmp_path: Path) -> None:
+    calls = Calls(upstream)
+    async with sharing(upstream, tmp_path, places=8, MAX_IN_FLIGHT="3") as it:
+        await it.post_each("ann-0", "ann-1", "ann-2")
+        made_way(await it.post("bob-0"))
+        calls.released.set()
+        assert await it.statuses() == {"ann-0": 200, "ann-1": 200, "ann-2": 200, "bob-0": 503}
+
+
+async def test_a_batch_is_let_in_whole_or_nobody_is_refused_for_it(upstream: ScriptedUpstream, tmp_path: Path) -> None:
+    def batch(number: int) -> list[dict[str, Any]]:
+        return [call_body("write", {"name": f"bob-{number}-{member}"}, id=member) for member in range(number)]
+
+    calls = Calls(upstream)
+    async with sharing(upstream, tmp_path, MAX_IN_FLIGHT="8") as it:
+        await it.post_each(*(f"ann-{number}" for number in range(7)))
+        await it.post_each("cat-0")
+        # With five, bob would have more than ann keeps.
+        made_way(await it.post("bob-5", batch(5)))
+        assert (it.in_flight, it.told("requests_made_way_total", "ann")) == (8, 0)
+        it.post("bob-3", batch(3))
+        for name in ("ann-4", "ann-5", "ann-6"):
+            made_way(await it.posts[name])
+        assert (it.in_flight, it.told("requests_made_way_total", "cat")) == (8, 0)
+        calls.released.set()
+        statuses = await it.statuses()
+        assert {name for name, status in statuses.items() if status == 503} == {"bob-5", "ann-4", "ann-5", "ann-6"}
+        assert all("result" in member for member in it.posts["bob-3"].result().json)
+
+
+async def test_members_of_a_batch_make_way_one_by_one(upstream: ScriptedUpstream, tmp_path: Path) -> None:
+    calls = Calls(upstream)
+    async with sharing(upstream, tmp_path, MAX_IN_FLIGHT="4") as it:
+        it.post("ann", [call_body("write", {"name": f"ann-{n}"}, id=n) for n in range(4)])
+        await it.accepted(4)
+        it.post("bob-0")
+        await until(lambda: it.told("requests_made_way_total", "ann") == 1)
+        calls.released.set()
+        assert await it.statuses() == {"ann": 200, "bob-0": 200}
+        *answered, refused = it.posts["ann"].result().json
+        assert [member["id"] for member in answered if "result" in member] == [0, 1, 2]
+        assert (refused["id"], refused["error"]["code"], refused["error"]["data"]) == (
+            3,
+            -32013,
+            {"outcome": "not_sent", "retryable": True},
+        )
+
+
+async def test_notifications_make_way_and_their_places_are_free_at_once(
+    upstream: ScriptedUpstream, tmp_path: Path
+) -> None:
+    calls = Calls(upstream)
+    async with sharing(upstream, tmp_path, MAX_IN_FLIGHT="6") as it:
+        for number in range(6):
+            it.post(f"ann-{number}", NOTE)
+            await it.accepted(number + 1)
+        it.post("bob-0")
+        it.post("bob-1")
+        await until(lambda: it.told("requests_made_way_total", "ann") >= 2 and it.told("requests_waiting", "bob") == 2)
+        # Nobody more is refused because one that was has not noticed it yet.
+        assert (it.in_flight, it.told("requests_made_way_total", "ann")) == (6, 2)
+        made_way(await it.posts["ann-4"])
+        made_way(await it.posts["ann-5"])
+        calls.released.set()
+        statuses = await it.statuses()
+    assert sorted(statuses.values()) == [200] * 2 + [202] * 4 + [503] * 2
+
+
+@pytest.mark.parametrize("mode", ["shared", "per-client"])
+async def test_a_notification_of_a_batch_makes_way_and_the_rest_goes_on(
+    upstream: ScriptedUpstream, tmp_path: Path, mode: str
+) -> None:
+    calls = Calls(upstream)
+    async with sharing(upstream, tmp_path, MAX_IN_FLIGHT="4", SESSION_MODE=mode) as it:
+        opened = await it.clients["ann"].post(initialize("2025-03-26"))
+        session = opened.headers["Mcp-Session-Id"]
+        await it.post_each("ann-0", "ann-1", Mcp_Session_Id=session)
+        it.post("ann-batch", [NOTE, call_body("write", {"name": "ann-2"})], Mcp_Session_Id=session)
+        await it.accepted(4)
+        it.post("bob-0")
+        await until(lambda: it.told("requests_made_way_total", "ann") == 1)
+        assert it.in_flight == 4
+        calls.released.set()
+        assert await it.statuses() == {"ann-0": 200, "ann-1": 200, "ann-batch": 200, "bob-0": 200}
+        answers = it.posts["ann-batch"].result().json
+        assert [answer.get("error", {}).get("code") for answer in answers] == [-32013, None]
+    assert "note" not in calls.order
+    assert "ann-2" in calls.order
+
+
+async def test_of_many_principals_the_metrics_tell_the_rest_as_one(
+    upstream: ScriptedUpstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(window, "MAX_PRINCIPALS_TOLD", 1)
+    calls = Calls(upstream)
+    async with sharing(upstream, tmp_path, MAX_IN_FLIGHT="5") as it:
+        await it.post_each("ann-0", "ann-1", "bob-0", "bob-1", "bob-2")
+        assert (it.told("requests_waiting", "ann"), it.told("requests_waiting", "other")) == (1, 3)
+        it.post("cat-0")
+        made_way(await it.posts["bob-2"])
+        assert it.told("requests_made_way_total", "other") == 1
+        calls.released.set()
+        await it.statuses()
+        assert (it.told("turn_wait_seconds_count", "ann"), it.told("turn_wait_seconds_count", "other")) == (1, 3)
+
+
+async def test_bodies_of_the_principal_with_the_most_on_their_way_make_way(
+    upstream: ScriptedUpstream, tmp_path: Path
+) -> None:
+    ping = b'{"jsonrpc":"2.0","id":1,"method":"ping"}'
+    async with sharing(upstream, tmp_path, MAX_IN_FLIGHT="2") as it, AsyncExitStack() as connections:
+        writers: dict[asyncio.Task[bytes], asyncio.StreamWriter] = {}
+
+        async def begin(principal: str) -> asyncio.Task[bytes]:
+            """Sends all of a request but its last byte; returns the first line of the answer, once it comes."""
+            reader, writer = await connections.enter_async_context(connected(it.served))
+            writer.write(called(ping, token=f"token-of-{principal}-for-tests")[:-1])
+            line = asyncio.create_task(reader.readline())
+            writers[line] = writer
+            return line
+
+        anns = [await begin("ann") for _ in range(3)]
+        await until(lambda: sum(line.done() for line in anns) == 1)
+        bob = await begin("bob")
+        await until(lambda: sum(line.done() for line in anns) == 2)
+        # Both have as many now.
+        assert (await (await begin("bob"))).startswith(b"HTTP/1.1 503 ")
+        (kept,) = [line for line in anns if not line.done()]
+        for line in (kept, bob):
+            writers[line].write(ping[-1:])
+        assert [(await line)[:13] for line in (kept, bob)] == [b"HTTP/1.1 200 "] * 2
+        assert [line.result()[:13] for line in anns if line is not kept] == [b"HTTP/1.1 503 "] * 2
