@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -233,18 +234,19 @@ def file_of_tokens(objects: dict[str, Manifest]) -> str:
     return base64.b64decode(objects["Secret"]["data"]["tokens.toml"]).decode()
 
 
-def understood(toml: str) -> list[list[str]]:
-    """What the bridge makes of a tokens.toml: of each entry its name, its hash, its rights and its expiry."""
-    script = (
-        "import json, sys; from vestige_bridge.access.token_file import parse_toml; "
-        "tokens = parse_toml(sys.stdin.read()); "
-        "print(json.dumps([[it.name, it.digest.hex(), str(it.permissions), str(it.expires_at)] for it in tokens]))"
-    )
+def understood(toml: str) -> list[Manifest]:
+    """What the bridge makes of the entries of a tokens.toml."""
+    script = """
+import dataclasses, json, sys
+from vestige_bridge.access.token_file import parse_toml
+for token in parse_toml(sys.stdin.read()):
+    rights = dataclasses.asdict(token.permissions)
+    print(json.dumps({"name": token.name, "sha256": token.digest.hex(), "expires": token.expires_at, **rights}))
+"""
     command = [str(ROOT / ".venv/bin/python"), "-c", script]
     done = subprocess.run(command, input=toml, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    entries: list[list[str]] = json.loads(done.stdout)
-    return entries
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def test_tokens_with_rights_are_a_toml_file_from_the_charts_secret() -> None:
@@ -277,18 +279,27 @@ auth:
 """)
     toml = file_of_tokens(render("-f", str(values), token=None))
     agents, job, nobody = understood(toml)
-    assert agents[:2] == ["agents", hashlib.sha256(b"a-token-that-&-is-<odd>-\\").hexdigest()]
-    assert agents[2] == (
-        "Permissions(read_only=False, tools=None, resources=True, max_in_flight=None, rate=None)"
-    )
-    assert job == [
-        "nightly-job",
-        "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
-        """Permissions(read_only=True, tools=('recall', 'memory_*', 'with "quotes" and <b>'), resources=False, """
-        "max_in_flight=32, rate=1000000)",
-        "1801353600.0",
-    ]
-    assert (nobody[0], "tools=()" in nobody[2]) == ("nobody", True)
+    assert agents == {
+        "name": "agents",
+        "sha256": hashlib.sha256(b"a-token-that-&-is-<odd>-\\").hexdigest(),
+        "expires": None,
+        "read_only": False,
+        "tools": None,
+        "resources": True,
+        "max_in_flight": None,
+        "rate": None,
+    }
+    assert job == {
+        "name": "nightly-job",
+        "sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+        "expires": datetime(2027, 1, 31, tzinfo=UTC).timestamp(),
+        "read_only": True,
+        "tools": ["recall", "memory_*", 'with "quotes" and <b>'],
+        "resources": False,
+        "max_in_flight": 32,
+        "rate": 1000000,
+    }
+    assert (nobody["name"], nobody["tools"]) == ("nobody", [])
 
 
 def test_a_key_that_ends_in_toml_names_a_file_that_does() -> None:
@@ -362,7 +373,7 @@ def test_several_tokens_of_one_name_overlap_while_they_are_rotated() -> None:
         entry(token=TOKEN[::-1], rate=5, read_only=False, resources=True, expires="2027-01-31T01:00:00.5+01:00"),
     ]
     objects = render("--set-json", f"auth.tokens={json.dumps(entries)}", token=None)
-    assert [it[0] for it in understood(file_of_tokens(objects))] == ["agents", "agents"]
+    assert [it["name"] for it in understood(file_of_tokens(objects))] == ["agents", "agents"]
 
 
 def test_the_audit_goes_to_standard_output_once_it_is_asked_for(default: dict[str, Manifest]) -> None:

@@ -85,7 +85,7 @@ def running(*command: str, **environ: str) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Where a bridge on server-memory tells its metrics, after calls of which some waited, some got 401 and some 403."""
+    """Where a bridge on server-memory tells its metrics, after calls of which some waited, one got 401 and one 403."""
     folder = tmp_path_factory.mktemp("bridge")
     (folder / "tokens.toml").write_text(TOKENS)
     gateway_port, port, metrics_port = (str(free_port()) for _ in range(3))

@@ -24,7 +24,9 @@ def first_token(file: Path) -> str:
     for entry in tomllib.loads(file.read_text())["token"]:
         if "token" in entry and entry.get("expires", now) >= now:
             return str(entry["token"])
-    raise SystemExit("The tokens are known by their hashes alone: let test.existingSecret name a Secret that holds one.")
+    raise SystemExit(
+        "The tokens are known by their hashes alone: let test.existingSecret name a Secret that holds one."
+    )
 
 
 def ask(method: str, params: Members) -> Members:
