@@ -29,7 +29,7 @@ from vestige_bridge.settings import describe
 
 DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
 VARIABLES = {variable: default for variable, default, _ in describe()}
-DOCKER = "\n".join(path.read_text() for path in [*ROOT.glob("docker/Dockerfile.*"), ROOT / "docker/compose.yaml"])
+DOCKER = "\n".join(path.read_text() for path in [*ROOT.glob("docker/Dockerfile.*"), *ROOT.glob("docker/compose*.yaml")])
 
 
 def test_every_setting_is_documented_with_its_default() -> None:
