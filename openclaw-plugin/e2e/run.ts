@@ -267,7 +267,7 @@ async function called(): Promise<void> {
     await step(`${tool}, which this server has no tool for`, async () => {
       const { status, text } = await openclaw.invoke(tool, args);
       assert.equal(status, 400);
-      assert.match(text, /This memory server has no tool for that\. It has: .*smart_ingest/);
+      assert.match(text, /The memory offers no tool for that\. It offers: .*smart_ingest/);
       return `400 ${text}`;
     });
   }
@@ -350,7 +350,7 @@ async function disturbed(): Promise<void> {
   });
   await step("the bridge wants another token", async () => {
     await stop(stack.bridge);
-    await stack.startBridge("another-token");
+    await stack.startBridge({ VESTIGE_AUTH_TOKEN: "another-token" });
     const text = await searchAsAgent();
     assert.match(text, /Put a valid token into plugins\.entries\.vestige\.config\.authToken/);
     assert.doesNotMatch(text, new RegExp(TOKEN));
