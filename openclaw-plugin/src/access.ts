@@ -6,6 +6,7 @@
  * message contains a token.
  */
 
+import { ToolAuthorizationError } from "./errors.ts";
 import { asObject, asString, asTexts } from "./json.ts";
 import { CONFIG_PATH, SettingsError } from "./settings.ts";
 
@@ -61,14 +62,17 @@ export class Access {
     return this.#allowed === undefined || (agentId !== undefined && this.#allowed.has(normalizeAgentId(agentId)));
   }
 
-  /** What the calls of an agent show; throws a SettingsError that says what to set. */
+  /**
+   * What the calls of an agent show; throws a ToolAuthorizationError for an agent that has no access, and a SettingsError
+   * when its token is of no use. Both say what to set.
+   */
   credentialOf(agentId: string | undefined): Credential {
     if (agentId === undefined) {
       if (!this.perAgent) return this.#sharedCredential();
-      throw new SettingsError(`OpenClaw did not say which agent calls, and ${this.#own === undefined ? ALLOWED : OWN} is set.`);
+      throw new ToolAuthorizationError(`OpenClaw did not say which agent calls, and ${this.#own === undefined ? ALLOWED : OWN} is set.`);
     }
     const id = normalizeAgentId(agentId);
-    if (!this.isAllowed(id)) throw new SettingsError(describeNotAllowed(id));
+    if (!this.isAllowed(id)) throw new ToolAuthorizationError(describeNotAllowed(id));
     if (this.#own === undefined) return this.#sharedCredential();
     const setting = `${OWN}.${id}`;
     const value = this.#own.get(id);
@@ -76,7 +80,7 @@ export class Access {
       throw new SettingsError(`${OWN} has several entries for the agent ${id}, whose names differ in case only: keep one of them.`);
     }
     const token = readToken(value, setting);
-    if (token === undefined) throw new SettingsError(this.#describeMissingToken(id, setting));
+    if (token === undefined) throw new ToolAuthorizationError(this.#describeMissingToken(id, setting));
     return { token, setting };
   }
 

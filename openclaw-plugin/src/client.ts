@@ -2,7 +2,7 @@
 
 import { setTimeout as sleep } from "node:timers/promises";
 import type { Credential } from "./access.ts";
-import { describeFetchFailure, describeRefusal, describeTimeout, VestigeError } from "./errors.ts";
+import { describeFetchFailure, describeRefusal, describeTimeout, ToolAuthorizationError, VestigeError } from "./errors.ts";
 import { asArray, asObject, asString, isObject, parseJson, type JsonObject } from "./json.ts";
 import type { Settings } from "./settings.ts";
 
@@ -129,7 +129,8 @@ export class VestigeClient {
   #read({ id, status, body }: Answer): unknown {
     const message = asObject(body);
     if (status === 200 && message["id"] === id && "result" in message) return message["result"];
-    throw new VestigeError(this.#redact(describeRefusal(status, body, this.#credential)));
+    const why = this.#redact(describeRefusal(status, body, this.#credential));
+    throw status === 403 ? new ToolAuthorizationError(why) : new VestigeError(why);
   }
 
   /** What a server says is passed on, but never with the token in it. */

@@ -16,7 +16,7 @@ export class Clients {
   readonly #byAgent = new Map<string | undefined, VestigeClient>();
   #settings: Settings | undefined;
 
-  /** `config` is the plugin's; what is wrong with it is thrown as a SettingsError when a call needs it. */
+  /** `config` is the plugin's; what is wrong with it is thrown when a call needs it. */
   constructor(config: unknown) {
     this.#config = config;
     this.access = new Access(config);

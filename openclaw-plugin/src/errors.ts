@@ -14,6 +14,11 @@ export class ToolInputError extends Error {
   override readonly name = "ToolInputError";
 }
 
+/** What the agent may not do. OpenClaw recognises the name and answers 403. */
+export class ToolAuthorizationError extends Error {
+  override readonly name = "ToolAuthorizationError";
+}
+
 const MAY_HAVE_RUN =
   " The call may have been carried out all the same: look with vestige_search before you repeat it.";
 

@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { Access, type Credential } from "../src/access.ts";
+import { ToolAuthorizationError } from "../src/errors.ts";
 import { SettingsError } from "../src/settings.ts";
 
 const CONFIG = "plugins.entries.vestige.config";
@@ -14,7 +15,7 @@ function refusal(credential: () => Credential): string {
   try {
     credential();
   } catch (error) {
-    assert.ok(error instanceof SettingsError);
+    assert.ok(error instanceof SettingsError || error instanceof ToolAuthorizationError);
     assert.doesNotMatch(error.message, /secret-of/);
     return error.message;
   }

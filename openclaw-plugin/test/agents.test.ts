@@ -8,7 +8,7 @@ import { after, test } from "node:test";
 import { describeStatus } from "../src/cli.ts";
 import { Clients } from "../src/clients.ts";
 import { Host } from "./host.ts";
-import { Stack, stop, waitFor, type AuditLine } from "./stack.ts";
+import { Stack, stop, type AuditLine } from "./stack.ts";
 
 const TOKENS = { writer: "token-of-the-writer", reader: "token-of-the-reader", terminal: "token-of-the-terminal" };
 const SETTING = "plugins.entries.vestige.config";
@@ -35,6 +35,8 @@ async function failure(host: Host, tool: string, params: unknown, agentId?: stri
     await host.call(tool, params, agentId === undefined ? {} : { agentId });
   } catch (error) {
     assert.ok(error instanceof Error);
+    // OpenClaw shows the message of such an error to who calls a tool over HTTP, too.
+    if (/not allow this|has no token/.test(error.message)) assert.equal(error.name, "ToolAuthorizationError");
     for (const token of Object.values(TOKENS)) assert.equal(error.message.includes(token), false);
     return error.message;
   }
@@ -59,10 +61,9 @@ async function status(settings: unknown, agents: string[], agentId?: string): Pr
 }
 
 async function audited(wanted: Partial<AuditLine>): Promise<void> {
-  await waitFor(`a line of the audit log: ${JSON.stringify(wanted)}`, 5, async () => {
-    const lines = await stack.audited();
-    return lines.some((line) => Object.entries(wanted).every(([key, value]) => line[key as keyof AuditLine] === value));
-  });
+  const lines = await stack.audited();
+  const fits = (line: AuditLine): boolean => Object.entries(wanted).every(([key, value]) => line[key as keyof AuditLine] === value);
+  assert.ok(lines.some(fits), `a line of the audit log: ${JSON.stringify(wanted)}`);
 }
 
 test("each agent's calls arrive as its own principal, with that principal's rights", async () => {
@@ -124,8 +125,8 @@ test("recall uses the token of the agent whose prompt it is, and leaves the prom
   };
   const calls = (await stack.audited()).length;
   assert.match((await recall("reader")) ?? "", /closes at nine/);
-  await waitFor("the recall in the audit log", 5, async () => (await stack.audited()).length > calls);
-  for (const { principal } of (await stack.audited()).slice(calls)) assert.equal(principal, "reader");
+  const lines = (await stack.audited()).slice(calls);
+  assert.deepEqual([...new Set(lines.map(({ principal }) => principal))], ["reader"]);
   assert.equal(await recall("main"), undefined);
   assert.deepEqual(host.warnings, []);
   assert.equal(await recall("guest"), undefined);

@@ -175,9 +175,15 @@ export class Stack {
     await this.startBridge({ VESTIGE_AUTH_TOKEN_FILE: file });
   }
 
-  /** The lines of the bridge's audit log. */
+  /** The lines of the bridge's audit log, read until none follows: the bridge writes a line soon after its answer. */
   async audited(): Promise<AuditLine[]> {
-    const text = await readFile(this.#auditLog, "utf8").catch(() => "");
+    let text: string | undefined;
+    let known: string | undefined;
+    do {
+      known = text;
+      await sleep(200);
+      text = await readFile(this.#auditLog, "utf8").catch(() => "");
+    } while (text !== known);
     return text.split("\n").filter((line) => line !== "").map((line) => JSON.parse(line) as AuditLine);
   }
 
