@@ -16,6 +16,8 @@ export class ScriptedModel {
   readonly #replies: Reply[] = [];
   /** The messages of each request, oldest first. */
   readonly prompts: Message[][] = [];
+  /** Each request as it came, with the tools that the agent is offered. */
+  readonly requests: string[] = [];
 
   constructor() {
     this.#server = createServer((request, response) => {
@@ -24,6 +26,7 @@ export class ScriptedModel {
       request.on("end", () => {
         const { messages, tools } = JSON.parse(text) as { messages: Message[]; tools?: unknown[] };
         this.prompts.push(messages);
+        this.requests.push(text);
         // OpenClaw also asks for titles and the like, without tools; these turns are not in the script.
         const reply = tools === undefined ? undefined : this.#replies.shift();
         response.writeHead(200, { "content-type": "text/event-stream" });

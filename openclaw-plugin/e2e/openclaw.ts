@@ -77,6 +77,15 @@ export class OpenClaw {
     return join(this.#directory, "openclaw.json");
   }
 
+  get #logFile(): string {
+    return join(this.#directory, "openclaw.log");
+  }
+
+  /** What OpenClaw wrote into its log file, the gateway and the commands alike. */
+  async readLog(): Promise<string> {
+    return readFile(this.#logFile, "utf8");
+  }
+
   /** The config that every run needs: a gateway and a log of its own. */
   async baseConfig(): Promise<Record<string, unknown>> {
     this.#port ||= await freePort();
@@ -88,7 +97,7 @@ export class OpenClaw {
         auth: { mode: "token", token: GATEWAY_TOKEN },
         http: { endpoints: { chatCompletions: { enabled: true } } },
       },
-      logging: { file: join(this.#directory, "openclaw.log") },
+      logging: { file: this.#logFile },
     };
   }
 

@@ -41,6 +41,11 @@ const SUBJECTS: Record<Way, Subject> = {
   },
 };
 
+/** The tokens of the agents, each with a principal of its own on the bridge. */
+const WRITER_TOKEN = "a-token-for-the-writer";
+const READER_TOKEN = "a-token-for-the-reader";
+const TOKENS = [TOKEN, WRITER_TOKEN, READER_TOKEN];
+
 const started = performance.now();
 
 /** Runs one step and prints what it returns. */
@@ -67,7 +72,7 @@ console.log(`OpenClaw is ${fresh ? "now" : "already"} installed (${seconds()} s)
 let stack = await Stack.start();
 const model = new ScriptedModel();
 const modelUrl = await model.start();
-const openclaw = new OpenClaw(home, join(directory, "state"), { VESTIGE_TOKEN: TOKEN });
+const openclaw = new OpenClaw(home, join(directory, "state"), { VESTIGE_TOKEN: TOKEN, WRITER_TOKEN, READER_TOKEN });
 try {
   await installed();
   await rescued();
@@ -77,6 +82,7 @@ try {
   await managed();
   await recalled();
   await disturbed();
+  await separated();
   await moved();
   await used();
   await called();
@@ -168,13 +174,20 @@ async function gatewayStarted(): Promise<void> {
   });
 }
 
-/** Two agents, a scripted model, the token by reference, the optional tools allowed, and recall switched on. */
-async function configureAgents(): Promise<void> {
+function reference(id: string): unknown {
+  return { source: "env", provider: "default", id };
+}
+
+/**
+ * Agents, a scripted model, the token by reference, the optional tools allowed, and recall switched on; `settings` are
+ * more of the plugin's.
+ */
+async function configureAgents(settings: Record<string, unknown> = {}): Promise<void> {
   const config = await openclaw.readConfig();
   const scripted = { id: "scripted", name: "Scripted", reasoning: false, input: ["text"], contextWindow: 100_000, maxTokens: 1000 };
   await openclaw.writeConfig({
     ...config,
-    agents: { defaults: { model: { primary: "local/scripted" }, skipBootstrap: true, systemAgent: { agentId: "main" } }, ownership: "explicit", entries: { main: {}, writer: {}, reader: {} } },
+    agents: { defaults: { model: { primary: "local/scripted" }, skipBootstrap: true, systemAgent: { agentId: "main" } }, ownership: "explicit", entries: { main: {}, writer: {}, reader: {}, guest: {}, late: {} } },
     models: { providers: { local: { baseUrl: modelUrl, apiKey: "none", api: "openai-completions", models: [scripted] } } },
     tools: { alsoAllow: ["vestige"] },
     plugins: {
@@ -184,10 +197,11 @@ async function configureAgents(): Promise<void> {
           hooks: { allowConversationAccess: true },
           config: {
             serverUrl: `${stack.url}/mcp`,
-            authToken: { source: "env", provider: "default", id: "VESTIGE_TOKEN" },
+            authToken: reference("VESTIGE_TOKEN"),
             timeoutSeconds: 10,
             autoRecall: true,
             recallTimeoutSeconds: 10,
+            ...settings,
           },
         },
       },
@@ -267,7 +281,7 @@ async function called(): Promise<void> {
     await step(`${tool}, which this server has no tool for`, async () => {
       const { status, text } = await openclaw.invoke(tool, args);
       assert.equal(status, 400);
-      assert.match(text, /This memory server has no tool for that\. It has: .*smart_ingest/);
+      assert.match(text, /The memory offers no tool for that\. It offers: .*smart_ingest/);
       return `400 ${text}`;
     });
   }
@@ -307,10 +321,14 @@ function userText(messages: Message[]): string {
   return messages.filter(({ role }) => role === "user").map(textOf).join("\n");
 }
 
-/** What an agent reads when it calls vestige_search now, the way OpenClaw offers plugins' tools to it by default. */
 async function searchAsAgent(): Promise<string> {
-  model.say({ tool: "tool_call", args: { id: "vestige_search", args: { query: "invoices" } } }, "Understood.");
-  await openclaw.ask("writer", "Please look it up");
+  return callAsAgent("writer", "vestige_search", { query: "invoices" });
+}
+
+/** What an agent reads when it calls a tool now, the way OpenClaw offers plugins' tools to it by default. */
+async function callAsAgent(agentId: string, tool: string, args: unknown): Promise<string> {
+  model.say({ tool: "tool_call", args: { id: tool, args } }, "Understood.");
+  await openclaw.ask(agentId, "Please look it up");
   const answer = (model.prompts.at(-1) ?? []).findLast(({ role }: Message) => role === "tool");
   assert.ok(answer, "the tool was called");
   return textOf(answer);
@@ -350,7 +368,7 @@ async function disturbed(): Promise<void> {
   });
   await step("the bridge wants another token", async () => {
     await stop(stack.bridge);
-    await stack.startBridge("another-token");
+    await stack.startBridge({ VESTIGE_AUTH_TOKEN: "another-token" });
     const text = await searchAsAgent();
     assert.match(text, /Put a valid token into plugins\.entries\.vestige\.config\.authToken/);
     assert.doesNotMatch(text, new RegExp(TOKEN));
@@ -358,6 +376,125 @@ async function disturbed(): Promise<void> {
   });
   await stop(stack.bridge);
   await stack.startBridge();
+}
+
+/** Agents with tokens of their own, on a bridge that gives each token other rights. */
+async function separated(): Promise<void> {
+  const { answer, question } = SUBJECTS[stack.way];
+  await openclaw.stopGateway();
+  await stop(stack.bridge);
+  await stack.startBridgeWith({
+    terminal: { token: TOKEN },
+    writer: { token: WRITER_TOKEN },
+    reader: { token: READER_TOKEN, rights: "read_only = true" },
+  });
+  await configureAgents({
+    authTokens: { writer: reference("WRITER_TOKEN"), reader: "${READER_TOKEN}", late: reference("A_VARIABLE_THAT_NOBODY_SET") },
+    allowedAgents: ["writer", "reader", "guest", "late"],
+  });
+  await step("config validate, with tokens for two agents", async () => {
+    return brief(succeeded(await openclaw.cli("config", "validate")));
+  });
+  await step("gateway run, although one agent's secret reference does not resolve", async () => {
+    await openclaw.startGateway();
+    return "the gateway is ready";
+  });
+  await step("openclaw vestige status, with tokens for two of four agents that are allowed", async () => {
+    const { status, stdout, stderr } = await openclaw.cli("vestige", "status");
+    assert.equal(status, 1);
+    assert.match(stdout, /^agent +main: not on allowedAgents$/m);
+    assert.match(stdout, /^agent +writer: own token accepted, tools: 9$/m);
+    assert.match(stdout, /^agent +reader: own token accepted, tools: 9$/m);
+    assert.match(stdout, /^agent +guest: The agent guest has no token .*authTokens\.guest\./m);
+    assert.match(stdout, /^agent +late: .*authTokens\.late is a secret reference that was not resolved/m);
+    assert.match(stderr, /2 of the agents that may use the memory cannot\./);
+    return stdout + stderr;
+  });
+  await step("openclaw vestige status --agent reader", async () => {
+    return brief(succeeded(await openclaw.cli("vestige", "status", "--agent", "reader")), 3);
+  });
+  await step("what the writer remembers, the reader finds, each as a principal of its own", async () => {
+    const before = (await stack.audited()).length;
+    await call("vestige_remember", { content: "The reports are due on the fifth workday", tags: ["reports"] }, "writer");
+    assert.match(await callAsAgent("reader", "vestige_search", { query: "reports due" }), /fifth workday/);
+    assert.match(await callAsAgent("writer", "vestige_search", { query: "reports due" }), /fifth workday/);
+    const lines = (await stack.audited()).slice(before);
+    for (const { principal, agent } of lines) assert.equal(principal, agent);
+    const calls = new Set(lines.map(({ principal, tool, outcome }) => `principal=${principal} tool=${tool} outcome=${outcome}`));
+    for (const wanted of ["writer tool=create_entities", "reader tool=search_nodes", "writer tool=search_nodes"]) {
+      assert.ok(calls.has(`principal=${wanted} outcome=answered`), wanted);
+    }
+    for (const agent of ["writer", "reader"]) assert.match(stack.bridgeLog, new RegExp(`principal=${agent} agent=${agent} `));
+    return `the audit log says:\n${[...calls].join("\n")}`;
+  });
+  await step("the reader may not remember", async () => {
+    const content = { content: "The reader wrote this" };
+    const text = await callAsAgent("reader", "vestige_remember", content);
+    assert.match(text, /vestige-bridge does not allow this: This token is read-only, .*authTokens\.reader may do\./);
+    const invoked = await openclaw.invoke("vestige_remember", content, "reader");
+    assert.equal(invoked.status, 403);
+    assert.match(invoked.text, /does not allow this/);
+    assert.doesNotMatch(await call("vestige_search", { query: "reader wrote" }, "writer"), /reader wrote/);
+    const refused = (await stack.audited()).filter(({ audit }) => audit === "refusal");
+    assert.ok(refused.length >= 2);
+    for (const { principal, tool } of refused) assert.deepEqual([principal, tool], ["reader", "create_entities"]);
+    return `the agent reads: ${text}`;
+  });
+  // The words of any other error are OpenClaw's own where a tool is called over HTTP.
+  for (const [agent, status, sentence] of [
+    ["guest", 403, /The agent guest has no token for the memory: put one into plugins\.entries\.vestige\.config\.authTokens\.guest\./],
+    ["late", 500, /authTokens\.late is a secret reference that was not resolved/],
+  ] as const) {
+    await step(`the agent ${agent} has no token`, async () => {
+      const before = (await stack.audited()).length;
+      const text = await callAsAgent(agent, "vestige_search", { query: "reports due" });
+      assert.match(text, sentence);
+      const invoked = await openclaw.invoke("vestige_search", { query: "reports due" }, agent);
+      assert.equal(invoked.status, status);
+      if (status === 403) assert.match(invoked.text, sentence);
+      assert.doesNotMatch(await promptAfter(agent, question), /vestige-memories/);
+      assert.equal((await stack.audited()).length, before);
+      assert.doesNotMatch(stack.bridgeLog, new RegExp(`agent=${agent}`));
+      return `the agent reads: ${text}`;
+    });
+  }
+  await step("the agent main is not allowed", async () => {
+    const known = model.requests.length;
+    const before = (await stack.audited()).length;
+    const prompt = await promptAfter("main", question);
+    assert.doesNotMatch(prompt, /vestige-memories/);
+    assert.doesNotMatch(model.requests.slice(known).join("\n"), /vestige_search/);
+    const text = await callAsAgent("main", "vestige_search", { query: "reports due" });
+    assert.doesNotMatch(text, /fifth workday/);
+    const invoked = await openclaw.invoke("vestige_search", { query: "reports due" });
+    assert.equal(invoked.status, 404);
+    assert.equal((await stack.audited()).length, before);
+    const logged = /The agent main may not use the memory: \S+ does not name it\./.exec(openclaw.log);
+    assert.ok(logged, "the gateway's log says why");
+    return `the agent reads: ${text}\n${invoked.status} ${invoked.text}\nthe gateway's log says: ${logged[0]}`;
+  });
+  await step("autoRecall uses the token of the agent whose prompt it is", async () => {
+    const before = (await stack.audited()).length;
+    const prompt = await promptAfter("reader", question);
+    assert.ok(prompt.includes("<vestige-memories>") && prompt.includes(answer), prompt);
+    const principals = new Set((await stack.audited()).slice(before).map(({ principal }) => principal));
+    assert.deepEqual([...principals], ["reader"]);
+    return `principal: ${[...principals].join()}`;
+  });
+  await step("openclaw vestige search, as nobody and as an agent", async () => {
+    const before = (await stack.audited()).length;
+    succeeded(await openclaw.cli("vestige", "search", "reports"));
+    succeeded(await openclaw.cli("vestige", "search", "reports", "--agent", "writer"));
+    const principals = [...new Set((await stack.audited()).slice(before).map(({ principal }) => principal))];
+    assert.deepEqual(principals, ["terminal", "writer"]);
+    return `principals: ${principals.join(", ")}`;
+  });
+  await step("no token is in a log, in a prompt or in the audit log", async () => {
+    const audit = JSON.stringify(await stack.audited());
+    const texts = [openclaw.log, await openclaw.readLog(), stack.bridgeLog, audit, ...model.requests];
+    for (const token of TOKENS) for (const text of texts) assert.equal(text.includes(token), false);
+    return `${texts.reduce((length, text) => length + text.length, 0)} characters hold none of ${TOKENS.length} tokens`;
+  });
 }
 
 /** The way without the plugin. */

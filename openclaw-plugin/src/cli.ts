@@ -1,6 +1,9 @@
 /** `openclaw vestige …`: what a person asks from a terminal. */
 
+import { normalizeAgentId } from "./access.ts";
 import type { VestigeClient } from "./client.ts";
+import type { Clients } from "./clients.ts";
+import { VestigeError } from "./errors.ts";
 import { asObject, asString } from "./json.ts";
 import { plan } from "./mapping.ts";
 import { perform } from "./memory.ts";
@@ -8,24 +11,27 @@ import type { Command, PluginApi } from "./openclaw.ts";
 
 const NAME = "vestige";
 const DESCRIPTION = "Look at and search the shared memory";
+const AS_AGENT = ["--agent <id>", "use the token of this agent"] as const;
 
-export function registerCommands(api: PluginApi, client: () => VestigeClient): void {
-  api.registerCli(({ program }) => { addCommands(program, client); }, {
+export function registerCommands(api: PluginApi, clients: Clients): void {
+  api.registerCli(({ program }) => { addCommands(program, clients, configuredAgents(api.config)); }, {
     descriptors: [{ name: NAME, description: DESCRIPTION, hasSubcommands: true }],
   });
 }
 
-function addCommands(program: Command, client: () => VestigeClient): void {
+function addCommands(program: Command, clients: Clients, agents: string[]): void {
   const vestige = program.command(NAME).description(DESCRIPTION);
   vestige
     .command("status")
-    .description("Show the bridge, Vestige behind it, its tools and whether the token is good")
-    .action(() => print(() => describeStatus(client())));
+    .description("Show the bridge, Vestige behind it, its tools, and whether the token of each agent is good")
+    .option(...AS_AGENT)
+    .action((options) => print(() => describeStatus(clients, agents, asString(asObject(options)["agent"]))));
   vestige
     .command("search <query...>")
     .description("Search the memory")
     .option("--limit <number>", "most results to show")
-    .action((words, options) => print(() => search(client(), words as string[], asObject(options)["limit"] ?? 10)));
+    .option(...AS_AGENT)
+    .action((words, options) => print(() => search(clients, words as string[], asObject(options))));
 }
 
 /** Prints what `lines` gives, and why it ends early if it does, with exit status 1. */
@@ -33,26 +39,60 @@ async function print(lines: () => AsyncGenerator<string>): Promise<void> {
   try {
     for await (const line of lines()) process.stdout.write(`${line}\n`);
   } catch (error) {
-    process.stderr.write(`${error instanceof Error ? error.message : String(error)}\n`);
+    process.stderr.write(`${messageOf(error)}\n`);
     process.exitCode = 1;
   }
 }
 
-async function* search(client: VestigeClient, words: string[], most: unknown): AsyncGenerator<string> {
-  const limit = Number(most);
+async function* search(clients: Clients, words: string[], options: Record<string, unknown>): AsyncGenerator<string> {
+  const limit = Number(options["limit"] ?? 10);
   if (!Number.isInteger(limit) || limit < 1) throw new Error("--limit must be a whole number of at least 1.");
+  const client = clients.ofTerminal(asString(options["agent"]));
   yield (await perform(client, "search", { query: words.join(" "), limit }, {})).text;
 }
 
-/** What can be said, from the nearest part to the farthest; throws at the part that fails. */
-export async function* describeStatus(client: VestigeClient): AsyncGenerator<string> {
-  const { endpoint, authToken } = client.settings;
-  const health = await client.health();
-  yield `bridge    ${endpoint}, ${asString(health["status"]) ?? "no status"}`;
+/**
+ * What can be said, from the nearest part to the farthest; throws at the part that fails, and at the end when an agent
+ * cannot use the memory that should.
+ *
+ * `agents` are those that OpenClaw has. With `agentId` the status is that of one agent.
+ */
+export async function* describeStatus(clients: Clients, agents: string[], agentId?: string): AsyncGenerator<string> {
+  const health = await clients.health();
+  yield `bridge    ${clients.settings.endpoint}, ${asString(health["status"]) ?? "no status"}`;
   const server = asObject(health["vestige"]);
   yield `vestige   ${[server["name"], server["version"]].map(asString).join(" ").trim() || "not connected"}`;
+  const { access } = clients;
+  const failed = agentId === undefined && access.perAgent ? yield* describeAgents(clients, agents) : 0;
+  if (agentId !== undefined || access.sharesToken || access.hasSharedToken) yield* describeTools(clients.ofTerminal(agentId));
+  if (failed > 0) throw new VestigeError(`${failed} of the agents that may use the memory cannot.`);
+}
+
+/** A line for each agent that OpenClaw or the settings name; returns how many should work and do not. */
+async function* describeAgents(clients: Clients, configured: string[]): AsyncGenerator<string, number> {
+  const { access } = clients;
+  let failed = 0;
+  for (const id of new Set([...configured, ...access.namedAgents])) {
+    const unknown = configured.includes(id) ? "" : " (not in agents.entries)";
+    try {
+      if (access.isAllowed(id)) {
+        const client = clients.ofAgent(id);
+        const { length } = await client.listTools({});
+        yield `agent     ${id}${unknown}: ${access.sharesToken ? "shared" : "own"} token ${describeToken(client)}, tools: ${length}`;
+      } else {
+        yield `agent     ${id}${unknown}: not on allowedAgents`;
+      }
+    } catch (error) {
+      failed += 1;
+      yield `agent     ${id}${unknown}: ${messageOf(error)}`;
+    }
+  }
+  return failed;
+}
+
+async function* describeTools(client: VestigeClient): AsyncGenerator<string> {
   const tools = await client.listTools({});
-  yield `token     ${authToken === undefined ? "none, and none is wanted" : "accepted"}`;
+  yield `token     ${describeToken(client)}`;
   yield `tools     ${tools.length}: ${tools.map(({ name }) => name).join(", ")}`;
   const names = {
     vestige_search: plan("search", { query: "" }, tools),
@@ -61,6 +101,21 @@ export async function* describeStatus(client: VestigeClient): AsyncGenerator<str
     vestige_forget: plan("forget", { id: "" }, tools),
   };
   for (const [name, planned] of Object.entries(names)) {
-    yield `${name} → ${await planned.then(({ tool }) => tool, () => "not to be had on this server")}`;
+    yield `${name} → ${await planned.then(({ tool }) => tool, () => "not offered")}`;
   }
+}
+
+/** What became of the token of a request that was served. */
+function describeToken({ hasToken }: VestigeClient): string {
+  return hasToken ? "accepted" : "none, and none is wanted";
+}
+
+/** The agents of OpenClaw's own config; `main` is there even when none is configured. */
+function configuredAgents(config: unknown): string[] {
+  const ids = Object.keys(asObject(asObject(asObject(config)["agents"])["entries"])).map(normalizeAgentId);
+  return ids.length === 0 ? ["main"] : ids;
+}
+
+function messageOf(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
 }

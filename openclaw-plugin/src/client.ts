@@ -1,7 +1,8 @@
 /** JSON-RPC to the bridge's `POST /mcp`: no handshake and no session, one request, one response. */
 
 import { setTimeout as sleep } from "node:timers/promises";
-import { describeFetchFailure, describeRefusal, describeTimeout, VestigeError } from "./errors.ts";
+import type { Credential } from "./access.ts";
+import { describeFetchFailure, describeRefusal, describeTimeout, ToolAuthorizationError, VestigeError } from "./errors.ts";
 import { asArray, asObject, asString, isObject, parseJson, type JsonObject } from "./json.ts";
 import type { Settings } from "./settings.ts";
 
@@ -18,9 +19,8 @@ export interface ToolResult {
   failed: boolean;
 }
 
-/** For whom a request is made, and how long it may take. */
+/** How long a request may take. */
 export interface Caller {
-  agentId?: string | undefined;
   signal?: AbortSignal | undefined;
   /** Less than the settings' time limit, when the caller cannot wait that long. */
   timeoutSeconds?: number | undefined;
@@ -33,13 +33,23 @@ const RETRY_WAIT_MS = 5_000;
 
 export class VestigeClient {
   readonly settings: Settings;
+  readonly #credential: Credential;
+  readonly #agentId: string | undefined;
   #tools: { list: Tool[]; at: number } | undefined;
 
-  constructor(settings: Settings) {
+  /** `agentId` says for which agent the requests are made, if it is one. */
+  constructor(settings: Settings, credential: Credential, agentId?: string) {
     this.settings = settings;
+    this.#credential = credential;
+    this.#agentId = agentId;
   }
 
-  /** What the memory server announces. */
+  /** Whether the requests show a token. */
+  get hasToken(): boolean {
+    return this.#credential.token !== undefined;
+  }
+
+  /** The tools that the bridge lists for this client's token. */
   async listTools(caller: Caller): Promise<Tool[]> {
     if (this.#tools !== undefined && Date.now() - this.#tools.at < TOOLS_FRESH_MS) return this.#tools.list;
     const list: Tool[] = [];
@@ -70,7 +80,7 @@ export class VestigeClient {
     const signal = AbortSignal.timeout(this.settings.timeoutSeconds * 1000);
     const response = await this.#fetch(this.settings.health, { redirect: "manual", signal }, signal);
     const body = await response.json().catch(() => undefined);
-    if (!isObject(body)) throw new VestigeError(describeRefusal(response.status, body, false));
+    if (!isObject(body)) throw new VestigeError(describeRefusal(response.status, body, this.#credential));
     return body;
   }
 
@@ -79,10 +89,10 @@ export class VestigeClient {
     const timeout = AbortSignal.timeout(seconds * 1000);
     const signal = caller.signal === undefined ? timeout : AbortSignal.any([timeout, caller.signal]);
     try {
-      const first = await this.#post(method, params, caller, signal);
+      const first = await this.#post(method, params, signal);
       if (first.retryAfterMs === undefined) return this.#read(first);
       await sleep(first.retryAfterMs, undefined, { signal });
-      return this.#read(await this.#post(method, params, caller, signal));
+      return this.#read(await this.#post(method, params, signal));
     } catch (error) {
       // No cause is attached: OpenClaw would append it to the sentence that the agent reads.
       if (caller.signal?.aborted) throw new VestigeError("The call was cancelled.");
@@ -91,12 +101,13 @@ export class VestigeClient {
     }
   }
 
-  async #post(method: string, params: JsonObject, caller: Caller, signal: AbortSignal): Promise<Answer> {
-    const { endpoint, authToken } = this.settings;
+  async #post(method: string, params: JsonObject, signal: AbortSignal): Promise<Answer> {
+    const { endpoint } = this.settings;
+    const { token } = this.#credential;
     const id = crypto.randomUUID();
     const headers: Record<string, string> = { "content-type": "application/json", accept: "application/json" };
-    if (authToken !== undefined) headers["authorization"] = `Bearer ${authToken}`;
-    if (caller.agentId !== undefined) headers["x-agent-id"] = encodeURIComponent(caller.agentId);
+    if (token !== undefined) headers["authorization"] = `Bearer ${token}`;
+    if (this.#agentId !== undefined) headers["x-agent-id"] = encodeURIComponent(this.#agentId);
     const body = JSON.stringify({ jsonrpc: "2.0", id, method, params });
     // A redirect is never followed: it would carry the token to an address that nobody wrote down.
     const response = await this.#fetch(endpoint, { method: "POST", headers, body, redirect: "manual", signal }, signal);
@@ -118,13 +129,14 @@ export class VestigeClient {
   #read({ id, status, body }: Answer): unknown {
     const message = asObject(body);
     if (status === 200 && message["id"] === id && "result" in message) return message["result"];
-    throw new VestigeError(this.#redact(describeRefusal(status, body, this.settings.authToken !== undefined)));
+    const why = this.#redact(describeRefusal(status, body, this.#credential));
+    throw status === 403 ? new ToolAuthorizationError(why) : new VestigeError(why);
   }
 
   /** What a server says is passed on, but never with the token in it. */
   #redact(text: string): string {
-    const { authToken } = this.settings;
-    return authToken === undefined ? text : text.replaceAll(authToken, "***");
+    const { token } = this.#credential;
+    return token === undefined ? text : text.replaceAll(token, "***");
   }
 }
 

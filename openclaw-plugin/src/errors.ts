@@ -1,5 +1,6 @@
 /** Every way a call can fail, as one sentence that tells an agent or an operator what to do. */
 
+import type { Credential } from "./access.ts";
 import { asObject, asString } from "./json.ts";
 import { CONFIG_PATH } from "./settings.ts";
 
@@ -11,6 +12,11 @@ export class VestigeError extends Error {
 /** What the caller passed cannot be right. OpenClaw recognises the name and answers 400. */
 export class ToolInputError extends Error {
   override readonly name = "ToolInputError";
+}
+
+/** What the agent may not do. OpenClaw recognises the name and answers 403. */
+export class ToolAuthorizationError extends Error {
+  override readonly name = "ToolAuthorizationError";
 }
 
 const MAY_HAVE_RUN =
@@ -41,16 +47,16 @@ export function describeTimeout(seconds: number): string {
   return `Vestige did not answer within ${seconds} seconds.${MAY_HAVE_RUN}`;
 }
 
-/** Why an HTTP answer is an error. `body` is the parsed JSON, if it was any. */
-export function describeRefusal(status: number, body: unknown, hasToken: boolean): string {
+/** Why an HTTP answer is an error. `body` is the parsed JSON, if it was any; `credential` is what the request showed. */
+export function describeRefusal(status: number, body: unknown, { token, setting }: Credential): string {
   const error = asObject(asObject(body)["error"]);
   const message = asString(error["message"]);
   const hint = asObject(error["data"])["outcome"] === "unknown" ? MAY_HAVE_RUN : "";
   if (status === 401) {
     // OpenClaw masks whatever follows "token:" in an error, so no colon comes after that word.
-    return hasToken
-      ? `Put a valid token into ${CONFIG_PATH}.authToken, since vestige-bridge does not accept this one.`
-      : `Put a token into ${CONFIG_PATH}.authToken, since vestige-bridge wants one.`;
+    return token === undefined
+      ? `Put a token into ${setting}, since vestige-bridge wants one.`
+      : `Put a valid token into ${setting}, since vestige-bridge does not accept this one.`;
   }
   if (status >= 300 && status < 400) {
     return `The address answers with a redirect: set ${CONFIG_PATH}.serverUrl to where vestige-bridge really is.`;
@@ -60,11 +66,13 @@ export function describeRefusal(status: number, body: unknown, hasToken: boolean
   }
   switch (status) {
     case 403:
-      return `vestige-bridge does not allow this: ${sentence(message)} The token may be a read-only one.`;
+      return `vestige-bridge does not allow this: ${sentence(message)} Whoever runs it decides what the token in ${setting} may do.`;
     case 404:
       return `vestige-bridge has no such address: ${sentence(message)} Check ${CONFIG_PATH}.serverUrl.`;
     case 413:
       return `That is too large for Vestige: ${sentence(message)} Store less at once.`;
+    case 429:
+      return `vestige-bridge allows no more for now: ${sentence(message)} Nothing was changed; try again later.`;
     case 500:
       return `vestige-bridge cannot serve: ${sentence(message)} Whoever runs it finds the cause in its log.`;
     case 502:

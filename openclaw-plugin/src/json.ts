@@ -19,6 +19,11 @@ export function asString(value: unknown): string | undefined {
   return typeof value === "string" ? value : undefined;
 }
 
+/** The texts in a list. */
+export function asTexts(value: unknown): string[] {
+  return asArray(value).filter((item) => typeof item === "string");
+}
+
 /**
  * The first `count` characters of the text, by code points. Cut by its length, a text can end in half a character:
  * strict JSON parsers, Vestige's among them, refuse that.

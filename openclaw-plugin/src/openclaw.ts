@@ -55,7 +55,8 @@ export interface PluginApi {
   registrationMode: string;
   logger: Logger;
   registerTool(
-    tool: (context: ToolContext) => AgentTool,
+    /** Gives null for an agent that is not offered the tool. */
+    tool: (context: ToolContext) => AgentTool | null,
     options: { name: string; optional?: boolean },
   ): void;
   registerCli(

@@ -1,6 +1,6 @@
 /** `autoRecall`: what the memory knows about a user's request is put before the prompt, marked as untrusted. */
 
-import type { VestigeClient } from "./client.ts";
+import type { Clients } from "./clients.ts";
 import { asObject, firstCharacters } from "./json.ts";
 import { findMemories } from "./memory.ts";
 import type { Memory } from "./memories.ts";
@@ -20,7 +20,7 @@ const OPENING =
 const CLOSING = "</vestige-memories>";
 
 /** Hooks into prompt building. A failing recall is logged, and the prompt goes on without it. */
-export function registerRecall(api: PluginApi, settings: RecallSettings, client: () => VestigeClient): void {
+export function registerRecall(api: PluginApi, settings: RecallSettings, clients: Clients): void {
   if (!conversationAccess(api.config)) {
     // OpenClaw registers a plugin several times, and once in full.
     if (api.registrationMode === "full") {
@@ -31,10 +31,10 @@ export function registerRecall(api: PluginApi, settings: RecallSettings, client:
   let handleOnlyReported = false;
   api.on("before_prompt_build", async (event, context) => {
     const query = readRequest(event, context);
-    if (query === undefined) return undefined;
+    if (query === undefined || !clients.access.isAllowed(context.agentId)) return undefined;
     try {
-      const caller = { agentId: context.agentId, timeoutSeconds: settings.timeoutSeconds };
-      const memories = await findMemories(client(), query, LIMIT, caller);
+      const client = clients.ofAgent(context.agentId);
+      const memories = await findMemories(client, query, LIMIT, { timeoutSeconds: settings.timeoutSeconds });
       if (memories !== undefined) return prependMemories(memories, settings);
       if (!handleOnlyReported) {
         api.logger.warn("autoRecall does nothing: this Vestige finds memories by id or tag only, never by words.");

@@ -1,5 +1,5 @@
 /**
- * The operator's settings, from `plugins.entries.vestige.config`.
+ * The operator's settings, from `plugins.entries.vestige.config`; access.ts reads those about agents and tokens.
  *
  * They are read when something is called, not when the plugin loads: an agent then learns what is wrong with
  * them in one sentence, and OpenClaw itself always starts.
@@ -14,8 +14,6 @@ export interface Settings {
   endpoint: string;
   /** The bridge's health document. */
   health: string;
-  /** Absent for a bridge that lets everybody in. */
-  authToken: string | undefined;
   /** Bounds a whole call, its retry included. */
   timeoutSeconds: number;
   recall: RecallSettings;
@@ -41,7 +39,6 @@ export function readSettings(config: unknown): Settings {
   return {
     endpoint: `${base}/mcp`,
     health: `${base}/health`,
-    authToken: readToken(values["authToken"]),
     timeoutSeconds: readNumber(values, "timeoutSeconds", 30),
     recall: readRecallSettings(config),
   };
@@ -76,29 +73,6 @@ function readServerUrl(value: unknown): string {
   if (url.search !== "" || url.hash !== "") throw wrong("must not carry a query or a fragment");
   const path = url.pathname.replace(/\/+$/, "").replace(/\/mcp$/, "").replace(/\/+$/, "");
   return url.origin + path;
-}
-
-function readToken(configured: unknown): string | undefined {
-  const value = fromEnvironment(configured) ?? configured;
-  if (value === undefined || value === null) return undefined;
-  if (typeof value !== "string") {
-    throw new SettingsError(
-      `${CONFIG_PATH}.authToken is a secret reference that was not resolved: in a terminal set the variable that it ` +
-        `names; a reference to a file or a program is resolved by the gateway only ("openclaw secrets audit" checks it).`,
-    );
-  }
-  const token = value.trim();
-  // A header with such a character would fail later, in words that repeat the token.
-  if (/[^\x21-\x7e]/.test(token)) {
-    throw new SettingsError(`${CONFIG_PATH}.authToken contains a character that no token has (a space or a line break?).`);
-  }
-  return token === "" ? undefined : token;
-}
-
-/** The gateway resolves secret references before it loads the plugin; a command in a terminal does not. */
-function fromEnvironment(value: unknown): string | undefined {
-  const { source, id } = asObject(value);
-  return source === "env" && typeof id === "string" ? process.env[id] : undefined;
 }
 
 function readNumber(values: Record<string, unknown>, name: string, otherwise: number): number {

@@ -1,6 +1,8 @@
 /** The tools that agents get. Their names never change, whatever version of Vestige stands behind them. */
 
+import { describeNotAllowed } from "./access.ts";
 import type { Caller, VestigeClient } from "./client.ts";
+import type { Clients } from "./clients.ts";
 import { ToolInputError } from "./errors.ts";
 import { asObject, isObject, type JsonObject } from "./json.ts";
 import { callAny, describeTools, perform, type Outcome } from "./memory.ts";
@@ -124,21 +126,35 @@ const TOOLS: ToolDefinition[] = [
   },
 ];
 
-/** Registers every tool. `client` is asked for at each call and throws when the settings are wrong. */
-export function registerTools(api: PluginApi, client: () => VestigeClient): void {
-  for (const { name, optional, run, ...about } of TOOLS) {
-    api.registerTool(
-      ({ agentId }): AgentTool => ({
-        name,
-        ...about,
-        async execute(_callId, params, signal) {
-          const { text, tool } = await run(client(), new Params(params), { agentId, signal });
-          return { content: [{ type: "text", text }], details: { tool } };
-        },
-      }),
-      { name, ...(optional && { optional }) },
-    );
+/**
+ * Registers every tool. An agent that may not use the memory is offered none; what else is wrong with the settings is
+ * thrown at each call.
+ */
+export function registerTools(api: PluginApi, clients: Clients): void {
+  const logged = new Set<string>();
+  const isOffered = (agentId: string | undefined): boolean => {
+    if (clients.access.isAllowed(agentId)) return true;
+    if (agentId !== undefined && !logged.has(agentId)) api.logger.info(describeNotAllowed(agentId));
+    if (agentId !== undefined) logged.add(agentId);
+    return false;
+  };
+  for (const { optional, ...tool } of TOOLS) {
+    api.registerTool(({ agentId }) => (isOffered(agentId) ? build(tool, clients, agentId) : null), {
+      name: tool.name,
+      ...(optional && { optional }),
+    });
   }
+}
+
+/** The tool as one agent gets it. */
+function build({ run, ...about }: Omit<ToolDefinition, "optional">, clients: Clients, agentId: string | undefined): AgentTool {
+  return {
+    ...about,
+    async execute(_callId, params, signal) {
+      const { text, tool } = await run(clients.ofAgent(agentId), new Params(params), { signal });
+      return { content: [{ type: "text", text }], details: { tool } };
+    },
+  };
 }
 
 /** The arguments of one call. OpenClaw validates a model's arguments, but not those of `/tools/invoke`. */

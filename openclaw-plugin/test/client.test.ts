@@ -2,15 +2,15 @@ import assert from "node:assert/strict";
 import { once } from "node:events";
 import { createServer, type RequestListener } from "node:http";
 import { after, test } from "node:test";
-import { VestigeClient } from "../src/client.ts";
-import { readSettings } from "../src/settings.ts";
+import type { VestigeClient } from "../src/client.ts";
+import { Clients } from "../src/clients.ts";
 import { freePort, Stack, TOKEN, waitFor } from "./stack.ts";
 
 const stack = await Stack.start();
 after(() => stack.stop());
 
 function clientOf(serverUrl: string, authToken: string | undefined = TOKEN, timeoutSeconds = 10): VestigeClient {
-  return new VestigeClient(readSettings({ serverUrl, authToken, timeoutSeconds }));
+  return new Clients({ serverUrl, authToken, timeoutSeconds }).ofAgent("writer");
 }
 
 async function failure(work: Promise<unknown>): Promise<string> {
@@ -37,7 +37,7 @@ test("the announced tools are listed, and a tool is called", async () => {
   const client = clientOf(`${stack.url}/mcp///`);
   const tools = await client.listTools({});
   assert.ok(tools.some(({ name }) => name === "search_nodes"));
-  const result = await client.callTool("read_graph", {}, { agentId: "writer" });
+  const result = await client.callTool("read_graph", {}, {});
   assert.equal(result.failed, false);
   assert.match(result.text, /entities/);
   await waitFor("the agent's name in the bridge's log", 5, () => Promise.resolve(stack.bridgeLog.includes("agent=writer")));
@@ -51,7 +51,7 @@ test("a wrong token is answered with where to put a valid one", async () => {
 });
 
 test("a missing token is answered with where to put one", async () => {
-  const client = new VestigeClient(readSettings({ serverUrl: stack.url }));
+  const client = new Clients({ serverUrl: stack.url }).ofAgent("writer");
   assert.match(await failure(client.listTools({})), /^Put a token into plugins\.entries\.vestige\.config\.authToken/);
 });
 

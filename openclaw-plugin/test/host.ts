@@ -3,11 +3,12 @@
 import type { AgentTool, AgentToolResult, Command, PluginApi, ToolContext } from "../src/openclaw.ts";
 import plugin from "../src/index.ts";
 
-type ToolFactory = (context: ToolContext) => AgentTool;
+type ToolFactory = (context: ToolContext) => AgentTool | null;
 type RecallHook = Parameters<PluginApi["on"]>[1];
 
 export class Host {
   readonly tools = new Map<string, { create: ToolFactory; optional: boolean }>();
+  readonly messages: string[] = [];
   readonly warnings: string[] = [];
   recall: RecallHook | undefined;
 
@@ -18,7 +19,7 @@ export class Host {
       config: { plugins: { entries: { vestige: entry } } },
       pluginConfig,
       registrationMode: "full",
-      logger: { info: () => undefined, warn: (message) => host.warnings.push(message) },
+      logger: { info: (message) => host.messages.push(message), warn: (message) => host.warnings.push(message) },
       registerTool: (create, { name, optional }) => host.tools.set(name, { create, optional: optional ?? false }),
       registerCli: (register) => { register({ program: inertCommand }); },
       on: (_hook, handler) => (host.recall = handler),
@@ -26,10 +27,15 @@ export class Host {
     return host;
   }
 
+  /** The names of the tools that an agent is offered. */
+  offered(agentId: string): string[] {
+    return [...this.tools].filter(([, { create }]) => create({ agentId }) !== null).map(([name]) => name);
+  }
+
   tool(name: string, context: ToolContext = {}): AgentTool {
-    const registered = this.tools.get(name);
-    if (registered === undefined) throw new Error(`no tool ${name}`);
-    return registered.create(context);
+    const tool = this.tools.get(name)?.create(context);
+    if (tool === undefined || tool === null) throw new Error(`no tool ${name}`);
+    return tool;
   }
 
   async call(name: string, params: unknown, context: ToolContext = {}, signal?: AbortSignal): Promise<AgentToolResult> {

@@ -17,8 +17,8 @@ interface Manifest {
   version: string;
   contracts: { tools: string[] };
   toolMetadata: Record<string, { optional?: boolean }>;
-  configContracts: { secretInputs: { paths: { path: string }[] } };
-  uiHints: Record<string, unknown>;
+  configContracts: { secretInputs: { paths: { path: string; ownerKind?: string }[] } };
+  uiHints: Record<string, { sensitive?: boolean }>;
   configSchema: { properties: Record<string, { default?: unknown }>; required?: string[] };
 }
 
@@ -43,10 +43,17 @@ test("manifest, package and entry say the same of themselves", async () => {
   );
 });
 
-test("every setting has a hint, none is required, and the token may be a secret reference", () => {
-  assert.deepEqual(Object.keys(manifest.uiHints), Object.keys(manifest.configSchema.properties));
+test("every setting has a hint, and none is required", () => {
+  const hinted = Object.keys(manifest.uiHints).filter((path) => !path.includes("."));
+  assert.deepEqual(hinted, Object.keys(manifest.configSchema.properties));
   assert.equal(manifest.configSchema.required, undefined);
-  assert.deepEqual(manifest.configContracts.secretInputs.paths.map(({ path }) => path), ["authToken"]);
+});
+
+test("every token may be a secret reference and is hidden, and one agent's that fails to resolve stops no other's", () => {
+  const { paths } = manifest.configContracts.secretInputs;
+  assert.deepEqual(paths.map(({ path, ownerKind }) => [path, ownerKind]), [["authToken", undefined], ["authTokens.*", "capability"]]);
+  const sensitive = Object.entries(manifest.uiHints).filter(([, hint]) => hint.sensitive).map(([path]) => path);
+  assert.deepEqual(sensitive, paths.map(({ path }) => path));
 });
 
 test("the schema's defaults are the code's", () => {
@@ -65,7 +72,7 @@ test("the package holds what it needs at run time and nothing more", async (cont
   const { stdout } = await promisify(execFile)("npm", ["pack", "--dry-run", "--json"], { cwd: PACKAGE });
   const [pack] = JSON.parse(stdout.slice(stdout.indexOf("["))) as [{ size: number; files: { path: string }[] }];
   context.diagnostic(`the packed tarball has ${pack.size} bytes`);
-  const modules = ["cli", "client", "doctor", "errors", "index", "json", "mapping", "memories", "memory", "recall", "settings", "tools"];
+  const modules = ["access", "cli", "client", "clients", "doctor", "errors", "index", "json", "mapping", "memories", "memory", "recall", "settings", "tools"];
   assert.deepEqual(
     pack.files.map(({ path }) => path).sort(),
     [

@@ -80,9 +80,9 @@ test("an older memory tool that knows only delete is told to delete", async () =
   assert.deepEqual(planned.calls, [{ action: "delete", id: "m-1" }]);
 });
 
-test("what is not to be had names the tools that are", async () => {
+test("an intent that no tool serves is answered with the tools that are offered", async () => {
   const tools = [{ name: "echo", description: "", annotations: {}, inputSchema: {} }];
-  await assert.rejects(plan("search", { query: "x" }, tools), /no tool for that\. It has: echo\./);
+  await assert.rejects(plan("search", { query: "x" }, tools), /no tool for that\. It offers: echo\./);
 });
 
 test("a call that can destroy something is recognised on every line", async () => {

@@ -27,28 +27,3 @@ for (const serverUrl of [undefined, "", " ", 8000, "localhost:8000", "ftp://memo
     });
   });
 }
-
-const serverUrl = "http://localhost:8000";
-
-test("white space round the token is not part of it", () => {
-  assert.equal(readSettings({ serverUrl, authToken: "abc\n" }).authToken, "abc");
-});
-
-test("an empty token is none", () => {
-  assert.equal(readSettings({ serverUrl, authToken: " " }).authToken, undefined);
-});
-
-test("a token that no header can carry is refused without being shown", () => {
-  assert.throws(() => readSettings({ serverUrl, authToken: "abc def" }), (error: Error) => !error.message.includes("abc"));
-});
-
-test("a reference to the environment is resolved where OpenClaw did not", () => {
-  process.env["VESTIGE_TOKEN_OF_THE_TEST"] = "abc";
-  const authToken = { source: "env", provider: "default", id: "VESTIGE_TOKEN_OF_THE_TEST" };
-  assert.equal(readSettings({ serverUrl, authToken }).authToken, "abc");
-});
-
-test("an unresolved secret reference is named as one", () => {
-  const authToken = { source: "env", provider: "default", id: "VESTIGE_TOKEN_THAT_IS_NOT_SET" };
-  assert.throws(() => readSettings({ serverUrl, authToken }), /secret reference/);
-});

@@ -4,8 +4,9 @@
  */
 
 import { spawn, type ChildProcess } from "node:child_process";
+import { createHash } from "node:crypto";
 import { once } from "node:events";
-import { mkdtemp, rm } from "node:fs/promises";
+import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
@@ -48,6 +49,15 @@ export async function stop(process: ChildProcess, signal: NodeJS.Signals = "SIGT
   await gone;
 }
 
+/** What a test looks at in a line of the bridge's audit log. */
+export interface AuditLine {
+  audit: "call" | "refusal";
+  principal: string;
+  agent: string | null;
+  tool: string | null;
+  outcome: string;
+}
+
 export class Stack {
   readonly way: Way;
   readonly directory: string;
@@ -76,6 +86,10 @@ export class Stack {
       throw error;
     }
     return stack;
+  }
+
+  get #auditLog(): string {
+    return join(this.directory, "audit.jsonl");
   }
 
   get url(): string {
@@ -125,13 +139,15 @@ export class Stack {
     });
   }
 
-  async startBridge(token = TOKEN): Promise<void> {
+  /** Starts the bridge; `auth` is the part of its environment that says who may use it. */
+  async startBridge(auth: Record<string, string> = { VESTIGE_AUTH_TOKEN: TOKEN }): Promise<void> {
     const bridge = spawn(join(ROOT, ".venv/bin/python"), ["-m", "vestige_bridge"], {
       cwd: this.directory,
       env: {
         PATH: process.env["PATH"],
         VESTIGE_MCP_URL: `http://127.0.0.1:${this.#upstreamPort}/mcp`,
-        VESTIGE_AUTH_TOKEN: token,
+        VESTIGE_BRIDGE_AUDIT_LOG: this.#auditLog,
+        ...auth,
         ...(this.way === "native" && { VESTIGE_BRIDGE_UPSTREAM_TOKEN: UPSTREAM_TOKEN }),
         VESTIGE_BRIDGE_PORT: String(this.bridgePort),
         VESTIGE_BRIDGE_METRICS_PORT: String(await freePort()),
@@ -147,6 +163,28 @@ export class Stack {
       return bridge.exitCode !== null || (await fetch(`${this.url}/readyz`)).ok;
     });
     if (bridge.exitCode !== null) throw new Error(`vestige-bridge ended:\n${this.bridgeLog}`);
+  }
+
+  /** Starts the bridge with a file of tokens in which each has the rights that are given after its name. */
+  async startBridgeWith(tokens: Record<string, { token: string; rights?: string }>): Promise<void> {
+    const file = join(this.directory, "tokens.toml");
+    const entries = Object.entries(tokens).map(([name, { token, rights }]) => {
+      return `[[token]]\nname = "${name}"\nsha256 = "${createHash("sha256").update(token).digest("hex")}"\n${rights ?? ""}\n`;
+    });
+    await writeFile(file, entries.join("\n"));
+    await this.startBridge({ VESTIGE_AUTH_TOKEN_FILE: file });
+  }
+
+  /** The lines of the bridge's audit log, read until none follows: the bridge writes a line soon after its answer. */
+  async audited(): Promise<AuditLine[]> {
+    let text: string | undefined;
+    let known: string | undefined;
+    do {
+      known = text;
+      await sleep(200);
+      text = await readFile(this.#auditLog, "utf8").catch(() => "");
+    } while (text !== known);
+    return text.split("\n").filter((line) => line !== "").map((line) => JSON.parse(line) as AuditLine);
   }
 
   async stop(): Promise<void> {

@@ -4,8 +4,7 @@ import { once } from "node:events";
 import { after, test } from "node:test";
 import { describeStatus } from "../src/cli.ts";
 import { plan } from "../src/mapping.ts";
-import { VestigeClient } from "../src/client.ts";
-import { readSettings } from "../src/settings.ts";
+import { Clients } from "../src/clients.ts";
 import { Host } from "./host.ts";
 import { Stack, TOKEN } from "./stack.ts";
 
@@ -22,7 +21,7 @@ async function search(query: string): Promise<Found["results"]> {
 }
 
 test("the live tools of server-memory are mapped", async () => {
-  const tools = await new VestigeClient(readSettings({ serverUrl: stack.url, authToken: TOKEN })).listTools({});
+  const tools = await new Clients({ serverUrl: stack.url, authToken: TOKEN }).ofAgent("main").listTools({});
   const mapped = [
     await plan("search", { query: "x" }, tools),
     await plan("remember", { content: "x" }, tools),
@@ -40,7 +39,7 @@ test("the status goes from the nearest part to the farthest, and stops at the on
   const lines: string[] = [];
   const status = async (authToken: string): Promise<void> => {
     lines.length = 0;
-    for await (const line of describeStatus(new VestigeClient(readSettings({ serverUrl: stack.url, authToken })))) lines.push(line);
+    for await (const line of describeStatus(new Clients({ serverUrl: stack.url, authToken }), ["main"])) lines.push(line);
   };
   await status(TOKEN);
   assert.deepEqual(lines.slice(0, 3), [`bridge    ${stack.url}/mcp, ok`, lines[1], "token     accepted"]);

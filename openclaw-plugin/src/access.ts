@@ -1,0 +1,150 @@
+/**
+ * Which agents may use the memory, and which token the calls of each show.
+ *
+ * Invariants: where `authTokens` is set, an agent shows its own token and no other, so an agent without one is refused
+ * rather than given the rights of another principal. A setting that cannot be understood gives access to nobody. No
+ * message contains a token.
+ */
+
+import { ToolAuthorizationError } from "./errors.ts";
+import { asObject, asString, asTexts } from "./json.ts";
+import { CONFIG_PATH, SettingsError } from "./settings.ts";
+
+/** What a call shows to the bridge. */
+export interface Credential {
+  /** Absent for a bridge that lets everybody in. */
+  token: string | undefined;
+  /** The setting that it comes from, for messages. */
+  setting: string;
+}
+
+const SHARED = `${CONFIG_PATH}.authToken`;
+const OWN = `${CONFIG_PATH}.authTokens`;
+const ALLOWED = `${CONFIG_PATH}.allowedAgents`;
+
+/** Stands for a token when two keys mean the same agent. */
+const AMBIGUOUS = Symbol("ambiguous");
+
+export class Access {
+  readonly #shared: unknown;
+  readonly #own: Map<string, unknown> | undefined;
+  readonly #allowed: Set<string> | undefined;
+
+  /** `config` is the plugin's; nothing in it is refused before it is needed. */
+  constructor(config: unknown) {
+    const { authToken, authTokens, allowedAgents } = asObject(config);
+    this.#shared = authToken;
+    this.#own = isSet(authTokens) ? byAgent(asObject(authTokens)) : undefined;
+    this.#allowed = isSet(allowedAgents) ? new Set(asTexts(allowedAgents).map(normalizeAgentId)) : undefined;
+  }
+
+  /** Whether it depends on the agent what a call may do. */
+  get perAgent(): boolean {
+    return this.#own !== undefined || this.#allowed !== undefined;
+  }
+
+  /** Whether all agents show the same token. */
+  get sharesToken(): boolean {
+    return this.#own === undefined;
+  }
+
+  /** Whether there is a token for commands that name no agent. */
+  get hasSharedToken(): boolean {
+    return isSet(this.#shared) && asString(this.#shared)?.trim() !== "";
+  }
+
+  /** The agents that the settings name. */
+  get namedAgents(): string[] {
+    return [...new Set([...(this.#own?.keys() ?? []), ...(this.#allowed ?? [])])];
+  }
+
+  isAllowed(agentId: string | undefined): boolean {
+    return this.#allowed === undefined || (agentId !== undefined && this.#allowed.has(normalizeAgentId(agentId)));
+  }
+
+  /**
+   * What the calls of an agent show; throws a ToolAuthorizationError for an agent that has no access, and a SettingsError
+   * when its token is of no use. Both say what to set.
+   */
+  credentialOf(agentId: string | undefined): Credential {
+    if (agentId === undefined) {
+      if (!this.perAgent) return this.#sharedCredential();
+      throw new ToolAuthorizationError(`OpenClaw did not say which agent calls, and ${this.#own === undefined ? ALLOWED : OWN} is set.`);
+    }
+    const id = normalizeAgentId(agentId);
+    if (!this.isAllowed(id)) throw new ToolAuthorizationError(describeNotAllowed(id));
+    if (this.#own === undefined) return this.#sharedCredential();
+    const setting = `${OWN}.${id}`;
+    const value = this.#own.get(id);
+    if (value === AMBIGUOUS) {
+      throw new SettingsError(`${OWN} has several entries for the agent ${id}, whose names differ in case only: keep one of them.`);
+    }
+    const token = readToken(value, setting);
+    if (token === undefined) throw new ToolAuthorizationError(this.#describeMissingToken(id, setting));
+    return { token, setting };
+  }
+
+  /** What a command in a terminal shows when it names no agent; throws a SettingsError that says what to do. */
+  terminalCredential(): Credential {
+    const credential = this.#sharedCredential();
+    if (credential.token === undefined && this.#own !== undefined) {
+      throw new SettingsError(`Name an agent with --agent to use its token, or set ${SHARED} for commands in a terminal.`);
+    }
+    return credential;
+  }
+
+  #sharedCredential(): Credential {
+    return { token: readToken(this.#shared, SHARED), setting: SHARED };
+  }
+
+  #describeMissingToken(id: string, setting: string): string {
+    const hint = this.hasSharedToken ? " While authTokens is set, authToken serves commands in a terminal only." : "";
+    return `The agent ${id} has no token for the memory: put one into ${setting}.${hint}`;
+  }
+}
+
+/** Why an agent gets nothing of the memory. */
+export function describeNotAllowed(agentId: string): string {
+  return `The agent ${agentId} may not use the memory: ${ALLOWED} does not name it.`;
+}
+
+/** OpenClaw tells agents apart by their ids in lower case. */
+export function normalizeAgentId(id: string): string {
+  return id.trim().toLowerCase();
+}
+
+function isSet(value: unknown): boolean {
+  return value !== undefined && value !== null;
+}
+
+function byAgent(tokens: Record<string, unknown>): Map<string, unknown> {
+  const map = new Map<string, unknown>();
+  for (const [key, value] of Object.entries(tokens)) {
+    const id = normalizeAgentId(key);
+    map.set(id, map.has(id) ? AMBIGUOUS : value);
+  }
+  return map;
+}
+
+function readToken(configured: unknown, setting: string): string | undefined {
+  const value = fromEnvironment(configured) ?? configured;
+  if (value === undefined || value === null) return undefined;
+  if (typeof value !== "string") {
+    throw new SettingsError(
+      `${setting} is a secret reference that was not resolved: in a terminal set the variable that it names; a reference ` +
+        `to a file or a program is resolved by the gateway only ("openclaw secrets audit" checks it).`,
+    );
+  }
+  const token = value.trim();
+  // A header with such a character would fail later, in words that repeat the token.
+  if (/[^\x21-\x7e]/.test(token)) {
+    throw new SettingsError(`${setting} contains a character that no token has (a space or a line break?).`);
+  }
+  return token === "" ? undefined : token;
+}
+
+/** The gateway resolves secret references before it loads the plugin; a command in a terminal does not. */
+function fromEnvironment(value: unknown): string | undefined {
+  const { source, id } = asObject(value);
+  return source === "env" && typeof id === "string" ? process.env[id] : undefined;
+}
