@@ -78,6 +78,10 @@ def _port(value: str) -> int:
     return _whole(value, 0, 65535)
 
 
+def _port_or_off(value: str) -> int | None:
+    return None if value.lower() == "off" else _port(value)
+
+
 def _count(value: str) -> int:
     return _whole(value, 1, 2**40)
 
@@ -124,6 +128,7 @@ _ALLOWED: Final[Mapping[Callable[[str], Any], str]] = {
     parse_url: "an address such as http://localhost:3100/mcp, without user name and fragment",
     _switch: "true/false, 1/0, yes/no or on/off",
     _port: "a whole number from 0 to 65535",
+    _port_or_off: "a whole number from 0 to 65535, or off",
     _count: "a whole number from 1 on",
     _seconds: "a number of seconds over 0 and up to 86400",
     _origins: "origins such as https://app.example.com, separated by commas",
@@ -158,11 +163,11 @@ class Settings:
     )
     host: str = _setting("VESTIGE_BRIDGE_HOST", "127.0.0.1", _host, "The address to listen on.")
     port: int = _setting("VESTIGE_BRIDGE_PORT", "8000", _port, "The port to listen on; 0 takes a free one.")
-    metrics_port: int = _setting(
+    metrics_port: int | None = _setting(
         "VESTIGE_BRIDGE_METRICS_PORT",
         "9464",
-        _port,
-        "The port on which GET /metrics is answered; 0 takes a free one.",
+        _port_or_off,
+        "The port on which GET /metrics is answered; 0 takes a free one, off answers nowhere.",
     )
     session_mode: str = _setting(
         "VESTIGE_BRIDGE_SESSION_MODE",

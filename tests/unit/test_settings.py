@@ -55,7 +55,7 @@ GOOD: dict[str, tuple[str, dict[str, object]]] = {
     "VESTIGE_ALLOW_ANONYMOUS": ("allow_anonymous", dict(SWITCH)),
     "VESTIGE_BRIDGE_HOST": ("host", {"0.0.0.0": "0.0.0.0", "::": "::", "bridge.internal": "bridge.internal"}),
     "VESTIGE_BRIDGE_PORT": ("port", {"0": 0, "65535": 65535}),
-    "VESTIGE_BRIDGE_METRICS_PORT": ("metrics_port", {"0": 0, "9100": 9100}),
+    "VESTIGE_BRIDGE_METRICS_PORT": ("metrics_port", {"0": 0, "9100": 9100, "Off": None}),
     "VESTIGE_BRIDGE_SESSION_MODE": ("session_mode", {"shared": "shared", "Per-Client": "per-client"}),
     "VESTIGE_BRIDGE_MAX_CLIENT_SESSIONS": ("max_client_sessions", dict(COUNT)),
     "VESTIGE_BRIDGE_CLIENT_SESSION_IDLE_SECONDS": ("client_session_idle_seconds", dict(SECONDS)),

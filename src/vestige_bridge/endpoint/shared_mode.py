@@ -109,7 +109,8 @@ class SharedMode:
             raise Overloaded("The bridge is shutting down.")
         listener = self._session.listeners.listen(incoming.caller)
         try:
-            await incoming.writer.notifications(listener)
+            async with incoming.watched(listener.close):
+                await incoming.writer.notifications(listener)
         finally:
             self._session.listeners.remove(incoming.caller, listener)
 
