@@ -25,6 +25,8 @@ _LOG_FORMATS: Final = ("text", "json")
 _host_name = re.compile(r"[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?").fullmatch
 _SESSION_MODES: Final = ("shared", "per-client")
 
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
 PREFIX: Final = "VESTIGE_BRIDGE_"
 _of_kubernetes = re.compile(
     r".*_SERVICE_(?:HOST|PORT(?:_.+)?)|.*_PORT_\d+_(?:TCP|UDP|SCTP)(?:_PROTO|_PORT|_ADDR)?"
@@ -109,6 +111,10 @@ def _origins(value: str) -> frozenset[str]:
     return origins
 
 
+def _networks(value: str) -> tuple[Network, ...]:
+    return tuple(ipaddress.ip_network(part.strip()) for part in value.split(",") if part.strip())
+
+
 def _one_of(choices: tuple[str, ...]) -> Callable[[str], str]:
     def parse(value: str) -> str:
         if value.lower() not in choices:
@@ -131,6 +137,7 @@ _ALLOWED: Final[Mapping[Callable[[str], Any], str]] = {
     _port_or_off: "a whole number from 0 to 65535, or off",
     _count: "a whole number from 1 on",
     _seconds: "a number of seconds over 0 and up to 86400",
+    _networks: "addresses or networks such as 10.0.0.0/8, separated by commas",
     _origins: "origins such as https://app.example.com, separated by commas",
     _log_level: " or ".join(_LOG_LEVELS),
     _log_format: " or ".join(_LOG_FORMATS),
@@ -248,6 +255,12 @@ class Settings:
     )
     allowed_origins: frozenset[str] = _setting(
         "VESTIGE_BRIDGE_ALLOWED_ORIGINS", "", _origins, "Web origins whose pages may call the bridge."
+    )
+    trusted_proxies: tuple[Network, ...] = _setting(
+        "VESTIGE_BRIDGE_TRUSTED_PROXIES",
+        "",
+        _networks,
+        "Addresses or networks of the proxies whose X-Forwarded-For says where a refused request came from.",
     )
     upstream_token: str = _setting(
         "VESTIGE_BRIDGE_UPSTREAM_TOKEN", "", _text, "The token that the bridge itself shows to upstream."

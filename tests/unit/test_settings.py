@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from ipaddress import ip_network
 
 import pytest
 from hypothesis import given
@@ -35,6 +36,7 @@ DEFAULTS = {
     "max_in_flight": 512,
     "upstream_concurrency": 64,
     "allowed_origins": frozenset(),
+    "trusted_proxies": (),
     "upstream_token": "",
     "upstream_token_file": "",
     "state_dir": "",
@@ -79,6 +81,13 @@ GOOD: dict[str, tuple[str, dict[str, object]]] = {
             " HTTPS://A.example/ ,, http://b.example:8443 ": frozenset({"https://a.example", "http://b.example:8443"}),
         },
     ),
+    "VESTIGE_BRIDGE_TRUSTED_PROXIES": (
+        "trusted_proxies",
+        {
+            "10.0.0.0/8, 192.0.2.1": (ip_network("10.0.0.0/8"), ip_network("192.0.2.1/32")),
+            "fd00::/8,": (ip_network("fd00::/8"),),
+        },
+    ),
     "VESTIGE_BRIDGE_UPSTREAM_TOKEN": ("upstream_token", {"secret\n": "secret"}),
     "VESTIGE_BRIDGE_UPSTREAM_TOKEN_FILE": ("upstream_token_file", {"/run/upstream/token": "/run/upstream/token"}),
     "VESTIGE_BRIDGE_STATE_DIR": ("state_dir", {"/var/lib/my state": "/var/lib/my state"}),
@@ -121,6 +130,7 @@ BAD = {
         "https://a.example?x",
         "https://[",
     ],
+    "VESTIGE_BRIDGE_TRUSTED_PROXIES": ["*", "proxy.example", "10.0.0.1/8", "10.0.0.0/33", "10.0.0.1:80"],
     "VESTIGE_BRIDGE_UPSTREAM_TOKEN": ["se cret", "sécret"],
     "VESTIGE_BRIDGE_LOG_LEVEL": ["trace", "20", "critical"],
     "VESTIGE_BRIDGE_LOG_FORMAT": ["xml"],
