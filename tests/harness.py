@@ -283,14 +283,15 @@ class BridgeProcess:
     ) -> None:
         port = environ["VESTIGE_BRIDGE_PORT"]
         self.port = free_port() if port == "0" else int(port) if port.isdigit() else 0
-        self.metrics_port = int(environ.get("VESTIGE_BRIDGE_METRICS_PORT", "0")) or free_port()
+        metrics_port = environ.get("VESTIGE_BRIDGE_METRICS_PORT", "0")
+        self.metrics_port = int(metrics_port) if metrics_port not in ("0", "off") else free_port()
         self._process = subprocess.Popen(
             command or [sys.executable, "-m", "vestige_bridge"],
             env={
                 **_inherited(),
                 **environ,
                 "VESTIGE_BRIDGE_PORT": str(self.port or port),
-                "VESTIGE_BRIDGE_METRICS_PORT": str(self.metrics_port),
+                "VESTIGE_BRIDGE_METRICS_PORT": "off" if metrics_port == "off" else str(self.metrics_port),
             },
             cwd=cwd,
             stdout=stdout,
@@ -317,6 +318,11 @@ class BridgeProcess:
             finally:
                 if self._process.poll() is None:
                     self.kill()
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
 
     def terminate(self, with_signal: signal.Signals = signal.SIGTERM) -> None:
         """Asks it to stop, as an init process does."""

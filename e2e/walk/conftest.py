@@ -74,14 +74,14 @@ def build_flags(tool: str) -> str:
 
 @pytest.fixture(scope="session")
 def images(release: Release, tool: str, build_flags: str) -> Images:
-    """Both images under two tags, the second is what the walk upgrades to; and Vestige's without supergateway."""
+    """Both images under the guide's two tags, the second is what it upgrades to; and Vestige's without supergateway."""
     arguments = f"--build-arg VESTIGE_DOWNLOAD_URL={release.url} --build-arg VESTIGE_SHA256={release.sha256}"
-    for tag, gateway in (("e2e-1", "supergateway"), ("e2e-2", "supergateway"), ("e2e-native", "none")):
+    for tag, gateway in (("v0.2.0", "supergateway"), ("v0.3.0", "supergateway"), ("e2e-native", "none")):
         printed = run("make", "images", f"TAG={tag}", f"GATEWAY={gateway}", f"CONTAINER_TOOL={tool}",
                       f"BUILD_ARGS={build_flags} {arguments}", cwd=ROOT, timeout=1200)  # fmt: skip
         said = re.findall(r"Without Vestige: \d+ MB", printed.stdout + printed.stderr, re.MULTILINE)
         saw(f"built {tag} with GATEWAY={gateway}. {' '.join(said)}")
-    built = Images("localhost/vestige-mcp", "localhost/vestige-bridge", "e2e-1", "e2e-2", "e2e-native")
+    built = Images("localhost/vestige-mcp", "localhost/vestige-bridge", "v0.2.0", "v0.3.0", "e2e-native")
     for name in (f"{built.vestige}:{built.tag}", f"{built.vestige}:{built.native_tag}", f"{built.bridge}:{built.tag}"):
         saw(f"{name}: {run(tool, 'images', '--format', '{{.Size}}', name).stdout.strip()}")
     return built

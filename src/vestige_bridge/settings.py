@@ -25,6 +25,8 @@ _LOG_FORMATS: Final = ("text", "json")
 _host_name = re.compile(r"[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?").fullmatch
 _SESSION_MODES: Final = ("shared", "per-client")
 
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
 PREFIX: Final = "VESTIGE_BRIDGE_"
 _of_kubernetes = re.compile(
     r".*_SERVICE_(?:HOST|PORT(?:_.+)?)|.*_PORT_\d+_(?:TCP|UDP|SCTP)(?:_PROTO|_PORT|_ADDR)?"
@@ -78,6 +80,10 @@ def _port(value: str) -> int:
     return _whole(value, 0, 65535)
 
 
+def _port_or_off(value: str) -> int | None:
+    return None if value.lower() == "off" else _port(value)
+
+
 def _count(value: str) -> int:
     return _whole(value, 1, 2**40)
 
@@ -105,6 +111,10 @@ def _origins(value: str) -> frozenset[str]:
     return origins
 
 
+def _networks(value: str) -> tuple[Network, ...]:
+    return tuple(ipaddress.ip_network(part.strip()) for part in value.split(",") if part.strip())
+
+
 def _one_of(choices: tuple[str, ...]) -> Callable[[str], str]:
     def parse(value: str) -> str:
         if value.lower() not in choices:
@@ -124,8 +134,10 @@ _ALLOWED: Final[Mapping[Callable[[str], Any], str]] = {
     parse_url: "an address such as http://localhost:3100/mcp, without user name and fragment",
     _switch: "true/false, 1/0, yes/no or on/off",
     _port: "a whole number from 0 to 65535",
+    _port_or_off: "a whole number from 0 to 65535, or off",
     _count: "a whole number from 1 on",
     _seconds: "a number of seconds over 0 and up to 86400",
+    _networks: "addresses or networks such as 10.0.0.0/8, separated by commas",
     _origins: "origins such as https://app.example.com, separated by commas",
     _log_level: " or ".join(_LOG_LEVELS),
     _log_format: " or ".join(_LOG_FORMATS),
@@ -158,11 +170,11 @@ class Settings:
     )
     host: str = _setting("VESTIGE_BRIDGE_HOST", "127.0.0.1", _host, "The address to listen on.")
     port: int = _setting("VESTIGE_BRIDGE_PORT", "8000", _port, "The port to listen on; 0 takes a free one.")
-    metrics_port: int = _setting(
+    metrics_port: int | None = _setting(
         "VESTIGE_BRIDGE_METRICS_PORT",
         "9464",
-        _port,
-        "The port on which GET /metrics is answered; 0 takes a free one.",
+        _port_or_off,
+        "The port on which GET /metrics is answered; 0 takes a free one, off answers nowhere.",
     )
     session_mode: str = _setting(
         "VESTIGE_BRIDGE_SESSION_MODE",
@@ -243,6 +255,12 @@ class Settings:
     )
     allowed_origins: frozenset[str] = _setting(
         "VESTIGE_BRIDGE_ALLOWED_ORIGINS", "", _origins, "Web origins whose pages may call the bridge."
+    )
+    trusted_proxies: tuple[Network, ...] = _setting(
+        "VESTIGE_BRIDGE_TRUSTED_PROXIES",
+        "",
+        _networks,
+        "Addresses or networks of the proxies whose X-Forwarded-For says where a refused request came from.",
     )
     upstream_token: str = _setting(
         "VESTIGE_BRIDGE_UPSTREAM_TOKEN", "", _text, "The token that the bridge itself shows to upstream."

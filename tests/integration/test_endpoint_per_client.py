@@ -761,6 +761,17 @@ async def test_a_session_is_not_idle_while_its_stream_is_open(upstream: Scripted
         assert (await served.post(PING, listener)).status == 404
 
 
+async def test_the_stream_of_a_client_that_leaves_ends_at_once(upstream: ScriptedUpstream) -> None:
+    async with scripted_mode(upstream, HEARTBEAT_SECONDS="3600") as served:
+        upstream.on("GET", stream_of_nothing)
+        sent = served.request_headers({**await initialize(served), **STREAM})
+        for _ in range(2):
+            async with served.http.get(served.url, headers=sent) as stream:
+                assert stream.status == 200
+                await until(lambda: served.metric("streams_open") == 1)
+            await until(lambda: served.metric("streams_open") == 0)
+
+
 async def test_a_question_to_a_client_that_takes_json_comes_on_its_stream(upstream: ScriptedUpstream) -> None:
     question = {"jsonrpc": "2.0", "id": 1, "method": "elicitation/create", "params": {}}
     answered = asyncio.Event()

@@ -87,8 +87,7 @@ def levels(upstream: ScriptedUpstream) -> list[str]:
 
 
 async def test_the_level_rises_again_when_its_last_client_leaves(upstream: ScriptedUpstream) -> None:
-    # Whether a client of a silent stream is still there is found out when a heartbeat is due.
-    async with bridge(upstream.url, HEARTBEAT_SECONDS="0.1") as served:
+    async with bridge(upstream.url) as served:
         async with listening(served, "b") as bob:
             await ask(served, bob, "logging/setLevel", level="error")
             async with listening(served, "a") as ann:
@@ -295,3 +294,10 @@ async def test_an_ended_session_has_no_stream(scripted: Bridge) -> None:
     headers = scripted.request_headers({"Mcp-Session-Id": "a", "Accept": "text/event-stream"})
     assert (await scripted.ask("DELETE", "/mcp", b"", headers)).status == 204
     assert (await scripted.ask("GET", "/mcp", b"", headers)).status == 404
+
+
+async def test_the_stream_of_a_client_that_leaves_ends_at_once(upstream: ScriptedUpstream) -> None:
+    async with bridge(upstream.url, HEARTBEAT_SECONDS="3600") as served:
+        async with listening(served, "a"):
+            await until(lambda: served.metric("streams_open") == 1)
+        await until(lambda: served.metric("streams_open") == 0)

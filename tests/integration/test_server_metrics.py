@@ -95,6 +95,19 @@ async def test_the_log_names_the_address_of_the_metrics(upstream: ScriptedUpstre
     assert f"Metrics on http://127.0.0.1:{process.metrics_port}/metrics" in log
 
 
+async def test_the_listener_of_the_metrics_can_be_switched_off(upstream: ScriptedUpstream) -> None:
+    process = BridgeProcess(environment(upstream.url, METRICS_PORT="off"))
+    async with process.serving() as served:
+        await until(served.ready)
+        assert (await served.get("/metrics")).status == 404
+        listening = [it for it in psutil.Process(process.pid).net_connections() if it.status == psutil.CONN_LISTEN]
+        assert [it.laddr.port for it in listening] == [process.port]
+        process.terminate()
+        status, log = await process.ended()
+    assert status == 0
+    assert "Metrics on" not in log
+
+
 async def test_requests_are_counted_by_method_tool_and_status(scripted: Bridge) -> None:
     await scripted.post(LIST)
     await scripted.call("read")

@@ -214,6 +214,6 @@ async def test_a_lost_connection_and_its_return_are_each_one_line_in_the_log(eve
         process.terminate()
         status, log = await process.ended()
     assert status == 0
-    assert log.count("Vestige connection lost") == 1
+    assert log.count("Vestige connection lost: ") == 1
     assert log.count("Vestige connected") == 2
     assert "Vestige tools discovered (" in log

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from ipaddress import ip_network
 
 import pytest
 from hypothesis import given
@@ -35,6 +36,7 @@ DEFAULTS = {
     "max_in_flight": 512,
     "upstream_concurrency": 64,
     "allowed_origins": frozenset(),
+    "trusted_proxies": (),
     "upstream_token": "",
     "upstream_token_file": "",
     "audit_log": "",
@@ -57,7 +59,7 @@ GOOD: dict[str, tuple[str, dict[str, object]]] = {
     "VESTIGE_ALLOW_ANONYMOUS": ("allow_anonymous", dict(SWITCH)),
     "VESTIGE_BRIDGE_HOST": ("host", {"0.0.0.0": "0.0.0.0", "::": "::", "bridge.internal": "bridge.internal"}),
     "VESTIGE_BRIDGE_PORT": ("port", {"0": 0, "65535": 65535}),
-    "VESTIGE_BRIDGE_METRICS_PORT": ("metrics_port", {"0": 0, "9100": 9100}),
+    "VESTIGE_BRIDGE_METRICS_PORT": ("metrics_port", {"0": 0, "9100": 9100, "Off": None}),
     "VESTIGE_BRIDGE_SESSION_MODE": ("session_mode", {"shared": "shared", "Per-Client": "per-client"}),
     "VESTIGE_BRIDGE_MAX_CLIENT_SESSIONS": ("max_client_sessions", dict(COUNT)),
     "VESTIGE_BRIDGE_CLIENT_SESSION_IDLE_SECONDS": ("client_session_idle_seconds", dict(SECONDS)),
@@ -79,6 +81,13 @@ GOOD: dict[str, tuple[str, dict[str, object]]] = {
         {
             "https://a.example": frozenset({"https://a.example"}),
             " HTTPS://A.example/ ,, http://b.example:8443 ": frozenset({"https://a.example", "http://b.example:8443"}),
+        },
+    ),
+    "VESTIGE_BRIDGE_TRUSTED_PROXIES": (
+        "trusted_proxies",
+        {
+            "10.0.0.0/8, 192.0.2.1": (ip_network("10.0.0.0/8"), ip_network("192.0.2.1/32")),
+            "fd00::/8,": (ip_network("fd00::/8"),),
         },
     ),
     "VESTIGE_BRIDGE_UPSTREAM_TOKEN": ("upstream_token", {"secret\n": "secret"}),
@@ -125,6 +134,7 @@ BAD = {
         "https://a.example?x",
         "https://[",
     ],
+    "VESTIGE_BRIDGE_TRUSTED_PROXIES": ["*", "proxy.example", "10.0.0.1/8", "10.0.0.0/33", "10.0.0.1:80"],
     "VESTIGE_BRIDGE_UPSTREAM_TOKEN": ["se cret", "sécret"],
     "VESTIGE_BRIDGE_AUDIT_REQUIRED": ["maybe", "true"],
     "VESTIGE_BRIDGE_LOG_LEVEL": ["trace", "20", "critical"],

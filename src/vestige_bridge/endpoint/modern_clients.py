@@ -69,16 +69,9 @@ class ModernClients:
         await self._listen(incoming, message, held)
 
     async def _relay(self, incoming: EndpointRequest, message: Request, held: HeldSession, exchange: Exchange) -> None:
-        watching = asyncio.create_task(self._cancel_when_client_leaves(incoming, exchange))
-        try:
+        async with incoming.watched(lambda: self._dispatcher.abandon(exchange, "The client closed the stream.")):
             shape = partial(to_modern, request=message, server_info=server_info(held.initialize_result))
             await incoming.writer.exchange(exchange, shape)
-        finally:
-            watching.cancel()
-
-    async def _cancel_when_client_leaves(self, incoming: EndpointRequest, exchange: Exchange) -> None:
-        await incoming.until_client_leaves()
-        self._dispatcher.abandon(exchange, "The client closed the stream.")
 
     async def _listen(self, incoming: EndpointRequest, request: Request, held: HeldSession) -> None:
         """Streams notifications until the client closes the stream or the bridge stops."""
@@ -96,15 +89,14 @@ class ModernClients:
         if not listeners.make_room(incoming.principal, subscription.uris):
             raise InvalidParams(TOO_MANY_RESOURCES)
         listeners.add(listener, incoming.principal, subscription.uris)
-        watching = asyncio.create_task(self._close_when_client_leaves(incoming, listener))
         acknowledging = asyncio.create_task(self._acknowledge(subscription, listener))
         try:
             # The stream opens with a comment: its first message waits until upstream has said what it will tell.
-            await incoming.writer.notifications(
-                listener, tag=subscription.tagged, last=sse.encode_event(subscription.result())
-            )
+            async with incoming.watched(listener.close):
+                await incoming.writer.notifications(
+                    listener, tag=subscription.tagged, last=sse.encode_event(subscription.result())
+                )
         finally:
-            watching.cancel()
             acknowledging.cancel()
             listeners.remove(None, listener)
 
@@ -113,7 +105,3 @@ class ModernClients:
         subscription.narrow(await self._session.subscriptions.told(subscription.uris))
         self._session.listeners.narrow(listener, subscription.uris)
         listener.open(subscription.acknowledgement())
-
-    async def _close_when_client_leaves(self, incoming: EndpointRequest, listener: Listener) -> None:
-        await incoming.until_client_leaves()
-        listener.close()

@@ -169,7 +169,8 @@ class ClientSessions:
             except NoEventStream as error:
                 raise MethodNotAllowed("Upstream gives this session no stream.") from error
             try:
-                await incoming.writer.notifications(listener)
+                async with incoming.watched(listener.close):
+                    await incoming.writer.notifications(listener)
             finally:
                 own.stop_listening(listener)
 

@@ -6,7 +6,8 @@ Invariant: a body is taken only if it is plain JSON of a bounded size that arriv
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response as HttpResponse
@@ -110,11 +111,24 @@ class EndpointRequest:
         self.record.client_left = connection is not None and connection.client_left
         return self.record.client_left
 
-    async def until_client_leaves(self) -> None:
-        """Waits until the client is gone; to be called once the body was read."""
+    @asynccontextmanager
+    async def watched(self, left: Callable[[], None]) -> AsyncIterator[None]:
+        """Watches, while the context lasts, whether the client is still there; to be entered once the body was read.
+
+        Parameters:
+            left: called when it is gone.
+        """
+        watching = asyncio.create_task(self._until_client_leaves(left))
+        try:
+            yield
+        finally:
+            watching.cancel()
+
+    async def _until_client_leaves(self, left: Callable[[], None]) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
         self.record.client_left = True
+        left()
 
     def body_now(self) -> bytes | None:
         """The body, if it is one that we take and has come whole with its head; ``None`` if it is to be waited for.

@@ -112,7 +112,8 @@ class SharedMode:
             self._session.listeners.unsubscribe_from_all(incoming.caller)
         listener = self._session.listeners.listen(incoming.caller)
         try:
-            await incoming.writer.notifications(listener)
+            async with incoming.watched(listener.close):
+                await incoming.writer.notifications(listener)
         finally:
             self._session.listeners.remove(incoming.caller, listener)
 

@@ -9,6 +9,7 @@ import itertools
 import logging
 import os
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Final
 
@@ -17,15 +18,38 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from vestige_bridge import logs
 from vestige_bridge.access.record import ENDPOINT_PATHS, PROBE_PATHS, AccessRecord
 from vestige_bridge.http import headers
+from vestige_bridge.http.forwarded import client_address
+from vestige_bridge.settings import Network
 
 log = logging.getLogger(__name__)
 
 CLIENT_CLOSED_REQUEST: Final = 499
+MOST_IN_A_MINUTE: Final = 10_000
 _NAMED_PATHS: Final = PROBE_PATHS | ENDPOINT_PATHS
 
 
 Observe = Callable[[str, AccessRecord, int, int, float], None]
 """Told of each request that is over: its path, its record, its status, the bytes sent, and the seconds it took."""
+
+
+class LastMinute:
+    """Counts what happened in the last minute; more than are remembered is as many as are.
+
+    Parameters:
+        clock: gives the time in seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._times: deque[float] = deque(maxlen=MOST_IN_A_MINUTE)
+
+    def count(self) -> int:
+        """Takes note of one more, and returns how many there were in the last minute."""
+        now = self._clock()
+        self._times.append(now)
+        while self._times[0] <= now - 60:
+            self._times.popleft()
+        return len(self._times)
 
 
 class AccessLog:
@@ -36,15 +60,23 @@ class AccessLog:
         draining: whether the bridge is about to stop, so that clients are told to close their connections.
         observe: told of each request that is over.
         write: writes a line.
+        trusted_proxies: whose word is taken on where a request came from.
     """
 
     def __init__(
-        self, app: ASGIApp, draining: Callable[[], bool], observe: Observe, write: logs.Write = logs.write
+        self,
+        app: ASGIApp,
+        draining: Callable[[], bool],
+        observe: Observe,
+        write: logs.Write = logs.write,
+        trusted_proxies: tuple[Network, ...] = (),
     ) -> None:
         self._app = app
         self._draining = draining
         self._observe = observe
         self._write_line = write
+        self._trusted_proxies = trusted_proxies
+        self._not_found = LastMinute(time.monotonic)
         # An id is made of what no other process has and a number, which is cheaper than chance for each.
         self._process = os.urandom(6).hex()
         self._numbers = itertools.count(1)
@@ -96,4 +128,9 @@ class AccessLog:
             "duration_ms": round(seconds * 1000, 1),
             "bytes": sent_bytes,
         }
+        if status == 401:
+            peer = scope.get("client")
+            fields["client"] = client_address(record.headers, peer and peer[0], self._trusted_proxies)
+        elif status == 404 and fields["path"] == "other":
+            fields["not_found_in_a_minute"] = self._not_found.count()
         self._write_line(log, level, "request", fields)

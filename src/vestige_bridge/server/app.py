@@ -78,7 +78,8 @@ def build_app(settings: Settings, write: logs.Write = logs.write) -> App:
     bridge = _Bridge(settings)
 
     def logged(app: ASGIApp) -> ASGIApp:
-        return AccessLog(app, lambda: bridge.dispatcher.draining, bridge.metrics.observe, write)
+        draining, observe = (lambda: bridge.dispatcher.draining), bridge.metrics.observe
+        return AccessLog(app, draining, observe, write, settings.trusted_proxies)
 
     probe = bridge.authentication.probe
     app = App(

@@ -9,8 +9,8 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from types import FrameType
 from typing import Any, Final, Literal, cast
 
@@ -122,16 +122,16 @@ def serve(settings: Settings, warnings: Sequence[str] = ()) -> int:
     app = build_app(settings, handler.write)
     try:
         listener = _listen(settings.host, settings.port, "VESTIGE_BRIDGE_PORT")
-        metrics_listener = _listen(settings.host, settings.metrics_port, "VESTIGE_BRIDGE_METRICS_PORT")
+        metrics_listener = None
+        if settings.metrics_port is not None:
+            metrics_listener = _listen(settings.host, settings.metrics_port, "VESTIGE_BRIDGE_METRICS_PORT")
     except OSError as error:
         log.error("%s", error)  # noqa: TRY400 - the sentence says all
         return 1
     log.info("Listening on http://%s:%d", settings.host, listener.getsockname()[1])
-    log.info("Metrics on http://%s:%d/metrics", settings.host, metrics_listener.getsockname()[1])
+    if metrics_listener is not None:
+        log.info("Metrics on http://%s:%d/metrics", settings.host, metrics_listener.getsockname()[1])
     server = Server(build_config(app, app.state.connections, lifespan="on"), app)
-    metrics_server = MetricsServer(
-        build_config(build_metrics_app(app.state.metrics), _metrics_connections(settings), lifespan="off")
-    )
 
     _give_large_blocks_back()
     # Who rotates the audit log may send it before or after it means something; by itself it would end the process.
@@ -142,16 +142,28 @@ def serve(settings: Settings, warnings: Sequence[str] = ()) -> int:
         gc.collect()
         gc.freeze()
         gc.set_threshold(*GARBAGE_THRESHOLDS)
-        scraped = asyncio.create_task(metrics_server.serve(sockets=[metrics_listener]))
-        try:
+        async with _metrics_served(app, settings, metrics_listener):
             await server.serve(sockets=[listener])
-        finally:
-            metrics_server.should_exit = True
-            await scraped
 
     with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
         runner.run(run())
     return 0
+
+
+@asynccontextmanager
+async def _metrics_served(app: Starlette, settings: Settings, listener: socket.socket | None) -> AsyncIterator[None]:
+    """Serves the metrics while the context lasts, where they have a listener."""
+    if listener is None:
+        yield
+        return
+    metrics = build_metrics_app(app.state.metrics)
+    server = MetricsServer(build_config(metrics, _metrics_connections(settings), lifespan="off"))
+    scraped = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        await scraped
 
 
 def _give_large_blocks_back() -> None:

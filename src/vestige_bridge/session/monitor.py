@@ -22,6 +22,12 @@ log = logging.getLogger(__name__)
 DOWN_AFTER: Final = 3
 """How many failures in a row make a connection count as down."""
 
+TELL_AGAIN_SECONDS: Final = 60.0
+"""How often the log repeats that the connection is lost, while its cause stays the same."""
+
+TELL_CHANGE_SECONDS: Final = 1.0
+"""How long a cause is told at least before another: under load two may take turns many times a second."""
+
 FIRST_BACKOFF_SECONDS: Final = 0.25
 LONGEST_BACKOFF_SECONDS: Final = 5.0
 
@@ -96,6 +102,9 @@ class Monitor:
         self._interval_seconds = interval_seconds
         self._clock = clock
         self._wake = asyncio.Event()
+        self._lost_at = 0.0
+        self._told_at = 0.0
+        self._told_reason = ""
 
     @asynccontextmanager
     async def watching(self, connection: MonitoredSession) -> AsyncIterator[None]:
@@ -130,9 +139,22 @@ class Monitor:
         self.failures[reason_of(error)] += 1
         self.health = before.after_failure(reason_of(error))
         if before.failures == 0:
-            lost = before.state is not State.CONNECTING
-            log.warning("%s: %s", "Vestige connection lost" if lost else "Vestige cannot be reached yet", error)
+            self._lost_at = self._clock()
+            self._told_reason = ""
             self._wake.set()
+        self._tell(error)
+
+    def _tell(self, error: BridgeError) -> None:
+        """Logs why the connection is lost: at once, when the cause changes, and from time to time while it lasts."""
+        now, reason = self._clock(), reason_of(error)
+        since_told = now - self._told_at
+        changed = reason != self._told_reason and (since_told >= TELL_CHANGE_SECONDS or not self._told_reason)
+        if not changed and since_told < TELL_AGAIN_SECONDS:
+            return
+        self._told_at, self._told_reason = now, reason
+        what = "Vestige cannot be reached yet" if self.health.answered_at is None else "Vestige connection lost"
+        since = f", for {now - self._lost_at:.0f} s now" if now - self._lost_at >= 1 else ""
+        log.warning("%s%s: %s", what, since, error)
 
     async def step(self, connection: MonitoredSession) -> None:
         """One check; an attempt to connect when there is no session, or the check finds it lost."""

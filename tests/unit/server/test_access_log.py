@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+from ipaddress import ip_network
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ from starlette.types import Message, Receive, Scope, Send
 
 from vestige_bridge.access.record import AccessRecord
 from vestige_bridge.logs import FIELDS
-from vestige_bridge.server.access_log import AccessLog, Observe
+from vestige_bridge.server.access_log import MOST_IN_A_MINUTE, AccessLog, LastMinute, Observe
+from vestige_bridge.settings import Network
 
 
 async def receive() -> Message:
@@ -28,6 +30,7 @@ async def ask(
     status: int = 200,
     draining: bool = False,
     observe: Observe = unobserved,
+    trusted_proxies: tuple[Network, ...] = (),
 ) -> list[Message]:
     """What a client is sent for a request to an application that answers three bytes."""
     sent: list[Message] = []
@@ -48,8 +51,10 @@ async def ask(
         "path": path,
         "query_string": b"secret=1",
         "headers": headers or [],
+        "client": ("192.0.2.1", 4711),
     }
-    await AccessLog(app, draining=lambda: draining, observe=observe)(scope, receive, send)
+    access_log = AccessLog(app, lambda: draining, observe, trusted_proxies=trusted_proxies)
+    await access_log(scope, receive, send)
     return sent
 
 
@@ -155,3 +160,40 @@ async def test_what_is_no_request_passes_without_a_line(caplog: pytest.LogCaptur
     await AccessLog(app, draining=lambda: False, observe=unobserved)({"type": "lifespan"}, receive, send)
     assert passed == [{"type": "lifespan"}]
     assert not caplog.records
+
+
+@pytest.mark.parametrize(("trusted", "client"), [((), "192.0.2.1"), ((ip_network("192.0.2.0/24"),), "203.0.113.9")])
+async def test_a_refused_token_is_a_line_with_the_address_that_it_came_from(
+    caplog: pytest.LogCaptureFixture, trusted: tuple[Network, ...], client: str
+) -> None:
+    caplog.set_level(logging.INFO)
+    forwarded = [(b"x-forwarded-for", b"6.6.6.6, 203.0.113.9")]
+    await ask(headers=forwarded, status=401, trusted_proxies=trusted)
+    assert fields(caplog)["client"] == client
+
+
+@pytest.mark.parametrize("status", [200, 403, 404])
+async def test_any_other_line_names_no_address(caplog: pytest.LogCaptureFixture, status: int) -> None:
+    caplog.set_level(logging.INFO)
+    await ask(status=status)
+    assert "client" not in fields(caplog)
+
+
+async def test_what_is_not_found_is_a_line_without_its_path_that_says_how_many_there_were(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    await ask("/.git/config", status=404)
+    logged = fields(caplog)
+    assert (logged["path"], logged["not_found_in_a_minute"]) == ("other", 1)
+
+
+def test_only_the_last_minute_counts_and_only_so_much_is_remembered() -> None:
+    now = 0.0
+    minute = LastMinute(lambda: now)
+    assert [minute.count() for _ in range(3)] == [1, 2, 3]
+    now = 30.0
+    assert minute.count() == 4
+    now = 60.0
+    assert minute.count() == 2
+    assert max(minute.count() for _ in range(MOST_IN_A_MINUTE + 5)) == MOST_IN_A_MINUTE

@@ -131,6 +131,32 @@ def test_the_log_tells_each_change_once_and_the_cause_of_a_loss(caplog: pytest.L
     ]
 
 
+def test_the_log_repeats_a_loss_each_minute_and_whenever_its_cause_changes(caplog: pytest.LogCaptureFixture) -> None:
+    now = 0.0
+    monitor = Monitor(10, clock=lambda: now)
+    monitor.record(None)
+    gone, refused = SessionLost("Gone."), UpstreamConnectError("Refused.")
+    for at, error in (
+        (10.0, gone),
+        (10.2, refused),
+        (11.5, refused),
+        (11.6, gone),
+        (11.7, refused),
+        (71.4, refused),
+        (71.5, refused),
+        (80.0, None),
+        (81.0, refused),
+    ):
+        now = at
+        monitor.record(error)
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        "Vestige connection lost: Gone.",
+        "Vestige connection lost, for 2 s now: Refused.",
+        "Vestige connection lost, for 62 s now: Refused.",
+        "Vestige connection lost: Refused.",
+    ]
+
+
 def connection(url: str, monitor: Monitor) -> tuple[Upstream, Session]:
     settings = Settings.from_environ({"VESTIGE_MCP_URL": url, "VESTIGE_BRIDGE_CHECK_TIMEOUT_SECONDS": "2"})
     upstream = Upstream(
