@@ -6,7 +6,16 @@ import pytest
 
 from vestige_bridge import errors
 from vestige_bridge.access.responses import error_response, json_response
-from vestige_bridge.errors import RENDERINGS, BridgeError, InvalidMessage, Rendering, SettingsError, UpstreamTimeout
+from vestige_bridge.errors import (
+    RENDERINGS,
+    AuditFailed,
+    BridgeError,
+    InvalidMessage,
+    LimitReached,
+    Rendering,
+    SettingsError,
+    UpstreamTimeout,
+)
 
 TABLE = {
     "ParseError": (400, -32700),
@@ -24,6 +33,7 @@ TABLE = {
     "UnsupportedTransferCoding": (501, -32600),
     "BodyTooLarge": (413, -32014),
     "UnsupportedMediaType": (415, -32600),
+    "LimitReached": (429, -32018),
     "AuthenticationNotConfigured": (500, -32603),
     "InternalError": (500, -32603),
     "UpstreamError": (502, -32011),
@@ -35,6 +45,7 @@ TABLE = {
     "UpstreamUnavailable": (503, -32010),
     "UpstreamConnectError": (503, -32010),
     "Overloaded": (503, -32013),
+    "AuditFailed": (503, -32013),
     "UpstreamTimeout": (504, -32012),
     "Cancelled": (200, -32017),
 }
@@ -52,6 +63,8 @@ KINDS = [
     for kind in vars(errors).values()
     if isinstance(kind, type) and issubclass(kind, BridgeError) and kind not in (BridgeError, SettingsError)
 ]
+PLAIN = [kind for kind in KINDS if kind not in (AuditFailed, LimitReached)]
+"""Those that say themselves no more than they are given."""
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -59,12 +72,12 @@ def test_every_error_has_its_status_and_its_code(kind: type[BridgeError]) -> Non
     assert RENDERINGS[kind] == Rendering(*TABLE[kind.__name__])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PLAIN)
 def test_an_error_that_proves_that_nothing_was_sent_says_so(kind: type[BridgeError]) -> None:
     assert kind("x").sent is (kind.__name__ not in NEVER_SENT)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PLAIN)
 def test_every_error_is_answered_in_json_with_its_id_and_without_its_detail(kind: type[BridgeError]) -> None:
     error = kind("A sentence.", detail="secret")
     error.request_id = r'"\u0061"'
@@ -82,6 +95,23 @@ def test_an_error_carries_its_headers_and_data() -> None:
     body = json.loads(bytes(response.body))
     assert body["id"] is None
     assert body["error"]["data"] == {"a": [1]}
+
+
+def test_a_limit_says_that_nothing_was_sent_and_when_to_try_again() -> None:
+    error = LimitReached("Too much.", 7, request_id="1")
+    assert not error.sent
+    response = error_response(error)
+    assert response.headers["retry-after"] == "7"
+    body = json.loads(bytes(response.body))
+    assert body == {
+        "jsonrpc": "2.0",
+        "id": 1,
+        "error": {
+            "code": -32018,
+            "message": "Too much.",
+            "data": {"outcome": "not_sent", "retryable": True},
+        },
+    }
 
 
 def test_two_errors_share_no_data() -> None:
