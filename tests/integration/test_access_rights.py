@@ -519,3 +519,38 @@ async def test_resources_are_not_told_on_a_stream_to_whom_they_are_refused(
         ) as stream:
             assert stream.status == 200
             assert await stream.content.readline()
+
+
+async def test_a_subscription_does_not_outlive_the_right_to_resources(
+    upstream: ScriptedUpstream, tmp_path: Path
+) -> None:
+    told = asyncio.Event()
+
+    async def tells(received: Received) -> web.StreamResponse:
+        stream = await received.events()
+        await told.wait()
+        for method, params in (("resources/updated", {"uri": "a:b"}), ("tools/list_changed", {})):
+            text = json.dumps({"jsonrpc": "2.0", "method": f"notifications/{method}", "params": params})
+            await stream.write(f"data: {text}\n\n".encode())
+        return stream
+
+    upstream.on("GET", tells)
+    async with guarded(upstream, tmp_path) as principals:
+        served = principals["anybody"]
+        headers = await session_of(served)
+        subscribing = {"jsonrpc": "2.0", "id": 1, "method": "resources/subscribe", "params": {"uri": "a:b"}}
+        assert "result" in (await served.post(subscribing, headers)).json
+        (tmp_path / "tokens.toml").write_text(Rights(resources=False).entry("anybody"))
+
+        async def refuses() -> bool:
+            return (await served.post(subscribing, headers)).status == 403
+
+        await until(refuses)
+        async with served.http.get(served.url, headers=served.request_headers({**SSE, **headers})) as stream:
+            assert stream.status == 200
+            await until(lambda: served.metric("streams_open") == 1)
+            told.set()
+            async with asyncio.timeout(10):
+                while not (line := await stream.content.readline()).startswith(b"data:"):
+                    pass
+    assert json.loads(line[5:])["method"] == "notifications/tools/list_changed"

@@ -106,6 +106,23 @@ def test_an_error_carries_its_headers_and_data() -> None:
     assert body["error"]["data"] == {"a": [1]}
 
 
+def test_a_limit_says_that_nothing_was_sent_and_when_to_try_again() -> None:
+    error = LimitReached("Too much.", 7, request_id="1")
+    assert not error.sent
+    response = error_response(error)
+    assert response.headers["retry-after"] == "7"
+    body = json.loads(bytes(response.body))
+    assert body == {
+        "jsonrpc": "2.0",
+        "id": 1,
+        "error": {
+            "code": -32018,
+            "message": "Too much.",
+            "data": {"outcome": "not_sent", "retryable": True},
+        },
+    }
+
+
 def test_two_errors_share_no_data() -> None:
     data = {"a": 1}
     first, second = InvalidMessage("x", data=data), InvalidMessage("x", data=data)

@@ -343,3 +343,19 @@ async def test_a_listener_that_waits_hears_at_once() -> None:
     listener.put(notification("tools/list_changed"))
     async with asyncio.timeout(5):
         assert await waiting == notification("tools/list_changed").encoded()
+
+
+async def test_a_client_that_may_hear_of_no_resource_any_more_hears_of_the_rest() -> None:
+    it = Listeners()
+    it.unsubscribe_from_all(ANN)
+    for uri in ("a", "b"):
+        it.subscribe(ANN, uri)
+        it.subscribe(BOB, uri)
+    it.unsubscribe_from_all(ANN)
+    ann, bob = it.listen(ANN), it.listen(BOB)
+    assert set(it.uris) == {"a", "b"}
+    changed = notification("tools/list_changed")
+    for told in (updated("a"), changed, updated("b")):
+        it.publish(told)
+    assert await heard(ann) == [changed.encoded()]
+    assert await heard(bob) == [updated("a").encoded(), changed.encoded(), updated("b").encoded()]
