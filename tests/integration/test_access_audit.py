@@ -473,6 +473,35 @@ async def test_calls_that_the_drain_ends_have_their_lines(upstream: ScriptedUpst
     assert sorted(answer.error["data"]["outcome"] for answer in answers) == [outcome for _, outcome, _ in said]
 
 
+async def test_a_call_that_is_given_up_before_it_is_accepted_has_its_line(
+    upstream: ScriptedUpstream, tmp_path: Path
+) -> None:
+    async def open_never(received: Received) -> web.StreamResponse:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    upstream.on("initialize", open_never)
+    async with bridge(upstream.url, AUDIT_LOG=str(tmp_path / "audit"), CONNECT_TIMEOUT_SECONDS="60") as served:
+        calling = asyncio.create_task(served.post(*modern(call_body("write"))))
+        await until(lambda: served.metric("requests_in_flight") == 1)
+    await asyncio.wait([calling])
+    assert [told(line) for line in lines(tmp_path / "audit")] == [("other", "not_sent", "timeout")]
+    assert calling.cancelled() or calling.exception() or calling.result().status >= 500
+
+
+async def test_a_bug_before_a_call_is_accepted_leaves_a_line(
+    upstream: ScriptedUpstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(message: object, headers: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("vestige_bridge.endpoint.modern_clients.require_valid", fail)
+    async with bridge(upstream.url, AUDIT_LOG=str(tmp_path / "audit")) as served:
+        await until(served.ready)
+        assert (await served.post(*modern(call_body("write")))).status == 500
+    assert [told(line) for line in lines(tmp_path / "audit")] == [("write", "not_sent", "bug")]
+
+
 async def test_a_full_device_loses_no_request(upstream: ScriptedUpstream, caplog: pytest.LogCaptureFixture) -> None:
     async with bridge(upstream.url, AUDIT_LOG="/dev/full") as served:
         await until(served.ready)
@@ -652,7 +681,7 @@ async def test_sigusr1_after_a_rename_writes_to_a_new_file_and_loses_nothing(
     upstream: ScriptedUpstream, tmp_path: Path
 ) -> None:
     path = tmp_path / "audit"
-    process = BridgeProcess(environment(upstream.url, AUDIT_LOG=str(path), LOG_LEVEL="info"))
+    process = BridgeProcess(environment(upstream.url, AUDIT_LOG=str(path), LOG_LEVEL="warning"))
     async with process.serving() as served:
         await until(served.ready)
         stopped = asyncio.Event()
@@ -743,6 +772,25 @@ async def test_the_commands_for_jq_say_which_tools_a_principal_called_when_and_w
     answers = [ask_shell(command, tmp_path) for command in commands]
     assert answers[:2] == [table, counts]
     assert [json.loads(line)["outcome"] for line in answers[2].splitlines()] == ["refused"]
+
+
+async def test_a_standard_output_that_nobody_reads_holds_up_neither_requests_nor_the_end(
+    upstream: ScriptedUpstream,
+) -> None:
+    read_end, write_end = os.pipe()
+    process = BridgeProcess(environment(upstream.url, AUDIT_LOG="-", LOG_LEVEL="warning"), stdout=write_end)
+    os.close(write_end)
+    async with process.serving() as served:
+        await until(served.ready)
+        answers = await asyncio.gather(*(served.call("write", id=number) for number in range(400)))
+        assert {answer.status for answer in answers} == {200}
+        process.terminate()
+        status, log = await process.ended()
+    with os.fdopen(read_end) as output:
+        said = [json.loads(line) for line in output]
+    assert status == 0
+    assert 100 < len(said) < 400
+    assert f"{400 - len(said)} lines of the audit log were not written" in log
 
 
 async def test_an_audit_that_is_required_and_goes_nowhere_is_one_line_and_exit_status_2() -> None:

@@ -6,6 +6,7 @@ some may not see whole loses the members of its list that they may not see, and 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
@@ -15,6 +16,13 @@ from vestige_bridge.jsonrpc.messages import Response
 from vestige_bridge.jsonrpc.spans import Value, items_of, members_of, occurrences
 
 _METHOD_NOT_FOUND: Final = -32601
+
+# As the last member of a result behind which the message has nothing but its version and its id; as the first member.
+_is_error_at_end = re.compile(
+    rb'"isError"\s*:\s*(true|false)\s*\}\s*'
+    rb'(?:,\s*"(?:jsonrpc|id)"\s*:\s*(?:"[^"\\]*"|-?[0-9]+(?:\.[0-9]+)?)\s*)*\}\s*\Z'
+).match
+_is_error_at_start = re.compile(rb'\{\s*("isError")\s*:\s*(true|false)\s*[,}]').match
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,17 +131,34 @@ def _is_visible(text: str, start: int, visible: Callable[[object], bool]) -> boo
 def reports_error(data: bytes) -> bool:
     """Whether the response to a ``tools/call`` says that the call failed (MCP 2025-11-25, server/tools).
 
-    Only the members of the message and of its result are walked through; of the content nothing is decoded.
+    Of the content nothing is decoded, and mostly nothing is looked at: ``isError`` is where servers put it, at one end
+    of the result, or nowhere.
 
     Parameters:
         data: the response, known to be JSON.
     """
     for key, start in walk_members(data):
         if key == "result":
-            # A result that is no object has no members to walk through.
-            return data.startswith(b"{", start) and any(
-                name == "isError" and data.startswith(b"true", value) for name, value in walk_members(data, start)
-            )
+            return data.startswith(b"{", start) and _says_error(data, start)
         if key == "error":
             return True
     return False
+
+
+def _says_error(data: bytes, start: int) -> bool:
+    """Whether the result that begins at an offset says so; of a member that is there twice the last one counts."""
+    last = data.rfind(b'"isError"')
+    if last >= 0 and (at_end := _is_error_at_end(data, last)) and data[last - 1 : last] != b"\\":
+        return at_end[1] == b"true"
+    # Unless a key is spelled with escapes, the name stands as it is wherever it is a key.
+    if b"\\u00" not in data:
+        if last < 0:
+            return False
+        at_start = _is_error_at_start(data, start)
+        if at_start and at_start.start(1) == last:
+            return at_start[2] == b"true"
+    says = False
+    for name, value in walk_members(data, start):
+        if name == "isError":
+            says = data.startswith(b"true", value)
+    return says
