@@ -26,6 +26,9 @@ IN_FLIGHT: Final = 512
 TIMED_CALLS: Final = 400
 LEAST_TIMED_CALLS: Final = 200
 ALONE_AT_A_TIME: Final = 50
+MOST_BATCHES: Final = 20
+"""Where each call waits for the whole batch, as many as these show it."""
+
 MOST_TIMES: Final = 3
 """How many times as long as alone 99 % of the calls may take beside those of the other principal."""
 
@@ -178,7 +181,7 @@ async def _beside(it: Stack, places: int, posts: int) -> None:
     beside: list[float] = []
     batches = 0
     async with Client(it, _other_token(it.run)) as client:
-        while len(beside) < number:
+        while len(beside) < number and batches < MOST_BATCHES:
             if len(alone) <= len(beside):
                 # Between the batches, so that whatever else the machine does falls on both alike.
                 alone += [await client.timed() for _ in range(ALONE_AT_A_TIME)]

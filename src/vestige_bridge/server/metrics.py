@@ -41,6 +41,7 @@ from vestige_bridge.session.dispatcher import Dispatcher
 from vestige_bridge.session.durations import BUCKETS, Durations
 from vestige_bridge.session.monitor import Monitor, State
 from vestige_bridge.session.session import Session
+from vestige_bridge.session.window import MAX_PRINCIPALS_TOLD, Waits
 from vestige_bridge.settings import Settings
 
 _PREFIX: Final = "vestige_bridge_"
@@ -202,7 +203,10 @@ class Metrics(Collector):
         waiting = GaugeMetricFamily(
             f"{_PREFIX}requests_waiting", "Requests that wait for a place with Vestige.", labels=("principal",)
         )
-        for principal, count in window.waiting_told.items():
+        # Who never waited has zeros, so that the first wait is an increase.
+        others = [principal for principal in self._tokens.last_used if principal not in window.waits]
+        never = dict.fromkeys(others[: max(0, MAX_PRINCIPALS_TOLD - len(window.waits))], Waits())
+        for principal, count in {**dict.fromkeys(never, 0), **window.waiting_told}.items():
             waiting.add_metric((principal,), count)
         yield waiting
         waits = SummaryMetricFamily(
@@ -215,7 +219,7 @@ class Metrics(Collector):
             "Waiting requests that were refused so that another principal had room.",
             labels=("principal",),
         )
-        for principal, it in window.waits.items():
+        for principal, it in {**never, **window.waits}.items():
             waits.add_metric((principal,), count_value=it.count, sum_value=it.seconds)
             made_way.add_metric((principal,), it.made_way)
         yield waits

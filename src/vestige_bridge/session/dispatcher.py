@@ -363,8 +363,9 @@ class Dispatcher:
     ) -> Exchange:
         """Takes a request in."""
         if admission is None:
-            self._require_room(caller.principal, record, 1)
-            self._count(caller.principal, 1)
+            principal = caller.principal
+            self._require_room(principal, record, 1)
+            self._in_flight_of[principal] = self._in_flight_of.get(principal, 0) + 1
         else:
             admission.places -= 1
             self._reserved -= 1
@@ -399,7 +400,7 @@ class Dispatcher:
         most = record.permissions.max_in_flight
         if most is not None and self._in_flight_of.get(principal, 0) + messages > most:
             raise LimitReached(f"This token may have {most} requests in flight.", RETRY_AFTER_SECONDS)
-        excess = self.in_flight + messages - self._settings.max_in_flight
+        excess = len(self._in_flight) + self._reserved + messages - self._settings.max_in_flight
         if excess > 0:
             self._make_room(principal, messages, excess)
 
@@ -488,9 +489,12 @@ class Dispatcher:
     def _ended(self, exchange: Exchange) -> None:
         """Lets an exchange go, and the next one in the window."""
         self._sender.close(exchange)
-        if exchange in self._in_flight:
-            self._in_flight.remove(exchange)
-            self._count(exchange.caller.principal, -1)
+        self._in_flight.remove(exchange)
+        principal = exchange.caller.principal
+        if self._in_flight_of[principal] == 1:
+            del self._in_flight_of[principal]
+        else:
+            self._in_flight_of[principal] -= 1
         if exchange.audited is not None:
             self._write_down(exchange, exchange.audited)
         if exchange.error is not None:
