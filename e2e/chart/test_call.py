@@ -17,6 +17,7 @@ import pytest
 
 SCRIPT = Path(__file__).resolve().parents[2] / "charts/vestige/files/call.py"
 NOT_FOUND = {"error": {"code": -32601, "message": "Method not found"}}
+FORBIDDEN = {"error": {"code": -32016, "message": "The rights of this token are limited."}}
 PLAIN: dict[str, Any] = {"name": "write", "inputSchema": {}}
 READS = PLAIN | {"name": "stats", "annotations": {"readOnlyHint": True}}
 ASKS = PLAIN | {"name": "search", "annotations": {"readOnlyHint": True}, "inputSchema": {"required": ["query"]}}
@@ -31,8 +32,9 @@ def server(answers: dict[str, dict[str, Any]], asked: list[str]) -> Iterator[str
             message = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             allowed = self.headers["Authorization"] == "Bearer secret"
             asked.append(message["method"])
-            body = json.dumps({"jsonrpc": "2.0", "id": message["id"]} | answers[message["method"]]).encode()
-            self.send_response(200 if allowed else 401)
+            answer = answers[message["method"]]
+            body = json.dumps({"jsonrpc": "2.0", "id": message["id"]} | answer).encode()
+            self.send_response(401 if not allowed else 403 if answer is FORBIDDEN else 200)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
@@ -51,22 +53,21 @@ def server(answers: dict[str, dict[str, Any]], asked: list[str]) -> Iterator[str
 
 
 def run(
-    folder: Path, answers: dict[str, dict[str, Any]], tool: str = ""
+    folder: Path, answers: dict[str, dict[str, Any]], tool: str = "", name: str = "token", text: str = "agents secret\n"
 ) -> tuple[subprocess.CompletedProcess[str], list[str]]:
     """Runs the script with the token's file in a folder, and a proxy in its environment that nobody listens on."""
-    token = folder / "token"
-    token.write_text("agents secret\n")
-    source = SCRIPT.read_text().replace("/etc/vestige/auth/token", str(token))
+    (folder / name).write_text(text)
     asked: list[str] = []
     with server(answers, asked) as url:
         environment = os.environ | {
             "URL": url,
+            "TOKEN_FILE": str(folder / name),
             "TOOL": tool,
             "ARGUMENTS": "{}",
             "http_proxy": "http://127.0.0.1:9",
             "no_proxy": "",
         }
-        command = [sys.executable, "-c", source]
+        command = [sys.executable, "-c", SCRIPT.read_text()]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     return done, asked
 
@@ -94,6 +95,47 @@ def test_without_resources_a_ping_is_enough(tmp_path: Path) -> None:
     assert (done.returncode, asked) == (0, ["tools/list", "resources/list", "ping"])
 
 
+def test_what_the_token_may_not_list_is_not_needed(tmp_path: Path) -> None:
+    done, asked = run(tmp_path, tools() | {"resources/list": FORBIDDEN, "ping": {"result": {}}})
+    assert (done.returncode, asked) == (0, ["tools/list", "resources/list", "ping"])
+
+
+@pytest.mark.parametrize("lines", ["\nagents secret\nother secret-2\n", "secret"], ids=["with names", "alone"])
+def test_the_token_is_the_first_of_the_lines(tmp_path: Path, lines: str) -> None:
+    done, _ = run(tmp_path, tools() | {"resources/list": {"result": {}}}, text=lines)
+    assert done.returncode == 0, done.stderr
+
+
+TOML = """
+[[token]]
+name = "known-by-its-hash"
+sha256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+"""
+
+
+def test_the_token_is_the_first_that_toml_says_and_that_is_valid(tmp_path: Path) -> None:
+    text = f"""{TOML}
+[[token]]
+name = "agents"
+token = "expired"
+expires = 2020-01-01T00:00:00Z
+[[token]]
+name = "agents"
+token = "secret"
+expires = 2999-01-01T00:00:00Z
+"""
+    done, _ = run(tmp_path, tools() | {"resources/list": {"result": {}}}, name="tokens.toml", text=text)
+    assert done.returncode == 0, done.stderr
+
+
+def test_tokens_that_are_known_by_their_hashes_alone_are_a_sentence(tmp_path: Path) -> None:
+    done, asked = run(tmp_path, tools(), name="tokens.toml", text=TOML)
+    assert (done.returncode, asked) == (1, [])
+    assert done.stderr == (
+        "The tokens are known by their hashes alone: let test.existingSecret name a Secret that holds one.\n"
+    )
+
+
 @pytest.mark.parametrize(
     "answers",
     [
@@ -101,8 +143,9 @@ def test_without_resources_a_ping_is_enough(tmp_path: Path) -> None:
         tools(PLAIN) | {"resources/list": {"error": {"code": -32603, "message": "broken"}}},
         tools(READS) | {"tools/call": {"result": {"content": [], "isError": True}}},
         tools(READS) | {"tools/call": NOT_FOUND},
+        tools(READS) | {"tools/call": FORBIDDEN},
     ],
-    ids=["no list", "broken resources", "failing tool", "unknown tool"],
+    ids=["no list", "broken resources", "failing tool", "unknown tool", "forbidden tool"],
 )
 def test_what_fails_ends_it_with_status_1(tmp_path: Path, answers: dict[str, dict[str, Any]]) -> None:
     done, _ = run(tmp_path, answers)

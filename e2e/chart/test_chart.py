@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ VALUES_PROD = Path(__file__).with_name("values-prod.yaml")
 HELM = os.environ.get("HELM") or shutil.which("helm") or "helm"
 OLDEST, NEWEST = "1.29", "1.37"
 TOKEN = "a-token-of-32-characters-or-more"
+TOKENS = ("--set-json", f'auth.tokens=[{{"name": "agents", "token": "{TOKEN}", "tools": ["search"]}}]')
 
 Manifest = dict[str, Any]
 
@@ -190,9 +192,9 @@ def test_own_ingress_annotations_win() -> None:
     assert ingress["metadata"]["annotations"]["alb.ingress.kubernetes.io/scheme"] == "internet-facing"
 
 
-def test_no_token_refuses_with_both_ways_out() -> None:
+def test_no_token_refuses_with_the_ways_out() -> None:
     sentence = refusal()
-    assert "auth.token" in sentence and "auth.existingSecret" in sentence
+    assert all(way in sentence for way in ("set auth.token to", "auth.tokens to", "auth.existingSecret to"))
 
 
 def test_an_upgrade_without_token_says_how_to_keep_the_values() -> None:
@@ -220,11 +222,171 @@ def test_an_existing_secret_is_taken_with_its_key_and_none_is_made() -> None:
     assert (auth["secretName"], auth["items"]) == ("mine", [{"key": "bearer", "path": "token"}])
 
 
-def test_the_token_appears_nowhere_but_in_the_secret() -> None:
-    objects = render()
+@pytest.mark.parametrize("arguments", [["--set-string", f"auth.token={TOKEN}"], [*TOKENS]], ids=["token", "tokens"])
+def test_the_token_appears_nowhere_but_in_the_secret(arguments: list[str]) -> None:
+    objects = render(*arguments, token=None)
     del objects["Secret"]
     text = json.dumps(objects)
     assert TOKEN not in text and base64.b64encode(TOKEN.encode()).decode() not in text
+
+
+def file_of_tokens(objects: dict[str, Manifest]) -> str:
+    return base64.b64decode(objects["Secret"]["data"]["tokens.toml"]).decode()
+
+
+def understood(toml: str) -> list[Manifest]:
+    """What the bridge makes of the entries of a tokens.toml."""
+    script = """
+import dataclasses, json, sys
+from vestige_bridge.access.token_file import parse_toml
+for token in parse_toml(sys.stdin.read()):
+    rights = dataclasses.asdict(token.permissions)
+    print(json.dumps({"name": token.name, "sha256": token.digest.hex(), "expires": token.expires_at, **rights}))
+"""
+    command = [str(ROOT / ".venv/bin/python"), "-c", script]
+    done = subprocess.run(command, input=toml, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_tokens_with_rights_are_a_toml_file_from_the_charts_secret() -> None:
+    objects = render(*TOKENS, token=None)
+    _, bridge = containers(objects)
+    assert list(objects["Secret"]["data"]) == ["tokens.toml"]
+    assert environment(bridge)["VESTIGE_AUTH_TOKEN_FILE"] == "/etc/vestige/auth/tokens.toml"
+    for spec in (pod(objects), objects["Pod"]["spec"]):
+        [auth] = [volume["secret"] for volume in spec["volumes"] if volume["name"] == "auth"]
+        assert auth["secretName"] == "vestige-token"
+        assert auth["items"] == [{"key": "tokens.toml", "path": "tokens.toml"}]
+
+
+def test_the_bridge_understands_the_tokens_as_they_are_given(tmp_path: Path) -> None:
+    values = tmp_path / "values.yaml"
+    values.write_text(r"""
+auth:
+  tokens:
+    - name: agents
+      token: " a-token-that-&-is-<odd>-\\"
+    - name: nightly-job
+      sha256: 9F86D081884C7D659A2FEAA0C55AD015A3BF4F1B2B0B822CD15D6C15B0F00A08
+      expires: 2027-01-31T00:00:00Z
+      read_only: true
+      tools: [recall, "memory_*", "with \"quotes\" and <b>"]
+      resources: false
+      max_in_flight: 32
+      rate: 1000000
+    - {name: nobody, sha256: "3100000000000000000000000000000000000000000000000000000000000000", tools: []}
+""")
+    toml = file_of_tokens(render("-f", str(values), token=None))
+    agents, job, nobody = understood(toml)
+    assert agents == {
+        "name": "agents",
+        "sha256": hashlib.sha256(b"a-token-that-&-is-<odd>-\\").hexdigest(),
+        "expires": None,
+        "read_only": False,
+        "tools": None,
+        "resources": True,
+        "max_in_flight": None,
+        "rate": None,
+    }
+    assert job == {
+        "name": "nightly-job",
+        "sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+        "expires": datetime(2027, 1, 31, tzinfo=UTC).timestamp(),
+        "read_only": True,
+        "tools": ["recall", "memory_*", 'with "quotes" and <b>'],
+        "resources": False,
+        "max_in_flight": 32,
+        "rate": 1000000,
+    }
+    assert (nobody["name"], nobody["tools"]) == ("nobody", [])
+
+
+def test_a_key_that_ends_in_toml_names_a_file_that_does() -> None:
+    objects = render("--set-string", r"auth.existingSecret=mine,auth.secretKey=agents\.v2.toml", token=None)
+    assert "Secret" not in objects
+    assert environment(containers(objects)[1])["VESTIGE_AUTH_TOKEN_FILE"] == "/etc/vestige/auth/tokens.toml"
+    for spec in (pod(objects), objects["Pod"]["spec"]):
+        [auth] = [volume["secret"] for volume in spec["volumes"] if volume["name"] == "auth"]
+        assert auth["secretName"] == "mine"
+        assert auth["items"] == [{"key": "agents.v2.toml", "path": "tokens.toml"}]
+
+
+@pytest.mark.parametrize(
+    ("other", "way_out"),
+    [(f"auth.token={TOKEN}", "--set auth.token="), ("auth.existingSecret=mine", "--set auth.existingSecret=")],
+)
+def test_tokens_and_another_way_refuse_with_both_ways_out(other: str, way_out: str) -> None:
+    sentence = refusal(*TOKENS, "--set-string", other)
+    assert "are both set" in sentence and way_out in sentence and "--set-json 'auth.tokens=[]'" in sentence
+    assert render(*TOKENS, "--set-string", other, "--set-json", "auth.tokens=[]", token=None)
+
+
+def test_the_bridges_environment_cannot_say_who_may_call_beside_auth() -> None:
+    variable = "bridge.extraEnv[0].name={},bridge.extraEnv[0].value={}"
+    for name, value in (("VESTIGE_AUTH_TOKEN", TOKEN), ("VESTIGE_ALLOW_ANONYMOUS", "yes")):
+        sentence = refusal(*TOKENS, "--set-string", variable.format(name, value))
+        assert f"bridge.extraEnv must not set {name}" in sentence and TOKEN not in sentence
+    assert render(*TOKENS, "--set-string", variable.format("VESTIGE_ALLOW_ANONYMOUS", "False"), token=None)
+
+
+def entry(**members: object) -> dict[str, object]:
+    return {"name": "agents", "token": TOKEN} | members
+
+
+HASH = hashlib.sha256(TOKEN.encode()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("entries", "sentence"),
+    [
+        ([{"name": "agents"}], "auth.tokens[0] (agents) needs either token or sha256"),
+        ([entry(sha256=HASH)], "auth.tokens[0] (agents) needs either token or sha256"),
+        ([entry(token="an-open secret-of-enough-letters")], "token of auth.tokens[0] (agents) has to be visible ASCII"),
+        ([entry(token="hunter2")], "token of auth.tokens[0] (agents) is shorter than 16 characters"),
+        ([{"name": "agents", "sha256": "hunter2"}], "sha256 of auth.tokens[0] (agents) has to be the 64 hexadecimal"),
+        ([entry(expires="2027-01-31")], "expires of auth.tokens[0] (agents) has to be a date and time with its offset"),
+        ([entry(expires="2027-02-31T00:00:00Z")], "expires of auth.tokens[0] (agents) has to be a date and time"),
+        ([entry(), entry(name="job")], "The token of auth.tokens[1] (job) stands in auth.tokens already"),
+        (
+            [entry(), {"name": "job", "sha256": HASH.upper()}],
+            "The token of auth.tokens[1] (job) stands in auth.tokens already",
+        ),
+        (
+            [entry(), entry(expires="2027-01-31T00:00:00Z")],
+            "The token of auth.tokens[1] (agents) stands in auth.tokens already",
+        ),
+        ([entry(), entry(token=TOKEN[::-1], tools=[])], "auth.tokens[1] (agents) has other rights than an entry"),
+        ([entry(rate=5), entry(token=TOKEN[::-1], rate=6)], "auth.tokens[1] (agents) has other rights than an entry"),
+    ],
+)
+def test_an_entry_that_the_bridge_would_refuse_is_refused_before(entries: list[Any], sentence: str) -> None:
+    said = refusal("--set-json", f"auth.tokens={json.dumps(entries)}")
+    assert sentence in said
+    assert "hunter2" not in said and TOKEN not in said and "open secret" not in said
+
+
+def test_several_tokens_of_one_name_overlap_while_they_are_rotated() -> None:
+    # What is said and what goes without saying are the same rights.
+    entries = [
+        entry(rate=5),
+        entry(token=TOKEN[::-1], rate=5, read_only=False, resources=True, expires="2027-01-31T01:00:00.5+01:00"),
+    ]
+    objects = render("--set-json", f"auth.tokens={json.dumps(entries)}", token=None)
+    assert [it["name"] for it in understood(file_of_tokens(objects))] == ["agents", "agents"]
+
+
+def test_the_audit_goes_to_standard_output_once_it_is_asked_for(default: dict[str, Manifest]) -> None:
+    def audit(*values: str) -> dict[str, str]:
+        variables = environment(containers(render(*values))[1])
+        return {name: value for name, value in variables.items() if name.startswith("VESTIGE_BRIDGE_AUDIT")}
+
+    assert audit() == {}
+    log = {"VESTIGE_BRIDGE_AUDIT_LOG": "-"}
+    assert audit("--set", "audit.enabled=true") == log | {"VESTIGE_BRIDGE_AUDIT_REQUIRED": "false"}
+    required = "audit.enabled=true,audit.required=true"
+    assert audit("--set", required) == log | {"VESTIGE_BRIDGE_AUDIT_REQUIRED": "true"}
+    assert "audit.required needs audit.enabled" in refusal("--set", f"auth.token={TOKEN},audit.required=true")
 
 
 def test_vestiges_container_never_has_the_token() -> None:
@@ -546,9 +708,11 @@ def test_the_chart_renders_byte_for_byte_the_same_twice() -> None:
         assert template(*arguments, version=version).stdout == template(*arguments, version=version).stdout
 
 
-def test_the_secret_carries_a_hash_of_what_was_rendered(default: dict[str, Manifest]) -> None:
-    data = json.dumps(default["Secret"]["data"], separators=(",", ":"))
-    [value] = default["Secret"]["metadata"]["annotations"].values()
+@pytest.mark.parametrize("arguments", [["--set-string", f"auth.token={TOKEN}"], [*TOKENS]], ids=["token", "tokens"])
+def test_the_secret_carries_a_hash_of_what_was_rendered(arguments: list[str]) -> None:
+    secret = render(*arguments, token=None)["Secret"]
+    data = json.dumps(secret["data"], separators=(",", ":"))
+    [value] = secret["metadata"]["annotations"].values()
     assert value == hashlib.sha256(data.encode()).hexdigest()
 
 
@@ -561,6 +725,17 @@ def test_the_test_hook_calls_a_tool_through_the_service(default: dict[str, Manif
     chosen = render("--set", "test.tool=search", "--set-json", 'test.arguments={"query":"x"}')["Pod"]
     asked = environment(chosen["spec"]["containers"][0])
     assert (asked["TOOL"], asked["ARGUMENTS"]) == ("search", '{"query":"x"}')
+
+
+def test_the_test_hook_shows_a_token_of_another_secret_where_one_is_named() -> None:
+    objects = render(*TOKENS, "--set", "test.existingSecret=checker", token=None)
+    spec = objects["Pod"]["spec"]
+    [auth] = [volume["secret"] for volume in spec["volumes"]]
+    assert (auth["secretName"], auth["items"]) == ("checker", [{"key": "token", "path": "token"}])
+    assert environment(spec["containers"][0])["TOKEN_FILE"] == "/etc/vestige/auth/token"
+    keyed = render("--set", r"test.existingSecret=checker,test.secretKey=a\.toml")["Pod"]["spec"]
+    assert keyed["volumes"][0]["secret"]["items"] == [{"key": "a.toml", "path": "tokens.toml"}]
+    assert environment(keyed["containers"][0])["TOKEN_FILE"] == "/etc/vestige/auth/tokens.toml"
 
 
 def test_the_test_pod_is_not_behind_the_service(default: dict[str, Manifest]) -> None:
@@ -583,6 +758,14 @@ def test_the_test_pod_is_not_behind_the_service(default: dict[str, Manifest]) ->
         ("metrics.alert.enabled=true", "alert"),
         ("vestige.gateway=nginx", "gateway"),
         ("persistence.size=5gi", "size"),
+        ("auth.tokens[0].name=a b", "name"),
+        ("auth.tokens[0].name=agents,auth.tokens[0].tokn=x", "tokn"),
+        ("auth.tokens[0].token=x", "name"),
+        ("auth.tokens[0].name=agents,auth.tokens[0].rate=0", "rate"),
+        ("auth.tokens[0].name=agents,auth.tokens[0].tools=search", "tools"),
+        ("auth.tokens[0].name=agents,auth.tokens[0].read_only=perhaps", "read_only"),
+        ("audit.enabled=perhaps", "enabled"),
+        ("audit.file=/data/audit.log", "file"),
     ],
 )
 def test_the_schema_refuses_and_names_what_it_refuses(setting: str, named: str) -> None:

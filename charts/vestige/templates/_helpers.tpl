@@ -71,7 +71,13 @@ app.kubernetes.io/part-of: vestige
   value: /run/vestige/token
 {{- end }}
 - name: VESTIGE_AUTH_TOKEN_FILE
-  value: /etc/vestige/auth/token
+  value: /etc/vestige/auth/{{ include "vestige.tokenFile" . }}
+{{- if .Values.audit.enabled }}
+- name: VESTIGE_BRIDGE_AUDIT_LOG
+  value: "-"
+- name: VESTIGE_BRIDGE_AUDIT_REQUIRED
+  value: {{ .Values.audit.required | quote }}
+{{- end }}
 - name: VESTIGE_BRIDGE_STATE_DIR
   value: /var/lib/vestige-bridge
 - name: VESTIGE_BRIDGE_DRAIN_SECONDS
@@ -99,11 +105,57 @@ app.kubernetes.io/part-of: vestige
 {{- end }}
 
 {{- define "vestige.secretKey" -}}
-{{- ternary .Values.auth.secretKey "token" (ne .Values.auth.existingSecret "") }}
+{{- if .Values.auth.existingSecret -}}
+{{ .Values.auth.secretKey }}
+{{- else -}}
+{{ ternary "tokens.toml" "token" (gt (len .Values.auth.tokens) 0) }}
+{{- end }}
+{{- end }}
+
+{{/* How the file of tokens is called in the container: the bridge tells its form by that. */}}
+{{- define "vestige.tokenFile" -}}
+{{- ternary "tokens.toml" "token" (hasSuffix ".toml" (include "vestige.secretKey" .)) }}
 {{- end }}
 
 {{- define "vestige.secretData" -}}
+{{- if .Values.auth.tokens -}}
+tokens.toml: {{ include "vestige.tokensToml" . | trim | printf "%s\n" | b64enc | quote }}
+{{- else -}}
 token: {{ .Values.auth.token | trim | b64enc | quote }}
+{{- end }}
+{{- end }}
+
+{{/* auth.tokens as TOML, in which a string is spelled as in JSON. */}}
+{{- define "vestige.tokensToml" -}}
+{{- range .Values.auth.tokens -}}
+[[token]]
+name = {{ toJson .name }}
+{{- with .token }}
+token = {{ toJson (trim .) }}
+{{- end }}
+{{- with .sha256 }}
+sha256 = {{ toJson . }}
+{{- end }}
+{{- with .expires }}
+expires = {{ . }}
+{{- end }}
+{{- if hasKey . "read_only" }}
+read_only = {{ .read_only }}
+{{- end }}
+{{- if hasKey . "tools" }}
+tools = {{ toJson .tools }}
+{{- end }}
+{{- if hasKey . "resources" }}
+resources = {{ .resources }}
+{{- end }}
+{{- with .max_in_flight }}
+max_in_flight = {{ int64 . }}
+{{- end }}
+{{- with .rate }}
+rate = {{ int64 . }}
+{{- end }}
+
+{{ end }}
 {{- end }}
 
 {{- define "vestige.renderedHashKey" -}}
@@ -151,7 +203,8 @@ vestige-bridge/rendered-sha256
 {{- end }}
 {{- end }}
 {{- if $changed }}
-{{- fail (printf "The Secret %s in the cluster holds something else than auth.token gave it, and this would undo that change: put the tokens into a Secret of your own under another name, and set auth.existingSecret to it." $name) }}
+{{- $instead := ternary ", and auth.tokens to nothing (--set-json 'auth.tokens=[]')" "" (gt (len .Values.auth.tokens) 0) }}
+{{- fail (printf "The Secret %s in the cluster holds something else than the chart gave it, and this would undo that change: put the tokens into a Secret of your own under another name, and set auth.existingSecret to it%s." $name $instead) }}
 {{- end }}
 {{- end }}
 {{- if not .Values.persistence.existingClaim }}
@@ -166,16 +219,84 @@ vestige-bridge/rendered-sha256
 {{- end }}
 {{- end }}
 
+{{/* Refuses to leave it open who may call. No sentence quotes a token, nor what could be one. */}}
+{{- define "vestige.validateAuth" -}}
+{{- $auth := .Values.auth }}
+{{- if not (or $auth.token $auth.tokens $auth.existingSecret) }}
+{{- if .Release.IsUpgrade }}
+{{- fail "No token: helm upgrade forgets the values of the installation unless it is told to keep them. Add --reset-then-reuse-values, or give auth.token, auth.tokens or auth.existingSecret again." }}
+{{- end }}
+{{- fail "No token: set auth.token to 16 characters or more (--set auth.token=\"$(openssl rand -hex 32)\"), auth.tokens to a list of tokens, or auth.existingSecret to the name of a Secret that holds one." }}
+{{- end }}
+{{- if and $auth.tokens $auth.existingSecret }}
+{{- fail "auth.tokens and auth.existingSecret are both set, and only one can say who may call: add --set-json 'auth.tokens=[]' or --set auth.existingSecret=." }}
+{{- end }}
+{{- if and $auth.tokens $auth.token }}
+{{- fail "auth.tokens and auth.token are both set, and only one can say who may call: add --set auth.token= or --set-json 'auth.tokens=[]'." }}
+{{- end }}
+{{- if and $auth.token (not $auth.existingSecret) (lt (len (trim $auth.token)) 16) }}
+{{- fail "auth.token is shorter than 16 characters: take one that cannot be guessed, such as the output of openssl rand -hex 32." }}
+{{- end }}
+{{- $names := list }}
+{{- range .Values.bridge.extraEnv }}
+{{- $off := and (not .valueFrom) (has (lower (trim (default "" .value))) (list "" "false" "0" "no" "off")) }}
+{{- $names = ternary $names (append $names .name) (and $off (eq .name "VESTIGE_ALLOW_ANONYMOUS")) }}
+{{- end }}
+{{- range $name := list "VESTIGE_AUTH_TOKEN" "VESTIGE_ALLOW_ANONYMOUS" }}
+{{- if and (has $name $names) (not (has "VESTIGE_AUTH_TOKEN_FILE" $names)) }}
+{{- fail (printf "bridge.extraEnv must not set %s: the bridge has the tokens from auth, and takes only one of the two." $name) }}
+{{- end }}
+{{- end }}
+{{- include "vestige.validateTokens" . }}
+{{- end }}
+
+{{/* Refuses what the bridge would refuse at its start, when the pod from before is gone already. */}}
+{{- define "vestige.validateTokens" -}}
+{{- $owners := dict }}
+{{- $rights := dict }}
+{{- range $index, $entry := .Values.auth.tokens }}
+{{- $where := printf "auth.tokens[%d] (%s)" $index $entry.name }}
+{{- $token := trim (default "" $entry.token) }}
+{{- $sha256 := default "" $entry.sha256 }}
+{{- if eq (empty $token) (empty $sha256) }}
+{{- fail (printf "%s needs either token or sha256." $where) }}
+{{- end }}
+{{- if and $token (not (regexMatch "^[\\x21-\\x7e]+$" $token)) }}
+{{- fail (printf "token of %s has to be visible ASCII without spaces." $where) }}
+{{- end }}
+{{- if and $token (lt (len $token) 16) }}
+{{- fail (printf "token of %s is shorter than 16 characters: take one that cannot be guessed, such as vestige-bridge token new makes." $where) }}
+{{- end }}
+{{- if and $sha256 (not (regexMatch "^[0-9A-Fa-f]{64}$" $sha256)) }}
+{{- fail (printf "sha256 of %s has to be the 64 hexadecimal digits of the token's SHA-256." $where) }}
+{{- end }}
+{{- $expires := 0 }}
+{{- with $entry.expires }}
+{{- $expires = toDate "2006-01-02T15:04:05Z07:00" . | unixEpoch | int64 }}
+{{- if not (and (regexMatch "^2[0-9]{3}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\\.[0-9]+)?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$" .) (gt $expires 0)) }}
+{{- fail (printf "expires of %s has to be a date and time with its offset, such as 2027-01-31T00:00:00Z." $where) }}
+{{- end }}
+{{- end }}
+{{- $digest := lower (default (sha256sum $token) $sha256) }}
+{{- $owner := printf "%s %d" $entry.name $expires }}
+{{- if ne (default $owner (get $owners $digest)) $owner }}
+{{- fail (printf "The token of %s stands in auth.tokens already, with another name or another time of expiry." $where) }}
+{{- end }}
+{{- $_ := set $owners $digest $owner }}
+{{- $may := dict "read_only" (default false $entry.read_only) "resources" (ne (toString $entry.resources) "false")
+  "tools" (ternary $entry.tools "all" (hasKey $entry "tools")) "max_in_flight" (int64 $entry.max_in_flight) "rate" (int64 $entry.rate) | toJson }}
+{{- if ne (default $may (get $rights $entry.name)) $may }}
+{{- fail (printf "%s has other rights than an entry of the same name before it." $where) }}
+{{- end }}
+{{- $_ := set $rights $entry.name $may }}
+{{- end }}
+{{- end }}
+
 {{/* Refuses what could not work, each with the sentence that says the way out. */}}
 {{- define "vestige.validate" -}}
-{{- if not (or .Values.auth.token .Values.auth.existingSecret) }}
-{{- if .Release.IsUpgrade }}
-{{- fail "No token: helm upgrade forgets the values of the installation unless it is told to keep them. Add --reset-then-reuse-values, or give auth.token or auth.existingSecret again." }}
-{{- end }}
-{{- fail "No token: set auth.token to 16 characters or more (--set auth.token=\"$(openssl rand -hex 32)\"), or set auth.existingSecret to the name of a Secret that holds one." }}
-{{- end }}
-{{- if and .Values.auth.token (not .Values.auth.existingSecret) (lt (len (trim .Values.auth.token)) 16) }}
-{{- fail "auth.token is shorter than 16 characters: take one that cannot be guessed, such as the output of openssl rand -hex 32." }}
+{{- include "vestige.validateAuth" . }}
+{{- if and .Values.audit.required (not .Values.audit.enabled) }}
+{{- fail "audit.required needs audit.enabled: without it there is nothing to be written." }}
 {{- end }}
 {{- if ne (int .Values.replicaCount) 1 }}
 {{- fail "replicaCount must be 1: one Vestige process owns the SQLite file, and two pods on it would damage the memory." }}
