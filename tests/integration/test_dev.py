@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pty
@@ -231,6 +232,36 @@ def test_the_environment_wins_over_dotenv_and_an_existing_file_is_kept(checkout:
     lines = (checkout / ".env").read_text().splitlines()
     assert lines[:2] == ["VESTIGE_BRIDGE_PORT=1", "VESTIGE_BRIDGE_LOG_LEVEL=error"]
     assert lines[2].startswith("VESTIGE_AUTH_TOKEN=")
+
+
+def test_a_file_of_tokens_takes_the_place_of_the_token_in_dotenv(
+    checkout: Path, ports: dict[str, str], tmp_path: Path
+) -> None:
+    (checkout / ".env").write_text("VESTIGE_AUTH_TOKEN=a-token-of-an-earlier-start\n")
+    tokens, audit = tmp_path / "tokens.toml", tmp_path / "audit.jsonl"
+    tokens.write_text(
+        '[[token]]\nname = "job"\nsha256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"\n'
+        '[[token]]\nname = "agents"\ntoken = "a-token-with-rights"\ntools = ["read_*"]\n'
+    )
+    variables = {"VESTIGE_AUTH_TOKEN_FILE": str(tokens), "VESTIGE_BRIDGE_AUDIT_LOG": str(audit)}
+    with running(checkout, ports | variables) as terminal:
+        tools = paste(terminal.screen)["result"]["tools"]
+        paste(terminal.screen, calling("read_graph", {}))
+    assert [tool["name"] for tool in tools] == ["read_graph"]
+    (line,) = audit.read_text().splitlines()
+    assert (json.loads(line)["principal"], json.loads(line)["tool"]) == ("agents", "read_graph")
+    assert (checkout / ".env").read_text() == "VESTIGE_AUTH_TOKEN=a-token-of-an-earlier-start\n"
+
+
+def test_a_file_of_hashes_leaves_the_token_to_the_person(checkout: Path, ports: dict[str, str], tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens.toml"
+    digest = hashlib.sha256(b"a-token-of-a-person").hexdigest()
+    tokens.write_text(f'[[token]]\nname = "agents"\nsha256 = "{digest}"\n')
+    (checkout / ".env").write_text(f"VESTIGE_AUTH_TOKEN_FILE={tokens}\n")
+    with running(checkout, ports) as terminal:
+        assert "with a token. YOUR-TOKEN stands for it: the file holds hashes." in terminal.screen
+        tools = paste(terminal.screen.replace("YOUR-TOKEN", "a-token-of-a-person"))["result"]["tools"]
+    assert len(tools) == 9
 
 
 @pytest.mark.parametrize("variable", PORTS)

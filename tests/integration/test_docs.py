@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import NODE, ROOT, SERVER_MEMORY, TOKEN, Bridge, Gateway, bridge, free_port, until
+from harness import NODE, ROOT, SERVER_MEMORY, TOKEN, Bridge, Gateway, ScriptedUpstream, bridge, free_port, until
 from harness import SUPERGATEWAY as INSTALLED_SUPERGATEWAY
 from vestige_bridge import __version__
 from vestige_bridge.access.authentication import REFUSALS
@@ -28,7 +28,7 @@ from vestige_bridge.settings import describe
 
 DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
 VARIABLES = {variable: default for variable, default, _ in describe()}
-DOCKER = "\n".join(path.read_text() for path in [*ROOT.glob("docker/Dockerfile.*"), ROOT / "docker/compose.yaml"])
+DOCKER = "\n".join(path.read_text() for path in [*ROOT.glob("docker/Dockerfile.*"), *ROOT.glob("docker/compose*.yaml")])
 
 
 def test_every_setting_is_documented_with_its_default() -> None:
@@ -276,12 +276,13 @@ def test_every_alert_is_documented_and_no_other() -> None:
 
 
 @pytest.mark.parametrize("file", ["docs/operations.md", "charts/vestige/files/alerts.yaml"])
-async def test_every_metric_that_is_named_exists(scripted: Bridge, file: str) -> None:
-    await until(scripted.ready)
-    await scripted.call("read")
-    assert scripted.metrics is not None
-    told = {sample.name for family in scripted.metrics.collect() for sample in family.samples}
-    told |= {family.name for family in scripted.metrics.collect()}
+async def test_every_metric_that_is_named_exists(upstream: ScriptedUpstream, tmp_path: Path, file: str) -> None:
+    async with bridge(upstream.url, VESTIGE_BRIDGE_AUDIT_LOG=str(tmp_path / "audit.jsonl")) as served:
+        await until(served.ready)
+        await served.call("read")
+        assert served.metrics is not None
+        families = list(served.metrics.collect())
+    told = {sample.name for family in families for sample in family.samples} | {family.name for family in families}
     named = set(re.findall(r"\bvestige_bridge_\w+", (ROOT / file).read_text()))
     assert named
     assert named <= told
