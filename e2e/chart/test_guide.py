@@ -30,7 +30,7 @@ HELM_COMMANDS = [command for command in COMMANDS if re.match("helm (install|upgr
 MAKE_COMMANDS = [
     command
     for command in [*COMMANDS, *re.findall(r"`(make [^`]+)`", TEXT)]
-    if re.match("make (?!e2e|chart-lint|audit|sbom)", command)
+    if re.match("make (?!dev|e2e|chart-lint|audit|sbom)", command)
 ]
 
 
@@ -41,7 +41,7 @@ def shell(command: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_every_command_is_known_to_a_test() -> None:
-    known = ("export ", "make ", "docker ", "helm ", "kubectl ", "curl ")
+    known = ("export ", "make ", "docker ", "helm ", "kubectl ", "curl ", "printf ")
     assert [command for command in COMMANDS if not command.startswith(known)] == []
 
 
@@ -61,6 +61,15 @@ def test_helm_renders_what_the_guide_installs(command: str, tmp_path: Path) -> N
     done = shell(rendered)
     assert done.returncode == 0, done.stderr
     assert "kind: Deployment" in done.stdout
+
+
+def test_helm_renders_the_tokens_that_the_guide_gives_as_values(tmp_path: Path) -> None:
+    values = re.search(r"```yaml\n(auth:\n  tokens:.*?)```", TEXT, re.DOTALL)
+    assert values
+    (tmp_path / "values.yaml").write_text(values[1])
+    done = shell(f"{shlex.quote(HELM)} template v charts/vestige --kube-version 1.35.0 -f {tmp_path}/values.yaml")
+    assert done.returncode == 0, done.stderr
+    assert "tokens.toml: " in done.stdout
 
 
 @pytest.mark.parametrize("command", MAKE_COMMANDS)

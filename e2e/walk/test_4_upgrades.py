@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import shlex
 from collections.abc import Iterator
 
@@ -10,6 +11,8 @@ from walking import CHART, HELM, Done, attempt, run, saw
 
 SPACE = "20260728"  # a name that YAML takes for a number unless it is quoted
 A, B = "token-a-of-16-letters-or-more", "token-b-of-16-letters-or-more"
+TOKENS = f'auth.tokens=[{{"name": "agents", "token": "{A}", "tools": ["search"]}}]'
+MINE = f"[[token]]\nname = 'mine'\ntoken = '{B}'"
 
 
 def helm(*arguments: str) -> Done:
@@ -20,8 +23,8 @@ def kubectl(*arguments: str) -> str:
     return run("kubectl", "-n", SPACE, *arguments).stdout
 
 
-def secret(name: str) -> str:
-    encoded = json.loads(kubectl("get", "secret", name, "-o", "json"))["data"]["token"]
+def secret(name: str, key: str = "token") -> str:
+    encoded = json.loads(kubectl("get", "secret", name, "-o", "json"))["data"][key]
     return base64.b64decode(encoded).decode()
 
 
@@ -63,6 +66,40 @@ def test_a_token_changed_by_hand_is_never_undone() -> None:
     kubectl("create", "secret", "generic", "my-tokens", f"--from-literal=token={B}")
     accepted("--set", "auth.existingSecret=my-tokens")
     assert not exists("secret", "vestige-token")
+
+
+def test_tokens_with_rights_changed_by_hand_are_never_undone() -> None:
+    accepted("--set", "auth.token=", "--set-json", TOKENS)
+    assert '"agents"' in secret("vestige-token", "tokens.toml")
+    accepted("--set", "vestigeImage.tag=v9")
+    kubectl("patch", "secret", "vestige-token", "-p", json.dumps({"stringData": {"tokens.toml": MINE}}))
+    assert "set auth.existingSecret" in refused("--set", "vestigeImage.tag=v8")
+    assert secret("vestige-token", "tokens.toml") == MINE
+    kubectl("create", "secret", "generic", "my-tokens", f"--from-literal=tokens.toml={MINE}")
+    moved = ("--set", "auth.existingSecret=my-tokens,auth.secretKey=tokens.toml")
+    said = refused(*moved)
+    [way_out] = re.findall("--set-json '(auth.tokens=[^']*)'", said)
+    accepted(*moved, "--set-json", way_out)
+    assert not exists("secret", "vestige-token")
+    assert secret("my-tokens", "tokens.toml") == MINE
+
+
+def test_values_move_tokens_with_rights_where_nobody_changed_them() -> None:
+    assert "add --set auth.token=" in refused("--set-json", TOKENS)
+    accepted("--set", "auth.token=", "--set-json", TOKENS)
+    accepted("--set-json", TOKENS.replace("agents", "assistant"))
+    assert '"assistant"' in secret("vestige-token", "tokens.toml")
+    accepted("--set", f"auth.token={B}", "--set-json", "auth.tokens=[]")
+    assert secret("vestige-token") == B
+
+
+def test_a_secret_of_this_release_is_kept_before_its_tokens_are_taken_as_ones_own() -> None:
+    accepted("--set", "auth.token=", "--set-json", TOKENS)
+    own = ("--set", "auth.existingSecret=vestige-token,auth.secretKey=tokens.toml", "--set-json", "auth.tokens=[]")
+    [command] = [line.partition("own first: ")[2] for line in refused(*own).splitlines() if "kubectl annotate" in line]
+    run(*shlex.split(command))
+    accepted(*own)
+    assert '"agents"' in secret("vestige-token", "tokens.toml")
 
 
 def test_values_move_the_token_where_nobody_changed_it() -> None:

@@ -1,0 +1,94 @@
+"""docker/compose.tokens.yaml: tokens with rights from a folder, rotated while the containers run."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from test_2_compose import free_port
+from walking import ROOT, Client, Images, attempt, eventually, run, saw
+
+OLD, NEW, JOB = (f"the-{name}-token-for-compose-of-32-letters" for name in ("old", "new", "limited"))
+
+
+def entry(name: str, token: str, more: str = "") -> str:
+    return f'[[token]]\nname = "{name}"\ntoken = "{token}"\n{more}\n'
+
+
+def put(folder: Path, *entries: str) -> None:
+    """Puts another file in the place of the one that is there, as an editor does."""
+    (folder / "tokens.new").write_text("\n".join(entries))
+    (folder / "tokens.new").chmod(0o644)
+    (folder / "tokens.new").rename(folder / "tokens.toml")
+
+
+@pytest.fixture(scope="module")
+def command(tool: str) -> list[str]:
+    compose = ["docker", "compose"] if tool == "docker" else ["podman-compose"]
+    return [*compose, "-f", str(ROOT / "docker" / "compose.tokens.yaml")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("auth")
+    path.chmod(0o755)
+    put(path, entry("agents", OLD), entry("nightly-job", JOB, 'tools = ["search"]'))
+    return path
+
+
+@pytest.fixture(scope="module")
+def address(command: list[str], folder: Path, images: Images) -> Iterator[tuple[str, int]]:
+    port = free_port()
+    variables = {
+        "VESTIGE_AUTH_FOLDER": str(folder),
+        "VESTIGE_BRIDGE_AUDIT_LOG": "-",
+        "VESTIGE_BRIDGE_PUBLISH": f"127.0.0.1:{port}",
+        "VESTIGE_IMAGE": f"{images.vestige}:{images.tag}",
+        "BRIDGE_IMAGE": f"{images.bridge}:{images.tag}",
+    }
+    os.environ.update(variables)
+    run(*command, "up", "--detach", "--no-build", timeout=300)
+    try:
+        yield "127.0.0.1", port
+    finally:
+        attempt(*command, "down", "--volumes", timeout=300)
+        for name in variables:
+            del os.environ[name]
+
+
+def test_without_a_folder_compose_refuses(command: list[str], images: Images) -> None:
+    done = attempt(*command, "config", env={"VESTIGE_AUTH_FOLDER": ""})
+    assert done.returncode != 0 and "VESTIGE_AUTH_FOLDER" in done.stdout + done.stderr
+    saw((done.stdout + done.stderr).strip().splitlines()[-1])
+
+
+def test_each_token_has_its_own_rights(address: tuple[str, int]) -> None:
+    agents, job = Client(*address, OLD), Client(*address, JOB)
+    eventually("the bridge", agents.is_answered)
+    agents.remember("compose keeps this").result  # noqa: B018 -- asks for the result: an error would raise
+    assert job.search("compose keeps") == ["compose keeps this"]
+    assert job.remember("and not this").status == 403
+
+
+def test_the_audit_is_in_the_log_of_the_container(address: tuple[str, int], command: list[str]) -> None:
+    done = run(*command, "logs", "bridge")
+    lines = [
+        line[line.index("{") : line.rindex("}") + 1]
+        for line in (done.stdout + done.stderr).splitlines()
+        if '"audit":' in line
+    ]
+    told = [(it["audit"], it["principal"], it["tool"]) for it in map(json.loads, lines)]
+    assert told == [
+        ("call", "agents", "smart_ingest"),
+        ("call", "nightly-job", "search"),
+        ("refusal", "nightly-job", "smart_ingest"),
+    ]
+    saw("\n".join(lines))
+
+
+def test_another_file_in_the_folder_takes_effect_without_a_restart(address: tuple[str, int], folder: Path) -> None:
+    put(folder, entry("agents", NEW))
+    eventually("the new token", Client(*address, NEW).is_answered, 30)
+    assert Client(*address, OLD).ask("tools/list").status == 401
+    assert Client(*address, JOB).ask("tools/list").status == 401
