@@ -30,7 +30,7 @@ HELM_COMMANDS = [command for command in COMMANDS if re.match("helm (install|upgr
 MAKE_COMMANDS = [
     command
     for command in [*COMMANDS, *re.findall(r"`(make [^`]+)`", TEXT)]
-    if re.match("make (?!e2e|chart-lint|audit|sbom)", command)
+    if re.match("make (?!dev|e2e|chart-lint|audit|sbom)", command)
 ]
 
 

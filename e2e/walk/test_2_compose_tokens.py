@@ -73,7 +73,11 @@ def test_each_token_has_its_own_rights(address: tuple[str, int]) -> None:
 
 def test_the_audit_is_in_the_log_of_the_container(address: tuple[str, int], command: list[str]) -> None:
     done = run(*command, "logs", "bridge")
-    lines = [line[line.index("{") :] for line in (done.stdout + done.stderr).splitlines() if '"audit":' in line]
+    lines = [
+        line[line.index("{") : line.rindex("}") + 1]
+        for line in (done.stdout + done.stderr).splitlines()
+        if '"audit":' in line
+    ]
     told = [(it["audit"], it["principal"], it["tool"]) for it in map(json.loads, lines)]
     assert told == [
         ("call", "agents", "smart_ingest"),

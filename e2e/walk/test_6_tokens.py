@@ -117,7 +117,7 @@ def test_the_guides_commands_move_the_release_to_a_secret_of_ones_own(
     for name, (token, _) in entries.items():
         eventually(name, client(token).is_answered)
     assert refused(client(CHECKER))
-    assert "vestige-token" not in kubectl("get", "secrets", "-o", "name")
+    assert "secret/vestige-token" not in kubectl("get", "secrets", "-o", "name").splitlines()
     assert in_bridge("ls", "/etc/vestige/auth").stdout == "tokens.toml\n"
     started = kubectl("get", "pod", pod()["metadata"]["name"], "-o", "yaml") + log("bridge")
     assert all(token not in started for token, _ in entries.values())
