@@ -10,8 +10,6 @@ from __future__ import annotations
 import re
 from typing import Final, NamedTuple
 
-import httptools
-
 from vestige_bridge.errors import InvalidMessage, MethodNotAllowed, UnsupportedTransferCoding
 from vestige_bridge.http.headers import CONTENT_LENGTH, EXPECT, HOST, TRANSFER_ENCODING
 
@@ -20,6 +18,14 @@ MAX_FIELDS: Final = 128
 
 _host = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=%:\[\]-]*").fullmatch
 """The characters of ``uri-host [ ":" port ]`` (RFC 9110, section 7.2)."""
+
+_absolute = re.compile(
+    rb"[A-Za-z][A-Za-z0-9+.-]*://"
+    rb"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]+)(?::[0-9]{0,5})?"
+    rb"(?P<path>/[^?]*)?(?:\?(?P<query>.*))?",
+    re.DOTALL,
+).fullmatch
+"""A target in the absolute form, without user information (RFC 9112, section 3.2.2; RFC 9110, section 4.2.4)."""
 
 
 class Framing(NamedTuple):
@@ -114,10 +120,7 @@ def read_target(target: bytes) -> Target:
         return Target(path, query)
     if target == b"*":
         return Target(target, b"")
-    try:
-        url = httptools.parse_url(target)
-    except (httptools.HttpParserInvalidURLError, ValueError):
-        url = None
-    if url is None or not url.schema or not url.host:
+    absolute = _absolute(target)
+    if absolute is None:
         raise InvalidMessage("The request target is neither a path nor a URL.")
-    return Target(url.path or b"/", url.query or b"")
+    return Target(absolute["path"] or b"/", absolute["query"] or b"")
