@@ -144,6 +144,7 @@ test("many agents at once are kept apart", async () => {
       setTimeout(() => response.end(JSON.stringify({ jsonrpc: "2.0", id, result })), Math.random() * 20);
     });
   }).listen(0, "127.0.0.1");
+  after(() => { server.close().closeAllConnections(); });
   await once(server, "listening");
   const agents = Array.from({ length: 20 }, (_, number) => `agent-${number}`);
   const authTokens = Object.fromEntries(agents.map((agent) => [agent, `token-of-${agent}`]));
@@ -155,7 +156,6 @@ test("many agents at once are kept apart", async () => {
     ]),
   );
   for (const headers of seen) assert.equal(headers.authorization, `Bearer token-of-${String(headers["x-agent-id"])}`);
-  server.close().closeAllConnections();
 });
 
 test("the status shows each agent, whether the bridge accepts its token, and who is allowed", async () => {
