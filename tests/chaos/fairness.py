@@ -25,7 +25,6 @@ IN_FLIGHT: Final = 512
 
 TIMED_CALLS: Final = 400
 LEAST_TIMED_CALLS: Final = 200
-ALONE_AT_A_TIME: Final = 50
 MOST_BATCHES: Final = 20
 """Where each call waits for the whole batch, as many as these show it."""
 
@@ -184,7 +183,7 @@ async def _beside(it: Stack, places: int, posts: int) -> None:
         while len(beside) < number and batches < MOST_BATCHES:
             if len(alone) <= len(beside):
                 # Between the batches, so that whatever else the machine does falls on both alike.
-                alone += [await client.timed() for _ in range(ALONE_AT_A_TIME)]
+                alone += [await client.timed() for _ in range(number // 2)]
             batch = asyncio.create_task(_batch(it, posts))
             batches += 1
             await asyncio.sleep(posts // 4 * PAUSE_SECONDS)

@@ -15,6 +15,7 @@ from harness import Answer, Bridge, Received, ScriptedUpstream, bridge, call_bod
 from integration.test_endpoint_sessions import initialize
 from integration.test_server_connections import called, connected
 from integration.test_session_admission import NOTE, Hanging, cancellation
+from vestige_bridge.server import metrics
 from vestige_bridge.session import window
 
 PRINCIPALS = ("ann", "bob", "cat")
@@ -179,6 +180,7 @@ async def test_the_largest_principals_newest_waiting_request_makes_way_for_a_sma
 ) -> None:
     calls = Calls(upstream)
     async with sharing(upstream, tmp_path, MAX_IN_FLIGHT="6") as it:
+        assert it.told("requests_made_way_total", "ann") == it.told("turn_wait_seconds_count", "ann") == 0
         await it.post_each("ann-0", "ann-1", "ann-2", "ann-3", "ann-4", "ann-5")
         made_way(await it.post("ann-6"))
         it.post("bob-1")
@@ -306,7 +308,8 @@ async def test_a_notification_of_a_batch_makes_way_and_the_rest_goes_on(
 async def test_of_many_principals_the_metrics_tell_the_rest_as_one(
     upstream: ScriptedUpstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(window, "MAX_PRINCIPALS_TOLD", 1)
+    for module in (window, metrics):
+        monkeypatch.setattr(module, "MAX_PRINCIPALS_TOLD", 1)
     calls = Calls(upstream)
     async with sharing(upstream, tmp_path, MAX_IN_FLIGHT="5") as it:
         await it.post_each("ann-0", "ann-1", "bob-0", "bob-1", "bob-2")
@@ -317,6 +320,10 @@ async def test_of_many_principals_the_metrics_tell_the_rest_as_one(
         calls.released.set()
         await it.statuses()
         assert (it.told("turn_wait_seconds_count", "ann"), it.told("turn_wait_seconds_count", "other")) == (1, 3)
+        assert it.served.metrics is not None
+        told = [family for family in it.served.metrics.collect() if family.name.endswith(("_waiting", "_made_way"))]
+        names = {sample.labels["principal"] for family in told for sample in family.samples if sample.labels}
+        assert names == {"ann", "other"}
 
 
 async def test_bodies_of_the_principal_with_the_most_on_their_way_make_way(
