@@ -6,13 +6,14 @@ import asyncio
 import re
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, aclosing
+from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
 from multidict import CIMultiDict
 
-from harness import JSON, SSE, TOKEN, Answer, Bridge, Received, ScriptedUpstream, bridge, free_port, until
+from harness import JSON, SSE, TOKEN, Answer, Bridge, Received, ScriptedUpstream, bridge, call_body, free_port, until
 from vestige_bridge import __version__
 from vestige_bridge.errors import RENDERINGS
 from vestige_bridge.server.http_protocol import HEAD_LIMIT_BYTES
@@ -127,7 +128,7 @@ class Provoked:
 
 
 async def provoked(
-    upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
+    upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> AsyncGenerator[tuple[Answer, int], None]:
     """Each answer with the port of upstream, which it must not name."""
     closed = free_port()
@@ -136,6 +137,10 @@ async def provoked(
         served = await stack.enter_async_context(bridge(upstream.url, **variables))
         unconfigured = await stack.enter_async_context(bridge(upstream.url, VESTIGE_AUTH_TOKEN=""))
         alone = await stack.enter_async_context(bridge(f"http://127.0.0.1:{closed}/{SECRET}"))
+        tokens = tmp_path / "tokens.toml"
+        tokens.write_text(f'[[token]]\nname = "limited"\ntoken = "{TOKEN}"\nrate = 1\n')
+        file = {"VESTIGE_AUTH_TOKEN": "", "VESTIGE_AUTH_TOKEN_FILE": str(tokens)}
+        limited = await stack.enter_async_context(bridge(upstream.url, **file))
         await until(served.ready)
         port = int(upstream.url.split(":")[2].split("/")[0])
         errors = Provoked(served, upstream)
@@ -143,6 +148,8 @@ async def provoked(
             yield answer, port
         async for answer in errors.by_upstream():
             yield answer, port
+        for _ in range(2):
+            yield await limited.post(call_body("write"), {"Authorization": f"Bearer {TOKEN}"}), port
         for path in ("/health", "/readyz", "/livez"):
             yield await alone.get(path), closed
         yield await alone.post(PING), closed
@@ -156,10 +163,10 @@ async def provoked(
 
 
 async def test_no_error_says_what_is_nobodys_business(
-    upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
+    upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     seen = set()
-    async with aclosing(provoked(upstream, monkeypatch)) as answers:
+    async with aclosing(provoked(upstream, monkeypatch, tmp_path)) as answers:
         async for answer, port in answers:
             said = b"\n".join([answer.body, *(f"{name}: {value}".encode() for name, value in answer.headers.items())])
             for secret in (TOKEN, UPSTREAM_TOKEN, SECRET, __version__, f":{port}"):

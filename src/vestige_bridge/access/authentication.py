@@ -121,7 +121,7 @@ class Authentication:
                 headers={"www-authenticate": _REALM},
             )
         found = self._tokens.find(token)
-        if found is None or found.expired(time.time()):
+        if found is None or (found.expires_at is not None and found.expired(time.time())):
             self._refusals["wrong_token" if found is None else "expired_token"] += 1
             raise AuthenticationError(
                 "The token is not valid." if found is None else EXPIRED,

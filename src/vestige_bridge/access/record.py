@@ -15,6 +15,9 @@ from vestige_bridge.jsonrpc.messages import AnyMessage
 CONNECTION: Final = "vestige_bridge.connection"
 """An extension of the ASGI scope: what the HTTP server can tell of the request's connection, a ``ClientConnection``."""
 
+TRACE: Final = "traceparent"
+"""The key of ``_meta`` that names a trace (MCP 2026-07-28, basic)."""
+
 PROBE_PATHS: Final = frozenset({"/health", "/readyz", "/livez"})
 ENDPOINT_PATHS: Final = frozenset({"/mcp", "/mcp/"})
 
@@ -77,14 +80,15 @@ class AccessRecord:
 
         The header ``traceparent`` names it, otherwise the message's ``_meta`` (MCP 2026-07-28, basic).
         """
-        return headers.trace_id(self.headers.get(headers.TRACEPARENT)) or headers.trace_id(
-            self.traceparent if message is None else traceparent_of(message)
-        )
+        own = self.traceparent if message is None else traceparent_of(message)
+        if own is None and headers.TRACEPARENT not in self.headers:
+            return None
+        return headers.trace_id(self.headers.get(headers.TRACEPARENT)) or headers.trace_id(own)
 
 
 def traceparent_of(message: AnyMessage) -> bytes | None:
     """What the ``_meta`` of a message says of its trace, if that can be one."""
-    if "traceparent" not in message.meta_keys:
+    if TRACE not in message.meta_keys:
         return None
-    value = message.meta["traceparent"].value
+    value = message.meta[TRACE].value
     return value.encode() if isinstance(value, str) and value.isascii() else None

@@ -11,6 +11,7 @@ import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,6 +24,9 @@ TOML_SUFFIX: Final = ".toml"
 
 MAX_FILE_BYTES: Final = 1_048_576
 """How long a file may be: as long as a Secret of Kubernetes."""
+
+_LONGEST_KEPT_BYTES: Final = 256
+"""Longer tokens are nobody's habit, and would let strangers fill the memory."""
 
 MAX_PATTERNS: Final = 256
 """How many names and patterns an allow-list may hold."""
@@ -68,8 +72,16 @@ class Token:
 
 
 def digest_of(token: bytes) -> bytes:
-    """The hash by which a token is found: how long that takes says nothing about any token."""
+    """The SHA-256 by which a token is found: how long that takes says nothing about any token but this one."""
+    return _digest_often(token) if len(token) <= _LONGEST_KEPT_BYTES else _hashed(token)
+
+
+def _hashed(token: bytes) -> bytes:
     return hashlib.sha256(token).digest()
+
+
+_digest_often = lru_cache(maxsize=256)(_hashed)
+"""Each client shows the same token with every request. It is looked up by a hash whose key is this process's alone."""
 
 
 def read_tokens(path: Path) -> tuple[Token, ...]:

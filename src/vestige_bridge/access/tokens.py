@@ -83,7 +83,7 @@ class Tokens:
         found = self._by_digest.get(digest_of(token))
         if found is not None:
             now = time.time()
-            if not found.expired(now):
+            if found.expires_at is None or not found.expired(now):
                 self._used_at[found.name] = now
         return found
 

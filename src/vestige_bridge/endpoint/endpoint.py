@@ -7,13 +7,13 @@ an error object. What is refused is refused before anything went upstream.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from vestige_bridge.access.audit import AuditLog
+from vestige_bridge.access.permissions import UNRESTRICTED
 from vestige_bridge.access.responses import error_response
 from vestige_bridge.endpoint.bodies import ArrivingBodies
 from vestige_bridge.endpoint.gate import Gate, Judged
@@ -116,51 +116,48 @@ class Endpoint:
         if isinstance(message, list):
             return await self._post_batch(incoming, message)
         incoming.note(message, self._session.catalog.tools.__contains__)
-        with self._noted(incoming, [message]):
-            await self._post_one(incoming, message)
-
-    async def _post_one(self, incoming: EndpointRequest, message: AnyMessage) -> None:
-        if self.gate.concerns(incoming.record):
-            (judged,) = await self.gate.judge(incoming.record, [message])
-            if isinstance(judged, BridgeError):
-                raise judged
-        if is_modern(message, incoming.protocol_version):
-            return await self._modern.serve(incoming, message)
-        self._shared.require_not_ended(incoming.caller)
-        if self._client_sessions is not None and _belongs_to_session(incoming, message):
-            return await self._client_sessions.serve(incoming, message)
-        await self._shared.serve(incoming, message)
+        try:
+            if incoming.record.permissions is not UNRESTRICTED or self.gate.judges_all:
+                (judged,) = await self.gate.judge(incoming.record, [message])
+                if isinstance(judged, BridgeError):
+                    raise judged
+            if is_modern(message, incoming.protocol_version):
+                return await self._modern.serve(incoming, message)
+            self._shared.require_not_ended(incoming.caller)
+            if self._client_sessions is not None and _belongs_to_session(incoming, message):
+                return await self._client_sessions.serve(incoming, message)
+            await self._shared.serve(incoming, message)
+        except BaseException as error:
+            self._note(incoming, [message], error)
+            raise
 
     async def _post_batch(self, incoming: EndpointRequest, members: Sequence[Judged]) -> None:
         record = incoming.record
-        with self._noted(incoming, members):
+        judged: Sequence[Judged] = members
+        try:
             for member in members:
                 if not isinstance(member, BridgeError) and is_modern(member, incoming.protocol_version):
                     raise InvalidMessage("The modern era of MCP has no batches; send each request by itself.")
             self._shared.require_not_ended(incoming.caller)
-            judged = await self.gate.judge(record, members) if self.gate.concerns(record) else members
-        for message, judgement in zip(members, judged, strict=True):
-            if isinstance(judgement, BridgeError) and not isinstance(message, BridgeError):
-                self.gate.refuse(record, message, judgement)
-        with self._noted(incoming, judged):
+            if record.permissions is not UNRESTRICTED or self.gate.judges_all:
+                judged = await self.gate.judge(record, members)
+            for message, judgement in zip(members, judged, strict=True):
+                if isinstance(judgement, BridgeError) and not isinstance(message, BridgeError):
+                    self.gate.refuse(record, message, judgement)
             if self._client_sessions is not None and SESSION_ID in incoming.headers:
                 return await self._client_sessions.serve_batch(incoming, judged)
             await self._shared.serve_batch(incoming, judged)
+        except BaseException as error:
+            self._note(incoming, judged, error)
+            raise
 
-    @contextmanager
-    def _noted(self, incoming: EndpointRequest, messages: Sequence[Judged]) -> Iterator[None]:
-        """Has the gate take note of messages that are refused, or fail, before any of them is accepted."""
-        try:
-            yield
-        except BridgeError as error:
-            self.gate.note(incoming.record, messages, error)
-            raise
-        except asyncio.CancelledError:
-            self.gate.note(incoming.record, messages, UpstreamTimeout("The bridge had to stop."))
-            raise
-        except Exception:
-            self.gate.note(incoming.record, messages, InternalError("The bridge failed."))
-            raise
+    def _note(self, incoming: EndpointRequest, messages: Sequence[Judged], error: BaseException) -> None:
+        """Has the gate take note of messages that were refused, or that failed before any of them was accepted."""
+        if isinstance(error, asyncio.CancelledError):
+            error = UpstreamTimeout("The bridge had to stop.")
+        elif not isinstance(error, BridgeError):
+            error = InternalError("The bridge failed.")
+        self.gate.note(incoming.record, messages, error)
 
 
 def _belongs_to_session(incoming: EndpointRequest, message: AnyMessage) -> bool:

@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Sequence
 
 from vestige_bridge.access.audit import AuditLog
-from vestige_bridge.access.permissions import UNRESTRICTED
 from vestige_bridge.access.rate_limits import RateLimits
 from vestige_bridge.access.record import AccessRecord
 from vestige_bridge.errors import AuditFailed, BridgeError, Forbidden, LimitReached, reason_of
@@ -33,6 +32,7 @@ class Gate:
         audit: the audit log; ``None`` for none.
 
     Attributes:
+        judges_all: whether the messages of all principals have to be judged, not only of those with limits.
         refusals: how many messages were refused to each principal, by its name and what it may not exceed or do.
     """
 
@@ -42,11 +42,7 @@ class Gate:
         self._dispatcher = dispatcher
         self._audit = audit
         self._rates = RateLimits(time.monotonic)
-        self._asks_audit = audit is not None and audit.required
-
-    def concerns(self, record: AccessRecord) -> bool:
-        """Whether the messages of a request have to be judged; those of most do not."""
-        return record.permissions is not UNRESTRICTED or self._asks_audit
+        self.judges_all = audit is not None and audit.required
 
     async def judge(self, record: AccessRecord, messages: Sequence[Judged]) -> list[Judged]:
         """What a principal sends, with the reason in the place of each message that it may not send.

@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response as HttpResponse
 from starlette.types import Receive, Scope, Send
 
-from vestige_bridge.access.record import CONNECTION, AccessRecord, ClientConnection, traceparent_of
+from vestige_bridge.access.record import CONNECTION, TRACE, AccessRecord, ClientConnection, traceparent_of
 from vestige_bridge.endpoint.response_writer import EventStreams, ResponseWriter
 from vestige_bridge.errors import BodyTimeout, BodyTooLarge, UnsupportedMediaType
 from vestige_bridge.http import headers
@@ -63,7 +63,7 @@ class EndpointRequest:
         self.record = record
         self.headers = record.headers
         session_id = record.headers.text(headers.SESSION_ID)
-        self.caller = Caller(self.principal, session_id)
+        self.caller = Caller(record.authenticated, session_id)
         self.accepted = headers.accepted(record.headers)
         self.spelled_id: str | None = None
         self._connection: ClientConnection | None = scope.get("extensions", {}).get(CONNECTION)
@@ -78,7 +78,7 @@ class EndpointRequest:
     @property
     def principal(self) -> str:
         """Whose token the request carries."""
-        return self.record.authenticated
+        return self.caller.principal
 
     @property
     def protocol_version(self) -> str | None:
@@ -88,7 +88,7 @@ class EndpointRequest:
     @property
     def header_lines(self) -> str:
         """The header lines that go to upstream with the message."""
-        return headers.upstream_lines(self.headers, self.principal, self.record.request_id)
+        return headers.upstream_lines(self.headers, self.caller.principal, self.record.request_id)
 
     async def respond(self, response: HttpResponse) -> None:
         """Sends a whole answer."""
@@ -98,7 +98,8 @@ class EndpointRequest:
         """Keeps the id for an error and, for the log, such names as are known."""
         if isinstance(message, Response):
             return
-        self.record.traceparent = traceparent_of(message)
+        if TRACE in message.meta_keys:
+            self.record.traceparent = traceparent_of(message)
         self.record.method = message.method if message.method in LOGGABLE_METHODS else "other"
         if isinstance(message, Request):
             self.spelled_id = message.spelled_id
