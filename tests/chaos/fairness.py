@@ -31,11 +31,17 @@ MOST_BATCHES: Final = 20
 MOST_TIMES: Final = 3
 """How many times as long as alone 99 % of the calls may take beside those of the other principal."""
 
+SHORT_MOST_TIMES: Final = 10
+"""The same for a short form, which runs beside whatever else a machine does: in the order of arrival it is over 20."""
+
 RATED_CALLS: Final = 400
 LEAST_RATED_CALLS: Final = 80
 STRETCHES: Final = 4
 LEAST_RATE: Final = 0.9
 """How much of the calls a second that the order of arrival gives a principal alone it has to get in turns."""
+
+SHORT_LEAST_RATE: Final = 0.5
+"""The same for a short form."""
 
 PAUSE_SECONDS: Final = 0.001
 """Between two posts: longer than the driver takes for one, so that it does not delay the calls that it times."""
@@ -197,7 +203,7 @@ async def _beside(it: Stack, places: int, posts: int) -> None:
         f"within {_within(beside, 50) * 1000:.1f} ms, 99 % within {_within(beside, 99) * 1000:.1f} ms, "
         f"{times:.1f} times as long"
     )
-    if times > MOST_TIMES:
+    if times > (MOST_TIMES if it.run.scale >= 1 else SHORT_MOST_TIMES):
         it.figures.blame("unanswered", f"window of {places}: 99 % of the calls beside took {times:.1f} times as long")
 
 
@@ -221,7 +227,7 @@ async def _alone(in_turns: Stack, by_arrival: Stack, places: int) -> None:
         f"window of {places}: the batch alone gets {fair:.1f} calls a second in turns, "
         f"{before:.1f} in the order of arrival"
     )
-    if fair < LEAST_RATE * before:
+    if fair < (LEAST_RATE if in_turns.run.scale >= 1 else SHORT_LEAST_RATE) * before:
         in_turns.figures.blame("failed", f"window of {places}: {fair:.1f} calls a second, {before:.1f} before")
 
 
