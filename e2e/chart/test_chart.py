@@ -240,7 +240,9 @@ def understood(toml: str) -> list[Manifest]:
 import dataclasses, json, sys
 from vestige_bridge.access.token_file import parse_toml
 for token in parse_toml(sys.stdin.read()):
-    rights = dataclasses.asdict(token.permissions)
+    # What no entry says follows from what all of them say.
+    said = [it.name for it in dataclasses.fields(token.permissions) if it.compare]
+    rights = {name: getattr(token.permissions, name) for name in said}
     print(json.dumps({"name": token.name, "sha256": token.digest.hex(), "expires": token.expires_at, **rights}))
 """
     command = [str(ROOT / ".venv/bin/python"), "-c", script]
@@ -294,7 +296,7 @@ auth:
         "sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
         "expires": datetime(2027, 1, 31, tzinfo=UTC).timestamp(),
         "read_only": True,
-        "tools": ["recall", "memory_*", 'with "quotes" and <b>'],
+        "tools": ["memory_*", "recall", 'with "quotes" and <b>'],
         "resources": False,
         "max_in_flight": 32,
         "rate": 1000000,
