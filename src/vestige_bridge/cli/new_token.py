@@ -11,7 +11,7 @@ import re
 import secrets
 from datetime import UTC, datetime, timedelta
 
-from vestige_bridge.access.token_file import Token, digest_of, parse_toml
+from vestige_bridge.access.token_file import digest_of, parse_toml
 
 _duration = re.compile(r"(?P<count>[1-9][0-9]{0,5})(?P<unit>[dhm])").fullmatch
 _UNITS = {"d": "days", "h": "hours", "m": "minutes"}
@@ -59,18 +59,12 @@ def build_entry(options: argparse.Namespace, value: str) -> str:
     entry = "".join(["[[token]]\n", *lines])
     try:
         entry.encode()
-        (token,) = parse_toml(entry)
+        parse_toml(entry)
     except UnicodeEncodeError:
         raise Mistake("The bridge would not take this entry: an argument is not UTF-8.") from None
     except ValueError as error:
         raise Mistake(f"The bridge would not take this entry: {error}.") from None
-    _require_same(token, value)
     return entry
-
-
-def _require_same(token: Token, value: str) -> None:
-    if token.digest != digest_of(value.encode()):
-        raise RuntimeError("the entry holds another token")
 
 
 def parse_expiry(text: str) -> datetime:

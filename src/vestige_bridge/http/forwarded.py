@@ -23,7 +23,7 @@ def client_address(headers: Headers, peer: str | None, trusted: tuple[Network, .
     Parameters:
         headers: the headers of the request.
         peer: the address at the other end of the connection.
-        trusted: the proxies whose word is taken.
+        trusted: the proxies whose ``X-Forwarded-For`` is believed.
 
     Returns:
         The address; ``None`` where the connection has none.

@@ -106,15 +106,7 @@ def differs_only_in_case(key: str, deciding: frozenset[str]) -> bool:
 
 def members_of(text: str, start: int = 0) -> dict[str, Value]:
     """The members of the object that opens at ``start`` of a text that is known to be JSON."""
-    found: dict[str, Value] = {}
-
-    def on_member(key: str, key_start: int, value_start: int) -> int:
-        value, end = decode(text, value_start)
-        found[key] = Value(key_start, value_start, end, value)
-        return end
-
-    _members(text, after_space(text, start), on_member)
-    return found
+    return dict(occurrences(text, start))
 
 
 def occurrences(text: str, start: int = 0) -> list[tuple[str, Value]]:

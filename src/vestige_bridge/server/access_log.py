@@ -33,7 +33,7 @@ Observe = Callable[[str, AccessRecord, int, int, float], None]
 
 
 class LastMinute:
-    """Counts what happened in the last minute; more than are remembered is as many as are.
+    """Counts the events of the last minute, up to ``MOST_IN_A_MINUTE``.
 
     Parameters:
         clock: gives the time in seconds.
@@ -44,7 +44,7 @@ class LastMinute:
         self._times: deque[float] = deque(maxlen=MOST_IN_A_MINUTE)
 
     def count(self) -> int:
-        """Takes note of one more, and returns how many there were in the last minute."""
+        """Counts one more event; returns how many there were in the last minute."""
         now = self._clock()
         self._times.append(now)
         while self._times[0] <= now - 60:
@@ -60,7 +60,7 @@ class AccessLog:
         draining: whether the bridge is about to stop, so that clients are told to close their connections.
         observe: told of each request that is over.
         write: writes a line.
-        trusted_proxies: whose word is taken on where a request came from.
+        trusted_proxies: the proxies whose ``X-Forwarded-For`` is believed.
     """
 
     def __init__(

@@ -68,7 +68,10 @@ class Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Has SIGHUP drain, too, unless whoever started the process has it ignored, as nohup does; SIGUSR1 reopens."""
+        """Handles two signals more: SIGHUP starts the drain, and SIGUSR1 opens the audit log's file again.
+
+        SIGHUP stays ignored where the process was started with it ignored, as nohup does.
+        """
         with super().capture_signals():
             before = signal.getsignal(signal.SIGHUP)
             if before != signal.SIG_IGN:
@@ -81,7 +84,7 @@ class Server(uvicorn.Server):
                 signal.signal(signal.SIGUSR1, before_reopening)
 
     def _reopen_audit(self, sig: int, frame: FrameType | None) -> None:
-        """Has the audit log opened anew, for who moves its file away; nothing happens where there is none."""
+        """Opens the audit log's file again, after another program has moved it; does nothing without an audit log."""
         audit: AuditLog | None = self._app.state.audit
         if audit is not None:
             audit.writer.reopen()
@@ -134,7 +137,8 @@ def serve(settings: Settings, warnings: Sequence[str] = ()) -> int:
     server = Server(build_config(app, app.state.connections, lifespan="on"), app)
 
     _give_large_blocks_back()
-    # Who rotates the audit log may send it before or after it means something; by itself it would end the process.
+    # A program that rotates the audit log may send this signal before the handler is set or after it is removed; the
+    # default action would end the process.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
     async def run() -> None:

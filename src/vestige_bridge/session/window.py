@@ -20,20 +20,20 @@ K = TypeVar("K", bound=Hashable)
 T = TypeVar("T", bound=Hashable)
 
 LEAST_JOINING: Final = 64
-"""How many may join a round at least, however few it began with."""
+"""How many keys may join a round, if it began with fewer."""
 
 MAX_PRINCIPALS_TOLD: Final = 256
-"""Of how many principals the time is told that they waited; what others waited counts as that of ``other``."""
+"""How many principals have metrics of their own; the waits of all others count as those of ``other``."""
 
 _OTHER: Final = "other"
 
 
 class Rounds(Generic[K]):
-    """Those who wait, in rounds: in each round everybody who waits has one turn.
+    """An order of keys that wait, in rounds: each key that waits has one turn in each round.
 
-    Who begins to wait has a turn in this round, unless it had one already: it is before those who had theirs, and has
-    no second one before those who had none. So many may join a round as there were at its beginning, and a few; the
-    others have their turn in the next one, so that every round ends.
+    A key that begins to wait has its turn in the current round, unless it had one in it already; then it has it in the
+    next round. At most as many keys may join a round as waited when it began, or ``LEAST_JOINING`` if that is more. The
+    others join the next round, so that every round ends.
     """
 
     def __init__(self) -> None:
@@ -116,7 +116,7 @@ class Window(Generic[T]):
         begin: called with each thing that gets its place after it had to wait.
 
     Attributes:
-        waits: what came of each principal's waits; of more principals than are told all others are one.
+        waits: what came of the waits of each principal; those beyond ``MAX_PRINCIPALS_TOLD`` are counted together.
     """
 
     def __init__(self, places: int, begin: Callable[[T], None]) -> None:
@@ -140,7 +140,7 @@ class Window(Generic[T]):
 
     @property
     def waiting_told(self) -> Mapping[str, int]:
-        """The same for the metrics: of more principals than are told all others are one."""
+        """The same for the metrics: principals beyond ``MAX_PRINCIPALS_TOLD`` are counted together."""
         told = Counter(dict.fromkeys(self.waits, 0))
         for principal, count in self.waiting.items():
             told[principal if principal in self.waits else _OTHER] += count
