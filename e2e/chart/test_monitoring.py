@@ -68,9 +68,11 @@ def eventually(fact: Callable[[], bool], seconds: float = 60) -> None:
 
 
 @contextmanager
-def running(*command: str, **environ: str) -> Iterator[None]:
+def running(folder: Path, *command: str, **environ: str) -> Iterator[None]:
+    """Runs a program in a folder in which there is no .env, unlike here after the first `make dev`."""
     process = subprocess.Popen(
         command,
+        cwd=folder,
         env=os.environ | environ,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -103,7 +105,8 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "VESTIGE_BRIDGE_PORT": port,
         "VESTIGE_BRIDGE_METRICS_PORT": metrics_port,
     }
-    with running(*gateway, MEMORY_FILE_PATH=memory), running(str(ROOT / ".venv/bin/vestige-bridge"), **bridge):
+    program = str(ROOT / ".venv/bin/vestige-bridge")
+    with running(folder, *gateway, MEMORY_FILE_PATH=memory), running(folder, program, **bridge):
         eventually(lambda: b'"ready"' in fetch(f"http://127.0.0.1:{port}/readyz"))
         call = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "read_graph", "arguments": {}}}
         with ThreadPoolExecutor(8) as callers:
@@ -126,7 +129,7 @@ def prometheus(scraped: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         "scrape_configs": [{"job_name": "openclaw/vestige", "static_configs": [job]}],
     }
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
-    with running(str(TOOLS / "prometheus"), f"--config.file={folder / 'prometheus.yml'}",
+    with running(folder, str(TOOLS / "prometheus"), f"--config.file={folder / 'prometheus.yml'}",
                  f"--storage.tsdb.path={folder / 'data'}", f"--web.listen-address=127.0.0.1:{port}"):  # fmt: skip
         address = f"http://127.0.0.1:{port}"
         eventually(lambda: bool(ask(address, "count_over_time(vestige_bridge_build_info[1m]) >= 4")))
