@@ -81,7 +81,7 @@ def _since(it: Started, file: Path) -> list[str]:
         raise Failed("The bridge has no process.")
     time.sleep(SETTLED_SECONDS)
     file.unlink(missing_ok=True)
-    os.kill(it.process.pid, signal.SIGUSR1)
+    os.kill(it.process.pid, signal.SIGUSR2)
     until(lambda: file.exists() and file.read_text().endswith("\n"), 5, it.process)
     modules: list[str] = json.loads(file.read_text())
     return modules

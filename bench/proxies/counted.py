@@ -1,6 +1,6 @@
 """The bridge under a profile hook that writes down every Python call: `python counted.py FILE`, settings as usual.
 
-On SIGUSR1 it appends a line to FILE, the modules of the calls since the last signal, and begins anew.
+On SIGUSR2 it appends a line to FILE, the modules of the calls since the last signal, and begins anew.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def main(path: str) -> int:
         modules.clear()
         sys.setprofile(hook)
 
-    signal.signal(signal.SIGUSR1, report)
+    signal.signal(signal.SIGUSR2, report)
     sys.setprofile(hook)
     return parser.main([])
 
