@@ -284,7 +284,7 @@ def test_every_reason_that_a_metric_may_name_is_documented() -> None:
 
 def test_every_alert_is_documented_and_no_other() -> None:
     alerts = re.findall(r"- alert: (\w+)", (ROOT / "charts/vestige/files/alerts.yaml").read_text())
-    assert re.findall(r"^\*\*(Vestige\w+)\.\*\*", (ROOT / "docs/operations.md").read_text(), re.MULTILINE) == alerts
+    assert re.findall(r"^### (Vestige\w+)$", (ROOT / "docs/operations.md").read_text(), re.MULTILINE) == alerts
 
 
 @pytest.mark.parametrize("file", ["docs/operations.md", "charts/vestige/files/alerts.yaml"])
