@@ -76,6 +76,11 @@ interop-all: on-linux test-tools interop-tools tests/interop/agents/node_modules
 	$(offline) env PYTHONPATH=tests $(bin)/python -m interop.connected --all
 	PYTHONPATH=tests $(bin)/python -m interop --all $(WRITE)
 
+.PHONY: https
+https: on-linux test-tools .tools/bin/caddy ## Put nginx and Caddy, as docs/https.md sets them up, in front of a real bridge (Linux).
+	@dev/packages curl nginx-light
+	$(bin)/pytest --numprocesses=3 --dist=loadgroup tests/https
+
 faults = PYTHONPATH=tests $(bin)/python -m chaos $@ $(if $(SEED),--seed $(SEED)) $(WRITE)
 
 .PHONY: chaos-quick
@@ -374,6 +379,9 @@ build/standin/vestige: $(wildcard e2e/standin/*)
 
 .tools/bin/prometheus:
 	@dev/extract $(@D) prometheus usr/bin/prometheus usr/bin/promtool
+
+.tools/bin/caddy:
+	@dev/extract $(@D) caddy usr/bin/caddy
 
 # The schema of HTTPRoute, from the standard channel; 1.7 asks for Go 1.27.
 .tools/httproutes.yaml: GATEWAY_API := sigs.k8s.io/gateway-api@v1.6.3
