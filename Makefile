@@ -272,11 +272,12 @@ chart-package: $(HELM) ## Package the chart into dist/; RUNBOOK_URL=… is where
 	$(HELM) package build/chart --destination dist
 
 .PHONY: deploy-lint
-deploy-lint: on-linux .venv-e2e/stamp .tools/bin/actionlint ## Check the Dockerfiles, shell scripts and workflows (Linux).
+deploy-lint: on-linux .venv-e2e/stamp .tools/bin/actionlint ## Check the Dockerfiles, shell scripts, workflows and the systemd unit (Linux).
 	@e2e/packages
 	.venv-e2e/bin/hadolint docker/Dockerfile.vestige docker/Dockerfile.bridge
 	shellcheck $$(git grep --cached -lE '^#!.*(ba)?sh')
 	.tools/bin/actionlint
+	dev/check-unit docs/systemd/vestige-bridge.service
 	.venv-e2e/bin/mypy --strict e2e
 
 .PHONY: e2e
