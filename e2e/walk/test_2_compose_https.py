@@ -5,6 +5,7 @@ import json
 import os
 import ssl
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -74,11 +75,11 @@ def trust(port: int, compose: list[str], tmp_path_factory: pytest.TempPathFactor
 
 
 def post(port: int, trust: ssl.SSLContext, method: str) -> tuple[int, str]:
-    connection = http.client.HTTPSConnection("localhost", port, context=trust, timeout=30)
     headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
-    connection.request("POST", "/mcp", json.dumps({"jsonrpc": "2.0", "id": 1, "method": method}), headers)
-    response = connection.getresponse()
-    return response.status, response.read().decode()
+    with closing(http.client.HTTPSConnection("localhost", port, context=trust, timeout=30)) as connection:
+        connection.request("POST", "/mcp", json.dumps({"jsonrpc": "2.0", "id": 1, "method": method}), headers)
+        response = connection.getresponse()
+        return response.status, response.read().decode()
 
 
 def test_https_leads_to_the_memory(port: int, trust: ssl.SSLContext) -> None:
