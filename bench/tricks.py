@@ -24,12 +24,12 @@ PLAN = Plan((Scenario("sse", 32, 200), Scenario("sse, Go", 32, 200)), 25, 0.4, 1
 """What SDK clients send and supergateway answers, with both upstreams: the one in C favours what gathers work."""
 
 TRICKS = {
-    "messages are read at a glance": "walk_through_members",
+    "messages are read by one call of the JSON decoder": "walk_through_members",
     "no task for a request": "make_a_task",
     "one timer for many deadlines": "arm_timers",
     "lines of the log are gathered": "write_each_line",
     "no log record for an access line": "make_log_records",
-    "the garbage collector looks seldom": "collect_garbage_often",
+    "the garbage collector runs rarely": "collect_garbage_often",
 }
 """The tricks, and the function in that file that undoes each."""
 
