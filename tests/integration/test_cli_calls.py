@@ -138,14 +138,14 @@ async def test_call_alone_says_that_a_tool_is_missing_and_nothing_of_its_argumen
     done = await run("call")
     assert done.status == 2
     assert done.err.splitlines()[-1] == (
-        "vestige-bridge call: error: say which TOOL; `vestige-bridge tools` lists them"
+        "vestige-bridge call: error: TOOL is missing; `vestige-bridge tools` lists the tools"
     )
     assert "vestige-bridge call recall --help" in (await run("call", "--help")).out
 
 
 async def test_without_a_token_it_says_which_variable_takes_one(everything: Bridge) -> None:
     done = await run("tools", "--url", everything.origin)
-    sentence = "A token is needed: set VESTIGE_AUTH_TOKEN or VESTIGE_AUTH_TOKEN_FILE to what the bridge has."
+    sentence = "The bridge requires a token: set VESTIGE_AUTH_TOKEN to one that the bridge accepts."
     assert (done.status, done.err.splitlines()[0]) == (1, f"{everything.origin}: {sentence}")
 
 
@@ -272,7 +272,10 @@ async def test_a_write_that_was_cut_may_have_run_and_is_said_to(upstream: Script
     upstream.on("tools/call", cut)
     done = await ask(scripted, "call", "write")
     assert (done.status, done.out) == (1, "")
-    assert done.err.splitlines()[1:] == ["Vestige may have run it all the same.", "`vestige-bridge doctor` says more."]
+    assert done.err.splitlines()[1:] == [
+        "Vestige may have run the call.",
+        "Run `vestige-bridge doctor` to find the cause.",
+    ]
     assert upstream.count("tools/call") == 1
 
 

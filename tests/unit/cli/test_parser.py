@@ -81,7 +81,7 @@ def test_a_time_that_is_none_is_exit_status_2(seconds: str, capsys: pytest.Captu
     with pytest.raises(SystemExit) as exited:
         main(["doctor", f"--timeout={seconds}"])
     assert exited.value.code == 2
-    assert f"{seconds!r} is no number of seconds up to 600" in capsys.readouterr().err
+    assert f"{seconds!r} is not a number of seconds greater than 0 and at most 600" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["doctor", "tools", "call", "connect", "stdio"])
