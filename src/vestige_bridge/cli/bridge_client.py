@@ -32,8 +32,8 @@ _EVERYWHERE: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 _MAX_TOOL_PAGES: Final = 100
 
 _ONLY_HASHES: Final = (
-    "holds no valid token but by its hash; to speak to the bridge, set VESTIGE_AUTH_TOKEN to yours and "
-    "VESTIGE_AUTH_TOKEN_FILE to nothing."
+    "contains no valid token in plain text. For this command only, and not in .env, set VESTIGE_AUTH_TOKEN to your "
+    "token and VESTIGE_AUTH_TOKEN_FILE to an empty value."
 )
 
 
@@ -132,7 +132,7 @@ class Client:
             page = self.ask(LIST_TOOLS, params, timeout_seconds=self._timeout_seconds)
             listed = page.get("tools")
             if not isinstance(listed, list) or not all(isinstance(tool, dict) and "name" in tool for tool in listed):
-                raise NotMcp("tools/list was answered with something that is no list of tools")
+                raise NotMcp("the answer to tools/list is not a list of tools")
             tools += listed
             params = {"cursor": page.get("nextCursor")}
             if not isinstance(params["cursor"], str):
@@ -179,7 +179,7 @@ class Client:
                     on_progress(message["params"])
         except KeyboardInterrupt:
             with suppress(ClientError):
-                self.notify(CANCELLED, {"requestId": request_id, "reason": "The person gave up."})
+                self.notify(CANCELLED, {"requestId": request_id, "reason": "The user cancelled the call."})
             raise
         raise NoAnswer("the stream ended before the answer", "cut")
 

@@ -66,7 +66,7 @@ class Refused(ClientError):
     """
 
     def __init__(self, status: int, error: Members) -> None:
-        super().__init__(str(error.get("message") or "It is an error without a message."))
+        super().__init__(str(error.get("message") or "The error has no message."))
         self.status = status
         self.code = error.get("code")
         data = error.get("data")
@@ -101,8 +101,8 @@ class HttpReply:
     def __str__(self) -> str:
         """What can be said of it in a sentence."""
         if self.location:
-            return f"HTTP {self.status}, which leads to {self.location}"
-        return f"HTTP {self.status}, {self.content_type if self.body else 'with nothing in it'}"
+            return f"HTTP {self.status}, a redirect to {self.location}"
+        return f"HTTP {self.status}, {self.content_type if self.body else 'empty'}"
 
 
 def fetch(
@@ -163,7 +163,7 @@ def converse(
             reply = _whole(response, url)
             messages = list(reply.messages())
             if not messages:
-                raise NotMcp(f"what answers there does not speak MCP: {reply}")
+                raise NotMcp(f"the answer is not MCP: {reply}")
             yield from ((reply.status, message) for message in messages)
 
 
@@ -217,7 +217,7 @@ def open_connection(url: str, timeout_seconds: float) -> http.client.HTTPConnect
         except ssl.SSLError as error:
             # Only who speaks TLS sends an alert (RFC 8446, section 6).
             if "ALERT" not in (error.reason or ""):
-                raise NoAnswer("it does not speak TLS", "http") from error
+                raise NoAnswer("the server does not use TLS", "http") from error
             raise
     return connection
 
@@ -234,7 +234,7 @@ def _opened(
     content = {} if message is None else {"Content-Type": _JSON}
     sent = {"Accept": f"{_JSON}, {sse.CONTENT_TYPE}", "User-Agent": "vestige-bridge", **content, **headers}
     body = None if message is None else json.dumps(message).encode()
-    with translated(url, "a connection, but no answer in time"):
+    with translated(url, "connected, but no answer came in time"):
         connection.request(method, (parts.path or "/") + (f"?{parts.query}" if parts.query else ""), body, sent)
         return connection.getresponse()
 
@@ -245,19 +245,19 @@ def next_piece(response: http.client.HTTPResponse, url: str) -> bytes:
     Errors:
         NoAnswer: it was cut.
     """
-    with translated(url, "nothing came any more"):
+    with translated(url, "no more data came in time"):
         return response.read1(65536)
 
 
 def _whole(response: http.client.HTTPResponse, url: str) -> HttpReply:
-    with translated(url, "the answer did not come to its end in time"):
+    with translated(url, "the answer was not complete in time"):
         body = response.read(MAX_ANSWER_BYTES)
     if response.length:
-        raise NoAnswer("the answer was cut", "cut")
+        raise NoAnswer("the answer is incomplete", "cut")
     location = response.headers.get("location", "") if 300 <= response.status < 400 else ""
     reply = HttpReply(response.status, response.headers.get_content_type(), location, body)
     if reply.status == 400 and not reply.json() and url.startswith("http:") and _speaks_tls(url):
-        raise NoAnswer("it speaks TLS", "https")
+        raise NoAnswer("the server uses TLS", "https")
     return reply
 
 
@@ -271,17 +271,17 @@ def translated(url: str, when_late: str) -> Iterator[None]:
     except TimeoutError as error:
         raise NoAnswer(when_late, "late") from error
     except ConnectionRefusedError as error:
-        raise NoAnswer("nobody listens there", "refused") from error
+        raise NoAnswer("connection refused, nothing listens there", "refused") from error
     except ssl.SSLCertVerificationError as error:
-        raise NoAnswer(f"its certificate is not valid: {error.verify_message}", "certificate") from error
+        raise NoAnswer(f"the certificate is not valid: {error.verify_message}", "certificate") from error
     except ssl.SSLError as error:
-        raise NoAnswer("it speaks TLS, and refuses this client", "refused_tls") from error
+        raise NoAnswer("the server uses TLS and refused this client", "refused_tls") from error
     except (OSError, http.client.HTTPException) as error:
         if url.startswith("http:") and _speaks_tls(url):
-            raise NoAnswer("it speaks TLS", "https") from error
+            raise NoAnswer("the server uses TLS", "https") from error
         if isinstance(error, ConnectionError | http.client.IncompleteRead):
-            raise NoAnswer("it hung up without an answer", "cut") from error
-        raise NoAnswer(getattr(error, "strerror", None) or "it does not speak HTTP", "other") from error
+            raise NoAnswer("the connection was closed without an answer", "cut") from error
+        raise NoAnswer(getattr(error, "strerror", None) or "the server does not use HTTP", "other") from error
 
 
 def _speaks_tls(url: str) -> bool:

@@ -34,7 +34,8 @@ def print_new_token(options: argparse.Namespace) -> None:
     value = secrets.token_hex(32)
     entry = build_entry(options, value)
     print(
-        f"The token of {options.name}; it is shown only now:\n\n{value}\n\nThe entry for tokens.toml:\n\n{entry}",
+        f"The token of {options.name}. Store it now, because it is not printed again:\n\n{value}\n\n"
+        f"The entry for tokens.toml:\n\n{entry}",
         end="",
     )
 
@@ -61,9 +62,9 @@ def build_entry(options: argparse.Namespace, value: str) -> str:
         entry.encode()
         parse_toml(entry)
     except UnicodeEncodeError:
-        raise Mistake("The bridge would not take this entry: an argument is not UTF-8.") from None
+        raise Mistake("The bridge would not accept this entry: an argument is not UTF-8.") from None
     except ValueError as error:
-        raise Mistake(f"The bridge would not take this entry: {error}.") from None
+        raise Mistake(f"The bridge would not accept this entry: {error}.") from None
     return entry
 
 
@@ -82,7 +83,7 @@ def parse_expiry(text: str) -> datetime:
         expires = expires.astimezone(UTC) if expires.tzinfo is not None else expires.replace(tzinfo=UTC)
     except (ValueError, OverflowError):
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no time such as 2027-01-31, 2027-01-31T12:00:00Z or 90d"
+            f"{text!r} is not a time such as 2027-01-31, 2027-01-31T12:00:00Z or 90d"
         ) from None
     if expires <= now:
         raise argparse.ArgumentTypeError(f"{text!r} is in the past")

@@ -229,7 +229,7 @@ class Forwarder:
             return
         body = b"".join(iter(lambda: next_piece(response, self.url), b"")).strip()
         if body and response.headers.get_content_type() != "application/json":
-            raise NotMcp(f"what answers there does not speak MCP: HTTP {response.status}")
+            raise NotMcp(f"the answer is not MCP: HTTP {response.status}")
         if body:
             yield body
 
@@ -248,7 +248,7 @@ class Forwarder:
                     session for body in self.pieces(response) if (session := _opened(response, body, lost.initialize))
                 ]
             if not opened:
-                raise NotMcp("the session was lost, and could not be opened anew")
+                raise NotMcp("the session was lost and could not be opened again")
             self.session = opened[0]
             initialized = json.dumps({"jsonrpc": "2.0", "method": INITIALIZED}).encode()
             with closing(self._connect()) as connection:
@@ -393,7 +393,7 @@ class Exchange:
             return _say(body.decode(errors="replace"))
         answer = _parsed(body)
         if answer is None:
-            raise NotMcp("what answers there does not speak MCP")
+            raise NotMcp("the answer is not MCP")
         if isinstance(answer, Response):
             self._answered = True
             if answer.id is None:  # refused before it was read, as for want of a token
@@ -408,7 +408,7 @@ class Exchange:
         _say(f"{self._forwarder.url}: {error}")
         if isinstance(self.message, Request):
             kind = (UpstreamProtocolError if isinstance(error, NotMcp) else UpstreamDisconnected) if sent else None
-            failure: BridgeError = (kind or UpstreamConnectError)(f"The bridge did not answer: {error}.")
+            failure: BridgeError = (kind or UpstreamConnectError)(f"No usable answer from the bridge: {error}.")
             failure.data = {"outcome": "unknown" if sent else "not_sent", "retryable": not sent}
             self._forwarder.output.write(build_error(failure, self.message.spelled_id))
 

@@ -55,7 +55,7 @@ def parse_words(words: list[str], schema: Schema, read_stdin: Callable[[], str])
     for word in words:
         key, separator, value = word.partition("=")
         if not separator or not key:
-            raise UsageError(f"{word!r} is no argument; write key=value.")
+            raise UsageError(f"{word!r} is not an argument; write key=value.")
         if value == STDIN:
             value = read_stdin().removesuffix("\n")
         _set(arguments, schema, key, value)
@@ -73,9 +73,9 @@ def parse_json(text: str, schema: Schema) -> dict[str, Any]:
     try:
         arguments = _parsed(text)
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"The arguments are no JSON: {error}.") from error
+        raise UsageError(f"The arguments are not valid JSON: {error}.") from error
     if not isinstance(arguments, dict):
-        raise UsageError("The arguments are no JSON object.")
+        raise UsageError("The arguments are not a JSON object.")
     for key in arguments:
         _member(key, _Type(schema, schema))
     _require_complete(arguments, schema)
@@ -119,7 +119,7 @@ def closest(name: str, names: list[str]) -> str:
     close = difflib.get_close_matches(name, names, n=1)
     if close:
         return f" Did you mean {close[0]}?"
-    return f" There is {', '.join(names)}." if names else ""
+    return f" The names are: {', '.join(names)}." if names else ""
 
 
 def _type_in_words(schema: Schema, root: Schema) -> str:
@@ -199,12 +199,12 @@ def _set(arguments: dict[str, Any], schema: Schema, key: str, value: str) -> Non
         outer, _, name = name.partition(".")
         at = _member(outer, at)
         if at.names and "object" not in at.names:
-            raise UsageError(f"{key}: {outer} is no object.")
+            raise UsageError(f"{key}: {outer} is not an object.")
         place = place.setdefault(outer, {})
         if not isinstance(place, dict):
-            raise UsageError(f"{key}: {outer} has a value already.")
+            raise UsageError(f"{key}: {outer} already has a value.")
     if name in place:
-        raise UsageError(f"{key} is given twice; an array is written as JSON: {key}='[1, 2]'.")
+        raise UsageError(f"{key} is given twice; write an array as JSON: {key}='[1, 2]'.")
     place[name] = _typed(key, value, _member(name, at).names)
 
 
@@ -261,7 +261,7 @@ def _finite(text: str) -> float:
     """The number, unless JSON has no such number (RFC 8259, section 6)."""
     number = float(text)
     if not math.isfinite(number):
-        raise ValueError(f"{text} is no number that can be sent")
+        raise ValueError(f"{text} is not a JSON number")
     return number
 
 
@@ -283,7 +283,7 @@ def _require_utf8(text: str) -> None:
     """Refuses what the shell gave as other bytes; Python keeps them as surrogates (PEP 383)."""
     byte = next((ord(it) - 0xDC00 for it in text if "\udc80" <= it <= "\udcff"), None)
     if byte is not None:
-        raise UsageError(f"An argument is not UTF-8 text: it holds the byte 0x{byte:02x}.")
+        raise UsageError(f"An argument is not UTF-8: it contains the byte 0x{byte:02x}.")
 
 
 def _mapping(value: object) -> Mapping[str, Any]:

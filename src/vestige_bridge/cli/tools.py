@@ -39,7 +39,7 @@ def print_tools(client: Client, *, as_json: bool) -> None:
     if as_json or not sys.stdout.isatty():
         return _print_json(tools)
     rows = [(str(tool["name"]), ", ".join(required_arguments(_schema(tool))), _summary(tool)) for tool in tools]
-    print(table(("TOOL", "NEEDS", "WHAT IT DOES"), rows))
+    print(table(("TOOL", "REQUIRED", "DESCRIPTION"), rows))
 
 
 def print_tool(client: Client, name: str, *, as_json: bool) -> None:
@@ -70,7 +70,7 @@ def _print_help(tool: Members) -> None:
         if said:
             print(textwrap.fill(shown(said), width(), initial_indent="      ", subsequent_indent="      "))
     if not arguments:
-        print("  It names no arguments.")
+        print("  The schema names no arguments.")
 
 
 def call(client: Client, name: str, words: list[str], as_json: str | None) -> bool:
@@ -93,7 +93,7 @@ def call(client: Client, name: str, words: list[str], as_json: str | None) -> bo
     if as_json is None:
         arguments = parse_words(words, schema, _read_stdin)
     elif words:
-        raise UsageError("The arguments are given twice: as words, and by --json.")
+        raise UsageError("Give the arguments either as key=value or by --json, not both.")
     else:
         arguments = parse_json(_read_stdin() if as_json == "-" else as_json, schema)
     with ProgressLine(name) as line:
@@ -106,7 +106,7 @@ def call(client: Client, name: str, words: list[str], as_json: str | None) -> bo
         _print_json(result)
     failed = result.get("isError") is True
     if failed:
-        print(f"{name} ended with an error.", file=sys.stderr)
+        print(f"{name} returned an error.", file=sys.stderr)
     return not failed
 
 
@@ -121,7 +121,7 @@ def _read_stdin() -> str:
         return data.decode()
     except UnicodeDecodeError as error:
         raise UsageError(
-            f"Standard input is not UTF-8 text: byte {error.start + 1} of it is 0x{data[error.start]:02x}. "
+            f"Standard input is not UTF-8: byte {error.start + 1} is 0x{data[error.start]:02x}. "
             "Convert it first, for example with `iconv -f latin1 -t utf-8`."
         ) from None
 
@@ -178,7 +178,7 @@ def _readable_block(block: dict[str, Any]) -> str:
     if "text" in block:
         return _indented(str(block["text"]))
     if "data" in block:
-        return f"[{block.get('type')} of the type {block.get('mimeType')}; its bytes are in the JSON]"
+        return f"[{block.get('type')}, {block.get('mimeType')}; the data is in the JSON output]"
     return f"[{block.get('type')} {block.get('uri', '')}]"
 
 
