@@ -1,6 +1,6 @@
-"""Makes a token, and the entry of a ``tokens.toml`` by which the bridge knows it.
+"""The command ``token new``: makes a token and its entry for a ``tokens.toml``.
 
-Invariant: the token is printed once and kept nowhere; the entry holds its hash.
+Invariant: the token is printed once and stored nowhere; the entry contains its hash.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ _UNITS = {"d": "days", "h": "hours", "m": "minutes"}
 
 
 class Mistake(Exception):
-    """An argument is not what an entry takes; the text is a sentence for people."""
+    """An argument is not allowed in an entry; the text is a sentence for people."""
 
 
 def print_new_token(options: argparse.Namespace) -> None:
     """Prints a new token and its entry.
 
     Parameters:
-        options: what the command line says: ``name``, ``read_only``, ``tools``, ``expires``, ``no_resources``,
+        options: the options of the command line: ``name``, ``read_only``, ``tools``, ``expires``, ``no_resources``,
             ``max_in_flight`` and ``rate``.
 
     Errors:
-        Mistake: one of them is not what an entry takes.
+        Mistake: one of them is not allowed in an entry.
     """
     value = secrets.token_hex(32)
     entry = build_entry(options, value)
@@ -44,7 +44,7 @@ def build_entry(options: argparse.Namespace, value: str) -> str:
     """The entry of a token.
 
     Errors:
-        Mistake: an option is not what an entry takes.
+        Mistake: an option is not allowed in an entry.
     """
     members = {
         "name": _string(options.name),
@@ -69,7 +69,7 @@ def build_entry(options: argparse.Namespace, value: str) -> str:
 
 
 def parse_expiry(text: str) -> datetime:
-    """When a token expires: a date or a time as RFC 3339 spells it, or how long from now, as ``90d``.
+    """The time at which a token expires: a date or a time as in RFC 3339, or a time from now such as ``90d``.
 
     Errors:
         argparse.ArgumentTypeError: it is none of these, or in the past.
@@ -91,5 +91,5 @@ def parse_expiry(text: str) -> datetime:
 
 
 def _string(text: str) -> str:
-    # A basic string of TOML is spelled as one of JSON, but for what is beyond ASCII.
+    # A basic string of TOML has the syntax of a JSON string, except for escaped characters beyond ASCII.
     return json.dumps(text, ensure_ascii=False)
