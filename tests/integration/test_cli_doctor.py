@@ -329,4 +329,4 @@ async def test_a_token_that_only_a_connected_bridge_has_is_no_fault_of_upstream(
         assert await examine(near(upstream.url, served)) == 0
         assert "upstream requires a token that the doctor does not have" in capsys.readouterr().out
         assert await examine(near(upstream.url, served, UPSTREAM_TOKEN="another")) == 1
-    assert "does not take the token (HTTP 401)" in capsys.readouterr().out
+    assert "does not accept the token (HTTP 401)" in capsys.readouterr().out
