@@ -154,7 +154,7 @@ def test_the_guides_first_calls_work_as_written() -> None:
 def test_the_first_call_of_the_notes_works_as_printed() -> None:
     notes = helm("get", "notes", "vestige")
     block = textwrap.dedent(notes.partition("Make a first call:\n")[2].partition("\nInside the cluster")[0])
-    script = block.replace("&\n", "&\nforward=$!; trap 'kill $forward' EXIT; sleep 3\n", 1)
+    script = block.replace("&\n", "&\nforward=$!; trap 'kill $forward' EXIT\n", 1)
     done = run("bash", "-c", script)
     answer = json.loads(done.stdout[done.stdout.index('{"jsonrpc"') :])
     names = [tool["name"] for tool in answer["result"]["tools"]]
