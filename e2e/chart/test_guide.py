@@ -76,11 +76,8 @@ def test_helm_renders_the_tokens_that_the_guide_gives_as_values(tmp_path: Path) 
 def test_the_commands_for_kubectl_name_what_the_chart_makes(page: str) -> None:
     objects = render("--set", "metrics.enabled=true")
     lines = (ROOT / f"docs/{page}.md").read_text().replace("\\\n", " ").splitlines()
-    commands = [
-        line.partition(" -- ")[0]
-        for line in lines
-        if re.match("kubectl (exec|logs|port-forward|get|top|describe) ", line)
-    ]
+    known = "kubectl (exec|logs|port-forward|get|top|describe) "
+    commands = [re.split(r" (?:--|\|) ", line)[0] for line in lines if re.match(known, line)]
     kinds = {"deploy": "Deployment", "deployment": "Deployment", "svc": "Service", "service": "Service"}
     containers = {it["name"]: it for it in (*pod(objects)["initContainers"], *pod(objects)["containers"])}
     labels = objects["Deployment"]["spec"]["template"]["metadata"]["labels"]
