@@ -84,6 +84,7 @@ COMMANDS = {
         "vestige-bridge tools": "test_the_commands_that_follow_make_dev_work_as_they_stand",
         "vestige-bridge call create_entities": "test_the_commands_that_follow_make_dev_work_as_they_stand",
         "vestige-bridge call search_nodes": "test_the_commands_that_follow_make_dev_work_as_they_stand",
+        "make test": "not run: it is what runs this",
     },
     "docs/clients.md": {
         "export VESTIGE_AUTH_TOKEN=": "test_the_commands_that_follow_make_dev_work_as_they_stand",
