@@ -69,7 +69,7 @@ export class Access {
   credentialOf(agentId: string | undefined): Credential {
     if (agentId === undefined) {
       if (!this.perAgent) return this.#sharedCredential();
-      throw new ToolAuthorizationError(`OpenClaw did not say which agent calls, and ${this.#own === undefined ? ALLOWED : OWN} is set.`);
+      throw new ToolAuthorizationError(`OpenClaw gave no agent id for this call, and ${this.#own === undefined ? ALLOWED : OWN} requires one.`);
     }
     const id = normalizeAgentId(agentId);
     if (!this.isAllowed(id)) throw new ToolAuthorizationError(describeNotAllowed(id));
@@ -77,7 +77,7 @@ export class Access {
     const setting = `${OWN}.${id}`;
     const value = this.#own.get(id);
     if (value === AMBIGUOUS) {
-      throw new SettingsError(`${OWN} has several entries for the agent ${id}, whose names differ in case only: keep one of them.`);
+      throw new SettingsError(`${OWN} has several entries for the agent ${id}, which differ only in upper and lower case: keep one of them.`);
     }
     const token = readToken(value, setting);
     if (token === undefined) throw new ToolAuthorizationError(this.#describeMissingToken(id, setting));
@@ -98,8 +98,8 @@ export class Access {
   }
 
   #describeMissingToken(id: string, setting: string): string {
-    const hint = this.hasSharedToken ? " While authTokens is set, authToken serves commands in a terminal only." : "";
-    return `The agent ${id} has no token for the memory: put one into ${setting}.${hint}`;
+    const hint = this.hasSharedToken ? " While authTokens is set, authToken is used only by commands in a terminal." : "";
+    return `The agent ${id} has no token for the memory: set ${setting}.${hint}`;
   }
 }
 
@@ -131,14 +131,14 @@ function readToken(configured: unknown, setting: string): string | undefined {
   if (value === undefined || value === null) return undefined;
   if (typeof value !== "string") {
     throw new SettingsError(
-      `${setting} is a secret reference that was not resolved: in a terminal set the variable that it names; a reference ` +
-        `to a file or a program is resolved by the gateway only ("openclaw secrets audit" checks it).`,
+      `${setting} is a SecretRef that was not resolved. In a terminal, set the environment variable that it names. Only ` +
+        `OpenClaw's gateway resolves references to files and programs; "openclaw secrets audit" checks them.`,
     );
   }
   const token = value.trim();
   // A header with such a character would fail later, in words that repeat the token.
   if (/[^\x21-\x7e]/.test(token)) {
-    throw new SettingsError(`${setting} contains a character that no token has (a space or a line break?).`);
+    throw new SettingsError(`${setting} contains a character that a token cannot have, such as a space or a line break.`);
   }
   return token === "" ? undefined : token;
 }

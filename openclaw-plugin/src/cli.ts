@@ -10,7 +10,7 @@ import { perform } from "./memory.ts";
 import type { Command, PluginApi } from "./openclaw.ts";
 
 const NAME = "vestige";
-const DESCRIPTION = "Look at and search the shared memory";
+const DESCRIPTION = "Show the status of the shared memory, and search it";
 const AS_AGENT = ["--agent <id>", "use the token of this agent"] as const;
 
 export function registerCommands(api: PluginApi, clients: Clients): void {
@@ -23,13 +23,13 @@ function addCommands(program: Command, clients: Clients, agents: string[]): void
   const vestige = program.command(NAME).description(DESCRIPTION);
   vestige
     .command("status")
-    .description("Show the bridge, Vestige behind it, its tools, and whether the token of each agent is good")
+    .description("Show the bridge, Vestige, its tools, and whether the bridge accepts the token of each agent")
     .option(...AS_AGENT)
     .action((options) => print(() => describeStatus(clients, agents, asString(asObject(options)["agent"]))));
   vestige
     .command("search <query...>")
     .description("Search the memory")
-    .option("--limit <number>", "most results to show")
+    .option("--limit <number>", "maximum number of results")
     .option(...AS_AGENT)
     .action((words, options) => print(() => search(clients, words as string[], asObject(options))));
 }
@@ -65,7 +65,7 @@ export async function* describeStatus(clients: Clients, agents: string[], agentI
   const { access } = clients;
   const failed = agentId === undefined && access.perAgent ? yield* describeAgents(clients, agents) : 0;
   if (agentId !== undefined || access.sharesToken || access.hasSharedToken) yield* describeTools(clients.ofTerminal(agentId));
-  if (failed > 0) throw new VestigeError(`${failed} of the agents that may use the memory cannot.`);
+  if (failed > 0) throw new VestigeError(`${failed} of the allowed agents cannot use the memory.`);
 }
 
 /** A line for each agent that OpenClaw or the settings name; returns how many should work and do not. */
@@ -80,7 +80,7 @@ async function* describeAgents(clients: Clients, configured: string[]): AsyncGen
         const { length } = await client.listTools({});
         yield `agent     ${id}${unknown}: ${access.sharesToken ? "shared" : "own"} token ${describeToken(client)}, tools: ${length}`;
       } else {
-        yield `agent     ${id}${unknown}: not on allowedAgents`;
+        yield `agent     ${id}${unknown}: not in allowedAgents`;
       }
     } catch (error) {
       failed += 1;
@@ -107,7 +107,7 @@ async function* describeTools(client: VestigeClient): AsyncGenerator<string> {
 
 /** What became of the token of a request that was served. */
 function describeToken({ hasToken }: VestigeClient): string {
-  return hasToken ? "accepted" : "none, and none is wanted";
+  return hasToken ? "accepted" : "none, and none is required";
 }
 
 /** The agents of OpenClaw's own config; `main` is there even when none is configured. */

@@ -14,7 +14,7 @@ interface LegacyConfigRule {
 export const legacyConfigRules: LegacyConfigRule[] = [
   {
     path: ["plugins", "vestige"],
-    message: `plugins.vestige belongs at ${CONFIG_PATH}. Run "openclaw doctor --fix".`,
+    message: `The settings in plugins.vestige belong in ${CONFIG_PATH}. Run "openclaw doctor --fix" to move them.`,
   },
 ];
 

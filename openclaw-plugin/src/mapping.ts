@@ -122,7 +122,7 @@ export async function plan<I extends Intent>(intent: I, input: Intents[I], tools
     return { tool: tool.name, calls, rank: rule.rank?.(input), byHandle: rule.byHandle ?? false };
   }
   throw new ToolInputError(
-    `The memory offers no tool for that. It offers: ${tools.map(({ name }) => name).join(", ") || "none"}.`,
+    `The memory server has no tool for this. It has: ${tools.map(({ name }) => name).join(", ") || "none"}.`,
   );
 }
 

@@ -13,8 +13,8 @@ export interface Outcome {
 }
 
 const FIND_BY_HANDLE =
-  "This Vestige finds a memory by its exact id or tag only, never by words: " +
-  "pass one of those, or call vestige_recall_context for an overview.";
+  "This version of Vestige finds memories only by exact id or tag, not by words: " +
+  "pass one of these, or call vestige_recall_context for an overview.";
 
 /** Carries out `intent`; throws when the server has no tool for it or the tool fails. */
 export async function perform<I extends Intent>(
@@ -57,10 +57,10 @@ export async function callAny(
   const tools = await client.listTools(caller);
   const tool = tools.find((candidate) => candidate.name === name);
   if (tool === undefined) {
-    throw new ToolInputError(`There is no tool named ${name}. There are: ${tools.map((t) => t.name).join(", ")}.`);
+    throw new ToolInputError(`There is no tool named ${name}. The tools are: ${tools.map((t) => t.name).join(", ")}.`);
   }
   if (isDestructive(tool, args) && !confirm) {
-    throw new ToolInputError(`${name} can destroy memories for good: repeat the call with confirm set to true if you mean it.`);
+    throw new ToolInputError(`${name} can delete memories permanently: repeat the call with confirm set to true if that is intended.`);
   }
   return { tool: name, text: succeeded(await client.callTool(name, args, caller)) };
 }
@@ -72,7 +72,7 @@ export function describeTools(tools: Tool[], name: string | undefined): string {
   }
   const tool = tools.find((candidate) => candidate.name === name);
   if (tool === undefined) {
-    throw new ToolInputError(`There is no tool named ${name}. There are: ${tools.map((t) => t.name).join(", ")}.`);
+    throw new ToolInputError(`There is no tool named ${name}. The tools are: ${tools.map((t) => t.name).join(", ")}.`);
   }
   return JSON.stringify(tool, undefined, 2);
 }
@@ -82,7 +82,7 @@ async function callAll(client: VestigeClient, tool: string, calls: JsonObject[],
 }
 
 function succeeded({ text, failed }: ToolResult): string {
-  if (failed) throw new VestigeError(`Vestige could not do that: ${firstCharacters(text, 2000)}`);
+  if (failed) throw new VestigeError(`Vestige reported an error: ${firstCharacters(text, 2000)}`);
   return text;
 }
 

@@ -24,7 +24,7 @@ export function registerRecall(api: PluginApi, settings: RecallSettings, clients
   if (!conversationAccess(api.config)) {
     // OpenClaw registers a plugin several times, and once in full.
     if (api.registrationMode === "full") {
-      api.logger.warn(`autoRecall is on, but OpenClaw lets no plugin read prompts unasked: set ${ALLOW} to true.`);
+      api.logger.warn(`autoRecall is on, but OpenClaw does not let this plugin read prompts: set ${ALLOW} to true.`);
     }
     return;
   }
@@ -37,11 +37,11 @@ export function registerRecall(api: PluginApi, settings: RecallSettings, clients
       const memories = await findMemories(client, query, LIMIT, { timeoutSeconds: settings.timeoutSeconds });
       if (memories !== undefined) return prependMemories(memories, settings);
       if (!handleOnlyReported) {
-        api.logger.warn("autoRecall does nothing: this Vestige finds memories by id or tag only, never by words.");
+        api.logger.warn("autoRecall has no effect: this version of Vestige finds memories only by id or tag, not by words.");
       }
       handleOnlyReported = true;
     } catch (error) {
-      api.logger.warn(`autoRecall left the prompt as it was: ${error instanceof Error ? error.message : String(error)}`);
+      api.logger.warn(`autoRecall added nothing to the prompt: ${error instanceof Error ? error.message : String(error)}`);
     }
     return undefined;
   });

@@ -59,7 +59,7 @@ export function readRecallSettings(config: unknown): RecallSettings {
 function readServerUrl(value: unknown): string {
   if (typeof value !== "string" || value.trim() === "") {
     throw new SettingsError(
-      `Vestige has no address: set ${CONFIG_PATH}.serverUrl to the bridge, for example http://localhost:8000.`,
+      `The address of vestige-bridge is missing: set ${CONFIG_PATH}.serverUrl, for example to http://localhost:8000.`,
     );
   }
   const wrong = (problem: string): SettingsError =>
@@ -68,9 +68,9 @@ function readServerUrl(value: unknown): string {
   if (url === null) throw wrong("is not a URL");
   if (url.protocol !== "http:" && url.protocol !== "https:") throw wrong("must start with http:// or https://");
   if (url.username !== "" || url.password !== "") {
-    throw wrong("must not carry a user name or password (the token belongs in authToken)");
+    throw wrong("must not contain a user name or password (set the token in authToken)");
   }
-  if (url.search !== "" || url.hash !== "") throw wrong("must not carry a query or a fragment");
+  if (url.search !== "" || url.hash !== "") throw wrong("must not contain a query or a fragment");
   const path = url.pathname.replace(/\/+$/, "").replace(/\/mcp$/, "").replace(/\/+$/, "");
   return url.origin + path;
 }
