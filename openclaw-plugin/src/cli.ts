@@ -1,4 +1,4 @@
-/** `openclaw vestige …`: what a person asks from a terminal. */
+/** `openclaw vestige …`: the commands for a terminal. */
 
 import { normalizeAgentId } from "./access.ts";
 import type { VestigeClient } from "./client.ts";
@@ -34,7 +34,7 @@ function addCommands(program: Command, clients: Clients, agents: string[]): void
     .action((words, options) => print(() => search(clients, words as string[], asObject(options))));
 }
 
-/** Prints what `lines` gives, and why it ends early if it does, with exit status 1. */
+/** Prints the lines; if they end with an error, prints its message and sets exit status 1. */
 async function print(lines: () => AsyncGenerator<string>): Promise<void> {
   try {
     for await (const line of lines()) process.stdout.write(`${line}\n`);
@@ -52,10 +52,10 @@ async function* search(clients: Clients, words: string[], options: Record<string
 }
 
 /**
- * What can be said, from the nearest part to the farthest; throws at the part that fails, and at the end when an agent
- * cannot use the memory that should.
+ * The status of each part, from the nearest to the farthest. Throws at the part that fails, and at the end if an
+ * allowed agent cannot use the memory.
  *
- * `agents` are those that OpenClaw has. With `agentId` the status is that of one agent.
+ * `agents` are those of OpenClaw. With `agentId` it is the status of one agent.
  */
 export async function* describeStatus(clients: Clients, agents: string[], agentId?: string): AsyncGenerator<string> {
   const health = await clients.health();
@@ -68,7 +68,7 @@ export async function* describeStatus(clients: Clients, agents: string[], agentI
   if (failed > 0) throw new VestigeError(`${failed} of the allowed agents cannot use the memory.`);
 }
 
-/** A line for each agent that OpenClaw or the settings name; returns how many should work and do not. */
+/** A line for each agent of OpenClaw or the settings; returns how many allowed agents cannot use the memory. */
 async function* describeAgents(clients: Clients, configured: string[]): AsyncGenerator<string, number> {
   const { access } = clients;
   let failed = 0;
@@ -105,12 +105,12 @@ async function* describeTools(client: VestigeClient): AsyncGenerator<string> {
   }
 }
 
-/** What became of the token of a request that was served. */
+/** The result of the token check for a request that succeeded. */
 function describeToken({ hasToken }: VestigeClient): string {
   return hasToken ? "accepted" : "none, and none is required";
 }
 
-/** The agents of OpenClaw's own config; `main` is there even when none is configured. */
+/** The agents of OpenClaw's configuration; `main` exists even if none is configured. */
 function configuredAgents(config: unknown): string[] {
   const ids = Object.keys(asObject(asObject(asObject(config)["agents"])["entries"])).map(normalizeAgentId);
   return ids.length === 0 ? ["main"] : ids;

@@ -22,7 +22,7 @@ export class ToolAuthorizationError extends Error {
 const MAY_HAVE_RUN =
   " The call may have run: check with vestige_search before you repeat it.";
 
-/** Why no HTTP answer came at all. */
+/** Why there is no HTTP response. */
 export function describeFetchFailure(failure: unknown, endpoint: string): string {
   const { code, host } = failureCode(failure, endpoint);
   switch (code) {
@@ -47,13 +47,13 @@ export function describeTimeout(seconds: number): string {
   return `Vestige did not answer within ${seconds} seconds.${MAY_HAVE_RUN}`;
 }
 
-/** Why an HTTP answer is an error. `body` is the parsed JSON, if it was any; `credential` is what the request showed. */
+/** Why an HTTP response is an error. `body` is the parsed JSON, if there is any; `credential` is that of the request. */
 export function describeRefusal(status: number, body: unknown, { token, setting }: Credential): string {
   const error = asObject(asObject(body)["error"]);
   const message = asString(error["message"]);
   const hint = asObject(error["data"])["outcome"] === "unknown" ? MAY_HAVE_RUN : "";
   if (status === 401) {
-    // OpenClaw masks whatever follows "token:" in an error, so no colon comes after that word.
+    // OpenClaw masks the text after "token:" in an error, so these messages have no colon after that word.
     return token === undefined
       ? `Set ${setting}, because vestige-bridge requires a token.`
       : `Set a valid token in ${setting}, because vestige-bridge does not accept this one.`;
@@ -90,7 +90,7 @@ function sentence(text: string): string {
   return /[.!?]$/.test(text) ? text : `${text}.`;
 }
 
-/** fetch hides the reason in `cause`, and several of them in an AggregateError. */
+/** fetch puts the reason into `cause`, and several reasons into an AggregateError. */
 function failureCode(failure: unknown, endpoint: string): { code: string; host: string } {
   let cause: unknown = failure;
   while (cause instanceof Error && (cause as { code?: unknown }).code === undefined) {

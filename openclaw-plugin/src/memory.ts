@@ -1,4 +1,4 @@
-/** What agents and people do with the memory, said in the plugin's own terms. */
+/** The operations of agents and commands on the memory. */
 
 import type { Caller, Tool, ToolResult, VestigeClient } from "./client.ts";
 import { ToolInputError, VestigeError } from "./errors.ts";
@@ -8,7 +8,7 @@ import { readMemories, type Memory } from "./memories.ts";
 
 export interface Outcome {
   text: string;
-  /** The tool of the memory server that did it. */
+  /** The tool of the memory server that was called. */
   tool: string;
 }
 
@@ -16,7 +16,7 @@ const FIND_BY_HANDLE =
   "This version of Vestige finds memories only by exact id or tag, not by words: " +
   "pass one of these, or call vestige_recall_context for an overview.";
 
-/** Carries out `intent`; throws when the server has no tool for it or the tool fails. */
+/** Performs `intent`; throws if the server has no tool for it or the tool fails. */
 export async function perform<I extends Intent>(
   client: VestigeClient,
   intent: I,
@@ -34,7 +34,7 @@ export async function perform<I extends Intent>(
   return { tool, text: byHandle && text.includes('"error"') ? `${text}\n${FIND_BY_HANDLE}` : text };
 }
 
-/** The memories that fit `query`; undefined when the server cannot look for words at all. */
+/** The memories that match `query`; undefined if the server cannot search by words. */
 export async function findMemories(
   client: VestigeClient,
   query: string,
@@ -46,7 +46,7 @@ export async function findMemories(
   return readMemories(await callAll(client, tool, calls, caller), query).slice(0, limit);
 }
 
-/** Calls any announced tool by its own name. A call that can destroy something must be confirmed. */
+/** Calls a tool of the server by its own name. A call that can delete memories must be confirmed. */
 export async function callAny(
   client: VestigeClient,
   name: string,
@@ -65,7 +65,7 @@ export async function callAny(
   return { tool: name, text: succeeded(await client.callTool(name, args, caller)) };
 }
 
-/** The announced tools, one a line; or everything about the one that is named. */
+/** The tools of the server, one per line, or the full description of the one with this name. */
 export function describeTools(tools: Tool[], name: string | undefined): string {
   if (name === undefined) {
     return tools.map((tool) => `${tool.name}: ${firstSentence(tool.description)}`).join("\n");

@@ -1,8 +1,8 @@
 /**
  * The operator's settings, from `plugins.entries.vestige.config`; access.ts reads those about agents and tokens.
  *
- * They are read when something is called, not when the plugin loads: an agent then learns what is wrong with
- * them in one sentence, and OpenClaw itself always starts.
+ * They are read when something is called, not when the plugin loads: OpenClaw starts even if they are wrong, and each
+ * call fails with a message that names the mistake.
  */
 
 import { asObject } from "./json.ts";
@@ -14,16 +14,16 @@ export interface Settings {
   endpoint: string;
   /** The bridge's health document. */
   health: string;
-  /** Bounds a whole call, its retry included. */
+  /** The timeout of a whole call, including its retry. */
   timeoutSeconds: number;
   recall: RecallSettings;
 }
 
 export interface RecallSettings {
   enabled: boolean;
-  /** Length of everything that a recall may put before a prompt. */
+  /** The maximum length of what a recall adds before a prompt. */
   maxChars: number;
-  /** Between 0 and 1; a memory that scores less is left out. */
+  /** Between 0 and 1; a memory with a lower score is left out. */
   minScore: number;
   timeoutSeconds: number;
 }
@@ -32,7 +32,7 @@ export class SettingsError extends Error {
   override readonly name = "SettingsError";
 }
 
-/** Validates `config`; throws a SettingsError whose message tells the operator what to set. */
+/** Validates `config`; throws a SettingsError whose message names the setting. */
 export function readSettings(config: unknown): Settings {
   const values = asObject(config);
   const base = readServerUrl(values["serverUrl"]);
@@ -44,7 +44,7 @@ export function readSettings(config: unknown): Settings {
   };
 }
 
-/** The recall settings by themselves: whether to hook into prompts is decided before any address is needed. */
+/** Only the recall settings: the hook for prompts is registered before an address is needed. */
 export function readRecallSettings(config: unknown): RecallSettings {
   const values = asObject(config);
   return {

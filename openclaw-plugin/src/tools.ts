@@ -1,4 +1,4 @@
-/** The tools that agents get. Their names never change, whatever version of Vestige stands behind them. */
+/** The tools that agents get. Their names are the same for all versions of Vestige. */
 
 import { describeNotAllowed } from "./access.ts";
 import type { Caller, VestigeClient } from "./client.ts";
@@ -15,7 +15,7 @@ interface ToolDefinition {
   parameters: JsonObject;
   /** The operator has to allow it by name. */
   optional?: true;
-  /** It returns what others wrote, so OpenClaw wraps it as untrusted. */
+  /** It returns text from others, so OpenClaw marks it as untrusted. */
   resultContentSource?: "network";
   run: (client: VestigeClient, params: Params, caller: Caller) => Promise<Outcome>;
 }
@@ -127,8 +127,8 @@ const TOOLS: ToolDefinition[] = [
 ];
 
 /**
- * Registers every tool. An agent that may not use the memory is offered none; what else is wrong with the settings is
- * thrown at each call.
+ * Registers all tools. An agent that may not use the memory gets none. Other mistakes in the settings are thrown at each
+ * call.
  */
 export function registerTools(api: PluginApi, clients: Clients): void {
   const logged = new Set<string>();
