@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from test_chart import HELM, ROOT, pod, render
+from test_chart import CHART, HELM, ROOT, pod, render
 
 TEXT = (ROOT / "docs" / "deployment.md").read_text()
 ECR = "123456789.dkr.ecr.us-west-2.amazonaws.com"
@@ -133,6 +133,23 @@ def test_a_push_of_uncommitted_changes_is_refused(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode != 0
     assert "uncommitted changes" in done.stderr
+
+
+def test_the_alerts_of_a_release_lead_to_the_page_of_that_release(tmp_path: Path) -> None:
+    workflow = (ROOT / ".github/workflows/release.yml").read_text()
+    assert (
+        'make chart-package RUNBOOK_URL="$GITHUB_SERVER_URL/$GITHUB_REPOSITORY/blob/$GITHUB_REF_NAME/docs/' in workflow
+    )
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    shutil.copytree(CHART, tmp_path / "charts/vestige")
+    page = "https://git.example.com/memory/vestige-bridge/blob/v0.2.0/docs/operations.md"
+    helm = shutil.which(HELM) or HELM
+    for given, expected in ((f"RUNBOOK_URL={page}", page), ("RUNBOOK_URL=", "docs/operations.md")):
+        subprocess.run(["make", "chart-package", given, f"HELM={helm}"], cwd=tmp_path, capture_output=True, check=True)
+        [package] = (tmp_path / "dist").glob("vestige-*.tgz")
+        values = subprocess.run([helm, "show", "values", package], capture_output=True, text=True, check=True).stdout
+        assert yaml.safe_load(values)["metrics"]["alerts"]["runbookUrl"] == expected
+    assert "runbookUrl: docs/operations.md\n" in (tmp_path / "charts/vestige/values.yaml").read_text()
 
 
 def test_compose_images_are_the_dockerfiles_of_this_repository() -> None:
