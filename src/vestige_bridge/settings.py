@@ -289,6 +289,12 @@ class Settings:
         _text,
         "A directory for the id of the upstream session, so that the start after a kill ends the session left over.",
     )
+    backup_status_file: str = _setting(
+        "VESTIGE_BRIDGE_BACKUP_STATUS_FILE",
+        "",
+        _text,
+        "The file in which the backup container says how its backups end, for the metrics.",
+    )
     log_level: str = _setting("VESTIGE_BRIDGE_LOG_LEVEL", "info", _log_level, "The least severe message to log.")
     log_format: str = _setting(
         "VESTIGE_BRIDGE_LOG_FORMAT", "text", _log_format, "Log lines for people, or one JSON object a line."
