@@ -621,6 +621,7 @@ UPLOAD = ("--set", "backup.enabled=true,backup.upload.image=aws-cli:2,backup.upl
 
 
 def backup_containers(*arguments: str) -> list[Manifest]:
+    others: list[Manifest]
     bridge, *others = pod(render(*arguments))["containers"]
     assert bridge["name"] == "bridge"
     return others
