@@ -166,6 +166,7 @@ def test_every_variable_is_described_and_tested() -> None:
         *BAD,
         *("VESTIGE_AUTH_TOKEN_FILE", "VESTIGE_BRIDGE_UPSTREAM_TOKEN_FILE", "VESTIGE_BRIDGE_STATE_DIR"),
         "VESTIGE_BRIDGE_AUDIT_LOG",
+        "VESTIGE_BRIDGE_BACKUP_STATUS_FILE",
     }
     assert all(help_text.endswith(".") for _, _, help_text in describe())
 
