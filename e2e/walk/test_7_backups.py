@@ -125,7 +125,7 @@ def install(images: Images, shelf: Shelf, folder: Path) -> None:
         },
     }
     (folder / "values.json").write_text(json.dumps(values))
-    assert "Wait until the pod shows 4/4 (" in helm("install", "vestige", CHART, "-f", str(folder / "values.json"))
+    assert 'Backups run at "0 3 * * *" (UTC)' in helm("install", "vestige", CHART, "-f", str(folder / "values.json"))
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -1,6 +1,6 @@
-{{/* The containers that make backups and take them away, volumes for them, and what refuses values that could not work. */}}
+{{/* The containers that make and upload backups, their volumes, and the checks of their values. */}}
 {{- define "vestige.backupContainers" -}}
-# Beside the bridge and no sidecar: nothing waits for its start.
+# Not a sidecar, so that the bridge does not wait for it.
 - name: backup
   image: {{ include "vestige.image" (list . "vestigeImage") | quote }}
   imagePullPolicy: {{ .Values.vestigeImage.pullPolicy }}
@@ -52,7 +52,7 @@
 {{- end }}
 
 {{- define "vestige.backupVolumes" -}}
-# Not on the volume of the data: that may be full.
+# Not on the data volume, which can be full.
 - name: backup-status
   emptyDir:
     sizeLimit: 1Mi
@@ -67,13 +67,13 @@
 {{- range regexFindAll "[0-9]+-[0-9]+" .Values.backup.schedule -1 }}
 {{- $ends := splitList "-" . }}
 {{- if gt (trimPrefix "0" (index $ends 0) | int) (trimPrefix "0" (index $ends 1) | int) }}
-{{- fail (printf "backup.schedule is '%s', and the range %s ends before it begins." $.Values.backup.schedule .) }}
+{{- fail (printf "backup.schedule is '%s': the range %s ends before it begins." $.Values.backup.schedule .) }}
 {{- end }}
 {{- end }}
 {{- if and .Values.backup.upload.image (not .Values.backup.enabled) }}
-{{- fail "backup.upload.image needs backup.enabled: without it there is nothing to upload." }}
+{{- fail "backup.upload.image requires backup.enabled: without it there is no backup to upload." }}
 {{- end }}
 {{- if ne (empty .Values.backup.upload.image) (empty .Values.backup.upload.command) }}
-{{- fail "backup.upload.image and backup.upload.command need each other." }}
+{{- fail "backup.upload.image and backup.upload.command must be set together." }}
 {{- end }}
 {{- end }}
