@@ -253,6 +253,15 @@ logs: ## Follow the logs of both containers.
 port-forward: ## Lead port 8000 of this machine to the Service.
 	$(run) kubectl port-forward --namespace $(NAMESPACE) svc/$(RELEASE) 8000:8000
 
+# A command in Vestige's container: on Kubernetes, or with COMPOSE=docker/compose.yaml where compose runs it.
+compose = $(if $(filter docker,$(CONTAINER_TOOL)),docker compose,podman-compose) -f $(COMPOSE)
+in-vestige = $(if $(COMPOSE),$(compose) exec -T vestige-mcp,kubectl exec --namespace $(NAMESPACE) deploy/$(RELEASE) -c vestige-mcp --)
+BACKUP ?= backups/$(RELEASE)-$(shell date -u +%Y%m%dT%H%M%SZ).db
+
+.PHONY: backup
+backup: ## Make a backup and bring it here, into BACKUP=…; COMPOSE=docker/compose.yaml: of compose's memory.
+	$(run) docker/bring-backup $(BACKUP) $(in-vestige) vestige-backup -
+
 .PHONY: chart-lint
 chart-lint: on-linux chart-tools ## Lint the chart, test what it renders, and watch a bridge by its alerts (Linux).
 	$(HELM) lint --strict --kube-version $(KUBE_VERSION) charts/vestige --set auth.token=a-token-for-the-linter-alone

@@ -737,6 +737,94 @@ def test_options_of_scheduling_and_environment_reach_the_pod() -> None:
     assert environment(bridge)["VESTIGE_BRIDGE_LOG_FORMAT"] == "text"
 
 
+UPLOAD = ("--set", "backup.enabled=true,backup.upload.image=aws-cli:2,backup.upload.command={aws,s3}")
+
+
+def backup_containers(*arguments: str) -> list[Manifest]:
+    others: list[Manifest]
+    bridge, *others = pod(render(*arguments))["containers"]
+    assert bridge["name"] == "bridge"
+    return others
+
+
+def test_backups_are_made_by_a_hardened_container_of_vestiges_image_once_they_are_asked_for(
+    default: dict[str, Manifest],
+) -> None:
+    assert "backup" not in json.dumps(default).lower()
+    objects = render("--set", "backup.enabled=true,backup.schedule=*/30 8-18 * * 1-5,backup.keep=48",
+                     "--set", "backup.resources.limits.memory=1Gi,vestigeImage.tag=v9")  # fmt: skip
+    assert objects.keys() == default.keys()
+    [vestige] = pod(objects)["initContainers"]
+    bridge, backup = pod(objects)["containers"]
+    assert (backup["name"], backup["image"]) == ("backup", vestige["image"])
+    assert backup["command"][-2:] == ["vestige-backup", "--schedule"]
+    assert backup["securityContext"] == vestige["securityContext"] == containers(default)[0]["securityContext"]
+    assert environment(backup) == {"BACKUP_SCHEDULE": "*/30 8-18 * * 1-5", "BACKUP_KEEP": "48"}
+    assert backup["resources"]["limits"] == {"cpu": "500m", "memory": "1Gi"}
+    assert backup["volumeMounts"] == [
+        {"name": "data", "mountPath": "/data"},
+        {"name": "backup-status", "mountPath": "/run/vestige-backup"},
+    ]
+    assert {"name": "backup-status", "mountPath": "/run/vestige-backup", "readOnly": True} in bridge["volumeMounts"]
+    assert environment(bridge)["VESTIGE_BRIDGE_BACKUP_STATUS_FILE"] == "/run/vestige-backup/status.json"
+    assert {"name": "backup-status", "emptyDir": {"sizeLimit": "1Mi"}} in pod(objects)["volumes"]
+    for kind in objects.keys() - {"Deployment"}:
+        assert objects[kind] == default[kind]
+
+
+def test_an_upload_is_a_container_of_ones_own_image_that_sees_the_volume_and_cannot_change_it() -> None:
+    backup, upload = backup_containers(*UPLOAD, "--set", "backup.upload.timeoutSeconds=60",
+                                       "--set", "backup.upload.env[0].name=AWS_REGION",
+                                       "--set", "backup.upload.env[0].value=us-west-2",
+                                       "--set", "backup.upload.resources.limits.memory=1Gi")  # fmt: skip
+    assert environment(backup)["BACKUP_UPLOAD_SECONDS"] == "60"
+    assert (upload["name"], upload["image"], upload["args"]) == ("upload", "aws-cli:2", ["aws", "s3"])
+    shell, flag, script, name = upload["command"]
+    assert (shell, flag, name) == ("sh", "-c", "upload")
+    assert script == (CHART / "files" / "upload.sh").read_text()
+    assert environment(upload) == {"HOME": "/tmp", "AWS_REGION": "us-west-2"}
+    assert upload["securityContext"] == backup["securityContext"]
+    assert upload["resources"]["limits"]["memory"] == "1Gi"
+    assert {"name": "data", "mountPath": "/data", "readOnly": True} in upload["volumeMounts"]
+    assert {"name": "auth"} not in [{"name": mount["name"]} for mount in upload["volumeMounts"]]
+
+
+def test_an_upload_without_what_it_needs_refuses() -> None:
+    assert "backup.upload.image requires backup.enabled" in refusal(
+        "--set", f"auth.token={TOKEN},backup.upload.image=x,backup.upload.command[0]=y"
+    )
+    for half in ("image=x", "command[0]=x"):
+        assert "backup.upload.image and backup.upload.command must be set together" in refusal(
+            "--set", f"auth.token={TOKEN},backup.enabled=true,backup.upload.{half}"
+        )
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    ["* * * * *", "0 3 * * *", "*/5 */2 * * *", "00 08-18 1,15,28-31 1-6 *", "59 23 31 12 *", "0 0 * * 1-5,7"],
+)
+def test_a_schedule_of_five_fields_is_taken(schedule: str) -> None:
+    [backup] = backup_containers("--set-json", f"backup.enabled=true,backup.schedule={json.dumps(schedule)}")
+    assert environment(backup)["BACKUP_SCHEDULE"] == schedule
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    ["", "@daily", "0 3 * *", "0 3 * * * *", "60 3 * * *", "0 24 * * *", "0 3 0 * *", "0 3 32 * *", "0 3 * 13 *",
+     "0 3 * * 8", "0 3 * * MON", "0 3 1 * 1", "0 3 */2 * *", "1-9/2 3 * * *", "*/0 * * * *", "0  3 * * *",
+     "0 3 * * *\n"],
+)  # fmt: skip
+def test_another_schedule_is_refused_by_the_schema(schedule: str) -> None:
+    assert "schedule" in refusal(
+        "--set", f"auth.token={TOKEN}", "--set-json", f"backup.schedule={json.dumps(schedule)}"
+    )
+
+
+def test_a_range_that_ends_before_it_begins_is_refused() -> None:
+    for schedule in ("0 18-08 * * *", "30-5 * * * *"):
+        assert "ends before it begins" in refusal("--set", f"auth.token={TOKEN},backup.schedule={schedule}")
+
+
 def strings_only(node: object, path: str = "") -> list[str]:
     """The paths of names, labels and annotations that YAML takes for something else than a string."""
     if isinstance(node, dict):
@@ -891,6 +979,9 @@ def test_the_test_pod_is_not_behind_the_service(default: dict[str, Manifest]) ->
         ("auth.tokens[0].name=agents,auth.tokens[0].read_only=perhaps", "read_only"),
         ("audit.enabled=perhaps", "enabled"),
         ("audit.file=/data/audit.log", "file"),
+        ("backup.keep=0", "keep"),
+        ("backup.upload.timeoutSeconds=0", "timeoutSeconds"),
+        ("backup.upload.imag=x", "imag"),
     ],
 )
 def test_the_schema_refuses_and_names_what_it_refuses(setting: str, named: str) -> None:
@@ -927,8 +1018,9 @@ def test_the_schema_knows_every_value() -> None:
         ["-f", str(VALUES_PROD)],
         ["--set", "metrics.enabled=true,metrics.dashboard.enabled=true"],
         ["--set", "vestige.gateway=none"],
+        [*UPLOAD],
     ],
-    ids=["default", "guide", "metrics", "native"],
+    ids=["default", "guide", "metrics", "native", "backup"],
 )
 def test_objects_satisfy_the_schemas_of_kubernetes(version: str, values: list[str]) -> None:
     for manifest in render(*values, version=version).values():

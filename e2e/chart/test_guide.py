@@ -17,6 +17,7 @@ ENVIRONMENT = {
     "ECR_VESTIGE": f"{ECR}/vestige-mcp",
     "ECR_BRIDGE": f"{ECR}/vestige-bridge",
     "PATH": "/usr/local/bin:/usr/bin:/bin",
+    "TEAM": "red",
     "DRY_RUN": "1",
     "ALLOW_DIRTY": "1",
 }
@@ -231,6 +232,22 @@ def test_with_compose_the_audit_goes_where_the_shell_says(file: str) -> None:
 def test_with_compose_the_autopilot_is_off_unless_it_is_asked_for() -> None:
     assert compose_environment("vestige-mcp")["VESTIGE_AUTOPILOT_ENABLED"] == "0"
     assert compose_environment("vestige-mcp", VESTIGE_AUTOPILOT_ENABLED="1")["VESTIGE_AUTOPILOT_ENABLED"] == "1"
+
+
+def test_with_compose_backups_are_made_by_a_container_as_hardened_as_the_others() -> None:
+    backup, bridge = (compose_service(name, "compose.backup.yaml") for name in ("backup", "bridge"))
+    vestige = compose_service("vestige-mcp")
+    for key in ("image", "restart", "read_only", "cap_drop", "security_opt"):
+        assert backup[key] == vestige[key]
+    assert backup["network_mode"] == "none"
+    assert backup["volumes"][0] == vestige["volumes"][0] == "data:/data"
+    mount = "backup-status:/run/vestige-backup"
+    assert backup["volumes"][1:] == [mount] and bridge["volumes"] == [f"{mount}:ro"]
+    assert bridge["environment"] == {"VESTIGE_BRIDGE_BACKUP_STATUS_FILE": "/run/vestige-backup/status.json"}
+    told = compose_environment("backup", "compose.backup.yaml")
+    assert told == {"BACKUP_SCHEDULE": "0 3 * * *", "BACKUP_KEEP": "7"}
+    told = compose_environment("backup", "compose.backup.yaml", BACKUP_SCHEDULE="0 * * * *", BACKUP_KEEP="24")
+    assert told == {"BACKUP_SCHEDULE": "0 * * * *", "BACKUP_KEEP": "24"}
 
 
 def test_there_is_one_version() -> None:

@@ -264,7 +264,10 @@ async def eventful(upstream: ScriptedUpstream, tmp_path: Path) -> AsyncIterator[
     """A bridge to which enough happened for each metric to have a value."""
     file = tmp_path / "tokens.toml"
     file.write_text(f'[[token]]\nname = "agent"\ntoken = "{TOKEN}"\ntools = ["read"]\nexpires = 2999-01-31T00:00:00Z\n')
-    async with bridge(upstream.url, VESTIGE_AUTH_TOKEN="", VESTIGE_AUTH_TOKEN_FILE=str(file)) as served:
+    backups = tmp_path / "status.json"
+    backups.write_text('{"failing": false, "succeeded_at": 1795689412, "due_at": 1795748400}')
+    files = {"VESTIGE_AUTH_TOKEN_FILE": str(file), "VESTIGE_BRIDGE_BACKUP_STATUS_FILE": str(backups)}
+    async with bridge(upstream.url, VESTIGE_AUTH_TOKEN="", **files) as served:
         await until(served.ready)
         served.token = TOKEN
         assert [(await served.call(tool)).status for tool in ("read", "write")] == [200, 403]
