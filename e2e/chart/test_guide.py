@@ -75,7 +75,7 @@ def test_helm_renders_the_tokens_that_the_guide_gives_as_values(tmp_path: Path) 
 
 @pytest.mark.parametrize("page", ["deployment", "doctor", "operations", "troubleshooting"])
 def test_the_commands_for_kubectl_name_what_the_chart_makes(page: str) -> None:
-    objects = render("--set", "metrics.enabled=true")
+    objects = render("--set", "metrics.enabled=true,backup.enabled=true")
     lines = (ROOT / f"docs/{page}.md").read_text().replace("\\\n", " ").splitlines()
     known = "kubectl (exec|logs|port-forward|get|top|describe) "
     commands = [re.split(r" (?:--|\|) ", line)[0] for line in lines if re.match(known, line)]
@@ -84,7 +84,7 @@ def test_the_commands_for_kubectl_name_what_the_chart_makes(page: str) -> None:
     labels = objects["Deployment"]["spec"]["template"]["metadata"]["labels"]
     assert commands
     for command in commands:
-        assert "openclaw" in command, command
+        assert re.search(r" (-n|--namespace) \S", command), command
         for kind, name in re.findall(r" (deploy|deployment|svc|service)/(\S+)", command):
             assert objects[kinds[kind]]["metadata"]["name"] == name, command
         for container in re.findall(r" -c (\S+)", command):
