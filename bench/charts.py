@@ -1,7 +1,7 @@
 """The charts of the documents, drawn from results; SVG, the same bytes for the same figures.
 
-Invariants: each chart reads well on a light and on a dark page, because it brings its own background and a style sheet that
-exchanges the colours; a logarithmic scale is labelled as one; no line crosses a number.
+Invariants: each chart reads well on a light and on a dark page, because it brings its own background and a style sheet
+that exchanges the colours; a logarithmic scale is labelled as one; no line crosses a number.
 """
 
 from __future__ import annotations
