@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
 
+import vestige_bridge
+
 TOKEN_VARIABLE: Final = "VESTIGE_AUTH_TOKEN"  # noqa: S105
 NAME: Final = "vestige"
 """What the bridge is called in the configuration of a client."""
@@ -46,6 +48,8 @@ class Target:
         values = {"%url%": self.url, "%origin%": origin, "%token%": self.token_variable}
         values |= {"%command%": self.command, "%token-file%": _TOKEN_FILE.replace("~", self.home)}
         values["%past-proxy%"] = self.past_proxy
+        if "%version%" in text:
+            values["%version%"] = vestige_bridge.__version__
         for placeholder, value in values.items():
             text = text.replace(placeholder, value)
         return text
@@ -71,12 +75,14 @@ class Step:
         text: what is run, or put into a file.
         language: the language of the text.
         files: where the file is, by platform; none if the text is to be run.
+        needs_release: whether it installs a published package, so that it is left out until there is one.
     """
 
     says: str
     text: str
     language: str = "sh"
     files: Mapping[str, str] | None = None
+    needs_release: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +106,14 @@ class McpClient:
     source: str = ""
     in_command: bool = True
     needs_variable: bool = True
+
+    def steps_for(self, owner: str) -> list[Step]:
+        """The steps that can be taken.
+
+        Parameters:
+            owner: who publishes the releases; empty while there is none.
+        """
+        return [step for step in self.steps if owner or not step.needs_release]
 
 
 def claude_code(url: str, token: str) -> str:
@@ -188,6 +202,12 @@ _VS_CODE = McpClient(
     needs_variable=False,
 )
 
+_CLAUDE_DESKTOP_FILES: Final = {
+    "macOS": "~/Library/Application Support/Claude/claude_desktop_config.json",
+    "Linux": "~/.config/Claude/claude_desktop_config.json",
+    "Windows": r"%APPDATA%\Claude\claude_desktop_config.json",
+}
+
 _CLAUDE_DESKTOP = McpClient(
     "claude-desktop",
     "Claude Desktop",
@@ -196,6 +216,23 @@ _CLAUDE_DESKTOP = McpClient(
             "Its configuration takes commands only, and it sees no variable of your shell: keep the token in a file.",
             f"""\
 (umask 077 && mkdir -p {_TOKEN_FILE.rpartition("/")[0]} && printf '%s\\n' "$%token%" > {_TOKEN_FILE})""",
+        ),
+        Step(
+            "Put this into the file and restart Claude Desktop. It needs uv; if Claude Desktop does not find `uvx`, "
+            "write its whole path.",
+            """\
+{
+  "mcpServers": {
+    "vestige": {
+      "command": "uvx",
+      "args": ["vestige-bridge", "stdio", "--url", "%origin%"],
+      "env": { "VESTIGE_AUTH_TOKEN_FILE": "%token-file%" }
+    }
+  }
+}""",
+            "json",
+            _CLAUDE_DESKTOP_FILES,
+            needs_release=True,
         ),
         Step(
             "Put this into the file and restart Claude Desktop.",
@@ -210,11 +247,7 @@ _CLAUDE_DESKTOP = McpClient(
   }
 }""",
             "json",
-            {
-                "macOS": "~/Library/Application Support/Claude/claude_desktop_config.json",
-                "Linux": "~/.config/Claude/claude_desktop_config.json",
-                "Windows": r"%APPDATA%\Claude\claude_desktop_config.json",
-            },
+            _CLAUDE_DESKTOP_FILES,
         ),
     ),
     tried="`make interop` starts the command as the file says, with the SDKs' stdio clients; the app is not tried.",
@@ -240,6 +273,11 @@ _OPENCLAW_PLUGIN = McpClient(
     "OpenClaw, by the plugin",
     (
         Step(
+            "Install the plugin, or build it as the next step says. You need OpenClaw 2026.9.6 or newer.",
+            "openclaw plugins install npm:openclaw-plugin-vestige --force --accept-capabilities",
+            needs_release=True,
+        ),
+        Step(
             "You need OpenClaw 2026.9.6 or newer (`npm install -g openclaw`) on a Node 24.16 or newer of your own: the "
             "one in `.venv/bin` has no npm that OpenClaw can use. Build the plugin in a checkout of vestige-bridge and "
             "install it.",
@@ -247,7 +285,7 @@ _OPENCLAW_PLUGIN = McpClient(
 cd openclaw-plugin
 npm ci --ignore-scripts
 npm pack
-openclaw plugins install npm-pack:./openclaw-plugin-vestige-0.2.0.tgz --force --accept-capabilities""",
+openclaw plugins install npm-pack:./openclaw-plugin-vestige-%version%.tgz --force --accept-capabilities""",
         ),
         Step(
             "Give the entry that the install made in the file its `config`; keep the other entries. Or run "

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from vestige_bridge.cli.client_catalog import BY_KEY, CLIENTS, TOKEN_VARIABLE, McpClient, Step, Target, past_proxy
+from vestige_bridge.cli.published import OWNER
 
 _WIDTH: Final = 100
 _DOCUMENTED: Final = Target("http://127.0.0.1:8000/mcp", TOKEN_VARIABLE, "/path/to/vestige-bridge", "/home/you")
@@ -66,13 +67,14 @@ def print_client(key: str, url: str, token_variable: str) -> None:
     print(described(BY_KEY[key], target, has_token=bool(os.environ.get(token_variable))))
 
 
-def described(client: McpClient, target: Target, *, has_token: bool = False) -> str:
+def described(client: McpClient, target: Target, *, has_token: bool = False, owner: str = OWNER) -> str:
     """How a client is connected, for a terminal.
 
     Parameters:
         client: the client.
         target: what is filled in.
         has_token: whether the variable that holds the token is set already.
+        owner: who publishes the releases; empty while there is none.
     """
     parts = [client.title]
     if client.needs_variable and not has_token:
@@ -80,16 +82,20 @@ def described(client: McpClient, target: Target, *, has_token: bool = False) -> 
             f"The token is in an environment variable, which the client needs when it starts:\n\n"
             f"export {target.token_variable}=…"
         )
-    parts += [_step_for_terminal(step, target) for step in client.steps]
+    parts += [_step_for_terminal(step, target) for step in client.steps_for(owner)]
     if not client.tried:
         parts.append(_filled_paragraph(f"Not tried here; from {client.source}"))
     return "\n\n".join(parts)
 
 
-def page() -> str:
-    """The page ``docs/clients.md``."""
-    named = [_section(client) for client in CLIENTS if client.in_command]
-    others = [_section(client) for client in CLIENTS if not client.in_command]
+def page(owner: str = OWNER) -> str:
+    """The page ``docs/clients.md``.
+
+    Parameters:
+        owner: who publishes the releases; empty while there is none.
+    """
+    named = [_section(client, owner) for client in CLIENTS if client.in_command]
+    others = [_section(client, owner) for client in CLIENTS if not client.in_command]
     return "\n".join([_PREAMBLE, *named, _UNTRIED, *others])
 
 
@@ -101,8 +107,8 @@ def _step_for_terminal(step: Step, target: Target) -> str:
     return "\n".join(lines) + "\n\n" + target.filled(step.text)
 
 
-def _section(client: McpClient) -> str:
-    parts = [f"## {client.title}", *(_step_for_page(step) for step in client.steps)]
+def _section(client: McpClient, owner: str) -> str:
+    parts = [f"## {client.title}", *(_step_for_page(step) for step in client.steps_for(owner))]
     if client.tried:
         parts.append(f"Tried: {client.tried}")
     if client.source:
