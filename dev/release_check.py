@@ -205,7 +205,11 @@ def _schema() -> dict[str, Any]:
 
 
 def _run(*command: str, cwd: Path = ROOT) -> str:
-    done = subprocess.run(command, cwd=cwd, stdout=subprocess.PIPE, text=True, check=True)
+    """What a command says that knows nothing of a person's own Python, so that nothing counts as installed already."""
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    done = subprocess.run(command, cwd=cwd, env=environ, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{done.stdout}{done.stderr}{' '.join(command)} ended with status {done.returncode}.")
     return done.stdout
 
 
