@@ -168,12 +168,6 @@ async def _(tmp: Path) -> AsyncIterator[Patient]:
     yield near(nobody(), VESTIGE_AUTH_TOKEN="", VESTIGE_AUTH_TOKEN_FILE=str(tmp / "token"))
 
 
-@broken("settings", "the token file holds only hashes")
-async def _(tmp: Path) -> AsyncIterator[Patient]:
-    (tmp / "tokens.toml").write_text(entry("agents", HASHED))
-    yield near(nobody(), VESTIGE_AUTH_TOKEN="", VESTIGE_AUTH_TOKEN_FILE=str(tmp / "tokens.toml"))
-
-
 @broken("settings", "the state directory does not exist")
 async def _(tmp: Path) -> AsyncIterator[Patient]:
     yield near(nobody(), STATE_DIR=str(tmp / "state"))

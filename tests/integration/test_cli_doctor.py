@@ -135,6 +135,19 @@ async def test_the_first_token_of_a_file_is_shown_to_the_bridge(
     assert "the-first" not in capsys.readouterr().out
 
 
+async def test_a_file_of_hashes_leaves_only_the_token_unexamined(
+    upstream: ScriptedUpstream, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tokens.toml").write_text(entry("agents", HASHED))
+    file = {"VESTIGE_AUTH_TOKEN": "", "VESTIGE_AUTH_TOKEN_FILE": str(tmp_path / "tokens.toml")}
+    async with bridge(upstream.url, **file) as served:
+        await until(served.ready)
+        assert await examine(near(upstream.url, served, **file)) == 0
+    said = capsys.readouterr().out
+    assert marks(said) == {**dict.fromkeys(LAYERS, "✓"), "token": "-", "read": "-"}
+    assert "VESTIGE_AUTH_TOKEN set to it and VESTIGE_AUTH_TOKEN_FILE empty" in said
+
+
 @pytest.mark.parametrize(
     ("rights", "asked"),
     [
@@ -300,3 +313,19 @@ async def test_a_doctor_that_is_not_told_where_upstream_is_leaves_it_to_the_brid
         said = capsys.readouterr().out
         assert marks(said) == {**dict.fromkeys(LAYERS, "✓"), "upstream": "-"}
         assert "VESTIGE_MCP_URL would name" in said
+
+
+async def test_a_token_that_only_a_connected_bridge_has_is_no_fault_of_upstream(
+    upstream: ScriptedUpstream, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def ping(received: Received) -> web.StreamResponse:
+        known = received.http.headers.get("Authorization") == "Bearer of-upstream"
+        return received.result({}) if known else web.Response(status=401)
+
+    upstream.on("ping", ping)
+    async with bridge(upstream.url, UPSTREAM_TOKEN="of-upstream") as served:
+        await until(served.ready)
+        assert await examine(near(upstream.url, served)) == 0
+        assert "only the bridge, which is connected, has one" in capsys.readouterr().out
+        assert await examine(near(upstream.url, served, UPSTREAM_TOKEN="another")) == 1
+    assert "does not take the token (HTTP 401)" in capsys.readouterr().out

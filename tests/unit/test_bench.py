@@ -24,7 +24,7 @@ from bench.profile import shares
 from bench.publish import DOCUMENT, PUBLISHED, filled
 from bench.targets import TARGETS, UNREAD_CLIENTS, VESTIGE, number
 from bench.throughput import body
-from bench.tricks import TRICKS, require_all
+from bench.tricks import TRICKS, cells, require_all
 
 BRIDGE: Cell = ("bridge", "json", 32, 200)
 FLOOR: Cell = ("floor", "json", 32, 200)
@@ -158,6 +158,23 @@ def test_a_trick_is_to_be_removed_if_it_is_worth_too_little_with_every_upstream(
     assert report.tricks_sentence({"cells": cells}).endswith("to be removed: too little; harmful.")
     _, rows = report.tricks({"cells": cells})
     assert [row[-1] for row in rows] == ["", "stays", *["under 3%: to be removed"] * 2]
+
+
+def test_a_turn_without_a_trick_is_compared_with_the_turn_before_it_alone() -> None:
+    def pairs(trick: str, turns: list[tuple[float, float]]) -> list[dict[Cell, dict[str, float]]]:
+        return [{_cell("bridge"): {"cpu_us": base}, _cell(trick): {"cpu_us": without}} for base, without in turns]
+
+    def _cell(name: str) -> Cell:
+        return name, "sse", 32, 200
+
+    turns = {"useful": [(100.0, 110.0), (200.0, 220.0)], "idle": [(100.0, 100.0), (400.0, 400.0)]}
+    bridge, useful, idle = cells({_cell(name): pairs(name, them) for name, them in turns.items()})
+
+    assert [it["contender"] for it in (bridge, useful, idle)] == ["bridge", "useful", "idle"]
+    assert bridge["figures"]["cpu_us"] == {"median": 150, "low": 100, "high": 400}
+    assert useful["against"]["cpu_us"]["median"] == pytest.approx(1.1)
+    assert idle["against"]["cpu_us"]["median"] == 1
+    assert report.worth_too_little({"cells": [bridge, useful, idle]}) == ["idle"]
 
 
 def test_every_trick_that_is_measured_is_in_the_tree_and_one_that_is_not_is_named() -> None:

@@ -37,6 +37,10 @@ _ONLY_HASHES: Final = (
 )
 
 
+class NoTokenInPlainText(SettingsError):
+    """The file of tokens holds only hashes, so no token can be taken from it."""
+
+
 class Client:
     """A client of one bridge.
 
@@ -67,6 +71,7 @@ class Client:
             timeout_seconds: as for the client.
 
         Errors:
+            NoTokenInPlainText: the file of tokens holds only hashes.
             SettingsError: a variable that matters holds a mistake.
         """
         # The tokens bring asyncio along, which a health check, run every few seconds, has no use for.
@@ -78,7 +83,7 @@ class Client:
         tokens = Tokens.from_settings(settings)
         token = tokens.first
         if tokens and not token:
-            raise SettingsError([f"VESTIGE_AUTH_TOKEN_FILE: {settings.auth_token_file} {_ONLY_HASHES}"])
+            raise NoTokenInPlainText([f"VESTIGE_AUTH_TOKEN_FILE: {settings.auth_token_file} {_ONLY_HASHES}"])
         return cls(local_url(settings) if url is None else url, token, timeout_seconds)
 
     @classmethod

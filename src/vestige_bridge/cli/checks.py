@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Final, Literal
 
-from vestige_bridge.cli.bridge_client import Client
+from vestige_bridge.cli.bridge_client import Client, NoTokenInPlainText
 from vestige_bridge.cli.http_client import ClientError, HttpReply, Members, NoAnswer, Refused, connect
-from vestige_bridge.cli.upstream_probe import SUPERGATEWAY, Fault, ask_endpoint, shake_hands
+from vestige_bridge.cli.upstream_probe import SUPERGATEWAY, Fault, TokenRefused, ask_endpoint, shake_hands
 from vestige_bridge.errors import EXPIRED, RENDERINGS, BridgeError, Forbidden, SettingsError, UpstreamConnectError
 from vestige_bridge.jsonrpc.messages import INITIALIZED, PING
 from vestige_bridge.mcp.methods import CALL_TOOL, LIST_RESOURCES, LIST_TOOLS
@@ -20,6 +20,10 @@ from vestige_bridge.settings import Settings
 
 _TOKEN: Final = "VESTIGE_AUTH_TOKEN or VESTIGE_AUTH_TOKEN_FILE"  # noqa: S105
 _START: Final = f"Correct VESTIGE_MCP_URL, or start supergateway with Vestige behind it: {SUPERGATEWAY}"
+_ONLY_HASHES: Final = (
+    "the token file holds only hashes; to examine a token, run the doctor with VESTIGE_AUTH_TOKEN set to it and "
+    "VESTIGE_AUTH_TOKEN_FILE empty"
+)
 _METHOD_NOT_FOUND: Final = -32601
 _FORBIDDEN: Final = RENDERINGS[Forbidden].code
 _CONNECTING: Final = (
@@ -63,6 +67,7 @@ class Layers:
         self._client: Client | None = None
         self._bridge: Literal["unknown", "absent", "serves"] = "unknown"
         self._connected = False
+        self._only_hashes = False
         self._passed: set[str] = set()
 
     def in_order(self) -> list[tuple[str, Callable[[], str]]]:
@@ -83,14 +88,21 @@ class Layers:
             if self._url is None:
                 self._settings = settings = Settings.from_environ(self._environ)
                 SessionFile.from_settings(settings)
-            self._client = client = Client.from_environ(self._environ, self._url, self._timeout_seconds)
+            self._client = client = self._make_client()
         except SettingsError as error:
             raise Fault(" ".join(error.problems), "Correct it in the environment or in .env.") from error
         if self._url is not None or self._settings is None:
             return f"the bridge on {client.url}, {'with a token' if client.token else 'without a token'}"
-        if not client.token and not self._settings.allow_anonymous:
+        if not client.token and not self._only_hashes and not self._settings.allow_anonymous:
             raise Fault("neither a token nor anonymous access is set", f"Set {_TOKEN}.")
         return f"the bridge on {client.url}, upstream {self._settings.mcp_url}"
+
+    def _make_client(self) -> Client:
+        try:
+            return Client.from_environ(self._environ, self._url, self._timeout_seconds)
+        except NoTokenInPlainText:
+            self._only_hashes = True
+            return Client.without_token(self._environ, self._url, self._timeout_seconds)
 
     def _examine_address(self) -> str:
         client = self._require_client()
@@ -124,6 +136,8 @@ class Layers:
 
     def _examine_token(self) -> str:
         client = self._require_client("bridge")
+        if self._only_hashes:
+            raise NotAsked(_ONLY_HASHES)
         reply = client.notify(INITIALIZED)
         if reply.status == 202:
             self._passed.add("token")
@@ -143,7 +157,7 @@ class Layers:
     def _examine_endpoint(self) -> str:
         if self._settings is None:
             raise NotAsked("the settings come first")
-        url = self._settings.mcp_url
+        url, token = self._settings.mcp_url, ""
         try:
             # The token may come from a file, which only the modules below a running bridge know how to read.
             from vestige_bridge.upstream.token import UpstreamToken  # noqa: PLC0415
@@ -152,6 +166,10 @@ class Layers:
             ask_endpoint(url, token, self._timeout_seconds)
         except UpstreamConnectError as error:
             raise Fault(str(error), "Start Vestige, which writes it.") from error
+        except TokenRefused as error:
+            if self._connected and not token:
+                raise NotAsked("upstream wants a token, and only the bridge, which is connected, has one") from error
+            raise
         except NoAnswer as error:
             if self._connected and "VESTIGE_MCP_URL" not in self._environ:
                 raise NotAsked(

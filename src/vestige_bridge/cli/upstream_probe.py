@@ -39,6 +39,10 @@ class Fault(Exception):
         self.remedy = remedy
 
 
+class TokenRefused(Fault):
+    """Upstream wants a token, or another one."""
+
+
 def ask_endpoint(url: str, token: str, timeout_seconds: float) -> None:
     """Sends a ping without a session, and one on a session that nobody opened.
 
@@ -53,6 +57,7 @@ def ask_endpoint(url: str, token: str, timeout_seconds: float) -> None:
 
     Errors:
         NoAnswer: nothing there speaks HTTP.
+        TokenRefused: it wants a token, or another one.
         Fault: it is no MCP server, or one that the bridge cannot use well.
     """
     reply = fetch("POST", url, _PING, token=token, timeout_seconds=timeout_seconds)
@@ -108,11 +113,12 @@ def _require_mcp(url: str, reply: HttpReply, token: str, timeout_seconds: float)
     """Tells something else that answers there from an upstream, whatever that says.
 
     Errors:
-        Fault: it is something else, or wants a token.
+        TokenRefused: it wants a token, or another one.
+        Fault: it is something else.
     """
     if reply.status in (401, 403):
         known = "does not take the token" if token else "wants a token"
-        raise Fault(f"{url} {known} (HTTP {reply.status})", f"Set {_TOKEN} to one that it takes.")
+        raise TokenRefused(f"{url} {known} (HTTP {reply.status})", f"Set {_TOKEN} to one that it takes.")
     if any(reply.messages()) or _is_native(reply):
         return
     if reply.status == 404:
