@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import shtab
@@ -120,26 +120,31 @@ def values_table(text: str) -> str:
 
     Raises:
         ValueError: a value has no such comment, nor has what it is a part of.
+        TypeError: there are no values.
     """
+    root = yaml.compose(text, yaml.SafeLoader)
+    if not isinstance(root, yaml.MappingNode):
+        raise TypeError("the values are no mapping")
     rows = ["| value | default | meaning |", "|---|---|---|"]
-    for name, default, meaning in _values(yaml.compose(text, yaml.SafeLoader), text):
+    for name, default, meaning in _values(root.value, text):
         cell = meaning.replace("|", "\\|").replace("<", "\\<")
         rows.append(f"| `{name}` | {f'`{default}`' if default else ''} | {cell} |")
     return "\n".join(rows)
 
 
-def _values(mapping: yaml.Node, text: str, parent: str = "") -> Iterator[tuple[str, str, str]]:
-    for key, value in mapping.value:
+def _values(
+    pairs: Iterable[tuple[yaml.Node, yaml.Node]], text: str, parent: str = ""
+) -> Iterator[tuple[str, str, str]]:
+    for key, value in pairs:
         name, meaning = f"{parent}{key.value}", _comment(text, key.start_mark.line)
-        is_described_inside = isinstance(value, yaml.MappingNode) and any(
-            _comment(text, it.start_mark.line) for it, _ in value.value
-        )
+        inside = value.value if isinstance(value, yaml.MappingNode) else []
+        is_described_inside = any(_comment(text, it.start_mark.line) for it, _ in inside)
         if meaning:
             yield name, "" if is_described_inside else _written(value, text), meaning
         elif not is_described_inside:
             raise ValueError(f"{name} has no comment that begins with # --")
         if is_described_inside:
-            yield from _values(value, text, f"{name}.")
+            yield from _values(inside, text, f"{name}.")
 
 
 def _comment(text: str, line: int) -> str:

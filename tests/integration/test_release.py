@@ -67,7 +67,7 @@ def test_another_version_in_one_place_is_found(name: str, versioned: Path) -> No
     assert found[1] == old
     file.write_text(file.read_text()[: found.start(1)] + "9.8.7" + file.read_text()[found.end(1) :])
     done = subprocess.run(
-        [sys.executable, versioned / "dev/release_check.py"],
+        [sys.executable, str(versioned / "dev/release_check.py")],
         capture_output=True,
         text=True,
         check=False,
@@ -79,7 +79,7 @@ def test_another_version_in_one_place_is_found(name: str, versioned: Path) -> No
 
 
 def test_a_new_version_is_written_everywhere_but_into_the_changelog(versioned: Path) -> None:
-    command = ["make", "--silent", "--file", ROOT / "Makefile", "version", "NEW=9.8.7", f"PYTHON={sys.executable}"]
+    command = ["make", "--silent", "--file", str(ROOT / "Makefile"), "version", "NEW=9.8.7", f"PYTHON={sys.executable}"]
     said = subprocess.run(command, cwd=versioned, capture_output=True, text=True, check=True).stdout
     assert said == "9.8.7\n"
     assert [fault.partition(" ")[0] for fault in version.faults(versioned)] == ["CHANGELOG.md"]
