@@ -13,6 +13,7 @@ from generate import generated
 
 from harness import ROOT, TOKEN, Bridge, until
 from vestige_bridge import __version__
+from vestige_bridge.cli import connect
 from vestige_bridge.cli.client_catalog import BY_KEY, CLIENTS, PROXIES
 from vestige_bridge.cli.connect import page
 from vestige_bridge.cli.parser import SHELLS, main
@@ -42,6 +43,7 @@ def test_what_is_printed_for_a_client_is_the_golden_text(
     key: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, home: Path
 ) -> None:
     monkeypatch.setenv("VESTIGE_AUTH_TOKEN", TOKEN)
+    monkeypatch.setattr(connect, "OWNER", "")
     said = connected(capsys, key, "--url", f"{URL}/mcp", "--token-env", "TEAM_TOKEN")
     assert TOKEN not in said
     said = (

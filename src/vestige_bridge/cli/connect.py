@@ -64,17 +64,17 @@ def print_client(key: str, url: str, token_variable: str) -> None:
     """
     direct = past_proxy(url, os.environ)
     target = Target(f"{url}/mcp", token_variable, _command(), str(Path.home()), direct)
-    print(described(BY_KEY[key], target, has_token=bool(os.environ.get(token_variable))))
+    print(described(BY_KEY[key], target, has_token=bool(os.environ.get(token_variable)), owner=OWNER))
 
 
-def described(client: McpClient, target: Target, *, has_token: bool = False, owner: str = OWNER) -> str:
+def described(client: McpClient, target: Target, *, owner: str, has_token: bool = False) -> str:
     """How a client is connected, for a terminal.
 
     Parameters:
         client: the client.
         target: what is filled in.
-        has_token: whether the variable that holds the token is set already.
         owner: who publishes the releases; empty while there is none.
+        has_token: whether the variable that holds the token is set already.
     """
     parts = [client.title]
     if client.needs_variable and not has_token:
