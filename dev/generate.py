@@ -45,7 +45,7 @@ def filled(text: str, parts: dict[str, str]) -> str:
 
     def part(match: re.Match[str]) -> str:
         made = parts[match[1]]
-        between = f"\n\n{made}\n\n" if made else ""
+        between = f"\n{made}\n" if made else ""
         return f"<!-- made: {match[1]} -->{between}<!-- end -->"
 
     return _MADE.sub(part, text)
@@ -64,15 +64,14 @@ helm install vestige oci://{registry}/charts/vestige --version {release} --names
   --set vestigeImage.repository={registry}/vestige-mcp \\
   --set bridgeImage.repository={registry}/vestige-bridge \\
   --set auth.existingSecret=vestige-auth"""
+    owned = f"<!-- mcp-name: io.github.{owner}/vestige-bridge -->"
     run = "docker run --rm --publish 127.0.0.1:8000:8000 --env VESTIGE_MCP_URL --env VESTIGE_AUTH_TOKEN"
     parts = {
         "published-bridge": f"""\
-A release needs no checkout. Install the command, run it once, or run the bridge in a container:
-<!-- mcp-name: io.github.{owner}/vestige-bridge -->
+A release needs no checkout: install it, run it once with `uvx vestige-bridge`, or run it in a container: {owned}
 
 ```sh
 pipx install vestige-bridge
-uvx vestige-bridge
 {run} {registry}/vestige-bridge:v{release}
 ```""",
         "published-deployment": f"""\

@@ -88,7 +88,7 @@ def test_vestige_is_a_sidecar_that_starts_first_and_ends_last(default: dict[str,
 
 @pytest.mark.parametrize("count", ["0", "2"])
 def test_another_number_of_replicas_refuses_with_the_reason(count: str) -> None:
-    assert "one Vestige process owns the SQLite file" in refusal(
+    assert "only one Vestige process may use the SQLite file" in refusal(
         "--set", f"auth.token={TOKEN}", "--set", f"replicaCount={count}"
     )
 
@@ -344,22 +344,28 @@ HASH = hashlib.sha256(TOKEN.encode()).hexdigest()
     [
         ([{"name": "agents"}], "auth.tokens[0] (agents) needs either token or sha256"),
         ([entry(sha256=HASH)], "auth.tokens[0] (agents) needs either token or sha256"),
-        ([entry(token="an-open secret-of-enough-letters")], "token of auth.tokens[0] (agents) has to be visible ASCII"),
+        ([entry(token="an-open secret-of-enough-letters")], "token of auth.tokens[0] (agents) must be visible ASCII"),
         ([entry(token="hunter2")], "token of auth.tokens[0] (agents) is shorter than 16 characters"),
-        ([{"name": "agents", "sha256": "hunter2"}], "sha256 of auth.tokens[0] (agents) has to be the 64 hexadecimal"),
-        ([entry(expires="2027-01-31")], "expires of auth.tokens[0] (agents) has to be a date and time with its offset"),
-        ([entry(expires="2027-02-31T00:00:00Z")], "expires of auth.tokens[0] (agents) has to be a date and time"),
-        ([entry(), entry(name="job")], "The token of auth.tokens[1] (job) stands in auth.tokens already"),
+        ([{"name": "agents", "sha256": "hunter2"}], "sha256 of auth.tokens[0] (agents) must be the 64 hexadecimal"),
+        ([entry(expires="2027-01-31")], "expires of auth.tokens[0] (agents) must be a date and time with an offset"),
+        ([entry(expires="2027-02-31T00:00:00Z")], "expires of auth.tokens[0] (agents) must be a date and time"),
+        ([entry(), entry(name="job")], "The token of auth.tokens[1] (job) is already in auth.tokens"),
         (
             [entry(), {"name": "job", "sha256": HASH.upper()}],
-            "The token of auth.tokens[1] (job) stands in auth.tokens already",
+            "The token of auth.tokens[1] (job) is already in auth.tokens",
         ),
         (
             [entry(), entry(expires="2027-01-31T00:00:00Z")],
-            "The token of auth.tokens[1] (agents) stands in auth.tokens already",
+            "The token of auth.tokens[1] (agents) is already in auth.tokens",
         ),
-        ([entry(), entry(token=TOKEN[::-1], tools=[])], "auth.tokens[1] (agents) has other rights than an entry"),
-        ([entry(rate=5), entry(token=TOKEN[::-1], rate=6)], "auth.tokens[1] (agents) has other rights than an entry"),
+        (
+            [entry(), entry(token=TOKEN[::-1], tools=[])],
+            "auth.tokens[1] (agents) has other permissions than an earlier entry",
+        ),
+        (
+            [entry(rate=5), entry(token=TOKEN[::-1], rate=6)],
+            "auth.tokens[1] (agents) has other permissions than an earlier entry",
+        ),
     ],
 )
 def test_an_entry_that_the_bridge_would_refuse_is_refused_before(entries: list[Any], sentence: str) -> None:
@@ -422,7 +428,7 @@ def test_natively_vestige_hands_the_bridge_a_token_in_memory_and_nobody_else() -
 
 
 def test_natively_a_clients_token_is_refused_to_vestige_as_well() -> None:
-    assert "a client's token never goes to Vestige" in refusal(
+    assert "a client's token is never given to Vestige" in refusal(
         "--set", f"auth.token={TOKEN},vestige.gateway=none", "--set", "vestige.extraEnv[0].name=VESTIGE_AUTH_TOKEN"
     )
 
@@ -586,7 +592,7 @@ def test_the_git_tag_of_the_version_is_the_default_tag() -> None:
 @pytest.mark.parametrize("group", ["vestigeImage", "bridgeImage"])
 def test_a_digest_for_a_tag_is_refused_and_shown_its_place(group: str) -> None:
     sentence = refusal("--set", f"auth.token={TOKEN},{group}.tag=sha256:{'0' * 64}")
-    assert f"a digest goes to {group}.digest" in sentence
+    assert f"set a digest as {group}.digest" in sentence
 
 
 def test_options_of_scheduling_and_environment_reach_the_pod() -> None:

@@ -311,7 +311,7 @@ async def test_a_start_with_a_file_of_no_use_is_a_sentence_and_exit_status_2(tmp
         status, log = await BridgeProcess(environment("http://127.0.0.1:9/mcp", **variables)).ended(60)
         assert status == 2, kind
         assert len(log.splitlines()) == 1, (kind, log)
-        assert log.startswith(f"VESTIGE_AUTH_TOKEN_FILE: {file} is of no use: {why}"), (kind, log)
+        assert log.startswith(f"VESTIGE_AUTH_TOKEN_FILE: {file} cannot be used: {why}"), (kind, log)
         assert "secret" not in log
         assert token_of("limited") not in log
 

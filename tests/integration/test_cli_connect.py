@@ -107,9 +107,10 @@ def test_what_is_put_into_a_file_of_json_is_json() -> None:
     assert all(json.loads(text) for text in texts)
 
 
-def test_a_client_says_how_it_was_tried_or_which_page_it_comes_from() -> None:
-    assert [client.key for client in CLIENTS if not client.tried and not client.source] == []
-    assert [client.key for client in CLIENTS if client.tried and not client.in_command] == []
+def test_a_client_says_how_it_is_tested_or_which_page_it_comes_from() -> None:
+    assert [client.key for client in CLIENTS if not client.tested and not client.source] == []
+    assert [client.key for client in CLIENTS if client.tested and not client.in_command] == []
+    assert {client.tested.partition(":")[0] for client in CLIENTS} == {"Tested", "Partly tested", ""}
 
 
 def test_what_is_generated_is_what_would_be_generated_now() -> None:

@@ -21,7 +21,7 @@ from vestige_bridge.cli.parser import main
 from vestige_bridge.server.probes import SHARED_SECONDS
 
 PAGE = ROOT / "docs/doctor.md"
-HEADING = "| layer | what is wrong | what is said |\n|---|---|---|\n"
+HEADING = "| layer | problem | message |\n|---|---|---|\n"
 LAYERS = ["settings", "address", "bridge", "token", "upstream", "Vestige", "read"]
 TIMEOUT_SECONDS = 2.0
 
@@ -281,7 +281,8 @@ async def test_quiet_says_by_its_exit_status_alone_whether_the_bridge_is_healthy
 
 
 @pytest.mark.parametrize(
-    ("status", "found"), [(429, "/mcp answers HTTP 429, text/plain"), (None, "it hung up without an answer")]
+    ("status", "found"),
+    [(429, "/mcp answers HTTP 429, text/plain"), (None, "the connection was closed without an answer")],
 )
 async def test_what_stands_before_the_bridge_and_lets_no_token_through_is_told(
     capsys: pytest.CaptureFixture[str], status: int | None, found: str
@@ -312,7 +313,7 @@ async def test_a_doctor_that_is_not_told_where_upstream_is_leaves_it_to_the_brid
         assert await examine(Patient(told)) == 0
         said = capsys.readouterr().out
         assert marks(said) == {**dict.fromkeys(LAYERS, "✓"), "upstream": "-"}
-        assert "VESTIGE_MCP_URL would name" in said
+        assert "VESTIGE_MCP_URL is not set here" in said
 
 
 async def test_a_token_that_only_a_connected_bridge_has_is_no_fault_of_upstream(
@@ -326,6 +327,6 @@ async def test_a_token_that_only_a_connected_bridge_has_is_no_fault_of_upstream(
     async with bridge(upstream.url, UPSTREAM_TOKEN="of-upstream") as served:
         await until(served.ready)
         assert await examine(near(upstream.url, served)) == 0
-        assert "only the bridge, which is connected, has one" in capsys.readouterr().out
+        assert "upstream requires a token that the doctor does not have" in capsys.readouterr().out
         assert await examine(near(upstream.url, served, UPSTREAM_TOKEN="another")) == 1
-    assert "does not take the token (HTTP 401)" in capsys.readouterr().out
+    assert "does not accept the token (HTTP 401)" in capsys.readouterr().out

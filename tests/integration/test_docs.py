@@ -118,7 +118,7 @@ COMMANDS = {
 """How each command that a page shows is run, by the beginning of its line: a test, a target, or why it is not."""
 
 OF_A_RELEASE = {
-    "README.md": dict.fromkeys(("pipx install", "uvx ", "docker run"), "not run: it needs a registry"),
+    "README.md": dict.fromkeys(("pipx install", "docker run"), "not run: it needs a registry"),
     "docs/clients.md": {"openclaw plugins install npm:": "not run: it needs a registry"},
     "docs/command-line.md": {},
 }

@@ -265,8 +265,11 @@ def test_a_log_level_is_numbered_as_the_logging_module_does(level: str) -> None:
 @pytest.mark.parametrize(
     ("variable", "sentence"),
     [
-        ("VESTIGE_BRIDGE_PROT", "VESTIGE_BRIDGE_PROT is no setting and is ignored. Did you mean VESTIGE_BRIDGE_PORT?"),
-        ("VESTIGE_BRIDGE_", "VESTIGE_BRIDGE_ is no setting and is ignored."),
+        (
+            "VESTIGE_BRIDGE_PROT",
+            "VESTIGE_BRIDGE_PROT is not a setting and is ignored. Did you mean VESTIGE_BRIDGE_PORT?",
+        ),
+        ("VESTIGE_BRIDGE_", "VESTIGE_BRIDGE_ is not a setting and is ignored."),
     ],
 )
 def test_a_variable_that_looks_like_a_setting_is_told_with_the_nearest_name(variable: str, sentence: str) -> None:
