@@ -190,6 +190,13 @@ def test_with_a_release_every_form_is_named_and_stands_before_the_build_from_sou
     assert "ghcr.io/example/" in made["README.md"], "names of images are in lower case"
     assert f"<!-- mcp-name: {release_check.server_json('Example', '1')['name']} -->" in made["README.md"]
     assert len(made["README.md"].splitlines()) <= 150
+    # The section that the released chart is installed with.
+    heading = re.search(r"\]\(#([\w-]+)\)", generate.published("Example", "1.2.3")["published-deployment"])
+    assert heading is not None
+    assert heading[1] in {
+        re.sub(r"[^\w -]", "", it).lower().replace(" ", "-")
+        for it in re.findall(r"^## (.*)", made["docs/deployment.md"], re.MULTILINE)
+    }
 
 
 def test_the_parts_of_a_page_can_be_filled_and_emptied_again() -> None:
