@@ -128,7 +128,7 @@ def _build() -> list[Path]:
     DIST.mkdir()
     _run(sys.executable, "-m", "build", "--outdir", str(DIST), str(ROOT))
     _run("npm", "pack", "--loglevel=error", "--pack-destination", str(DIST), cwd=ROOT / "openclaw-plugin")
-    _run(os.environ.get("HELM", "helm"), "package", "charts/vestige", "--destination", str(DIST))
+    _run("make", "--silent", "chart-package")
     (DIST / "server.json").write_text(json.dumps(server_json(OWNER or "example", version()), indent=2) + "\n")
     return sorted(DIST.iterdir())
 

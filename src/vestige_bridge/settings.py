@@ -304,6 +304,12 @@ class Settings:
         "A directory for the id of the upstream session. If the bridge was killed, it ends that session at the next "
         "start.",
     )
+    backup_status_file: str = _setting(
+        "VESTIGE_BRIDGE_BACKUP_STATUS_FILE",
+        "",
+        _text,
+        "The file to which the backup container writes the result of its backups, for the metrics.",
+    )
     log_level: str = _setting("VESTIGE_BRIDGE_LOG_LEVEL", "info", _log_level, "The lowest level to log.")
     log_format: str = _setting(
         "VESTIGE_BRIDGE_LOG_FORMAT", "text", _log_format, "text for people, or json with one object in each line."

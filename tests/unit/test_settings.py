@@ -41,6 +41,7 @@ DEFAULTS = {
     "upstream_token_file": "",
     "audit_log": "",
     "audit_required": False,
+    "backup_status_file": "",
     "state_dir": "",
     "log_level": "info",
     "log_format": "text",
@@ -94,6 +95,7 @@ GOOD: dict[str, tuple[str, dict[str, object]]] = {
     "VESTIGE_BRIDGE_UPSTREAM_TOKEN_FILE": ("upstream_token_file", {"/run/upstream/token": "/run/upstream/token"}),
     "VESTIGE_BRIDGE_AUDIT_LOG": ("audit_log", {"/var/log/my audit": "/var/log/my audit", " - ": "-"}),
     "VESTIGE_BRIDGE_AUDIT_REQUIRED": ("audit_required", dict(SWITCH)),
+    "VESTIGE_BRIDGE_BACKUP_STATUS_FILE": ("backup_status_file", {"/run/backup/status.json": "/run/backup/status.json"}),
     "VESTIGE_BRIDGE_STATE_DIR": ("state_dir", {"/var/lib/my state": "/var/lib/my state"}),
     "VESTIGE_BRIDGE_LOG_LEVEL": ("log_level", {"DEBUG": "debug", "warning": "warning", "Error": "error"}),
     "VESTIGE_BRIDGE_LOG_FORMAT": ("log_format", {"JSON": "json", "text": "text"}),
@@ -164,6 +166,7 @@ def test_every_variable_is_described_and_tested() -> None:
         *BAD,
         *("VESTIGE_AUTH_TOKEN_FILE", "VESTIGE_BRIDGE_UPSTREAM_TOKEN_FILE", "VESTIGE_BRIDGE_STATE_DIR"),
         "VESTIGE_BRIDGE_AUDIT_LOG",
+        "VESTIGE_BRIDGE_BACKUP_STATUS_FILE",
     }
     assert all(help_text.endswith(".") for _, _, help_text in describe())
 

@@ -80,6 +80,10 @@ app.kubernetes.io/part-of: vestige
 {{- end }}
 - name: VESTIGE_BRIDGE_STATE_DIR
   value: /var/lib/vestige-bridge
+{{- if .Values.backup.enabled }}
+- name: VESTIGE_BRIDGE_BACKUP_STATUS_FILE
+  value: /run/vestige-backup/status.json
+{{- end }}
 - name: VESTIGE_BRIDGE_DRAIN_SECONDS
   value: {{ .Values.bridge.drainSeconds | quote }}
 - name: VESTIGE_BRIDGE_LOG_FORMAT
@@ -324,5 +328,6 @@ vestige-bridge/rendered-sha256
 {{- fail "vestige.extraEnv must not set VESTIGE_AUTH_TOKEN: a client's token is never given to Vestige. The bridge gets client tokens from auth, and with vestige.gateway=none Vestige gets its own token at each start." }}
 {{- end }}
 {{- end }}
+{{- include "vestige.validateBackup" . }}
 {{- include "vestige.validateCluster" . }}
 {{- end }}
