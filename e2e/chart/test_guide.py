@@ -138,9 +138,8 @@ def test_a_push_of_uncommitted_changes_is_refused(tmp_path: Path) -> None:
 
 def test_the_alerts_of_a_release_lead_to_the_page_of_that_release(tmp_path: Path) -> None:
     workflow = (ROOT / ".github/workflows/release.yml").read_text()
-    assert (
-        'make chart-package RUNBOOK_URL="$GITHUB_SERVER_URL/$GITHUB_REPOSITORY/blob/$GITHUB_REF_NAME/docs/' in workflow
-    )
+    page = '"$GITHUB_SERVER_URL/$GITHUB_REPOSITORY/blob/$GITHUB_REF_NAME/docs/operations.md"'
+    assert f"make release-check RUNBOOK_URL={page}" in workflow
     shutil.copy(ROOT / "Makefile", tmp_path)
     shutil.copytree(CHART, tmp_path / "charts/vestige")
     page = "https://git.example.com/memory/vestige-bridge/blob/v0.2.0/docs/operations.md"
