@@ -76,6 +76,11 @@ interop-all: on-linux test-tools interop-tools tests/interop/agents/node_modules
 	$(offline) env PYTHONPATH=tests $(bin)/python -m interop.connected --all
 	PYTHONPATH=tests $(bin)/python -m interop --all $(WRITE)
 
+.PHONY: https
+https: on-linux test-tools .tools/bin/caddy ## Put nginx and Caddy, as docs/https.md sets them up, in front of a real bridge (Linux).
+	@dev/packages curl nginx-light
+	$(bin)/pytest --numprocesses=3 --dist=loadgroup tests/https
+
 faults = PYTHONPATH=tests $(bin)/python -m chaos $@ $(if $(SEED),--seed $(SEED)) $(WRITE)
 
 .PHONY: chaos-quick
@@ -269,15 +274,19 @@ version: ## Print the version; make version NEW=0.2.0 sets it for package, chart
 	@sed -n 's/^version = //p' setup.cfg
 
 .PHONY: chart-package
-chart-package: $(HELM) ## Package the chart into dist/.
-	$(HELM) package charts/vestige --destination dist
+chart-package: $(HELM) ## Package the chart into dist/; RUNBOOK_URL=… is where its alerts lead by default.
+	@rm -rf build/chart && mkdir -p build && cp -R charts/vestige build/chart
+	@sed -i.old -E 's|^( +runbookUrl: ).*|\1$(or $(RUNBOOK_URL),docs/operations.md)|' build/chart/values.yaml
+	@rm build/chart/values.yaml.old
+	$(HELM) package build/chart --destination dist
 
 .PHONY: deploy-lint
-deploy-lint: on-linux .venv-e2e/stamp .tools/bin/actionlint ## Check the Dockerfiles, shell scripts and workflows (Linux).
+deploy-lint: on-linux .venv-e2e/stamp .tools/bin/actionlint ## Check the Dockerfiles, shell scripts, workflows and the systemd unit (Linux).
 	@e2e/packages
 	.venv-e2e/bin/hadolint docker/Dockerfile.vestige docker/Dockerfile.bridge
 	shellcheck $$(git grep --cached -lE '^#!.*(ba)?sh')
 	.tools/bin/actionlint
+	dev/check-unit docs/systemd/vestige-bridge.service
 	.venv-e2e/bin/mypy --strict e2e
 
 .PHONY: e2e
@@ -334,7 +343,7 @@ bench-packages:
 	@dev/packages gcc iproute2 libc6-dev nginx-light valgrind wrk
 
 .PHONY: chart-tools
-chart-tools: $(HELM) .venv-e2e/stamp .tools/bin/prometheus .venv/dev.stamp docker/gateway/node_modules/stamp
+chart-tools: $(HELM) .venv-e2e/stamp .tools/bin/prometheus .tools/httproutes.yaml .venv/dev.stamp docker/gateway/node_modules/stamp
 
 .PHONY: interop-tools
 interop-tools: .venv-mcp-1-previous/stamp .venv-mcp-2-previous/stamp .venv-mcp-fastmcp/stamp .venv-mcp-fastmcp-previous/stamp
@@ -379,7 +388,17 @@ build/standin/vestige: $(wildcard e2e/standin/*)
 	@touch $@
 
 .tools/bin/prometheus:
-	@e2e/prometheus $(@D)
+	@dev/extract $(@D) prometheus usr/bin/prometheus usr/bin/promtool
+
+.tools/bin/caddy:
+	@dev/extract $(@D) caddy usr/bin/caddy
+
+# The schema of HTTPRoute, from the standard channel; 1.7 asks for Go 1.27.
+.tools/httproutes.yaml: GATEWAY_API := sigs.k8s.io/gateway-api@v1.6.3
+.tools/httproutes.yaml: crd = config/crd/standard/gateway.networking.k8s.io_httproutes.yaml
+.tools/httproutes.yaml:
+	@$(require-go)
+	@install -D -m 644 "$$(cd / && go mod download -json $(GATEWAY_API) | sed -n 's/^\t"Dir": "\(.*\)",$$/\1/p')/$(crd)" $@
 
 .tools/bin/helm: GO_PACKAGE := helm.sh/helm/v3/cmd/helm@v3.22.0
 .tools/bin/syft: GO_PACKAGE := github.com/anchore/syft/cmd/syft@v1.57.0

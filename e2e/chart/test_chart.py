@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml
@@ -190,6 +191,85 @@ def test_own_ingress_annotations_win() -> None:
     ingress = render("-f", str(VALUES_PROD), "--set-string",
                      r"ingress.annotations.alb\.ingress\.kubernetes\.io/scheme=internet-facing")["Ingress"]  # fmt: skip
     assert ingress["metadata"]["annotations"]["alb.ingress.kubernetes.io/scheme"] == "internet-facing"
+
+
+ROUTE = ("--set", "httpRoute.parentRefs[0].name=public,httpRoute.parentRefs[0].namespace=gateways")
+
+
+def test_there_is_no_route_without_a_gateway(default: dict[str, Manifest]) -> None:
+    assert "HTTPRoute" not in default
+
+
+def test_a_route_leads_from_the_gateway_to_the_service_and_its_open_port() -> None:
+    objects = render(
+        *ROUTE, "--set", "httpRoute.hostnames[0]=a.example,httpRoute.annotations.note=outer,service.port=80",
+        "--set", "httpRoute.parentRefs[0].sectionName=https",
+        "--set", "networkPolicy.from[0].namespaceSelector.matchLabels.team=gateways",
+    )  # fmt: skip
+    route, service, policy = objects["HTTPRoute"], objects["Service"], objects["NetworkPolicy"]["spec"]["ingress"]
+    assert route["metadata"]["annotations"] == {"note": "outer"}
+    assert route["spec"]["parentRefs"] == [{"name": "public", "namespace": "gateways", "sectionName": "https"}]
+    assert route["spec"]["hostnames"] == ["a.example"]
+    [rule] = route["spec"]["rules"]
+    assert rule["backendRefs"] == [{"name": service["metadata"]["name"], "port": service["spec"]["ports"][0]["port"]}]
+    assert policy[0]["ports"] == [{"protocol": "TCP", "port": containers(objects)[1]["ports"][0]["containerPort"]}]
+    assert policy[0]["from"][0] == {"namespaceSelector": {"matchLabels": {"team": "gateways"}}}
+
+
+def test_a_route_sets_no_limit_to_the_time_of_a_stream_unless_it_is_told_to() -> None:
+    def timeouts(*values: str) -> object:
+        return render(*ROUTE, *values)["HTTPRoute"]["spec"]["rules"][0].get("timeouts")
+
+    assert timeouts() == {"request": "0s", "backendRequest": "0s"}
+    assert timeouts("--set", "httpRoute.timeouts.request=1h") == {"request": "1h", "backendRequest": "0s"}
+    assert timeouts("--set", "httpRoute.timeouts=null") is None
+
+
+def closed(schema: Any) -> Any:
+    """The schema of a CRD, in which what it does not name is wrong, as it is for the server with strict validation."""
+    if isinstance(schema, list):
+        return [closed(it) for it in schema]
+    if not isinstance(schema, dict):
+        return schema
+    open_map = "additionalProperties" in schema or schema.get("x-kubernetes-preserve-unknown-fields")
+    named = isinstance(schema.get("properties"), dict) and schema.get("type") == "object"
+    inner = {key: closed(value) for key, value in schema.items()}
+    return inner | {"additionalProperties": False} if named and not open_map else inner
+
+
+@pytest.fixture(scope="module")
+def route_schema() -> jsonschema.Draft7Validator:
+    """The schema of HTTPRoute in the newest release of the Gateway API."""
+    crd = yaml.safe_load((ROOT / ".tools/httproutes.yaml").read_text())
+    [version] = [it for it in crd["spec"]["versions"] if it["name"] == "v1"]
+    schema = closed(version["schema"]["openAPIV3Schema"])
+    schema["properties"]["metadata"] = {"type": "object"}
+    return jsonschema.Draft7Validator(schema)
+
+
+FULL_ROUTE = {
+    "parentRefs": [
+        {"group": "gateway.networking.k8s.io", "kind": "Gateway", "namespace": "gateways", "name": "public"},
+        {"name": "internal", "sectionName": "https", "port": 443},
+    ],
+    "hostnames": ["vestige.example.com", "*.example.org"],
+    "timeouts": {"request": "1h30m", "backendRequest": "500ms"},
+    "annotations": {"note": "outer"},
+}
+
+
+@pytest.mark.parametrize(
+    "values", [ROUTE, ("--set-json", f"httpRoute={json.dumps(FULL_ROUTE)}")], ids=["default", "full"]
+)
+def test_a_route_satisfies_the_schema_of_the_gateway_api(
+    values: tuple[str, ...], route_schema: jsonschema.Draft7Validator
+) -> None:
+    route = render(*values)["HTTPRoute"]
+    assert [error.message for error in route_schema.iter_errors(route)] == []
+    route["spec"]["rules"][0]["timeout"] = "1s"
+    route["spec"]["hostnames"] = ["a host"]
+    wrong = {".".join(map(str, error.absolute_path)) for error in route_schema.iter_errors(route)}
+    assert wrong == {"spec.rules.0", "spec.hostnames.0"}
 
 
 def test_no_token_refuses_with_the_ways_out() -> None:
@@ -548,6 +628,40 @@ def test_a_pod_monitor_finds_the_pod_by_the_port_and_the_labels_that_it_has() ->
     assert monitor["metadata"]["labels"]["release"] == "prometheus"
 
 
+RUNBOOKS = "https://wiki.example.com/vestige/operations"
+
+
+def anchors(document: Path) -> set[str]:
+    """The anchors that GitHub gives the headings of a page."""
+    text = re.sub(r"^```.*?^```$", "", document.read_text(), flags=re.MULTILINE | re.DOTALL)
+    found: set[str] = set()
+    for heading in re.findall(r"^#+ (.*)$", text, re.MULTILINE):
+        anchor = re.sub(r"[^\w\- ]", "", re.sub(r"\]\(.*?\)", "", heading).lower()).strip().replace(" ", "-")
+        numbered = (f"{anchor}-{number}" for number in itertools.count(1))
+        found.add(anchor if anchor not in found else next(it for it in numbered if it not in found))
+    return found
+
+
+@pytest.mark.parametrize("where", ["docs/operations.md", RUNBOOKS])
+def test_every_alert_leads_to_a_heading_with_commands(where: str) -> None:
+    chosen = [] if where == "docs/operations.md" else ["--set", f"metrics.alerts.runbookUrl={where}"]
+    rule = render("--set", "metrics.enabled=true,metrics.alerts.enabled=true", *chosen)["PrometheusRule"]
+    alerts = [it for group in rule["spec"]["groups"] for it in group["rules"] if "alert" in it]
+    page = ROOT / "docs/operations.md"
+    assert alerts
+    for alert in alerts:
+        address, _, anchor = alert["annotations"]["runbook_url"].partition("#")
+        assert (address, anchor) == (where, alert["alert"].lower())
+        assert anchor in anchors(page)
+        runbook = page.read_text().partition(f"\n### {alert['alert']}\n")[2].partition("\n#")[0]
+        assert re.search(r"^```(bash|promql)$", runbook, re.MULTILINE), alert["alert"]
+
+
+@pytest.mark.parametrize("url", ["", "wiki.example.com", "https://a.example/#top", "https://a.example/{{ 1 }}"])
+def test_a_runbook_url_that_could_not_be_followed_is_refused(url: str) -> None:
+    assert "runbookUrl" in refusal("--set", f"auth.token={TOKEN}", "--set-string", f"metrics.alerts.runbookUrl={url}")
+
+
 def test_alerts_reach_prometheus_as_they_stand_in_their_file() -> None:
     rule = render("--set", "metrics.enabled=true,metrics.alerts.enabled=true",
                   "--set", "metrics.alerts.labels.release=prometheus")["PrometheusRule"]  # fmt: skip
@@ -852,6 +966,9 @@ def test_the_test_pod_is_not_behind_the_service(default: dict[str, Manifest]) ->
         ("auth.token=1234567890123456", "token"),
         ("metrics.podMonitor.interval=often", "interval"),
         ("metrics.alert.enabled=true", "alert"),
+        ("httpRoute.parentRefs[0].namespace=gateways", "name"),
+        ("httpRoute.parentRefs[0].section=https", "section"),
+        ("httpRoute.timeouts.request=60", "request"),
         ("vestige.gateway=nginx", "gateway"),
         ("persistence.size=5gi", "size"),
         ("auth.tokens[0].name=a b", "name"),

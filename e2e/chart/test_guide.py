@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from test_chart import HELM, ROOT
+from test_chart import HELM, ROOT, pod, render
 
 TEXT = (ROOT / "docs" / "deployment.md").read_text()
 ECR = "123456789.dkr.ecr.us-west-2.amazonaws.com"
@@ -31,7 +31,7 @@ HELM_COMMANDS = [command for command in COMMANDS if re.match("helm (install|upgr
 MAKE_COMMANDS = [
     command
     for command in [*COMMANDS, *re.findall(r"`(make [^`]+)`", TEXT)]
-    if re.match("make (?!dev|e2e|chart-lint|audit|sbom)", command)
+    if re.match("make (?!dev|e2e|chart-lint|deploy-lint|audit|sbom|https)", command)
 ]
 
 
@@ -42,7 +42,7 @@ def shell(command: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_every_command_is_known_to_a_test() -> None:
-    known = ("export ", "make ", "docker ", "helm ", "kubectl ", "curl ", "printf ")
+    known = ("export ", "make ", "docker ", "helm ", "kubectl ", "curl ", "printf ", "sudo ")
     assert [command for command in COMMANDS if not command.startswith(known)] == []
 
 
@@ -71,6 +71,36 @@ def test_helm_renders_the_tokens_that_the_guide_gives_as_values(tmp_path: Path) 
     done = shell(f"{shlex.quote(HELM)} template v charts/vestige --kube-version 1.35.0 -f {tmp_path}/values.yaml")
     assert done.returncode == 0, done.stderr
     assert "tokens.toml: " in done.stdout
+
+
+@pytest.mark.parametrize("page", ["deployment", "doctor", "operations", "troubleshooting"])
+def test_the_commands_for_kubectl_name_what_the_chart_makes(page: str) -> None:
+    objects = render("--set", "metrics.enabled=true")
+    lines = (ROOT / f"docs/{page}.md").read_text().replace("\\\n", " ").splitlines()
+    known = "kubectl (exec|logs|port-forward|get|top|describe) "
+    commands = [re.split(r" (?:--|\|) ", line)[0] for line in lines if re.match(known, line)]
+    kinds = {"deploy": "Deployment", "deployment": "Deployment", "svc": "Service", "service": "Service"}
+    containers = {it["name"]: it for it in (*pod(objects)["initContainers"], *pod(objects)["containers"])}
+    labels = objects["Deployment"]["spec"]["template"]["metadata"]["labels"]
+    assert commands
+    for command in commands:
+        assert "openclaw" in command, command
+        for kind, name in re.findall(r" (deploy|deployment|svc|service)/(\S+)", command):
+            assert objects[kinds[kind]]["metadata"]["name"] == name, command
+        for container in re.findall(r" -c (\S+)", command):
+            assert container in containers, command
+        for label, value in re.findall(r" -l (\S+?)=(\S+)", command):
+            assert labels[label] == value, command
+        for port in re.findall(r"port-forward .* \d+:(\d+)", command):
+            assert int(port) in [it["containerPort"] for it in containers["bridge"]["ports"]], command
+
+
+def test_helm_renders_the_route_that_the_guide_gives_as_values(tmp_path: Path) -> None:
+    values = re.search(r"```yaml\n(httpRoute:.*?)```", TEXT, re.DOTALL)
+    assert values
+    (tmp_path / "values.yaml").write_text(values[1])
+    route = render("-f", str(tmp_path / "values.yaml"))["HTTPRoute"]
+    assert route["spec"]["hostnames"] == ["vestige.example.com"]
 
 
 @pytest.mark.parametrize("command", MAKE_COMMANDS)
@@ -159,6 +189,18 @@ def test_with_compose_both_files_run_the_same_but_for_the_tokens() -> None:
     assert one["services"].keys() == other["services"].keys()
     assert one | {"services": {}} == other | {"services": {}}
     assert one["services"]["vestige-mcp"] == other["services"]["vestige-mcp"]
+
+
+@pytest.mark.parametrize("file", ["compose.yaml", "compose.tokens.yaml"])
+def test_with_compose_https_is_a_profile_that_cannot_reach_vestige(file: str) -> None:
+    https, bridge, vestige = (compose_service(name, file) for name in ("https", "bridge", "vestige-mcp"))
+    assert https["profiles"] == ["https"]
+    assert set(https["networks"]) & set(bridge["networks"])
+    assert not set(https["networks"]) & set(vestige["networks"])
+    assert (https["read_only"], https["cap_drop"], https["cap_add"]) == (True, ["ALL"], ["NET_BIND_SERVICE"])
+    assert "./Caddyfile:/etc/caddy/Caddyfile:ro" in https["volumes"]
+    assert compose_environment("https", file)["VESTIGE_HTTPS_HOST"] == "localhost"
+    assert "VESTIGE_AUTH_TOKEN" not in https["environment"]
 
 
 @pytest.mark.parametrize("file", ["compose.yaml", "compose.tokens.yaml"])
