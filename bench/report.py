@@ -231,7 +231,9 @@ def source(part: Mapping[str, Any]) -> str:
 
 def run(part: Mapping[str, Any]) -> str:
     """The same for a run that was described before."""
-    return f"`{part['made']['command']}`, {part['made']['date']}, machine and versions as above."
+    made = part["made"]
+    described = "machine and versions as in the first table of this run"
+    return f"`{made['command']}`, {made['date']}, commit {made['versions']['commit']}; {described}."
 
 
 def everything(results: Results, names: Sequence[str]) -> str:

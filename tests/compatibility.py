@@ -6,10 +6,12 @@ import datetime as dt
 import json
 import re
 from collections.abc import Iterable
+from importlib.metadata import version
 from pathlib import Path
 
 from harness import ROOT
 
+BRIDGE_VERSION = f"vestige-bridge {version('vestige-bridge')}"
 PAGE = ROOT / "docs/compatibility.md"
 
 

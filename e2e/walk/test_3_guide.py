@@ -374,7 +374,7 @@ def backups(backup: str) -> None:
         ("/data/damaged.db", "is damaged"),
         ("/data/nothing.db", "there is no file"),
         ("/data", "not a file that can be read"),
-        ("/data/vestige.db", "today's database itself"),
+        ("/data/vestige.db", "is the current database"),
         ("", "usage: vestige-restore FILE"),
     ],
 )
@@ -565,7 +565,8 @@ def test_more_memory_is_given_without_losing_the_other_values(loaded: Images, cl
 
 
 def test_metrics_are_found_through_the_service_once_they_are_asked_for(client: Client) -> None:
-    [command] = re.findall(r"^helm (upgrade .*)$", (ROOT / "docs" / "operations.md").read_text(), re.MULTILINE)
+    page = (ROOT / "docs" / "operations.md").read_text()
+    [command] = re.findall(r"^helm (upgrade .* metrics\.enabled=true)$", page, re.MULTILINE)
     run(HELM, *command.split(), "--set", "metrics.dashboard.enabled=true", cwd=ROOT)
     rolled_out()
     assert SENTENCE in client.search("Cape Farewell")

@@ -14,7 +14,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
-from importlib.metadata import version
 from pathlib import Path
 
 from chaos.account import ZEROS, Figures
@@ -33,7 +32,7 @@ from chaos.soak import soak
 from chaos.stack import Run
 from chaos.strangers import floods, held, strangers
 from chaos.tasks import tasks
-from compatibility import package_version, write_section
+from compatibility import BRIDGE_VERSION, package_version, write_section
 from harness import ROOT, SERVER_EVERYTHING, SUPERGATEWAY
 
 FAULTS: dict[str, Callable[[Run], Awaitable[Figures]]] = {
@@ -120,7 +119,7 @@ def main() -> int:
     shutil.rmtree(folder)
     if arguments.write:
         packages = [SUPERGATEWAY.parents[1], SERVER_EVERYTHING.parents[2] / "sdk"]
-        versions = [f"vestige-bridge {version('vestige-bridge')}", *(package_version(it) for it in packages)]
+        versions = [BRIDGE_VERSION, *(package_version(it) for it in packages)]
         write_section(section, report, [*versions, f"Python {platform.python_version()}"], ROOT / "docs/reliability.md")
     return 0
 

@@ -11,7 +11,7 @@ import sys
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from compatibility import package_version, write_section
+from compatibility import BRIDGE_VERSION, package_version, write_section
 from conformance.suite import SUITE, VERSIONS, native_server, reached, run_suite
 from conformance.verdict import (
     DIRECT,
@@ -77,7 +77,7 @@ def main() -> int:
     print(report)
     if arguments.write:
         parts = (SUITE.parents[1], SUPERGATEWAY.parents[1], SERVER_EVERYTHING.parents[1])
-        write_section("conformance", report, [package_version(part) for part in parts])
+        write_section("conformance", report, [BRIDGE_VERSION, *(package_version(part) for part in parts)])
     for failure in verdict.failures:
         print(f"FAILED {failure}", file=sys.stderr)
     return 1 if verdict.failures else 0

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable
 from contextlib import AsyncExitStack
 
-from compatibility import package_version, write_section
+from compatibility import BRIDGE_VERSION, package_version, write_section
 from harness import ROOT, SUPERGATEWAY, TOKEN, BridgeProcess, Gateway, environment, free_port, until
 from interop.clients import BUILT_CLIENTS, CLIENTS, Kind
 
@@ -97,7 +97,7 @@ def main() -> int:
     report, failures = judge(asyncio.run(measure([*CLIENTS, *(BUILT_CLIENTS if arguments.all else ())])))
     print(report)
     if arguments.write:
-        write_section("interop", report, [package_version(SUPERGATEWAY.parents[1])])
+        write_section("interop", report, [BRIDGE_VERSION, package_version(SUPERGATEWAY.parents[1])])
     for failure in failures:
         print(f"FAILED {failure}", file=sys.stderr)
     return 1 if failures else 0
