@@ -157,7 +157,7 @@ class BridgeProcess:
     def check_log(self, figures: Figures) -> None:
         """Blames what only a bug writes into a log."""
         for line in self.log.read_text(errors="replace").splitlines():
-            if "Traceback (most recent" in line or "never retrieved" in line or "nobody foresaw" in line:
+            if "Traceback (most recent" in line or "never retrieved" in line or "A check failed unexpectedly" in line:
                 figures.blame("failed", f"{self.log}: {line}")
 
 

@@ -102,6 +102,6 @@ class ModernClients:
 
     async def _acknowledge(self, subscription: Subscription, listener: Listener) -> None:
         """Tells the client what it will hear, once that is known."""
-        subscription.narrow(await self._session.subscriptions.told(subscription.uris))
+        subscription.narrow(await self._session.subscriptions.confirmed(subscription.uris))
         self._session.listeners.narrow(listener, subscription.uris)
         listener.open(subscription.acknowledgement())

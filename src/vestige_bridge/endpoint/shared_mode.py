@@ -76,9 +76,9 @@ class SharedMode:
     async def serve_batch(self, incoming: EndpointRequest, members: Sequence[AnyMessage | BridgeError]) -> None:
         """Answers a batch (MCP 2025-03-26, basic/transports; JSON-RPC 2.0, section 6)."""
         incoming.record.method = "batch"
-        places = sum(_takes_place(member) for member in members)
+        slots = sum(_takes_slot(member) for member in members)
         answers: list[Exchange | bytes] = []
-        with self._dispatcher.admit(incoming.record, places) as admission:
+        with self._dispatcher.admit(incoming.record, slots) as admission:
             for member in members:
                 try:
                     if isinstance(member, BridgeError):
@@ -150,7 +150,7 @@ class SharedMode:
         if interest is None:
             return self._dispatcher.request(request, incoming.caller, incoming.header_lines, incoming.record, admission)
         self._note(incoming.caller, request, interest)
-        return self._dispatcher.request_to_hear(request, incoming.caller, interest, incoming.record, admission)
+        return self._dispatcher.request_notifications(request, incoming.caller, interest, incoming.record, admission)
 
     def _note(self, caller: Caller, request: Request, interest: Interest) -> None:
         """Keeps what a client wants to hear; a plain poster has no stream to hear anything on.
@@ -170,7 +170,7 @@ class SharedMode:
             listeners.unsubscribe(caller, interest.uri)
 
 
-def _takes_place(member: AnyMessage | BridgeError) -> bool:
+def _takes_slot(member: AnyMessage | BridgeError) -> bool:
     """Whether a member of a batch goes upstream, as far as is known before it is looked at."""
     if isinstance(member, Notification):
         return member.method != CANCELLED and member.method not in NOTIFICATIONS_ABOUT_CLIENT

@@ -32,12 +32,12 @@ class PassThrough(Multiplexer[C]):
     """The calls in flight on one client's own session, under the client's own ids.
 
     Parameters:
-        overhear: told of the messages that belong on the session's own stream.
+        inspect: told of the messages that belong on the session's own stream.
     """
 
-    def __init__(self, overhear: Overhear) -> None:
+    def __init__(self, inspect: Overhear) -> None:
         super().__init__()
-        self._overhear = overhear
+        self._inspect = inspect
         self._by_id: dict[object, C] = {}
         self._by_token: dict[object, C] = {}
         self._busy: Counter[object] = Counter()
@@ -146,7 +146,7 @@ class PassThrough(Multiplexer[C]):
             stream = next(iter(self._hearing), None)
         if stream is not None:
             return Progress(stream, data)
-        self._overhear(message)
+        self._inspect(message)
         return Unattributed(None)
 
     def _known(self, token: Value) -> C | None:
