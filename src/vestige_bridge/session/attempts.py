@@ -262,7 +262,7 @@ class Attempts:
         try:
             routed = self._router(held).route(data, arrived_on)
         except InvalidMessage as error:
-            raise UpstreamProtocolError("Upstream answered something that is not MCP.", detail=error.message) from error
+            raise UpstreamProtocolError("Upstream sent something that is not MCP.", detail=error.message) from error
         if isinstance(routed, Answer):
             if routed.response.failed and routed.response.error == SERVER_DIED:
                 self._cut(routed.call, held)
