@@ -85,7 +85,7 @@ class Endpoint:
             await incoming.respond(error_response(error))
         except Exception:
             if not incoming.record.answering:
-                failure = InternalError("The bridge failed; its log says why.", request_id=incoming.spelled_id)
+                failure = InternalError("The bridge failed; see its log.", request_id=incoming.spelled_id)
                 await incoming.respond(error_response(failure))
             raise
 

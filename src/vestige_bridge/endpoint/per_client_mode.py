@@ -249,7 +249,7 @@ class ClientSessions:
             request, incoming.caller, incoming.header_lines, incoming.record, admission, own=own.held
         )
         if incoming.accepted.event_stream:
-            own.held.router.hear(exchange)
+            own.held.router.accept_stream(exchange)
         return exchange
 
     async def _take(self, incoming: EndpointRequest, own: ClientSession, message: Notification | Response) -> None:
