@@ -524,7 +524,7 @@ def test_a_batch_is_read_up_to_its_limit_and_no_further(member: str) -> None:
     batch = parse_body(f"[{','.join([member] * BATCH_LIMIT)}]".encode())
     assert isinstance(batch, list)
     assert len(batch) == BATCH_LIMIT
-    with pytest.raises(InvalidMessage, match="A batch may hold 1024 messages"):
+    with pytest.raises(InvalidMessage, match="A batch must not contain more than 1024 messages"):
         parse_body(f"[{','.join([member] * (BATCH_LIMIT + 1))},".encode())
 
 
