@@ -1,4 +1,4 @@
-"""The charts of the documents, drawn from results; SVG, the same bytes for the same figures."""
+"""The charts of the documents, drawn from results as SVG; the same figures give the same bytes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ mpl.rcParams.update(
 
 
 def draw(results: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
-    """Draws every chart whose figures there are."""
+    """Draws all charts for which there are results."""
     charts: dict[str, tuple[str, Callable[[Mapping[str, Any]], Any]]] = {
         "cpu.svg": ("throughput", _cpu),
         "requests.svg": ("throughput", _requests),
@@ -52,7 +52,7 @@ def _requests(part: Mapping[str, Any]) -> Any:
 
 
 def _bars(part: Mapping[str, Any], name: str, title: str) -> Any:
-    """One bar for each contender and form at 32 connections, with its spread, on a scale of powers of ten."""
+    """One bar for each contender and form at 32 connections, with its spread, on a logarithmic scale."""
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.2), sharey=True)
     figure.suptitle(f"{title}: 32 connections, 200 B", x=0.02, ha="left")
     for panel, form in zip(panels, ("json", "sse"), strict=True):
@@ -75,7 +75,7 @@ def _bars(part: Mapping[str, Any], name: str, title: str) -> Any:
 
 
 def _latency(part: Mapping[str, Any]) -> Any:
-    """The middle and the tail of three ways, over the number of connections."""
+    """Median and tail latency of three contenders, by the number of connections."""
     figure, panel = plt.subplots(figsize=(6.5, 3.2))
     for contender, colour in {"none": PALE, "floor": OTHERS, "bridge": OURS}.items():
         cells = sorted(
@@ -100,7 +100,7 @@ def _latency(part: Mapping[str, Any]) -> Any:
 
 
 def _job(part: Mapping[str, Any]) -> Any:
-    """The real job with 20 clients, one row for each memory server."""
+    """The write workload with 20 clients, one row for each memory server."""
     servers = [server for server in (MEMORY, VESTIGE) if any(job["server"] == server for job in part["jobs"])]
     figure, rows = plt.subplots(len(servers), 4, figsize=(11, 2.9 * len(servers)), sharey=True, squeeze=False)
     panels: dict[str, Callable[[Mapping[str, Any]], float]] = {
@@ -123,7 +123,7 @@ def _job(part: Mapping[str, Any]) -> Any:
 
 
 def _clients(part: Mapping[str, Any]) -> Any:
-    """Calls a second over the number of clients."""
+    """Calls a second by the number of clients."""
     figure, panel = plt.subplots(figsize=(6.5, 3.2))
     jobs = [job for job in part["jobs"] if job["server"] == MEMORY]
     ways = dict.fromkeys(job["contender"] for job in jobs)
@@ -140,7 +140,7 @@ def _clients(part: Mapping[str, Any]) -> Any:
 
 
 def _barh(panel: Any, names: Sequence[str], values: Sequence[float]) -> None:
-    """Bars with their figures behind them; the bridge's in its own colour."""
+    """Bars with their figures at the end; the bridge's has its own colour."""
     bars = panel.barh(range(len(names)), values, color=[OURS if name.startswith("bridge") else PALE for name in names])
     panel.set_yticks(range(len(names)), names)
     panel.bar_label(bars, [f" {number(value)}" for value in values], padding=4)
