@@ -17,7 +17,7 @@ from chaos.stack import Run, Stack, stack
 from harness import NODE, ROOT, Gateway
 
 CALL_MILLISECONDS: Final = 20
-PLACES: Final = (1, 8)
+SLOTS: Final = (1, 8)
 POSTS: Final = 2_000
 LEAST_POSTS: Final = 200
 IN_FLIGHT: Final = 512
@@ -141,25 +141,25 @@ class Client:
 async def fairness(run: Run) -> Figures:
     """F11: a principal with one call at a time waits for one turn of the other, and the other loses no throughput."""
     posts = max(LEAST_POSTS, run.times(POSTS))
-    windows = " and ".join(map(str, PLACES))
+    windows = " and ".join(map(str, SLOTS))
     done = f"{posts:,} calls of {CALL_MILLISECONDS} ms posted at once by one principal, one at a time by another"
     figures = Figures("F11 fair turns", f"{done}, in windows of {windows}, repeated")
-    for places in PLACES:
+    for slots in SLOTS:
         async with (
-            _two_principals(run, "", places, posts) as in_turns,
-            _two_principals(run, "first_come_first_served", places, posts) as by_arrival,
+            _two_principals(run, "", slots, posts) as in_turns,
+            _two_principals(run, "first_come_first_served", slots, posts) as by_arrival,
         ):
-            await _beside(in_turns, places, posts)
-            await _alone(in_turns, by_arrival, places)
+            await _beside(in_turns, slots, posts)
+            await _alone(in_turns, by_arrival, slots)
         figures.add(in_turns.figures)
         figures.add(by_arrival.figures)
     return figures
 
 
 @asynccontextmanager
-async def _two_principals(run: Run, order: str, places: int, posts: int) -> AsyncIterator[Stack]:
+async def _two_principals(run: Run, order: str, slots: int, posts: int) -> AsyncIterator[Stack]:
     """The parts, with a bridge with two principals and slots in fair turns, or in another order."""
-    name = f"F11 window of {places} {order or 'in turns'}"
+    name = f"F11 window of {slots} {order or 'in turns'}"
     file = run.folder / "tokens-of-two"
     file.write_text(f"batch {run.token}\nother {_other_token(run)}\n")
     # A short run has a short queue: as large a share of its posts is admitted as with the defaults.
@@ -171,7 +171,7 @@ async def _two_principals(run: Run, order: str, places: int, posts: int) -> Asyn
         upstream=TimedUpstream,
         VESTIGE_AUTH_TOKEN="",
         VESTIGE_AUTH_TOKEN_FILE=str(file),
-        UPSTREAM_CONCURRENCY=str(places),
+        UPSTREAM_CONCURRENCY=str(slots),
         MAX_IN_FLIGHT=limit,
         REQUEST_TIMEOUT_SECONDS="120",
         LOG_LEVEL="info",
@@ -179,7 +179,7 @@ async def _two_principals(run: Run, order: str, places: int, posts: int) -> Asyn
         yield it
 
 
-async def _beside(it: Stack, places: int, posts: int) -> None:
+async def _beside(it: Stack, slots: int, posts: int) -> None:
     """Times the calls of one principal, alone and beside the posts of the other."""
     number = max(LEAST_TIMED_CALLS, it.run.times(TIMED_CALLS))
     alone: list[float] = []
@@ -198,13 +198,13 @@ async def _beside(it: Stack, places: int, posts: int) -> None:
             await batch
     times = _within(beside, 99) / _within(alone, 99)
     it.figures.notes.append(
-        f"window of {places}: without a batch {len(alone)} calls, p50 {_within(alone, 50) * 1000:.1f} ms, "
+        f"window of {slots}: without a batch {len(alone)} calls, p50 {_within(alone, 50) * 1000:.1f} ms, "
         f"p99 {_within(alone, 99) * 1000:.1f} ms; with {batches} times {posts:,} posts {len(beside)} calls, "
         f"p50 {_within(beside, 50) * 1000:.1f} ms, p99 {_within(beside, 99) * 1000:.1f} ms, {times:.1f} times as long"
     )
     if times > (MOST_TIMES if it.run.scale >= 1 else SHORT_MOST_TIMES):
         it.figures.blame(
-            "unanswered", f"window of {places}: the p99 of the other principal is {times:.1f} times as long"
+            "unanswered", f"window of {slots}: the p99 of the other principal is {times:.1f} times as long"
         )
 
 
@@ -216,20 +216,20 @@ async def _batch(it: Stack, posts: int) -> None:
             await asyncio.sleep(PAUSE_SECONDS)
 
 
-async def _alone(in_turns: Stack, by_arrival: Stack, places: int) -> None:
+async def _alone(in_turns: Stack, by_arrival: Stack, slots: int) -> None:
     """Measures the throughput of one principal with more calls than slots, in either order."""
-    calls = max(LEAST_RATED_CALLS, in_turns.run.times(RATED_CALLS)) * places
+    calls = max(LEAST_RATED_CALLS, in_turns.run.times(RATED_CALLS)) * slots
     seconds = {it.figures.fault: 0.0 for it in (in_turns, by_arrival)}
     for _ in range(STRETCHES):
         for it in (in_turns, by_arrival):
-            seconds[it.figures.fault] += await _seconds(it, calls // STRETCHES, at_once=4 * places)
+            seconds[it.figures.fault] += await _seconds(it, calls // STRETCHES, at_once=4 * slots)
     fair, before = (calls / it for it in seconds.values())
     in_turns.figures.notes.append(
-        f"window of {places}: throughput of the batch alone {fair:.1f} calls/s in turns, "
+        f"window of {slots}: throughput of the batch alone {fair:.1f} calls/s in turns, "
         f"{before:.1f} calls/s in the order of arrival"
     )
     if fair < (LEAST_RATE if in_turns.run.scale >= 1 else SHORT_LEAST_RATE) * before:
-        in_turns.figures.blame("failed", f"window of {places}: {fair:.1f} calls a second, {before:.1f} before")
+        in_turns.figures.blame("failed", f"window of {slots}: {fair:.1f} calls a second, {before:.1f} before")
 
 
 async def _seconds(it: Stack, calls: int, at_once: int) -> float:

@@ -32,7 +32,7 @@ class ArrivingBodies:
             ClientDisconnect: the client disconnected.
         """
         if self._count >= self._most:
-            self._make_room(incoming.principal)
+            self._reject_newest(incoming.principal)
         try:
             async with asyncio.timeout(None) as arriving:
                 self._count += 1
@@ -44,7 +44,7 @@ class ArrivingBodies:
         except TimeoutError:
             raise _too_many() from None
 
-    def _make_room(self, newcomer: str) -> None:
+    def _reject_newest(self, newcomer: str) -> None:
         """Rejects the newest body of the principal with the most, if that has more than the newcomer.
 
         Errors:

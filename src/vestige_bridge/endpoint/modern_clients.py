@@ -86,7 +86,7 @@ class ModernClients:
             return notification.method in subscription.methods
 
         listener, listeners = Listener(wants, opened=False), self._session.listeners
-        if not listeners.make_room(incoming.principal, subscription.uris):
+        if not listeners.free_quota(incoming.principal, subscription.uris):
             raise InvalidParams(TOO_MANY_RESOURCES)
         listeners.add(listener, incoming.principal, subscription.uris)
         acknowledging = asyncio.create_task(self._acknowledge(subscription, listener))

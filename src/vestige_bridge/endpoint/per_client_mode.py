@@ -114,8 +114,8 @@ class ClientSessions:
             with self._dispatcher.admit(incoming.record, requests) as admission:
                 # All requests take their slots before the first wait.
                 opened = [self._open_member(incoming, own, it, admission) for it in members]
-            told = [await self._member(incoming, own, *pair) for pair in zip(members, opened, strict=True)]
-            answers = [it for it in told if it is not None]
+            replies = [await self._member(incoming, own, *pair) for pair in zip(members, opened, strict=True)]
+            answers = [it for it in replies if it is not None]
             if not answers:
                 return await incoming.respond(HttpResponse(status_code=202))
             try:

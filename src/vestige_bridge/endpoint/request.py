@@ -141,10 +141,10 @@ class EndpointRequest:
             raise UnsupportedMediaType("Send the JSON-RPC message with the header `Content-Type: application/json`.")
         if headers.is_compressed(self.headers):
             raise UnsupportedMediaType("Send the body uncompressed, without Content-Encoding.")
-        self._require_room(headers.content_length(self.headers) or 0)
+        self._require_within_limit(headers.content_length(self.headers) or 0)
         body = None if self._connection is None else self._connection.whole_body()
         if body is not None:
-            self._require_room(len(body))
+            self._require_within_limit(len(body))
         return body
 
     async def body(self) -> bytes:
@@ -162,13 +162,13 @@ class EndpointRequest:
                     if message["type"] == "http.disconnect":
                         raise ClientDisconnect
                     body += message.get("body", b"")
-                    self._require_room(len(body))
+                    self._require_within_limit(len(body))
                     if not message.get("more_body", False):
                         return bytes(body)
         except TimeoutError:
             raise BodyTimeout("The body did not arrive in time.") from None
 
-    def _require_room(self, length: int) -> None:
+    def _require_within_limit(self, length: int) -> None:
         limit = self._settings.max_body_bytes
         if length > limit:
             raise BodyTooLarge(

@@ -162,7 +162,7 @@ class SharedMode:
         if interest.uri is None and listens:
             listeners.set_level(caller, str(interest.value))
         elif interest.uri is not None and interest.value:
-            if not listeners.make_room(caller.principal, frozenset({interest.uri}), caller):
+            if not listeners.free_quota(caller.principal, frozenset({interest.uri}), caller):
                 raise InvalidParams(TOO_MANY_RESOURCES, request_id=request.spelled_id)
             if listens:
                 listeners.subscribe(caller, interest.uri)

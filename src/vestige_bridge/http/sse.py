@@ -101,7 +101,7 @@ class EventDecoder:
                 self._take_field(line)
             elif (event := self._dispatch()) is not None:
                 yield event
-        self._require_room(len(self._buffer) + self._data_bytes)
+        self._require_within_limit(len(self._buffer) + self._data_bytes)
 
     def _next_line(self) -> bytes | None:
         buffer = self._buffer
@@ -138,7 +138,7 @@ class EventDecoder:
         if name == b"data":
             self._data.append(value)
             self._data_bytes += len(value) + 1
-            self._require_room(self._data_bytes)
+            self._require_within_limit(self._data_bytes)
         elif name == b"event":
             self._type = value.decode(errors="replace")
         elif name == b"id" and _header_value(value):
@@ -146,7 +146,7 @@ class EventDecoder:
         elif name == b"retry" and value.isdigit() and len(value) <= _MAX_RETRY_DIGITS:
             self._retry_seconds = int(value) / 1000
 
-    def _require_room(self, held_bytes: int) -> None:
+    def _require_within_limit(self, held_bytes: int) -> None:
         if held_bytes > self._limit_bytes:
             # The exception's traceback keeps this object alive until garbage collection, so its buffers are released.
             self._buffer.clear()

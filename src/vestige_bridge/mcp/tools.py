@@ -138,13 +138,13 @@ def reports_error(data: bytes) -> bool:
     """
     for key, start in walk_members(data):
         if key == "result":
-            return data.startswith(b"{", start) and _says_error(data, start)
+            return data.startswith(b"{", start) and _reports_error(data, start)
         if key == "error":
             return True
     return False
 
 
-def _says_error(data: bytes, start: int) -> bool:
+def _reports_error(data: bytes, start: int) -> bool:
     """Whether the result at an offset reports an error; of a repeated member the last one counts."""
     last = data.rfind(b'"isError"')
     if last >= 0 and (at_end := _is_error_at_end(data, last)) and data[last - 1 : last] != b"\\":
@@ -156,8 +156,8 @@ def _says_error(data: bytes, start: int) -> bool:
         at_start = _is_error_at_start(data, start)
         if at_start and at_start.start(1) == last:
             return at_start[2] == b"true"
-    says = False
+    failed = False
     for name, value in walk_members(data, start):
         if name == "isError":
-            says = data.startswith(b"true", value)
-    return says
+            failed = data.startswith(b"true", value)
+    return failed

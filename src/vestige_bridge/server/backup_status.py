@@ -37,8 +37,8 @@ def read_backup_status(path: str) -> BackupStatus:
     """
     try:
         with Path(path).open("rb") as file:
-            told = json.loads(file.read(_MAX_BYTES))
-        failing, succeeded_at, due_at = (told[key] for key in ("failing", "succeeded_at", "due_at"))
+            status = json.loads(file.read(_MAX_BYTES))
+        failing, succeeded_at, due_at = (status[key] for key in ("failing", "succeeded_at", "due_at"))
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return BackupStatus(failing=True)
     if not isinstance(failing, bool) or not (_is_timestamp(succeeded_at) and _is_timestamp(due_at)):

@@ -130,7 +130,7 @@ class ClientWriter:
         self._connections.ended[reason] += 1
         self.abort()
 
-    def make_room(self) -> None:
+    def close_idle(self) -> None:
         """Closes the idle connection."""
         self.abort()
 

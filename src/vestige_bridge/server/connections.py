@@ -59,7 +59,7 @@ class WatchedConnection(Protocol):
     def watch(self, now: float) -> None:
         """Enforces its time limits."""
 
-    def make_room(self) -> None:
+    def close_idle(self) -> None:
         """Closes the idle connection."""
 
 
@@ -134,7 +134,7 @@ class Connections:
         Returns:
             Whether it is within the limit; if not, the caller must reject and close it.
         """
-        fits = len(self._all) < self.limits.connections or self._make_room()
+        fits = len(self._all) < self.limits.connections or self._close_longest_idle()
         if not fits:
             self.refused += 1
         self._all.add(connection)
@@ -158,14 +158,14 @@ class Connections:
         """Records that such a connection has a request, or is authenticated now."""
         self._strangers.pop(connection, None)
 
-    def _make_room(self) -> bool:
+    def _close_longest_idle(self) -> bool:
         """Closes the longest idle unauthenticated connection, or else that of the principal with the most."""
         victim = next(iter(self._strangers), None) or self._longest_idle()
         if victim is None:
             return False
         self.closed_for_room += 1
         self.forget(victim)
-        victim.make_room()
+        victim.close_idle()
         return True
 
     def _longest_idle(self) -> WatchedConnection | None:

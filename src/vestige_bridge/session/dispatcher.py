@@ -252,7 +252,7 @@ class Dispatcher:
         principal = record.authenticated
         if messages > 1:
             self._require_small_batch(record, messages)
-        self._require_room(principal, record, messages)
+        self._require_slots(principal, record, messages)
         self._reserved += messages
         self._count(principal, messages)
         if messages:
@@ -368,7 +368,7 @@ class Dispatcher:
         """Admits a request."""
         if admission is None:
             principal = caller.principal
-            self._require_room(principal, record, 1)
+            self._require_slots(principal, record, 1)
             self._in_flight_of[principal] = self._in_flight_of.get(principal, 0) + 1
         else:
             admission.slots -= 1
@@ -405,7 +405,7 @@ class Dispatcher:
         if messages > most:
             raise InvalidMessage(f"At most {most} messages of a batch may be in flight; this one has {messages}.")
 
-    def _require_room(self, principal: str, record: AccessRecord, messages: int) -> None:
+    def _require_slots(self, principal: str, record: AccessRecord, messages: int) -> None:
         if self.draining:
             raise _overloaded("The bridge is shutting down.")
         most = record.permissions.max_in_flight
@@ -413,9 +413,9 @@ class Dispatcher:
             raise LimitReached(f"This token may have {most} requests in flight.", RETRY_AFTER_SECONDS)
         excess = len(self._in_flight) + self._reserved + messages - self._settings.max_in_flight
         if excess > 0:
-            self._make_room(principal, messages, excess)
+            self._reject_waiting(principal, messages, excess)
 
-    def _make_room(self, newcomer: str, messages: int, excess: int) -> None:
+    def _reject_waiting(self, newcomer: str, messages: int, excess: int) -> None:
         """Rejects the newest waiting requests of the principals that have the most in flight.
 
         Parameters:

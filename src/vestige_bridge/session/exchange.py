@@ -211,7 +211,7 @@ class Exchange(Call):
 
     def fail(self, error: BridgeError) -> None:
         """Ends the exchange by an error, and adds to it whether upstream may have received the request."""
-        self._finish(self._told(error))
+        self._finish(self._with_request_data(error))
 
     async def next(self) -> bytes | Answered | None:
         """Waits for the next event; there is one reader at a time.
@@ -233,7 +233,9 @@ class Exchange(Call):
         if self.receipt is not None and not await asyncio.shield(self.receipt):
             if isinstance(end, BridgeError):
                 raise end
-            raise self._told(AuditFailed("The call was made, but it could not be written into the audit log."))
+            raise self._with_request_data(
+                AuditFailed("The call was made, but it could not be written into the audit log.")
+            )
         if isinstance(end, BridgeError):
             raise end
         if end is not None and len(end.data) > LARGE_BYTES:
@@ -272,7 +274,7 @@ class Exchange(Call):
             return self.permissions.tools is not None or not self.permissions.shares_lists
         return self.own is not None and self.permissions.tools is not None
 
-    def _told(self, error: BridgeError) -> BridgeError:
+    def _with_request_data(self, error: BridgeError) -> BridgeError:
         """The error, with the data of the request."""
         error.request_id = self.request.spelled_id
         error.data |= {"outcome": self.outcome, "retryable": not self.sent or self.repeatable}

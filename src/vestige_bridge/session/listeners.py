@@ -67,7 +67,7 @@ class Listener:
         self._waiting: OrderedDict[object, bytes] = OrderedDict()
         self._later: OrderedDict[object, bytes] = OrderedDict()
         self._waiting_bytes = 0
-        self._told: set[object] = set()
+        self._sent: set[object] = set()
         self._merging: asyncio.TimerHandle | None = None
         self._news: asyncio.Future[None] | None = None
 
@@ -84,10 +84,10 @@ class Listener:
         if self.closed:
             return
         key = _merge_key(notification)
-        told_lately = key in self._told and key not in self._waiting
-        self._keep(self._later if told_lately else self._waiting, key, notification.encoded())
+        sent_lately = key in self._sent and key not in self._waiting
+        self._keep(self._later if sent_lately else self._waiting, key, notification.encoded())
         if notification.method in MERGED_NOTIFICATIONS:
-            self._told.add(key)
+            self._sent.add(key)
             self._merge_from_now_on()
         self.wake()
 
@@ -131,11 +131,11 @@ class Listener:
 
     def _merge_from_now_on(self) -> None:
         if self._merging is None:
-            self._merging = asyncio.get_running_loop().call_later(MERGE_SECONDS, self._tell_merged)
+            self._merging = asyncio.get_running_loop().call_later(MERGE_SECONDS, self._send_merged)
 
-    def _tell_merged(self) -> None:
+    def _send_merged(self) -> None:
         self._merging = None
-        self._told = set(self._later)
+        self._sent = set(self._later)
         if self._later:
             self._release()
             self._merge_from_now_on()
@@ -238,7 +238,7 @@ class Listeners:
         if interests.listener is not None:
             interests.listener.close()
 
-    def make_room(self, principal: str, uris: frozenset[str], caller: Caller | None = None) -> bool:
+    def free_quota(self, principal: str, uris: frozenset[str], caller: Caller | None = None) -> bool:
         """Whether a client may subscribe to these resources, too.
 
         At a limit, clients without a stream are removed, the least recent first: of the same principal for its own

@@ -40,15 +40,15 @@ class Rounds(Generic[K]):
         self._due: OrderedDict[K, None] = OrderedDict()
         self._later: OrderedDict[K, None] = OrderedDict()
         self._had_turn: set[K] = set()
-        self._room = LEAST_JOINING
+        self._joins_left = LEAST_JOINING
 
     def join(self, key: K) -> None:
         """Adds a key."""
-        if key in self._had_turn or not self._room:
+        if key in self._had_turn or not self._joins_left:
             self._later[key] = None
         else:
             self._due[key] = None
-            self._room -= 1
+            self._joins_left -= 1
 
     def leave(self, key: K) -> None:
         """Removes a key."""
@@ -68,7 +68,7 @@ class Rounds(Generic[K]):
 
     def _begin(self) -> None:
         self._had_turn.clear()
-        self._room = max(len(self._due), LEAST_JOINING)
+        self._joins_left = max(len(self._due), LEAST_JOINING)
 
 
 @dataclass(slots=True)
@@ -141,10 +141,10 @@ class Window(Generic[T]):
     @property
     def waiting_told(self) -> Mapping[str, int]:
         """The same for the metrics: principals beyond ``MAX_PRINCIPALS_TOLD`` are counted together."""
-        told = Counter(dict.fromkeys(self.waits, 0))
+        counts = Counter(dict.fromkeys(self.waits, 0))
         for principal, count in self.waiting.items():
-            told[principal if principal in self.waits else _OTHER] += count
-        return told
+            counts[principal if principal in self.waits else _OTHER] += count
+        return counts
 
     def enter(self, thing: T, caller: Caller) -> bool:
         """Takes a slot if one is free, otherwise waits for one.
@@ -175,12 +175,12 @@ class Window(Generic[T]):
         """Removes and returns the newest waiting message of a principal."""
         thing = next(reversed(self._lines[principal].arrivals))
         self._forget(thing)
-        self._told(principal).made_way += 1
+        self._waits_of(principal).made_way += 1
         return thing
 
     def _wait(self, thing: T, caller: Caller) -> None:
         self._waiting[thing] = _Waiting(caller, time.perf_counter())
-        self._told(caller.principal)
+        self._waits_of(caller.principal)
         line = self._lines.get(caller.principal)
         if line is None:
             line = self._lines[caller.principal] = _Queue()
@@ -227,10 +227,10 @@ class Window(Generic[T]):
             del line.sessions[session_id]
 
     def _count(self, principal: str, seconds: float) -> None:
-        waits = self._told(principal)
+        waits = self._waits_of(principal)
         waits.count += 1
         waits.seconds += seconds
 
-    def _told(self, principal: str) -> Waits:
-        told = principal if principal in self.waits or len(self.waits) < MAX_PRINCIPALS_TOLD else _OTHER
-        return self.waits.setdefault(told, Waits())
+    def _waits_of(self, principal: str) -> Waits:
+        name = principal if principal in self.waits or len(self.waits) < MAX_PRINCIPALS_TOLD else _OTHER
+        return self.waits.setdefault(name, Waits())

@@ -61,7 +61,7 @@ class Model(RuleBasedStateMachine):
 
     @precondition(lambda self: self.taken)
     @rule(data=st.data())
-    def give_back(self, data: st.DataObject) -> None:
+    def leave(self, data: st.DataObject) -> None:
         thing = data.draw(st.sampled_from(self.taken))
         self.taken.remove(thing)
         self.it.leave(thing)
