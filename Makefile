@@ -267,19 +267,6 @@ chart-lint: on-linux chart-tools ## Lint the chart, and test its rendered object
 	$(HELM) lint --strict --kube-version $(KUBE_VERSION) charts/vestige --set auth.token=a-token-for-the-linter-alone
 	HELM='$(HELM)' .venv-e2e/bin/python -m pytest -c e2e/pytest.ini e2e/chart $(PYTEST_ARGS)
 
-.PHONY: version
-version: ## Print the version; make version NEW=0.2.0 sets it for package, chart and images.
-	@test -z '$(NEW)' || sed -i.old -E 's/^(version = |version: |appVersion: ")[0-9][^"]*/\1$(NEW)/' setup.cfg charts/vestige/Chart.yaml
-	@rm -f setup.cfg.old charts/vestige/Chart.yaml.old
-	@sed -n 's/^version = //p' setup.cfg
-
-.PHONY: chart-package
-chart-package: $(HELM) ## Package the chart into dist/; RUNBOOK_URL=… is the default link of its alerts.
-	@rm -rf build/chart && mkdir -p build && cp -R charts/vestige build/chart
-	@sed -i.old -E 's|^( +runbookUrl: ).*|\1$(or $(RUNBOOK_URL),docs/operations.md)|' build/chart/values.yaml
-	@rm build/chart/values.yaml.old
-	$(HELM) package build/chart --destination dist
-
 .PHONY: deploy-lint
 deploy-lint: on-linux .venv-e2e/stamp .tools/bin/actionlint ## Check the Dockerfiles, shell scripts, workflows and the systemd unit (Linux).
 	@e2e/packages
@@ -295,6 +282,30 @@ e2e: on-linux $(HELM) .venv-e2e/stamp ## Build the images and run the deployment
 	HELM='$(abspath $(HELM))' CONTAINERS_CONF='$(CURDIR)/e2e/containers.conf' PATH="$(CURDIR)/.venv-e2e/bin:$$PATH" \
 		.venv-e2e/bin/python -m pytest -c e2e/pytest.ini e2e/walk $(PYTEST_ARGS)
 
+##@ Release
+
+.PHONY: release-check
+release-check: .venv/dev.stamp .venv/test.stamp $(HELM) openclaw-plugin/node_modules/stamp ## Build wheel, sdist, plugin and chart into dist/ as a release does, and check their contents; needs Go.
+	@$(require-go)
+	@$(with-node) HELM='$(abspath $(HELM))' $(bin)/python dev/release_check.py
+
+.PHONY: version
+version: ## Print the version; make version NEW=0.3.0 sets it for package, plugin, chart and images.
+	@$(PYTHON) dev/version.py $(NEW)
+
+.PHONY: published
+published: .venv/dev.stamp .venv/test.stamp ## Make the documents name the releases of the GitHub account OWNER; with OWNER= they name none.
+	@sed -i.old 's/^OWNER: Final = .*/OWNER: Final = "$(OWNER)"/' src/vestige_bridge/cli/published.py
+	@rm src/vestige_bridge/cli/published.py.old
+	@$(bin)/python dev/generate.py
+
+.PHONY: chart-package
+chart-package: $(HELM) ## Package the chart into dist/; RUNBOOK_URL=… is the default link of its alerts.
+	@rm -rf build/chart && mkdir -p build && cp -R charts/vestige build/chart
+	@sed -i.old -E 's|^( +runbookUrl: ).*|\1$(or $(RUNBOOK_URL),docs/operations.md)|' build/chart/values.yaml
+	@rm build/chart/values.yaml.old
+	$(HELM) package build/chart --destination dist
+
 ##@ Change
 
 .PHONY: format
@@ -303,7 +314,7 @@ format: .venv/lint.stamp ## Format the code.
 	$(bin)/ruff format .
 
 .PHONY: generated
-generated: .venv/dev.stamp .venv/test.stamp ## Generate the files that are made from the code: docs/clients.md and the shell completion.
+generated: .venv/dev.stamp .venv/test.stamp ## Generate the pages, the parts of pages and the shell completion that are made from other files.
 	$(bin)/python dev/generate.py
 
 compile = $(bin)/uv pip compile --quiet --no-config --upgrade --generate-hashes --python-version 3.13 --python-platform linux \
@@ -343,7 +354,7 @@ bench-packages:
 	@dev/packages gcc iproute2 libc6-dev nginx-light valgrind wrk
 
 .PHONY: chart-tools
-chart-tools: $(HELM) .venv-e2e/stamp .tools/bin/prometheus .tools/httproutes.yaml .venv/dev.stamp docker/gateway/node_modules/stamp
+chart-tools: $(HELM) .venv-e2e/stamp .tools/bin/prometheus .tools/httproutes.yaml build/dashboard/check .venv/dev.stamp docker/gateway/node_modules/stamp
 
 .PHONY: interop-tools
 interop-tools: .venv-mcp-1-previous/stamp .venv-mcp-2-previous/stamp .venv-mcp-fastmcp/stamp .venv-mcp-fastmcp-previous/stamp
@@ -381,6 +392,11 @@ build/standin/vestige: $(wildcard e2e/standin/*)
 	@echo "Building what stands in for Vestige."
 	@cd e2e/standin && go build -o '$(abspath $@)' .
 
+build/dashboard/check: $(wildcard e2e/dashboard/*)
+	@$(require-go)
+	@echo "Building what holds the dashboard against Grafana's schema."
+	@cd e2e/dashboard && go build -o '$(abspath $@)' .
+
 .venv-e2e/stamp: e2e/requirements.txt
 	@PYTHON='$(PYTHON)' dev/make-venv.sh .venv-e2e
 	@echo "Installing what the deployment tests need."
@@ -402,6 +418,7 @@ build/standin/vestige: $(wildcard e2e/standin/*)
 
 .tools/bin/helm: GO_PACKAGE := helm.sh/helm/v3/cmd/helm@v3.22.0
 .tools/bin/syft: GO_PACKAGE := github.com/anchore/syft/cmd/syft@v1.57.0
+.tools/bin/publisher: GO_PACKAGE := github.com/modelcontextprotocol/registry/cmd/publisher@v1.8.9
 .tools/bin/actionlint: GO_PACKAGE := github.com/rhysd/actionlint/cmd/actionlint@v1.7.12
 # Releases from 0.55 on ask for Go 1.27.
 .tools/bin/thv: GO_PACKAGE := github.com/stacklok/toolhive/cmd/thv@v0.47.0

@@ -850,13 +850,13 @@ def test_names_that_look_like_other_types_stay_strings(word: str) -> None:
         f"auth.existingSecret={word},auth.secretKey={word},persistence.existingClaim={word},fullnameOverride={word}",
         "--set-string", f"nameOverride={word},priorityClassName={word},ingress.className={word}",
         "--set-string", f"ingress.hosts[0].host={word}",
+        "--set-string", f"httpRoute.hostnames[0]={word},httpRoute.parentRefs[0].name={word}",
         "--set", f"ingress.hosts[0].paths[0].path=/,ingress.hosts[0].paths[0].pathType=Prefix,{monitored}",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     objects = [document for document in yaml.safe_load_all(result.stdout) if document]
-    assert {"Deployment", "Service", "Ingress", "NetworkPolicy", "Pod", "PodMonitor", "PrometheusRule"} == {
-        manifest["kind"] for manifest in objects
-    }
+    kinds = {"Deployment", "Service", "Ingress", "HTTPRoute", "NetworkPolicy", "Pod", "PodMonitor", "PrometheusRule"}
+    assert {manifest["kind"] for manifest in objects} == kinds
     for manifest in objects:
         assert strings_only(manifest, manifest["kind"]) == []
         assert manifest["metadata"]["namespace"] == word

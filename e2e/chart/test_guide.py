@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from test_chart import HELM, ROOT, pod, render
+from test_chart import CHART, HELM, ROOT, pod, render
 
 TEXT = (ROOT / "docs" / "deployment.md").read_text()
 ECR = "123456789.dkr.ecr.us-west-2.amazonaws.com"
@@ -75,7 +75,7 @@ def test_helm_renders_the_tokens_that_the_guide_gives_as_values(tmp_path: Path) 
 
 @pytest.mark.parametrize("page", ["deployment", "doctor", "operations", "troubleshooting"])
 def test_the_commands_for_kubectl_name_what_the_chart_makes(page: str) -> None:
-    objects = render("--set", "metrics.enabled=true")
+    objects = render("--set", "metrics.enabled=true,backup.enabled=true")
     lines = (ROOT / f"docs/{page}.md").read_text().replace("\\\n", " ").splitlines()
     known = "kubectl (exec|logs|port-forward|get|top|describe) "
     commands = [re.split(r" (?:--|\|) ", line)[0] for line in lines if re.match(known, line)]
@@ -84,7 +84,7 @@ def test_the_commands_for_kubectl_name_what_the_chart_makes(page: str) -> None:
     labels = objects["Deployment"]["spec"]["template"]["metadata"]["labels"]
     assert commands
     for command in commands:
-        assert "openclaw" in command, command
+        assert re.search(r" (-n|--namespace) \S", command), command
         for kind, name in re.findall(r" (deploy|deployment|svc|service)/(\S+)", command):
             assert objects[kinds[kind]]["metadata"]["name"] == name, command
         for container in re.findall(r" -c (\S+)", command):
@@ -134,6 +134,22 @@ def test_a_push_of_uncommitted_changes_is_refused(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode != 0
     assert "uncommitted changes" in done.stderr
+
+
+def test_the_alerts_of_a_release_lead_to_the_page_of_that_release(tmp_path: Path) -> None:
+    workflow = (ROOT / ".github/workflows/release.yml").read_text()
+    page = '"$GITHUB_SERVER_URL/$GITHUB_REPOSITORY/blob/$GITHUB_REF_NAME/docs/operations.md"'
+    assert f"make release-check RUNBOOK_URL={page}" in workflow
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    shutil.copytree(CHART, tmp_path / "charts/vestige")
+    page = "https://git.example.com/memory/vestige-bridge/blob/v0.2.0/docs/operations.md"
+    helm = shutil.which(HELM) or HELM
+    for given, expected in ((f"RUNBOOK_URL={page}", page), ("RUNBOOK_URL=", "docs/operations.md")):
+        subprocess.run(["make", "chart-package", given, f"HELM={helm}"], cwd=tmp_path, capture_output=True, check=True)
+        [package] = (tmp_path / "dist").glob("vestige-*.tgz")
+        values = subprocess.run([helm, "show", "values", package], capture_output=True, text=True, check=True).stdout
+        assert yaml.safe_load(values)["metrics"]["alerts"]["runbookUrl"] == expected
+    assert "runbookUrl: docs/operations.md\n" in (tmp_path / "charts/vestige/values.yaml").read_text()
 
 
 def test_compose_images_are_the_dockerfiles_of_this_repository() -> None:

@@ -146,12 +146,12 @@ async def _running(folder: Path, command: list[str], front: Front, **environ: st
         )
 
     async def serves() -> bool:
-        """Caddy listens before it has its certificate."""
+        """Caddy listens before it has its certificate, and while it writes that of its CA."""
         assert process.returncode is None, (folder / "log").read_text()
         try:
             async with front.client() as client, client.get(f"https://{HOST}:{front.port}/livez") as response:
                 return response.status == 200
-        except (aiohttp.ClientConnectionError, FileNotFoundError):
+        except (aiohttp.ClientConnectionError, FileNotFoundError, ssl.SSLError):
             return False
 
     try:

@@ -10,7 +10,6 @@ import re
 import shlex
 import subprocess
 from collections.abc import AsyncIterator
-from configparser import ConfigParser
 from contextlib import suppress
 from pathlib import Path
 
@@ -31,16 +30,17 @@ from harness import (
     until,
 )
 from harness import SUPERGATEWAY as INSTALLED_SUPERGATEWAY
-from vestige_bridge import __version__
 from vestige_bridge.access.authentication import REFUSALS
 from vestige_bridge.cli.http_client import NoAnswer
+from vestige_bridge.cli.published import OWNER
 from vestige_bridge.cli.upstream_probe import SUPERGATEWAY, ask_endpoint
 from vestige_bridge.errors import REASONS
 from vestige_bridge.logs import FIELDS
 from vestige_bridge.session.monitor import State
 from vestige_bridge.settings import describe
 
-DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
+DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "charts/vestige/README.md"]
+PLUGIN = ROOT / "openclaw-plugin/README.md"
 VARIABLES = {variable: default for variable, default, _ in describe()}
 DOCKER = "\n".join(path.read_text() for path in [*ROOT.glob("docker/Dockerfile.*"), *ROOT.glob("docker/compose*.yaml")])
 
@@ -59,14 +59,14 @@ def test_every_setting_stands_in_the_example_with_its_default() -> None:
     assert dict(example) == VARIABLES | {"VESTIGE_MCP_PORT": "3100"}
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: str(document.relative_to(ROOT)))
 def test_a_document_names_only_settings_that_exist(document: Path) -> None:
     named = set(re.findall(r"\bVESTIGE_[A-Z0-9_]*[A-Z0-9]\b", document.read_text()))
     docker = set(re.findall(r"(?:ARG |\$\{)(VESTIGE_[A-Z0-9_]+)", DOCKER))
     assert named <= VARIABLES.keys() | {"VESTIGE_MCP_PORT"} | docker
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+@pytest.mark.parametrize("document", [*DOCUMENTS, PLUGIN], ids=lambda document: str(document.relative_to(ROOT)))
 def test_the_links_of_a_document_lead_somewhere(document: Path) -> None:
     links = re.findall(r"\]\((?!https?://|#)([^)#]+)", document.read_text())
     assert [link for link in links if not (document.parent / link).exists()] == []
@@ -97,7 +97,6 @@ COMMANDS = {
         "vestige-bridge tools": "test_the_commands_that_follow_make_dev_work_as_they_stand",
         "vestige-bridge call create_entities": "test_the_commands_that_follow_make_dev_work_as_they_stand",
         "vestige-bridge call search_nodes": "test_the_commands_that_follow_make_dev_work_as_they_stand",
-        "make test": "not run: it is what runs this",
     },
     "docs/clients.md": {
         "export VESTIGE_AUTH_TOKEN=": "test_the_commands_that_follow_make_dev_work_as_they_stand",
@@ -131,6 +130,13 @@ COMMANDS = {
 }
 """How each command that a page shows is run, by the beginning of its line: a test, a target, or why it is not."""
 
+OF_A_RELEASE = {
+    "README.md": dict.fromkeys(("pipx install", "docker run"), "not run: it needs a registry"),
+    "docs/clients.md": {"openclaw plugins install npm:": "not run: it needs a registry"},
+    "docs/command-line.md": {},
+}
+"""The commands that pages show besides, once there is a release."""
+
 
 def commands(document: str) -> list[str]:
     """The lines of shell that a page shows."""
@@ -140,7 +146,7 @@ def commands(document: str) -> list[str]:
 
 @pytest.mark.parametrize("document", COMMANDS)
 def test_every_command_of_a_page_is_run_or_says_why_not(document: str) -> None:
-    lines, known = commands(document), COMMANDS[document]
+    lines, known = commands(document), COMMANDS[document] | (OF_A_RELEASE[document] if OWNER else {})
     assert [line for line in lines if not line.startswith(tuple(known))] == []
     assert [beginning for beginning in known if not any(line.startswith(beginning) for line in lines)] == []
     exist = {
@@ -390,11 +396,11 @@ def test_the_charts_load_balancer_closes_an_idle_connection_before_the_bridge_do
     assert int(balancer) < int(keep_alive)
 
 
-def test_the_version_is_one_everywhere() -> None:
-    setup = ConfigParser()
-    setup.read(ROOT / "setup.cfg")
-    released = re.findall(r"^## \[(\d.*?)\] - \d{4}-\d\d-\d\d$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
-    assert setup["metadata"]["version"] == __version__ == released[0]
+def test_every_page_is_in_the_list_of_who_reads_what() -> None:
+    listed = re.findall(r"^\| \[[^]]+\]\(([^)]+)\) \| \S", (ROOT / "docs/README.md").read_text(), re.MULTILINE)
+    assert len(listed) == len(set(listed))
+    pages = {os.path.relpath(page, ROOT / "docs") for page in [*DOCUMENTS, PLUGIN]}
+    assert pages - {"README.md", "../README.md"} == set(listed)
 
 
 def test_the_readme_is_short() -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree as ET
 
 import pytest
 
 from bench import memory, publish, report, results
 from bench.calls import counts
+from bench.captions import captions
 from bench.figures import Cell, Figure, difference, percentile, ratio, summary
 from bench.instructions import TOLERANCE, fewer, too_many
 from bench.processes import Failed, inherited
@@ -235,3 +239,87 @@ def test_every_figure_of_the_page_comes_from_the_published_results() -> None:
     assert filled(text, results.read(PUBLISHED)) == text
     assert {chart.name for chart in PUBLISHED.glob("*.svg")} == set(publish.CHARTS)
     assert all(f"performance/{chart})" in text for chart in publish.CHARTS)
+
+
+SVG = "{http://www.w3.org/2000/svg}"
+CHARTS = [PUBLISHED / name for name in publish.CHARTS]
+
+
+Point = tuple[float, float]
+
+
+def texts(picture: ET.Element) -> list[tuple[str, Point, Point]]:
+    """The texts of a chart, each with the upper left and the lower right of its place."""
+    found = []
+    for text in picture.iter(f"{SVG}text"):
+        said, x, y = text.text or "", float(text.get("x", "0")), float(text.get("y", "0"))
+        anchor = re.search(r"text-anchor: (\w+)", text.get("style", ""))
+        width = 6 * len(said)
+        left = x - {"start": 0, "middle": width / 2, "end": width}[anchor[1] if anchor else "start"]
+        found.append((said, (left, y - 7), (left + width, y)))
+    return found
+
+
+@pytest.mark.parametrize("chart", CHARTS, ids=lambda chart: chart.stem)
+def test_a_chart_has_its_published_figures_as_title_and_description(chart: Path) -> None:
+    picture = ET.parse(chart).getroot()
+    title, description = picture[0], picture[1]
+    assert (title.tag, description.tag) == (f"{SVG}title", f"{SVG}desc")
+    assert (title.text, description.text) == captions(results.read(PUBLISHED))[chart.name]
+    assert picture.get("role") == "img"
+    assert picture.get("aria-labelledby") == f"{title.get('id')} {description.get('id')}"
+
+
+@pytest.mark.parametrize("chart", CHARTS, ids=lambda chart: chart.stem)
+def test_every_colour_of_a_chart_has_one_for_a_dark_page(chart: Path) -> None:
+    text = chart.read_text()
+    drawn = set(re.findall(r'style="[^"]*?((?:fill|stroke): #\w+)', text))
+    exchanged = re.search(r"@media \(prefers-color-scheme: dark\) \{(.*?)\n\}<", text, re.DOTALL)
+    assert exchanged is not None
+    assert drawn
+    assert drawn <= set(re.findall(r'\[style\*="(.*?)"\]\{\w+: #\w+ !important\}', exchanged[1]))
+
+
+@pytest.mark.parametrize("chart", CHARTS, ids=lambda chart: chart.stem)
+def test_a_logarithmic_scale_says_so(chart: Path) -> None:
+    said = len({at for text, at, _ in texts(ET.parse(chart).getroot()) if "logarithmic scale" in text})
+    assert said == {"cpu": 2, "requests": 2, "latency": 2, "clients": 1, "job": 0}[chart.stem]
+
+
+@pytest.mark.parametrize("chart", CHARTS, ids=lambda chart: chart.stem)
+def test_nothing_that_is_drawn_crosses_a_number(chart: Path) -> None:
+    picture = ET.parse(chart).getroot()
+    numbers = [it for it in texts(picture) if re.fullmatch(r"[\d,.]+", it[0])]
+    # Ticks and marks are drawn by reference; a path that is drawn in place is a line, a bar or the background.
+    drawn = [
+        [(float(x), float(y)) for x, y in re.findall(r"[ML] (\S+) (\S+)", path.get("d", ""))]
+        for group in picture.iter(f"{SVG}g")
+        for path in group.findall(f"{SVG}path")
+        if "fill: #ffffff" not in path.get("style", "")
+    ]
+    assert numbers
+    assert drawn
+    assert [text for text, *place in numbers for path in drawn if crosses(path, place[0], place[1])] == []
+
+
+def crosses(path: list[Point], upper_left: Point, lower_right: Point) -> bool:
+    """Whether a path goes through a place, seen at fifty points of each of its steps."""
+    points = [
+        (x + (to_x - x) * at / 50, y + (to_y - y) * at / 50)
+        for (x, y), (to_x, to_y) in itertools.pairwise(path)
+        for at in range(51)
+    ]
+    (left, top), (right, bottom) = upper_left, lower_right
+    return any(left < x < right and top < y < bottom for x, y in points)
+
+
+def test_every_name_in_a_chart_is_explained_beside_it() -> None:
+    def beside(chart: str, table: str) -> set[str]:
+        text = DOCUMENT.read_text()
+        return set(re.findall(r"\*([\w-]+)\*", text[text.index(f"({chart})") : text.index(f"<!-- bench: {table} -->")]))
+
+    published = results.read(PUBLISHED)
+    proxies = {cell["contender"].partition(",")[0] for cell in published["throughput"]["cells"]}
+    ways = {job["contender"].partition(",")[0] for job in published["memory"]["jobs"]}
+    assert proxies <= beside("performance/latency.svg", "throughput")
+    assert ways <= beside("performance/clients.svg", "memory")

@@ -1,3 +1,4 @@
+#!/bin/sh
 # The process of the container upload: runs the command that it was given once for each backup that the container backup
 # names in upload-request, and answers in upload-answer how it ended. It needs sh, cat, mv, rm and sleep.
 trap 'exit 0' TERM INT HUP

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
 
+import vestige_bridge
+
 TOKEN_VARIABLE: Final = "VESTIGE_AUTH_TOKEN"  # noqa: S105
 NAME: Final = "vestige"
 """The name of the bridge in the configuration of a client."""
@@ -49,6 +51,8 @@ class Target:
         values = {"%url%": self.url, "%origin%": origin, "%token%": self.token_variable}
         values |= {"%command%": self.command, "%token-file%": _TOKEN_FILE.replace("~", self.home)}
         values["%past-proxy%"] = self.past_proxy
+        if "%version%" in text:
+            values["%version%"] = vestige_bridge.__version__
         for placeholder, value in values.items():
             text = text.replace(placeholder, value)
         return text
@@ -74,12 +78,14 @@ class Step:
         text: the commands to run, or the text of a file.
         language: the language of the text.
         files: the path of the file, by platform; none if the text is to be run.
+        needs_release: whether it installs a published package; it is left out until there is one.
     """
 
     says: str
     text: str
     language: str = "sh"
     files: Mapping[str, str] | None = None
+    needs_release: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +110,14 @@ class McpClient:
     source: str = ""
     in_command: bool = True
     reads_from: str = ENVIRONMENT
+
+    def steps_for(self, owner: str) -> list[Step]:
+        """The instructions that can be followed.
+
+        Parameters:
+            owner: who publishes the releases; empty while there is none.
+        """
+        return [step for step in self.steps if owner or not step.needs_release]
 
 
 def claude_code(url: str, token: str) -> str:
@@ -199,6 +213,12 @@ _VS_CODE = McpClient(
     reads_from="prompt of VS Code",
 )
 
+_CLAUDE_DESKTOP_FILES: Final = {
+    "macOS": "~/Library/Application Support/Claude/claude_desktop_config.json",
+    "Linux": "~/.config/Claude/claude_desktop_config.json",
+    "Windows": r"%APPDATA%\Claude\claude_desktop_config.json",
+}
+
 _CLAUDE_DESKTOP = McpClient(
     "claude-desktop",
     "Claude Desktop",
@@ -208,6 +228,23 @@ _CLAUDE_DESKTOP = McpClient(
             "variables of your shell. Therefore store the token in a file (macOS, Linux):",
             f"""\
 (umask 077 && mkdir -p {_TOKEN_FILE.rpartition("/")[0]} && printf '%s\\n' "$%token%" > {_TOKEN_FILE})""",
+        ),
+        Step(
+            "With uv: add this to the configuration file of Claude Desktop and restart Claude Desktop. The path of the "
+            "token's file must be absolute. If Claude Desktop does not find `uvx`, write its absolute path.",
+            """\
+{
+  "mcpServers": {
+    "vestige": {
+      "command": "uvx",
+      "args": ["vestige-bridge", "stdio", "--url", "%origin%"],
+      "env": { "VESTIGE_AUTH_TOKEN_FILE": "%token-file%" }
+    }
+  }
+}""",
+            "json",
+            _CLAUDE_DESKTOP_FILES,
+            needs_release=True,
         ),
         Step(
             "Add this to the configuration file of Claude Desktop and restart Claude Desktop. Both paths must be "
@@ -223,11 +260,7 @@ _CLAUDE_DESKTOP = McpClient(
   }
 }""",
             "json",
-            {
-                "macOS": "~/Library/Application Support/Claude/claude_desktop_config.json",
-                "Linux": "~/.config/Claude/claude_desktop_config.json",
-                "Windows": r"%APPDATA%\Claude\claude_desktop_config.json",
-            },
+            _CLAUDE_DESKTOP_FILES,
         ),
     ),
     tested="Partly tested: `make interop` starts this command from the SDKs, not from Claude Desktop.",
@@ -253,6 +286,12 @@ _OPENCLAW_PLUGIN = McpClient(
     "OpenClaw with the plugin",
     (
         Step(
+            "Install the plugin from npm, or build it as the next step describes. You need OpenClaw 2026.9.6 or newer. "
+            "The two options accept the plugin's capabilities without a question.",
+            "openclaw plugins install npm:openclaw-plugin-vestige --force --accept-capabilities",
+            needs_release=True,
+        ),
+        Step(
             "You need OpenClaw 2026.9.6 or newer (`npm install -g openclaw`) and Node 24.16 or newer. Do not use the "
             "Node in `.venv/bin`, because OpenClaw cannot use its npm. In a checkout of vestige-bridge, build the "
             "plugin and install it. The two options accept the plugin's capabilities without a question.",
@@ -260,7 +299,7 @@ _OPENCLAW_PLUGIN = McpClient(
 cd openclaw-plugin
 npm ci --ignore-scripts
 npm pack
-openclaw plugins install npm-pack:./openclaw-plugin-vestige-0.2.0.tgz --force --accept-capabilities""",
+openclaw plugins install npm-pack:./openclaw-plugin-vestige-%version%.tgz --force --accept-capabilities""",
         ),
         Step(
             "The installation added the entry `vestige` to the configuration file. Add `config` to that entry and "

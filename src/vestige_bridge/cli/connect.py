@@ -23,6 +23,7 @@ from vestige_bridge.cli.client_catalog import (
     Target,
     past_proxy,
 )
+from vestige_bridge.cli.published import OWNER
 
 _WIDTH: Final = 100
 _DOCUMENTED: Final = Target("http://127.0.0.1:8000/mcp", TOKEN_VARIABLE, "/path/to/vestige-bridge", "/home/you")
@@ -84,30 +85,35 @@ def print_client(key: str, url: str, token_variable: str) -> None:
     """
     direct = past_proxy(url, os.environ)
     target = Target(f"{url}/mcp", token_variable, _command(), str(Path.home()), direct)
-    print(described(BY_KEY[key], target, has_token=bool(os.environ.get(token_variable))))
+    print(described(BY_KEY[key], target, has_token=bool(os.environ.get(token_variable)), owner=OWNER))
 
 
-def described(client: McpClient, target: Target, *, has_token: bool = False) -> str:
+def described(client: McpClient, target: Target, *, owner: str, has_token: bool = False) -> str:
     """How to connect a client, for a terminal.
 
     Parameters:
         client: the client.
         target: the values of the placeholders.
+        owner: who publishes the releases; empty while there is none.
         has_token: whether the variable that holds the token is set.
     """
     parts = [client.title]
     if client.reads_from == ENVIRONMENT and not has_token:
         parts.append(f"Set the token before you start the client:\n\nexport {target.token_variable}=…")
-    parts += [_step_for_terminal(step, target) for step in client.steps]
+    parts += [_step_for_terminal(step, target) for step in client.steps_for(owner)]
     if not client.tested:
         parts.append(_filled_paragraph(f"Not tested. Source: {client.source}"))
     return "\n\n".join(parts)
 
 
-def page() -> str:
-    """The page ``docs/clients.md``."""
-    named = [_section(client) for client in CLIENTS if client.in_command]
-    others = [f"#{_section(client)}" for client in CLIENTS if not client.in_command]
+def page(owner: str = OWNER) -> str:
+    """The page ``docs/clients.md``.
+
+    Parameters:
+        owner: who publishes the releases; empty while there is none.
+    """
+    named = [_section(client, owner) for client in CLIENTS if client.in_command]
+    others = [f"#{_section(client, owner)}" for client in CLIENTS if not client.in_command]
     return "\n".join([_PREAMBLE, _overview(), *named, _OTHERS, *others])
 
 
@@ -127,8 +133,8 @@ def _step_for_terminal(step: Step, target: Target) -> str:
     return "\n".join(lines) + "\n\n" + target.filled(step.text)
 
 
-def _section(client: McpClient) -> str:
-    parts = [f"## {client.title}", *(_step_for_page(step) for step in client.steps)]
+def _section(client: McpClient, owner: str) -> str:
+    parts = [f"## {client.title}", *(_step_for_page(step) for step in client.steps_for(owner))]
     if client.tested:
         parts.append(client.tested)
     if client.source:
