@@ -49,7 +49,7 @@ dev: .venv/dev.stamp docker/gateway/node_modules/stamp ## Start supergateway and
 ##@ Check
 
 .PHONY: test
-test: test-tools ## Run every test, with branch coverage; below the bar it fails.
+test: test-tools ## Run all tests, with branch coverage; fails below the minimum.
 	@$(bin)/coverage erase
 	$(bin)/coverage run -m pytest --numprocesses=2 $(PYTEST_ARGS)
 	@$(MAKE) coverage
@@ -60,16 +60,16 @@ coverage: .venv/test.stamp ## Report the coverage of the last test run.
 	$(bin)/coverage report $(COVERAGE_ARGS)
 
 .PHONY: conformance
-conformance: test-tools ## Run the public conformance suite directly and through the bridge, and compare.
+conformance: test-tools ## Run the public conformance suite directly and through the bridge, and compare the results.
 	PYTHONPATH=tests $(bin)/python -m conformance $(WRITE)
 
 .PHONY: interop
-interop: test-tools interop-tools ## Put real MCP clients, in two releases each, through the same behaviours.
+interop: test-tools interop-tools ## Test the bridge with real MCP clients, two releases of each.
 	PYTHONPATH=tests $(bin)/python -m interop.connected
 	PYTHONPATH=tests $(bin)/python -m interop $(WRITE)
 
 .PHONY: interop-all
-interop-all: on-linux test-tools interop-tools tests/interop/agents/node_modules/stamp ## The same with the clients that are large or have to be built first; needs Linux and Go.
+interop-all: on-linux test-tools interop-tools tests/interop/agents/node_modules/stamp ## The same with clients that are large or must be built first; needs Linux and Go.
 	@$(require-go)
 	cd tests/interop/go && go build -o interop-newest . && go build -modfile=previous.mod -o interop-previous .
 	$(with-node) node --input-type=module --eval "await (await import('./openclaw-plugin/e2e/openclaw.ts')).installOpenClaw()"
@@ -77,26 +77,26 @@ interop-all: on-linux test-tools interop-tools tests/interop/agents/node_modules
 	PYTHONPATH=tests $(bin)/python -m interop --all $(WRITE)
 
 .PHONY: https
-https: on-linux test-tools .tools/bin/caddy ## Put nginx and Caddy, as docs/https.md sets them up, in front of a real bridge (Linux).
+https: on-linux test-tools .tools/bin/caddy ## Test nginx and Caddy in front of a real bridge, with the configuration in docs/https.md (Linux).
 	@dev/packages curl nginx-light
 	$(bin)/pytest --numprocesses=3 --dist=loadgroup tests/https
 
 faults = PYTHONPATH=tests $(bin)/python -m chaos $@ $(if $(SEED),--seed $(SEED)) $(WRITE)
 
 .PHONY: chaos-quick
-chaos-quick: on-linux test-tools proxies ## Throw a little of every fault at the bridge, in three minutes; SEED=… repeats a run (Linux).
+chaos-quick: on-linux test-tools proxies ## Inject a few faults of every kind, in three minutes; SEED=… repeats a run (Linux).
 	$(faults)
 
 .PHONY: chaos-defects
-chaos-defects: on-linux test-tools proxies ## Plant known defects in the bridge, and see that the driver of the faults finds each (Linux).
+chaos-defects: on-linux test-tools proxies ## Plant known defects in the bridge, and check that the fault injection finds each (Linux).
 	$(bin)/pytest --numprocesses=2 tests/chaos
 
 .PHONY: chaos
-chaos: on-linux test-tools proxies ## Throw faults at the bridge by the thousand, and account for every call (Linux).
+chaos: on-linux test-tools proxies ## Inject thousands of faults, and account for every call (Linux).
 	$(faults)
 
 .PHONY: soak
-soak: on-linux test-tools proxies ## The same with half an hour under load and faults; MINUTES=… makes it longer or shorter (Linux).
+soak: on-linux test-tools proxies ## The same with half an hour under load and faults; MINUTES=… changes the time (Linux).
 	$(faults) $(if $(MINUTES),--minutes $(MINUTES))
 
 .PHONY: lint
@@ -107,7 +107,7 @@ lint: .venv/dev.stamp .venv/lint.stamp .venv/test.stamp ## Check style, types an
 	$(bin)/mypy
 
 .PHONY: audit
-audit: .venv/dev.stamp .venv/audit.stamp ## Ask for known vulnerabilities in what the images install; no answer is a failure.
+audit: .venv/dev.stamp .venv/audit.stamp ## Check the packages in the images for known vulnerabilities; fails without an answer.
 	@dev/audit
 
 ##@ Measure
@@ -117,11 +117,11 @@ isolated = $(if $(filter all,$(PEERS)),$(offline))
 bench = $(isolated) .venv-bench/bin/python -m bench
 
 .PHONY: bench-quick
-bench-quick: on-linux bench-tools ## Measure the bridge side by side with other proxies, in two minutes; PEERS=all takes ToolHive in (Linux).
+bench-quick: on-linux bench-tools ## Compare the bridge with other proxies, in two minutes; PEERS=all includes ToolHive (Linux).
 	@$(bench) quick
 
 .PHONY: bench
-bench: on-linux bench-tools ## Measure longer, and what idle, slow and large streams cost, too (Linux).
+bench: on-linux bench-tools ## Measure longer, including idle, slow and large streams (Linux).
 	@$(bench) standard
 
 .PHONY: bench-full
@@ -129,19 +129,19 @@ bench-full: on-linux bench-tools ## Measure the bridge and the floor with every 
 	@$(bench) full
 
 .PHONY: bench-smoke
-bench-smoke: on-linux bench-tools ## See that the benchmarks work, and that a request costs no more instructions than it did (Linux).
+bench-smoke: on-linux bench-tools ## Check that the benchmarks work, and that a request costs no more instructions than before (Linux).
 	@$(bench) smoke
 
 .PHONY: bench-streams
-bench-streams: on-linux bench-tools ## Measure what idle and slow streams and large answers cost the bridge and the others (Linux).
+bench-streams: on-linux bench-tools ## Measure the cost of idle and slow streams and of large answers (Linux).
 	@$(bench) streams
 
 .PHONY: bench-memory
-bench-memory: on-linux bench-tools docker/gateway/node_modules/stamp .venv-mcp-2/stamp ## Let agents write memories at once on real servers, and restart these (Linux).
+bench-memory: on-linux bench-tools docker/gateway/node_modules/stamp .venv-mcp-2/stamp ## Let agents write memories at once on real servers, and restart the servers (Linux).
 	@$(bench) memory
 
 .PHONY: bench-instructions
-bench-instructions: on-linux bench-tools ## Count a request's instructions; WRITE=--write stores them as what it may cost (Linux).
+bench-instructions: on-linux bench-tools ## Count a request's instructions; WRITE=--write stores them as the new limit (Linux).
 	@$(bench) instructions $(WRITE)
 
 .PHONY: bench-calls
@@ -149,7 +149,7 @@ bench-calls: bench-tools ## Count the Python calls of one warm tools/call, its m
 	@$(bench) calls
 
 .PHONY: bench-profile
-bench-profile: on-linux bench-tools ## See where the CPU time of a request goes (Linux).
+bench-profile: on-linux bench-tools ## Profile the CPU time of a request (Linux).
 	@$(bench) profile
 
 .PHONY: bench-crosscheck
@@ -157,15 +157,15 @@ bench-crosscheck: bench-tools ## Compare the benchmarks' load tool with wrk.
 	@$(bench) crosscheck
 
 .PHONY: bench-tricks
-bench-tricks: on-linux bench-tools ## Measure what each trick of the hot path is worth, by undoing one at a time (Linux).
+bench-tricks: on-linux bench-tools ## Measure the saving of each optimisation of the hot path, by undoing one at a time (Linux).
 	@$(bench) tricks
 
 .PHONY: bench-all
-bench-all: on-linux bench-tools docker/gateway/node_modules/stamp .venv-mcp-2/stamp ## Measure everything but the whole matrix, in about twenty minutes (Linux).
+bench-all: on-linux bench-tools docker/gateway/node_modules/stamp .venv-mcp-2/stamp ## Measure everything except the full matrix, in about twenty minutes (Linux).
 	@$(bench) all
 
 .PHONY: bench-publish
-bench-publish: .venv-bench/stamp ## Write what the last runs have found, with the charts, into docs/performance.md.
+bench-publish: .venv-bench/stamp ## Write the results of the last runs, with the charts, into docs/performance.md.
 	@$(bench) publish
 
 ##@ OpenClaw
@@ -179,7 +179,7 @@ lint-openclaw: openclaw-plugin/node_modules/stamp ## Check the plugin's types an
 	$(with-node) npm run check --prefix openclaw-plugin
 
 .PHONY: e2e-openclaw
-e2e-openclaw: .venv/dev.stamp docker/gateway/node_modules/stamp openclaw-plugin/node_modules/stamp build/standin/vestige ## Use all of the plugin on a real OpenClaw, with supergateway and without; needs Go.
+e2e-openclaw: .venv/dev.stamp docker/gateway/node_modules/stamp openclaw-plugin/node_modules/stamp build/standin/vestige ## Test the whole plugin on a real OpenClaw, with supergateway and without; needs Go.
 	$(with-node) node openclaw-plugin/e2e/run.ts
 
 ##@ Deploy
@@ -209,7 +209,7 @@ images: ## Build both images; GATEWAY=none builds Vestige's without supergateway
 	$(run) $(CONTAINER_TOOL) build $(BUILD_ARGS) --build-arg VERSION=$(tag) -t $(ECR_BRIDGE):$(tag) -f docker/Dockerfile.bridge .
 
 .PHONY: sbom
-sbom: .tools/bin/syft ## Write what is in both images into dist/, as SPDX; needs Go.
+sbom: .tools/bin/syft ## Write the contents of both images into dist/, as SPDX; needs Go.
 	$(run) env CONTAINER_TOOL=$(CONTAINER_TOOL) docker/sbom $(ECR_VESTIGE):$(tag) dist/vestige-mcp.spdx.json
 	$(run) env CONTAINER_TOOL=$(CONTAINER_TOOL) docker/sbom $(ECR_BRIDGE):$(tag) dist/vestige-bridge.spdx.json
 
@@ -219,7 +219,7 @@ login: ## Log in to the ECR registry of ECR_VESTIGE.
 	$(if $(DRY_RUN),@echo ')aws ecr get-login-password --region $(word 4,$(subst ., ,$(ecr))) | $(CONTAINER_TOOL) login --username AWS --password-stdin $(ecr)$(if $(DRY_RUN),')
 
 .PHONY: push
-push: ## Push both images as TAG; ALLOW_DIRTY=1 takes uncommitted changes along.
+push: ## Push both images as TAG; ALLOW_DIRTY=1 includes uncommitted changes.
 	@test -n '$(TAG)' || { echo 'TAG is empty. Say which version this is: make push TAG=v0.2.0.' >&2; exit 2; }
 	@test -n '$(ALLOW_DIRTY)' || test -z "$$(git status --porcelain)" || \
 		{ echo 'There are uncommitted changes. Commit them, or say ALLOW_DIRTY=1.' >&2; exit 2; }
@@ -227,11 +227,11 @@ push: ## Push both images as TAG; ALLOW_DIRTY=1 takes uncommitted changes along.
 	$(run) $(CONTAINER_TOOL) push $(ECR_BRIDGE):$(TAG)
 
 .PHONY: install
-install: $(HELM) ## Install the chart; HELM_ARGS brings the token: "--set auth.existingSecret=…".
+install: $(HELM) ## Install the chart; HELM_ARGS sets the token: "--set auth.existingSecret=…".
 	$(run) $(HELM) install $(RELEASE) charts/vestige --namespace $(NAMESPACE) --create-namespace $(image_values) $(HELM_ARGS)
 
 .PHONY: upgrade
-upgrade: $(HELM) ## Upgrade to TAG, keeping every value that was given before.
+upgrade: $(HELM) ## Upgrade to TAG, and keep all values that were set before.
 	@test -n '$(TAG)' || { echo 'TAG is empty. Say which version to go to: make upgrade TAG=v0.2.0.' >&2; exit 2; }
 	$(run) $(HELM) upgrade $(RELEASE) charts/vestige --namespace $(NAMESPACE) --reset-then-reuse-values \
 		--set vestigeImage.tag=$(TAG) --set bridgeImage.tag=$(TAG) $(HELM_ARGS)
@@ -250,7 +250,7 @@ logs: ## Follow the logs of both containers.
 	$(run) kubectl logs --namespace $(NAMESPACE) -l app.kubernetes.io/instance=$(RELEASE) --all-containers --prefix --follow
 
 .PHONY: port-forward
-port-forward: ## Lead port 8000 of this machine to the Service.
+port-forward: ## Forward port 8000 of this machine to the Service.
 	$(run) kubectl port-forward --namespace $(NAMESPACE) svc/$(RELEASE) 8000:8000
 
 # A command in Vestige's container: on Kubernetes, or with COMPOSE=docker/compose.yaml where compose runs it.
@@ -259,11 +259,11 @@ in-vestige = $(if $(COMPOSE),$(compose) exec -T vestige-mcp,kubectl exec --names
 BACKUP ?= backups/$(RELEASE)-$(shell date -u +%Y%m%dT%H%M%SZ).db
 
 .PHONY: backup
-backup: ## Make a backup and bring it here, into BACKUP=…; COMPOSE=docker/compose.yaml: of compose's memory.
+backup: ## Make a backup and copy it into BACKUP=…; COMPOSE=docker/compose.yaml: of the memory in Docker Compose.
 	$(run) docker/bring-backup $(BACKUP) $(in-vestige) vestige-backup -
 
 .PHONY: chart-lint
-chart-lint: on-linux chart-tools ## Lint the chart, test what it renders, and watch a bridge by its alerts (Linux).
+chart-lint: on-linux chart-tools ## Lint the chart, and test its rendered objects and its alerts (Linux).
 	$(HELM) lint --strict --kube-version $(KUBE_VERSION) charts/vestige --set auth.token=a-token-for-the-linter-alone
 	HELM='$(HELM)' .venv-e2e/bin/python -m pytest -c e2e/pytest.ini e2e/chart $(PYTEST_ARGS)
 
@@ -277,7 +277,7 @@ deploy-lint: on-linux .venv-e2e/stamp .tools/bin/actionlint ## Check the Dockerf
 	.venv-e2e/bin/mypy --strict e2e
 
 .PHONY: e2e
-e2e: on-linux $(HELM) .venv-e2e/stamp ## Build the images and walk through the guide on the cluster of KUBECONFIG (Linux).
+e2e: on-linux $(HELM) .venv-e2e/stamp ## Build the images and run the deployment guide on the cluster of KUBECONFIG (Linux).
 	@e2e/packages
 	HELM='$(abspath $(HELM))' CONTAINERS_CONF='$(CURDIR)/e2e/containers.conf' PATH="$(CURDIR)/.venv-e2e/bin:$$PATH" \
 		.venv-e2e/bin/python -m pytest -c e2e/pytest.ini e2e/walk $(PYTEST_ARGS)
@@ -285,7 +285,7 @@ e2e: on-linux $(HELM) .venv-e2e/stamp ## Build the images and walk through the g
 ##@ Release
 
 .PHONY: release-check
-release-check: .venv/dev.stamp .venv/test.stamp $(HELM) openclaw-plugin/node_modules/stamp ## Build wheel, sdist, plugin and chart into dist/ as a release does, and look inside; needs Go.
+release-check: .venv/dev.stamp .venv/test.stamp $(HELM) openclaw-plugin/node_modules/stamp ## Build wheel, sdist, plugin and chart into dist/ as a release does, and check their contents; needs Go.
 	@$(require-go)
 	@$(with-node) HELM='$(abspath $(HELM))' $(bin)/python dev/release_check.py
 
@@ -294,13 +294,13 @@ version: ## Print the version; make version NEW=0.3.0 sets it for package, plugi
 	@$(PYTHON) dev/version.py $(NEW)
 
 .PHONY: published
-published: .venv/dev.stamp .venv/test.stamp ## Have the documents name the releases of the GitHub account OWNER; with OWNER= they name none.
+published: .venv/dev.stamp .venv/test.stamp ## Make the documents name the releases of the GitHub account OWNER; with OWNER= they name none.
 	@sed -i.old 's/^OWNER: Final = .*/OWNER: Final = "$(OWNER)"/' src/vestige_bridge/cli/published.py
 	@rm src/vestige_bridge/cli/published.py.old
 	@$(bin)/python dev/generate.py
 
 .PHONY: chart-package
-chart-package: $(HELM) ## Package the chart into dist/; RUNBOOK_URL=… is where its alerts lead by default.
+chart-package: $(HELM) ## Package the chart into dist/; RUNBOOK_URL=… is the default link of its alerts.
 	@rm -rf build/chart && mkdir -p build && cp -R charts/vestige build/chart
 	@sed -i.old -E 's|^( +runbookUrl: ).*|\1$(or $(RUNBOOK_URL),docs/operations.md)|' build/chart/values.yaml
 	@rm build/chart/values.yaml.old
@@ -309,24 +309,24 @@ chart-package: $(HELM) ## Package the chart into dist/; RUNBOOK_URL=… is where
 ##@ Change
 
 .PHONY: format
-format: .venv/lint.stamp ## Rewrite the code in the house's format.
+format: .venv/lint.stamp ## Format the code.
 	$(bin)/ruff check --fix-only .
 	$(bin)/ruff format .
 
 .PHONY: generated
-generated: .venv/dev.stamp .venv/test.stamp ## Write anew the pages, the parts of pages and the completion for shells that are made from other files.
+generated: .venv/dev.stamp .venv/test.stamp ## Generate the pages, the parts of pages and the shell completion that are made from other files.
 	$(bin)/python dev/generate.py
 
 compile = $(bin)/uv pip compile --quiet --no-config --upgrade --generate-hashes --python-version 3.13 --python-platform linux \
 	--custom-compile-command 'make requirements'
 
 .PHONY: requirements
-requirements: .venv/audit.stamp ## Pin anew, with hashes, what the bridge's image installs and is built with.
+requirements: .venv/audit.stamp ## Update the pinned requirements, with hashes, of the bridge's image and its build.
 	$(compile) setup.cfg --output-file docker/requirements.txt
 	sed -nE 's/^requires = \["(.*)"\]$$/\1/p' pyproject.toml | $(compile) - --output-file docker/build-requirements.txt
 
 .PHONY: clean
-clean: ## Remove what was installed and built; the memory in .dev/ and .env stay.
+clean: ## Remove installed and built files; the memory in .dev/ and .env stay.
 	rm -rf .venv .venv-e2e .venv-bench* .venv-mcp-* docker/gateway/node_modules tests/node_modules tests/*/node_modules tests/*/*/node_modules
 	rm -rf openclaw-plugin/node_modules openclaw-plugin/dist
 	rm -rf build dist htmlcov .coverage* .hypothesis .*_cache .import_linter_cache src/*.egg-info

@@ -1,4 +1,4 @@
-"""The command line of the benchmarks; the Makefile's targets call it."""
+"""The command line of the benchmarks; the Makefile's targets run it."""
 
 from __future__ import annotations
 
@@ -69,14 +69,14 @@ RUNS: dict[str, Parts] = {
 
 
 def main() -> int:
-    """Measures what the run names, keeps it, and prints it with the targets.
+    """Runs the benchmark, stores its result, and prints it with the targets.
 
     Returns:
-        The exit status: 1 when something did not work, or when a request costs more instructions than it may.
+        The exit status: 1 if something failed, or if a request costs more instructions than the stored limit.
     """
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
-    parser.add_argument("run", choices=[*RUNS, "report", "publish"], help="the last two take what earlier runs found")
-    parser.add_argument("--write", action="store_true", help="store the instructions per request as what they may be")
+    parser.add_argument("run", choices=[*RUNS, "report", "publish"], help="the last two use results of earlier runs")
+    parser.add_argument("--write", action="store_true", help="store the instructions per request as the new limit")
     options = parser.parse_args()
     if options.run == "publish":
         publish.publish()

@@ -1,6 +1,6 @@
-"""What one warm tools/call costs in Python calls: how many, through how many modules, and changes between modules.
+"""The cost of one warm tools/call in Python calls: their number, their modules, and the changes between modules.
 
-The bridge runs as it is, on its real server; a profile hook in its process writes every Python call down.
+The bridge runs unmodified, on its real server; a profile hook in its process records every Python call.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ FORMS = {form: Scenario(form, 1, 200) for form in ("json", "sse", "sse as json")
 PACKAGE = "vestige_bridge"
 WARM_UP, REQUESTS = 200, 25
 SETTLED_SECONDS = 0.01
-"""After an answer, what the bridge still has to do for it is done: its log line is written."""
+"""The time after an answer in which the bridge finishes its work for it, such as the log line."""
 UNDISTURBED = {"VESTIGE_BRIDGE_CHECK_INTERVAL_SECONDS": "3600"}
 
 
 def measure() -> dict[str, Any]:
-    """Counts each form of answer on a kept connection, after requests that warm the bridge up."""
+    """Counts each form of answer on a kept-alive connection, after warm-up requests."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder, upstream() as port:
         file = Path(folder) / "calls"
         python: list[str | Path] = [ROOT / ".venv/bin/python", PROXIES / "counted.py", file]
@@ -43,7 +43,7 @@ def measure() -> dict[str, Any]:
 
 
 def counts(modules: Sequence[str]) -> dict[str, int]:
-    """What the modules of a request's calls come to, in their order; of the libraries, only the calls are counted."""
+    """Counts of the calls of a request, by module and in their order; for libraries, only the calls are counted."""
     own = [name for name in modules if name.partition(".")[0] == PACKAGE]
     return {
         "calls": len(own),
@@ -54,7 +54,7 @@ def counts(modules: Sequence[str]) -> dict[str, int]:
 
 
 def _counts(it: Started, scenario: Scenario, file: Path) -> dict[str, int]:
-    """The least of several requests: in some of them a timer fires, such as the tick of uvicorn's main loop."""
+    """The lowest counts of several requests: in some of them a timer fires, such as uvicorn's main loop."""
     connection = http.client.HTTPConnection("127.0.0.1", it.port, timeout=10)
     for _ in range(WARM_UP):
         _request(connection, it, scenario)
@@ -76,7 +76,7 @@ def _request(connection: http.client.HTTPConnection, it: Started, scenario: Scen
 
 
 def _since(it: Started, file: Path) -> list[str]:
-    """The modules of the calls since this was asked last."""
+    """The modules of the calls since the last time."""
     if it.process is None:
         raise Failed("The bridge has no process.")
     time.sleep(SETTLED_SECONDS)

@@ -1,4 +1,4 @@
-"""What the charts show: the figures of each, and the same in words, as the title and the description of its SVG."""
+"""The captions of the charts: their figures in words, as the title and the description of each SVG."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bench.targets import MEMORY, VESTIGE, number
 
 FORMS = {"json": "JSON answers", "sse": "answers as one event"}
 LATENCY = ("none", "floor", "bridge")
-"""The contenders of the chart of latencies."""
+"""The contenders of the latency chart."""
 
 JOB: dict[str, Callable[[Mapping[str, Any]], float]] = {
     "calls/s": lambda job: job["calls_per_second"],
@@ -17,20 +17,20 @@ JOB: dict[str, Callable[[Mapping[str, Any]], float]] = {
     "acknowledged writes kept, %": lambda job: _percent(job["kept"], max(1, job["acknowledged"])),
     "clients that go on after a restart, %": lambda job: _percent(job["went_on"], job["clients"]),
 }
-"""The panels of the real job."""
+"""The panels of the write workload."""
 
 Part = Mapping[str, Any]
 
 
 class Caption(NamedTuple):
-    """A chart in words."""
+    """The title and the description of a chart."""
 
     title: str
     description: str
 
 
 def captions(results: Mapping[str, Part]) -> dict[str, Caption]:
-    """The caption of every chart whose figures there are, by the name of its file."""
+    """The caption of each chart for which there are results, by file name."""
     chart: dict[str, tuple[str, str, Callable[[Part], Iterator[str]]]] = {
         "cpu.svg": ("throughput", "CPU time per request in the proxy, µs (less is better)", _bars_of("cpu_us")),
         "requests.svg": (
@@ -54,8 +54,8 @@ def bars(part: Part, name: str, form: str) -> list[tuple[str, Mapping[str, float
 
     Parameters:
         part: the result ``throughput``.
-        name: of the figure.
-        form: of the answers.
+        name: the name of the figure.
+        form: the form of the answers.
     """
     return [
         (cell["contender"], cell["figures"][name])
@@ -65,7 +65,7 @@ def bars(part: Part, name: str, form: str) -> list[tuple[str, Mapping[str, float
 
 
 def latencies(part: Part, contender: str) -> list[tuple[int, float, float]]:
-    """The connections, with p50 and p99 in milliseconds, of JSON answers of 200 B."""
+    """The numbers of connections, with p50 and p99 in milliseconds, for JSON answers of 200 B."""
     cells = [
         cell for cell in part["cells"] if (cell["contender"], cell["form"], cell["bytes"]) == (contender, "json", 200)
     ]
@@ -82,7 +82,7 @@ def jobs(part: Part) -> dict[str, list[Part]]:
 
 
 def calls_by_clients(part: Part) -> dict[str, list[tuple[int, float]]]:
-    """The number of clients with the calls per second, by way, for the server that all ways can have."""
+    """The number of clients with the calls per second, by contender, for the server that all contenders support."""
     found = [job for job in part["jobs"] if job["server"] == MEMORY]
     ways = dict.fromkeys(job["contender"] for job in found)
     return {

@@ -1,7 +1,7 @@
-"""The charts of the documents, drawn from results; SVG, the same bytes for the same figures.
+"""The charts of the documents, drawn from results as SVG; the same figures give the same bytes.
 
-Invariants: each chart reads well on a light and on a dark page, because it brings its own background and a style sheet
-that exchanges the colours; a logarithmic scale is labelled as one; no line crosses a number.
+Invariants: each chart is legible on a light and on a dark page, because it has its own background and a style sheet for
+dark colours; a logarithmic scale is labelled as one; no line crosses a number.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ mpl.rcParams.update(
 
 
 def draw(results: Mapping[str, Part], folder: Path) -> None:
-    """Draws every chart whose figures there are."""
+    """Draws all charts for which there are results."""
     charts: dict[str, Callable[[Mapping[str, Part], str], Any]] = {
         "cpu.svg": lambda found, title: _bars(found["throughput"], "cpu_us", title, "µs"),
         "requests.svg": lambda found, title: _bars(found["throughput"], "requests_per_second", title, "requests/s"),
@@ -61,7 +61,7 @@ def draw(results: Mapping[str, Part], folder: Path) -> None:
 
 
 def _told(svg: str, caption: Caption) -> str:
-    """The picture with its caption for those who do not see it, and with the colours of a dark page."""
+    """The SVG with its caption as text alternative, and with a style sheet for dark pages."""
     head, tag, rest = svg.partition("<svg ")
     attributes, _, content = rest.partition(">")
     title, description = (escape(text, quote=False) for text in caption)
@@ -78,7 +78,7 @@ def _told(svg: str, caption: Caption) -> str:
 
 
 def _bars(part: Part, name: str, title: str, unit: str) -> Any:
-    """One row for each contender and form: the median as a dot, the rounds as a line, and the figure behind both."""
+    """One row for each contender and form: the median as a dot, the rounds as a line, and the figure to their right."""
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True)
     figure.suptitle(f"{title}: 32 connections, 200 B", x=0.02, ha="left")
     for panel, (form, answers) in zip(panels, FORMS.items(), strict=True):
@@ -101,7 +101,7 @@ def _bars(part: Part, name: str, title: str, unit: str) -> Any:
 
 
 def _latency(part: Part, title: str) -> Any:
-    """The middle and the tail of three ways, over the number of connections."""
+    """Median and tail latency of three contenders, by the number of connections."""
     figure, panel = plt.subplots(figsize=(6.5, 3.4))
     for contender, colour in zip(LATENCY, (PALE, OTHERS, OURS), strict=True):
         connections, *figures = zip(*latencies(part, contender), strict=True)
@@ -119,7 +119,7 @@ def _latency(part: Part, title: str) -> Any:
 
 
 def _job(part: Part, title: str) -> Any:
-    """The real job with 20 clients, one row of panels for each memory server."""
+    """The write workload with 20 clients, one row of panels for each memory server."""
     servers = jobs(part)
     figure, rows = plt.subplots(len(servers), len(JOB), figsize=(12, 2.9 * len(servers)), sharey=True, squeeze=False)
     for (server, found), row in zip(servers.items(), rows, strict=True):
@@ -137,7 +137,7 @@ def _job(part: Part, title: str) -> Any:
 
 
 def _clients(part: Part, title: str) -> Any:
-    """Calls a second over the number of clients."""
+    """Calls a second by the number of clients."""
     figure, panel = plt.subplots(figsize=(6.5, 3.4))
     for (way, points), marker in zip(calls_by_clients(part).items(), "osv^D*", strict=False):
         clients, rates = zip(*points, strict=True)
@@ -153,7 +153,7 @@ def _clients(part: Part, title: str) -> Any:
 
 
 def _bars_with_figures(panel: Any, names: Sequence[str], values: Sequence[float]) -> None:
-    """Bars from zero with their figures behind them; the bridge's in its own colour."""
+    """Bars from zero with their figures at the end; the bridge's has its own colour."""
     panel.barh(range(len(names)), values, color=[_colour(name) for name in names])
     panel.set_yticks(range(len(names)), names)
     for row, value in enumerate(values):
@@ -161,7 +161,7 @@ def _bars_with_figures(panel: Any, names: Sequence[str], values: Sequence[float]
 
 
 def _figure_behind(panel: Any, end: float, row: int, value: float) -> None:
-    """A figure to the right of what is drawn in a row, which ends there."""
+    """A figure to the right of a row, which ends at ``end``."""
     panel.annotate(number(value), (end, row), xytext=(6, 0), textcoords="offset points", va="center")
 
 

@@ -1,4 +1,4 @@
-"""What is measured side by side, and how each is started in front of an upstream, as its documents say."""
+"""The compared programs, and how each is started in front of an upstream, as its documentation says."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ INITIALIZE: Mapping[str, Any] = {
 
 @dataclass(frozen=True)
 class Contender:
-    """Something that stands in front of an upstream.
+    """A proxy in front of an upstream.
 
     Attributes:
-        name: as the tables name it.
-        command: what starts it, for the address of upstream, a port and a folder of its own.
-        environ: the variables that it wants, for the same three.
-        headers: what its clients send besides.
-        heavy: it answers so few requests a second that it needs longer to show them.
-        discards_log: its log goes to /dev/null: it writes a line for each request, and writing it is part of the cost.
+        name: its name in the tables.
+        command: builds its command line from the URL of upstream, a port and a folder.
+        environ: builds its environment variables from the same three.
+        headers: additional headers of its clients.
+        heavy: whether it is so slow that it needs longer turns.
+        discards_log: whether its log goes to /dev/null: a line for each request is part of its cost.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class Started:
-    """A contender that serves; without a process of its own it is upstream itself."""
+    """A running contender; without a process of its own it is upstream itself."""
 
     name: str
     port: int
@@ -91,7 +91,7 @@ def _bridge(url: str, port: int, folder: Path, log_format: str = "json") -> dict
 
 
 def _mcp_proxy(*options: str) -> Callable[[str, int, Path], Command]:
-    """It serves HTTP for a stdio server and stdio for an HTTP server: so it is the one in front of the other."""
+    """It serves HTTP for a stdio server and stdio for an HTTP server, so one instance runs in front of another."""
     quiet: Command = [MCP_PROXY, "--log-level", "WARNING"]
 
     def command(url: str, port: int, folder: Path) -> Command:
@@ -138,15 +138,15 @@ TOOLHIVE = Contender("ToolHive", _toolhive, _toolhive_environ)
 
 
 def everybody() -> list[Contender]:
-    """Who takes part: ToolHive only with PEERS=all, because it has to be built and wants a network of its own."""
+    """All contenders; ToolHive only with PEERS=all, because it must be built and needs its own network."""
     peers = [TOOLHIVE] if os.environ.get("PEERS") == "all" else []
-    # Whose figures are divided by each other have their turns one after the other.
+    # Contenders whose figures are compared run one after the other.
     return [NGINX, *peers, BRIDGE, FLOOR, BRIDGE_TEXT, STARLETTE, FASTMCP, MCP_PROXY_PAIR]
 
 
 @contextmanager
 def started(contender: Contender, url: str, **variables: str) -> Iterator[Started]:
-    """A contender that answers its clients; the variables are added to its environment."""
+    """Starts a contender and waits until it answers; the variables are added to its environment."""
     port = free_port()
     log = BUILD / f"{contender.name}.log"
     with tempfile.TemporaryDirectory(prefix="bench-") as name, container_runtime(Path(name) / "docker.sock"):
@@ -162,7 +162,7 @@ def started(contender: Contender, url: str, **variables: str) -> Iterator[Starte
 
 @contextmanager
 def container_runtime(path: Path) -> Iterator[None]:
-    """A socket that looks like a container runtime's, because ToolHive looks for one before it does anything."""
+    """A socket that looks like a container runtime's, because ToolHive requires one at its start."""
 
     class Pong(http.server.BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
@@ -186,10 +186,10 @@ def container_runtime(path: Path) -> Iterator[None]:
 
 
 def complete() -> None:
-    """Everything is installed that a run needs.
+    """Checks that all tools of a run are installed.
 
     Errors:
-        Failed: something is not; make installs it.
+        Failed: one is missing; make installs it.
     """
     needed = [BENCH_PYTHON, MCP_PROXY, BUILD / "load", *UPSTREAMS.values(), NGINX_BINARY, WRK]
     absent = [str(path) for path in needed if not path.exists()]

@@ -1,4 +1,4 @@
-"""The load tool of the benchmarks beside wrk: the same upstreams and bridges, in interleaved rounds of one run."""
+"""Compares the benchmarks' load tool with wrk: the same upstreams and bridges, in interleaved rounds of one run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SECONDS = 2
 
 @dataclass(frozen=True)
 class Pair:
-    """Requests a second of both tools, a value for each round."""
+    """Requests a second of both tools, one value for each round."""
 
     it: Started
     scenario: Scenario
@@ -32,7 +32,7 @@ class Pair:
     wrk: list[float] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
-        """As a result holds it; the ratio is taken within each round."""
+        """The result as JSON; the ratio is taken within each round."""
         ratios = [one / other for one, other in zip(self.load, self.wrk, strict=True)]
         figures = {"load": self.load, "wrk": self.wrk, "load_to_wrk": ratios}
         cell = {"contender": self.it.name, "form": self.scenario.form, "connections": self.scenario.connections}
@@ -40,7 +40,7 @@ class Pair:
 
 
 def measure() -> dict[str, Any]:
-    """Requests a second as each tool counts them, straight to upstream and through the bridge.
+    """Requests a second by each tool, directly to upstream and through the bridge.
 
     Errors:
         Failed: an answer was wrong.
@@ -68,7 +68,7 @@ def _pairs() -> Iterator[list[Pair]]:
 
 
 def _wrk(it: Started, scenario: Scenario) -> float:
-    """Requests a second that wrk counts; its requests all have one id, as it can't count one up without a script."""
+    """Requests a second by wrk; its requests all have one id, as it cannot count one up without a script."""
     fields = dict(header.split(": ", 1) for header in headers(it, scenario)) | {"Content-Type": "application/json"}
     assignments = [f"wrk.headers[{json.dumps(name)}] = {json.dumps(value)}" for name, value in fields.items()]
     body = json.dumps(call(scenario).decode())

@@ -1,4 +1,4 @@
-"""The arithmetic: medians with their spread, and ratios that are taken within a round. No I/O in here."""
+"""Statistics: medians with their spread, and ratios that are taken within a round. No I/O."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Figure:
-    """The median of several rounds, and the least and the most of them."""
+    """The median of several rounds, with their minimum and maximum."""
 
     median: float
     low: float
@@ -29,7 +29,7 @@ class Figure:
         return cls(median(known), min(known), max(known))
 
     def as_json(self) -> dict[str, float]:
-        """As a result holds it."""
+        """The figure as JSON."""
         return {name: round(value, 6) for name, value in asdict(self).items()}
 
 
@@ -37,11 +37,11 @@ Cell = tuple[str, str, int, int]
 """Contender, form, connections, bytes."""
 
 Round = Mapping[Cell, Mapping[str, float]]
-"""What one round measured."""
+"""The measurements of one round."""
 
 
 def summary(rounds: Sequence[Round], base: str) -> list[dict[str, Any]]:
-    """Every cell with its figures, and with their ratios to the base's in the same round where that was measured."""
+    """Every cell with its figures, and their ratios to the base's in the same round if that was measured."""
     cells = []
     for cell in rounds[0]:
         contender, form, connections, size = cell
@@ -60,20 +60,20 @@ def summary(rounds: Sequence[Round], base: str) -> list[dict[str, Any]]:
 
 
 def ratio(rounds: Sequence[Round], one: Cell, other: Cell, name: str) -> Figure | None:
-    """One cell's figure against another's, taken within each round; None where one was not measured."""
+    """The ratio of one cell's figure to another's, within each round; None if one was not measured."""
     if one not in rounds[0] or other not in rounds[0] or not all(it[other].get(name) for it in rounds):
         return None
     return Figure.of(it[one][name] / it[other][name] for it in rounds)
 
 
 def difference(rounds: Sequence[Round], one: Cell, other: Cell, name: str) -> Figure | None:
-    """How much more one cell's figure is than another's, taken within each round; None where one was not measured."""
+    """The difference of one cell's figure and another's, within each round; None if one was not measured."""
     if one not in rounds[0] or other not in rounds[0]:
         return None
     return Figure.of(it[one][name] - it[other][name] for it in rounds)
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The value below which that share of all lies (nearest rank); 0 of nothing."""
+    """The percentile by nearest rank; 0 without values."""
     ordered = sorted(values)
     return ordered[round(share * (len(ordered) - 1))] if ordered else 0.0

@@ -1,7 +1,7 @@
-"""Instructions per request, counted by valgrind: a figure that depends on no clock and on nobody else's work.
+"""Instructions per request, counted by valgrind: a figure that does not depend on a clock or on other load.
 
-One connection at a time, and only after as many requests as are counted, so that every cache is warm. The guard holds
-the bridge's count against the floor's in the same run, because an absolute one would change with every Python.
+One connection at a time, after as many warm-up requests as are counted. The guard compares the ratio of the bridge's
+count to the floor's in the same run, because an absolute count changes with every Python version.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ UNHURRIED = {
     "VESTIGE_BRIDGE_CHECK_TIMEOUT_SECONDS": "60",
     "VESTIGE_BRIDGE_CHECK_INTERVAL_SECONDS": "3600",
 }
-"""Under valgrind everything takes fifty times as long, and a check in between would be counted."""
+"""Under valgrind the bridge is fifty times slower, and a check meanwhile would be counted."""
 
 
 def measure() -> dict[str, Any]:
-    """Counts the floor's and the bridge's instructions, and holds them against what is stored."""
+    """Counts the floor's and the bridge's instructions, and compares them with the stored limits."""
     contenders = (FLOOR, BRIDGE)
-    # At the same time, since a count of instructions does not depend on what else runs.
+    # In parallel, since other load does not change a count of instructions.
     with upstream() as port, ThreadPoolExecutor(len(contenders)) as threads:
         found = threads.map(lambda contender: _counts(contender, f"http://127.0.0.1:{port}/mcp"), contenders)
         counts = {
@@ -48,18 +48,18 @@ def measure() -> dict[str, Any]:
 
 
 def stored() -> dict[str, float]:
-    """The ratios that a request may cost, by form."""
+    """The stored limits of the ratios, by form."""
     kept: dict[str, float] = json.loads(STORED.read_text()) if STORED.exists() else {}
     return kept
 
 
 def store(ratios: dict[str, float]) -> None:
-    """Takes what was measured as what a request may cost from now on."""
+    """Stores the measured ratios as the new limits."""
     STORED.write_text(json.dumps(ratios, indent=1) + "\n")
 
 
 def too_many(found: dict[str, Any]) -> list[str]:
-    """A sentence for each form in which a request costs more than is stored."""
+    """A sentence for each form in which a request costs more than the stored limit."""
     return [
         f"A request ({form}) costs {ratio} times the floor's instructions; {found['stored'][form]} are stored."
         for form, ratio in found["ratios"].items()
@@ -68,7 +68,7 @@ def too_many(found: dict[str, Any]) -> list[str]:
 
 
 def fewer(found: dict[str, Any]) -> list[str]:
-    """A sentence for each form in which a request costs so much less than is stored that the guard would not notice."""
+    """A sentence for each form in which a request costs so much less than the limit that the guard is too loose."""
     return [
         f"A request ({form}) costs {ratio} times the floor's instructions, and {found['stored'][form]} are stored: "
         "`make bench-instructions WRITE=--write` stores it."

@@ -1,4 +1,4 @@
-"""The real job: agents that write memories at once, on real supergateway with a real memory server, and its restart."""
+"""A write workload: agents write memories at once, on real supergateway with a real memory server, which restarts."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ CLIENTS = (1, 5, 20, 50)
 WRITES = 20
 STATELESS, DIRECT, NATIVE = "stateless", "direct", "bridge, native"
 REPEATED = (20, ("direct", "bridge"))
-"""What is measured three times with Vestige, because its rate goes up and down: clients, contenders."""
+"""The runs with Vestige that are repeated three times, because their rate varies: clients, contenders."""
 SAMPLE_SECONDS = 0.2
 
 
 class Gateway:
-    """A memory server over HTTP, with a store that begins empty: behind supergateway, or by its own HTTP server.
+    """A memory server over HTTP with an empty store: behind supergateway, or with its own HTTP server.
 
     Parameters:
-        server: which memory server.
+        server: the memory server.
         way: stateless or native; any other is a stateful supergateway.
-        folder: where the store is.
+        folder: the folder of the store.
     """
 
     def __init__(self, server: str, way: str, folder: Path) -> None:
@@ -71,22 +71,22 @@ class Gateway:
 
     @property
     def shown(self) -> dict[str, str]:
-        """The variables by which the bridge knows what to show to it."""
+        """The bridge's variables with the token for it."""
         return {"VESTIGE_BRIDGE_UPSTREAM_TOKEN": TOKEN} if self._variables else {}
 
     def stop(self) -> None:
-        """Ends it and its servers."""
+        """Stops it and its servers."""
         self._process.stop()
 
     def processes(self) -> tuple[psutil.Process, list[psutil.Process]]:
-        """The gateway itself, and the MCP servers behind it; natively both are one process."""
+        """The gateway and the MCP servers behind it; a native server is one process for both."""
         gateway, *servers = self._process.tree()
         return gateway, servers or ([gateway] if self._variables else [])
 
 
 @dataclass
 class Peak:
-    """The most that was seen at a time."""
+    """The highest values that were measured."""
 
     servers: int = 0
     processes: int = 0
@@ -95,7 +95,7 @@ class Peak:
 
 
 def measure(clients: tuple[int, ...] = CLIENTS) -> dict[str, Any]:
-    """Every job, one after the other."""
+    """Runs all jobs, one after the other."""
     servers = [MEMORY, *([VESTIGE] if shutil.which("vestige-mcp") else [])]
     jobs = []
     for server in servers:
@@ -111,7 +111,7 @@ def measure(clients: tuple[int, ...] = CLIENTS) -> dict[str, Any]:
 
 
 def combined(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """One job of several runs: the run of the median rate, with the worst that any of them came to."""
+    """Combines several runs into one job: the run of the median rate, with the worst other values of all."""
     job = dict(sorted(runs, key=lambda it: it["calls_per_second"])[len(runs) // 2])
     worst = min(runs, key=lambda it: it["kept"] - it["acknowledged"])
     job |= {name: worst[name] for name in ("acknowledged", "kept")}
@@ -128,7 +128,7 @@ def _ways(server: str) -> dict[str, Contender | None]:
 
 
 def _job(server: str, contender: Contender | None, name: str, clients: int) -> dict[str, Any]:
-    """One job from an empty store to what is in the store afterwards."""
+    """Runs one job from an empty store, and reads the store at its end."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         gateway = Gateway(server, name, Path(folder))
         try:
@@ -197,7 +197,7 @@ def _line(group: subprocess.Popen[str]) -> dict[str, Any]:
 
 @contextmanager
 def _watched(gateway: Gateway, it: Started) -> Iterator[Peak]:
-    """Looks at the processes again and again, and keeps the most of each."""
+    """Samples the processes repeatedly, and keeps the highest values."""
     peak, over = Peak(), threading.Event()
 
     def look() -> None:
@@ -226,12 +226,12 @@ def _rss(process: psutil.Process) -> float:
 
 
 def _kept(server: str, folder: Path) -> set[str]:
-    """The names of what is in the store."""
+    """The names in the store."""
     kept: set[str] = set()
     if server == MEMORY:
         file = folder / "memory.jsonl"
         for line in file.read_text().splitlines() if file.exists() else []:
-            with suppress(ValueError):  # two processes that write at once cut each other's lines
+            with suppress(ValueError):  # two processes that write at once interrupt each other's lines
                 kept.add(json.loads(line)["name"])
         return kept
     for database in folder.rglob("*.db"):
@@ -242,12 +242,12 @@ def _kept(server: str, folder: Path) -> set[str]:
 
 
 def vestige_variables(folder: Path) -> dict[str, str]:
-    """What every Vestige is started with: where its store is, and no autopilot, which slows down a shared process."""
+    """The environment of every Vestige: its store, and no autopilot, which slows down a shared process."""
     return {"HOME": str(folder), "VESTIGE_DATA_DIR": str(folder), "VESTIGE_AUTOPILOT_ENABLED": "0"}
 
 
 def stdio_command(server: str, folder: Path) -> str:
-    """The shell command that supergateway starts for a session."""
+    """The shell command with which supergateway starts a session's server."""
     if server == MEMORY:
         script = GATEWAY / "node_modules/@modelcontextprotocol/server-memory/dist/index.js"
         words = [f"MEMORY_FILE_PATH={folder / 'memory.jsonl'}", str(_node()), str(script)]

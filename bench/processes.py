@@ -1,4 +1,4 @@
-"""Processes that are measured: started, watched from outside through /proc, and ended with all that they started."""
+"""The measured processes: started, watched through /proc, and ended with all their children."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ TOKEN = "a-token-for-the-benchmarks"  # noqa: S105 - it opens what lives for min
 
 
 class Failed(Exception):
-    """What was to be measured did not start, or ended too early."""
+    """A process did not start, or ended too early."""
 
 
 class Process:
-    """A running process with its children; what one cannot ask it, /proc tells."""
+    """A running process with its children; its figures come from /proc."""
 
     def __init__(self, command: Sequence[str | Path], environ: Mapping[str, str], log: Path, cwd: Path = ROOT) -> None:
         self._command, self._log = [str(word) for word in command], log
@@ -41,13 +41,13 @@ class Process:
             )
 
     def tree(self) -> list[psutil.Process]:
-        """The process and everything below it."""
+        """The process and all its descendants."""
         with suppress(psutil.NoSuchProcess):
             return [self._process, *self._process.children(recursive=True)]
         return []
 
     def cpu_seconds(self) -> float:
-        """User and system time of the tree, those that it has waited for included, to a clock tick (10 ms)."""
+        """User and system time of the tree, including ended children, with a resolution of one clock tick (10 ms)."""
         seconds = 0.0
         for process in self.tree():
             with suppress(psutil.NoSuchProcess):
@@ -64,12 +64,12 @@ class Process:
         return total
 
     def peak_rss_bytes(self) -> int:
-        """The most that the process itself has held since it started or since `forget_peak`."""
+        """The peak memory of the process since it started or since `forget_peak`."""
         status = Path(f"/proc/{self._process.pid}/status").read_text()
         return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
     def forget_peak(self) -> None:
-        """The peak counts from now on."""
+        """Resets the peak."""
         Path(f"/proc/{self._process.pid}/clear_refs").write_text("5")
 
     @property
@@ -79,17 +79,17 @@ class Process:
         return pid
 
     def alive(self) -> None:
-        """It runs.
+        """Checks that it runs.
 
         Errors:
-            Failed: it has ended; its last words are in the message.
+            Failed: it has ended; its last output is in the message.
         """
         if self._process.poll() is not None:
             words = self._log.read_text(errors="replace")[-2000:] if self._log != Path(os.devnull) else ""
             raise Failed(f"{' '.join(self._command)} ended with {self._process.returncode}.\n{words}")
 
     def kill(self) -> None:
-        """Ends the process alone, as the out-of-memory killer does, and waits for what it started to follow."""
+        """Kills only the process, as the out-of-memory killer does, and waits until its children end."""
         children = self.tree()[1:]
         self._process.kill()
         self._process.wait()
@@ -114,7 +114,7 @@ def running(
     log: Path = Path(os.devnull),
     cwd: Path = ROOT,
 ) -> Iterator[Process]:
-    """A process that is ended at the end."""
+    """A process that is stopped at the end of the context."""
     process = Process(command, environ or {}, log, cwd)
     try:
         yield process
@@ -123,22 +123,22 @@ def running(
 
 
 def inherited() -> dict[str, str]:
-    """The environment without the settings that somebody may have set for a bridge of his own."""
+    """The environment without settings of another bridge."""
     return {name: value for name, value in os.environ.items() if not name.startswith("VESTIGE_")}
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """An unused port."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
         return port
 
 
 def until(fact: Callable[[], bool], seconds: float, process: Process | None = None, pause: float = 0.01) -> None:
-    """Waits for something that cannot tell by itself that it has come true.
+    """Waits for a condition that can only be polled.
 
     Errors:
-        Failed: it has not in that time, or the process has ended.
+        Failed: it is not met in time, or the process has ended.
     """
     deadline = time.monotonic() + seconds
     while not fact():
@@ -150,7 +150,7 @@ def until(fact: Callable[[], bool], seconds: float, process: Process | None = No
 
 
 def listens(port: int) -> bool:
-    """Whether somebody accepts connections there."""
+    """Whether a connection to the port is accepted."""
     with suppress(OSError):
         socket.create_connection(("127.0.0.1", port), timeout=1).close()
         return True
@@ -158,7 +158,7 @@ def listens(port: int) -> bool:
 
 
 def post(port: int, message: Mapping[str, Any], headers: Mapping[str, str], seconds: float = 5) -> tuple[int, bytes]:
-    """One JSON-RPC message to an upstream on this machine; 0 for the status where nobody answered."""
+    """Sends one JSON-RPC message to an upstream on this machine; status 0 means no answer."""
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}/mcp",
         json.dumps(message).encode(),
@@ -174,12 +174,12 @@ def post(port: int, message: Mapping[str, Any], headers: Mapping[str, str], seco
 
 
 UPSTREAMS = {"C": BUILD / "upstream", "Go": BUILD / "upstream-go"}
-"""The trivial MCP server, by the language that it is written in."""
+"""The trivial MCP server, by its language."""
 
 
 @contextmanager
 def upstream(language: str = "C") -> Iterator[int]:
-    """A trivial MCP server, and the port that it listens on.
+    """Starts a trivial MCP server; yields its port.
 
     Parameters:
         language: one of `UPSTREAMS`.

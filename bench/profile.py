@@ -1,4 +1,4 @@
-"""Where the bridge's CPU time goes: py-spy looks at its stack while it is under load."""
+"""A profile of the bridge's CPU time: py-spy samples its stack under load."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ WRITES = ("HttpProtocol.write", "UpstreamConnection.send")
 
 
 def measure() -> dict[str, Any]:
-    """The shares of the places where the stack ends, under load.
+    """The share of each stack end, under load.
 
     Errors:
-        Failed: py-spy could not look at the process.
+        Failed: py-spy could not sample the process.
     """
     with tempfile.TemporaryDirectory(prefix="bench-") as folder, upstream() as port:
         file = Path(folder) / "stacks"
@@ -56,10 +56,10 @@ def measure() -> dict[str, Any]:
 
 
 def shares(stacks: Iterable[str]) -> dict[str, float]:
-    """The shares of all samples by where they end, the largest first.
+    """The shares of all samples by the end of their stacks, the largest first.
 
     Parameters:
-        stacks: lines of frames, outermost first, separated by semicolons, and how often they were seen.
+        stacks: lines of frames, outermost first, separated by semicolons, and their number of samples.
     """
     ends: Counter[str] = Counter()
     for stack in stacks:
@@ -72,7 +72,7 @@ def _count(stack: str) -> int:
 
 
 def _place(frame: str) -> str:
-    """What a frame, such as ``send (vestige_bridge/upstream/connection.py:7)``, is a part of."""
+    """The part to which a frame, such as ``send (vestige_bridge/upstream/connection.py:7)``, belongs."""
     function, _, where = frame.partition(" (")
     if function in WRITES:
         return "writing to sockets"

@@ -1,4 +1,4 @@
-"""What a run says while it works: one line that changes on a terminal, and a line now and then elsewhere."""
+"""Progress output of a run: one line that changes on a terminal, and occasional lines elsewhere."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import sys
 import time
 
 PAUSE_SECONDS = 5.0
-"""Between two lines where a line cannot be written over."""
+"""The pause between two lines if the output is not a terminal."""
 
 _last = [0.0]
 
 
 def say(text: str) -> None:
-    """Shows where the run is."""
+    """Shows the progress of the run."""
     if sys.stderr.isatty():
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
     elif time.monotonic() - _last[0] > PAUSE_SECONDS:
@@ -21,6 +21,6 @@ def say(text: str) -> None:
 
 
 def done() -> None:
-    """Takes the line away."""
+    """Clears the line."""
     if sys.stderr.isatty():
         print("\r\033[K", end="", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""What was found, brought into the documents: between markers, so that no figure there is written by hand."""
+"""Writes results into the documents, between markers, so that no figure there is written by hand."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MARKED = re.compile(r"(<!-- bench: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def publish() -> None:
-    """Writes the last results, the charts and the tables; what was not run again stays as it was published."""
+    """Writes the last results, the charts and the tables; parts that did not run again stay unchanged."""
     from bench import charts  # noqa: PLC0415 - only here is there something to draw with
 
     found = results.read()
@@ -28,7 +28,7 @@ def publish() -> None:
 
 
 def filled(document: str, found: Mapping[str, Mapping[str, Any]]) -> str:
-    """The document with the tables of these results between its markers; a run is described once."""
+    """The document with the tables of these results between its markers; each run is described once."""
     described: set[str] = set()
 
     def section(match: re.Match[str]) -> str:

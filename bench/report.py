@@ -1,4 +1,4 @@
-"""Tables: of what was measured, and of the targets; for the terminal and for the documents."""
+"""Tables of results and of the targets, for the terminal and for the documents."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from bench.targets import TARGETS, Results, number
 
 Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
-"""The heads of the columns, and the rows."""
+"""The column heads, and the rows."""
 
 TITLES = {
     "throughput": "Requests, CPU, latency and memory",
@@ -65,7 +65,7 @@ def start(part: Mapping[str, Any]) -> Table:
 
 
 def streams(part: Mapping[str, Any]) -> Table:
-    """One row for each figure, as the part itself names it."""
+    """One row for each figure of a part, with the part's own names."""
     return ("", "measured"), [(row["what"], row["measured"]) for row in part["rows"]]
 
 
@@ -125,7 +125,7 @@ def instructions(part: Mapping[str, Any]) -> Table:
 
 
 def tricks(part: Mapping[str, Any]) -> Table:
-    """One row for each trick that was undone, with a pair of columns for each form."""
+    """One row for each trick, with a pair of columns for each form."""
     forms = list(dict.fromkeys(cell["form"] for cell in part["cells"]))
     cells = {(cell["contender"], cell["form"]): cell for cell in part["cells"]}
     small = worth_too_little(part)
@@ -141,11 +141,11 @@ def tricks(part: Mapping[str, Any]) -> Table:
 
 
 LEAST_WORTH = 0.03
-"""A trick that does not save that share of the CPU time with any upstream is removed."""
+"""A trick that saves less than this share of the CPU time with every upstream is removed."""
 
 
 def worth_too_little(part: Mapping[str, Any]) -> list[str]:
-    """The tricks that are to be removed."""
+    """The tricks to remove."""
     worth: dict[str, float] = {}
     for cell in part["cells"][1:]:
         name, gain = cell["contender"], cell["against"]["cpu_us"]["median"] - 1
@@ -155,7 +155,7 @@ def worth_too_little(part: Mapping[str, Any]) -> list[str]:
 
 
 def tricks_sentence(part: Mapping[str, Any]) -> str:
-    """Which tricks are worth too little."""
+    """The tricks that save too little."""
     small = worth_too_little(part)
     if not small:
         return f"Each optimisation saves {LEAST_WORTH:.0%} or more with at least one upstream."
@@ -181,7 +181,7 @@ def crosscheck(part: Mapping[str, Any]) -> Table:
 
 
 def profile(part: Mapping[str, Any]) -> Table:
-    """One row for each place where a stack ends."""
+    """One row for each stack end."""
     return ("innermost Python frame", "share of the CPU time"), [
         (place, f"{share:.0%}") for place, share in part["shares"].items()
     ]
@@ -202,12 +202,12 @@ TABLES = {
 
 
 def targets(results: Results) -> Table:
-    """P1 to P8."""
+    """The targets P1 to P8."""
     return ("", "what", "target", "stretch goal", "measured", "result"), [target.row(results) for target in TARGETS]
 
 
 def terminal(table: Table) -> str:
-    """The table in columns that stand under each other."""
+    """The table in aligned columns."""
     lines = [table[0], *table[1]]
     widths = [max(len(line[column]) for line in lines) for column in range(len(table[0]))]
     text = [_padded(line, widths) for line in lines]
@@ -215,7 +215,7 @@ def terminal(table: Table) -> str:
 
 
 def markdown(table: Table) -> str:
-    """The table as the documents have it."""
+    """The table in Markdown."""
     heads, rows = table
     return "\n".join(
         [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}", *(f"| {' | '.join(row)} |" for row in rows)]
@@ -223,21 +223,21 @@ def markdown(table: Table) -> str:
 
 
 def source(part: Mapping[str, Any]) -> str:
-    """Where a table comes from, in one sentence."""
+    """The source of a table, in one sentence."""
     made = part["made"]
     versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
     return f"`{made['command']}`, {made['date']}, {made['machine']}; {versions}."
 
 
 def run(part: Mapping[str, Any]) -> str:
-    """The same for a run that was described before."""
+    """The same for a run that is already described."""
     made = part["made"]
     described = "machine and versions as in the first table of this run"
     return f"`{made['command']}`, {made['date']}, commit {made['versions']['commit']}; {described}."
 
 
 def everything(results: Results, names: Sequence[str]) -> str:
-    """The tables of these parts for the terminal, and the targets with whatever there is."""
+    """The tables of these parts for the terminal, and the targets with all results."""
     parts = [f"\n{TITLES[name]}\n\n{terminal(TABLES[name](results[name]))}" for name in names]
     return "\n".join([*parts, f"\nTargets\n\n{terminal(targets(results))}\n"])
 

@@ -2,8 +2,8 @@
 
 usage: sdk_clients.py URL TOKEN TOOL CLIENTS WRITES
 
-It prints one line of JSON when everybody has written, waits for a line on standard input, and prints another with how
-many clients could write once more by themselves. TOOL is what writes: create_entities or smart_ingest.
+It prints one line of JSON when all clients have written, waits for a line on standard input, and prints another with
+how many clients could write once more on their own. TOOL is the writing tool: create_entities or smart_ingest.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from mcp.client.streamable_http import streamable_http_client
 CONNECT_SECONDS = 60
 ANSWER_SECONDS = 60
 WRITING_SECONDS = 20
-"""After that nobody begins another write: what is slow need not finish to be counted."""
+"""No write begins after this time: slow writes need not finish to be counted."""
 RECOVERY_SECONDS = 15
 
 
 @dataclass
 class Tally:
-    """What all clients together have seen."""
+    """The results of all clients together."""
 
     connected: int = 0
     acknowledged: list[str] = field(default_factory=list)
@@ -42,7 +42,7 @@ class Tally:
 
 
 def entity(name: str) -> dict[str, Any]:
-    """What server-memory is told, and tells back."""
+    """The arguments for server-memory, and its expected result."""
     return {"entities": [{"name": name, "entityType": "memory", "observations": [f"what {name} saw"]}]}
 
 
@@ -50,29 +50,29 @@ TOOLS: dict[str, tuple[Callable[[str], dict[str, Any]], Callable[[str, Any], boo
     "create_entities": (entity, lambda name, result: bool(result.structured_content == entity(name))),
     "smart_ingest": (lambda name: {"content": f"{name} was here"}, lambda _name, _result: True),
 }
-"""The arguments of a write, and whether a result is its own: Vestige's tell nothing of what was written."""
+"""The arguments of a write, and the check of its result: Vestige's result does not contain the text."""
 
 
 class Everybody:
-    """Comes true when each client has said so."""
+    """A barrier: met when each client has arrived."""
 
     def __init__(self, names: list[str]) -> None:
         self._missing = set(names)
         self._event = asyncio.Event()
 
     def add(self, name: str) -> None:
-        """A client says so; it may say so again."""
+        """Records that a client has arrived; repeated calls have no effect."""
         self._missing.discard(name)
         if not self._missing:
             self._event.set()
 
     async def wait(self) -> None:
-        """Waits for the last of them."""
+        """Waits for the last client."""
         await self._event.wait()
 
 
 class Group:
-    """Clients that begin together."""
+    """Clients that begin at the same time."""
 
     def __init__(self, url: str, token: str, tool: str, names: list[str]) -> None:
         self.tally = Tally()
@@ -83,7 +83,7 @@ class Group:
         self._begin, self._again = asyncio.Event(), asyncio.Event()
 
     async def run(self, writes: int) -> None:
-        """Both phases."""
+        """Runs both phases."""
         clients = [asyncio.create_task(self._client(name, writes)) for name in self._names]
         await self._ready.wait()
         began = time.monotonic()
@@ -96,7 +96,7 @@ class Group:
         self._print({"went_on": self.tally.went_on})
 
     async def _client(self, name: str, writes: int) -> None:
-        """One client, whatever becomes of it; nobody waits for one that could not connect."""
+        """Runs one client and catches its errors; a client that cannot connect is not waited for."""
         try:
             headers = {"Authorization": f"Bearer {self._token}"}
             async with httpx2.AsyncClient(headers=headers, timeout=ANSWER_SECONDS + 5) as http_client:
@@ -141,7 +141,7 @@ class Group:
                 self.tally.milliseconds.append((time.monotonic() - began) * 1000)
 
     async def _recover(self, client: Client, name: str) -> None:
-        """A write that is tried again for a while, as an agent would; never another connection."""
+        """A write that is retried for a while, as an agent would, on the same connection."""
         deadline = time.monotonic() + RECOVERY_SECONDS
         while time.monotonic() < deadline:
             before = len(self.tally.acknowledged)

@@ -1,4 +1,4 @@
-"""How long the bridge takes from its start until it says that it is ready, with upstream there already."""
+"""The time from the bridge's start until it is ready, with an upstream that runs already."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _start(url: str, number: int) -> float:
 
 
 def ready(port: int) -> bool:
-    """Whether the bridge on that port says that it can serve."""
+    """Whether the bridge on that port is ready."""
     request = urllib.request.Request(f"http://127.0.0.1:{port}/readyz", headers={"Authorization": f"Bearer {TOKEN}"})
     try:
         with urllib.request.urlopen(request, timeout=1) as response:  # noqa: S310

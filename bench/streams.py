@@ -1,4 +1,4 @@
-"""What open streams and large answers cost the bridge, and the others who are served meanwhile."""
+"""The cost of open streams and large answers, for the bridge and for its other clients."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ ROUNDS = 3
 OTHERS = Scenario("json", 4, 200)
 REST_SECONDS = 1.5
 PAUSE_SECONDS = 0.3
-"""Between two large answers."""
+"""The pause between two large answers."""
 IDLE_SECONDS = 16
-"""A little longer than a heartbeat, so that each stream has had one."""
+"""Slightly longer than the heartbeat interval, so that each stream has had one."""
 HEADERS = {
     "Authorization": f"Bearer {TOKEN}",
     "Content-Type": "application/json",
@@ -57,7 +57,7 @@ class Bench:
         return f"http://127.0.0.1:{self.it.port}/mcp"
 
     def call(self, accept: str = HEADERS["Accept"], **arguments: Any) -> Any:
-        """A tool call that is open when it is entered."""
+        """A tool call that is in flight within the context."""
         message = {
             "jsonrpc": "2.0",
             "id": 1,
@@ -67,21 +67,21 @@ class Bench:
         return self.http.post(self.url, data=json.dumps(message), headers={**HEADERS, "Accept": accept})
 
     async def at_rest(self) -> float:
-        """Resident memory in bytes, once nothing has gone on for a while."""
+        """Resident memory in bytes, once it is stable."""
         await asyncio.sleep(REST_SECONDS)
         return self.process.rss_bytes()
 
     async def others(self) -> float:
-        """The p99 of clients that do nothing special, in microseconds."""
+        """The p99 of ordinary clients, in microseconds."""
         said = await asyncio.to_thread(load, self.it, OTHERS, "--seconds", "1.5", "--warm-up", "0.2")
         return said["p99_us"]
 
     async def compared(self, work: Callable[[asyncio.Event], Awaitable[Any]], under_way: float = 0) -> Figure:
-        """The others' p99 while that work goes on, against their p99 just before, in several rounds.
+        """The ratio of the others' p99 during the work to their p99 just before, in several rounds.
 
         Parameters:
             work: ends soon after the event is set.
-            under_way: seconds after which it is what it is to be compared with.
+            under_way: seconds until the work has reached the state to measure.
         """
         ratios = []
         for _ in range(ROUNDS):
@@ -96,12 +96,12 @@ class Bench:
 
 
 def measure() -> dict[str, Any]:
-    """Idle, slow and large streams, one after the other, each on a bridge of its own."""
+    """Idle, slow and large streams, one after the other, each on its own bridge."""
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     found: dict[str, Any] = {"rows": []}
     for part in (_idle, _slow, _large, _readers):
         progress.say(f"streams: {part.__name__[1:]}")
-        # As many slow calls as there are clients are to be under way at a time; the rest is as shipped.
+        # The window must hold as many slow calls as there are clients; the other settings are the defaults.
         with upstream() as port, started(BRIDGE, _url(port), VESTIGE_BRIDGE_UPSTREAM_CONCURRENCY="256") as it:
             figures, rows = asyncio.run(_with_client(it, part))
         found[part.__name__[1:]] = figures
@@ -125,7 +125,7 @@ async def _with_client(
 
 
 async def _idle(bench: Bench) -> tuple[dict[str, Any], Row]:
-    """Streams on which nothing comes but the heartbeat."""
+    """Streams that get only heartbeats."""
     before = await bench.at_rest()
     async with AsyncExitStack() as stack:
         streams = []
@@ -195,7 +195,7 @@ async def _large(bench: Bench) -> tuple[dict[str, Any], Row]:
             async with bench.call(accept, bytes=LARGE, sse=sse) as answer:
                 start = await answer.content.readany()
                 first = time.monotonic() - began
-                # Upstream counted the id that the bridge made, which is longer than the client's.
+                # Upstream's size includes the bridge's id, which is longer than the client's.
                 if len(start) + len(await answer.content.read()) < LARGE - 20:
                     raise Failed("A large answer was cut.")
             return first, time.monotonic() - began
@@ -236,7 +236,7 @@ async def _readers(bench: Bench) -> tuple[dict[str, Any], Row]:
     async def everybody(stopping: asyncio.Event) -> None:
         await asyncio.gather(*(read(stopping) for _ in range(READERS)))
 
-    # The answers have come from upstream by then, and are being read.
+    # By then the answers have arrived from upstream, and clients are reading them.
     ratio = await bench.compared(everybody, under_way=3)
     what = f"{READERS} clients that read 10 MB at 1 MB/s"
     peak = bench.process.peak_rss_bytes() - rest

@@ -1,4 +1,4 @@
-"""The targets that the bridge is held against, and what the runs found. No I/O in here."""
+"""The performance targets of the bridge, and their measured values. No I/O."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ Results = Mapping[str, Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Target:
-    """One line of the table.
+    """One row of the table.
 
     Attributes:
         name: P1 to P8.
-        what: what is measured.
-        unit: behind each value.
-        target: what it has to be.
+        what: the measured quantity.
+        unit: the suffix of each value.
+        target: the required value.
         moonshot: the stretch goal; none if there is none.
         at_most: whether less is better.
-        part: the result that has it.
-        value: takes it out of that part; KeyError where the run had no such contender.
+        part: the result that contains it.
+        value: reads it from that part; KeyError if the run had no such contender.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Target:
     value: Callable[[Mapping[str, Any]], float]
 
     def row(self, results: Results) -> tuple[str, str, str, str, str, str]:
-        """The line: name, what, target, moonshot, measured, verdict."""
+        """The row: name, what, target, moonshot, measured, verdict."""
         sign = "≤" if self.at_most else "≥"
         goal = f"{sign} {self.target:g}{self.unit}"
         moonshot = "" if self.moonshot is None else f"{sign} {self.moonshot:g}{self.unit}"
@@ -54,7 +54,7 @@ class Target:
 
 
 def number(value: float) -> str:
-    """Three digits that count, as people write them; a whole number is a count."""
+    """Three significant digits; a whole number is printed as a count."""
     if isinstance(value, int):
         return f"{value:,}"
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
@@ -103,7 +103,7 @@ def _unread(part: Mapping[str, Any]) -> float:
 
 
 UNREAD_CLIENTS = 60
-"""Those of P8; a run with fewer says nothing about it."""
+"""The number of clients of P8; a run with fewer does not measure it."""
 
 MEMORY, VESTIGE = "server-memory", "Vestige"
 

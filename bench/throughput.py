@@ -21,12 +21,12 @@ NONE = "none"
 
 @dataclass(frozen=True)
 class Form:
-    """How a call is answered.
+    """The form of the answer to a call.
 
     Attributes:
         sse: whether upstream answers with an event stream.
         accept: what the client accepts.
-        upstream: the language of the upstream that answers.
+        upstream: the language of the upstream.
     """
 
     sse: bool
@@ -45,11 +45,11 @@ FORMS = {
 
 @dataclass(frozen=True)
 class Scenario:
-    """One kind of load, and who is put under it.
+    """One kind of load, and its contenders.
 
     Attributes:
         form: one of `FORMS`.
-        connections: how many requests are under way at a time.
+        connections: how many requests are in flight at a time.
         size: bytes of the request's body, and of the answer's.
         names: the contenders; none for all of them.
     """
@@ -62,12 +62,12 @@ class Scenario:
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is measured.
+    """The extent of a run.
 
     Attributes:
-        rounds: how often every contender has its turn in every scenario.
-        seconds: how long a turn lasts.
-        heavy_requests: how many each connection of a heavy contender sends instead.
+        rounds: the number of turns of every contender in every scenario.
+        seconds: the length of a turn.
+        heavy_requests: the requests of each connection of a heavy contender, instead of a time.
     """
 
     scenarios: tuple[Scenario, ...]
@@ -99,7 +99,7 @@ PLANS = {
 
 
 def measure(plan: Plan) -> dict[str, Any]:
-    """Runs the plan; the result is what the tables, the charts and the targets are made of.
+    """Runs the plan; tables, charts and targets are made from the result.
 
     Errors:
         Failed: a contender did not start, or gave wrong answers.
@@ -128,7 +128,7 @@ def measure(plan: Plan) -> dict[str, Any]:
 
 
 def _started(stack: ExitStack, language: str, plan: Plan) -> list[Started]:
-    """The upstream in that language, and in front of it each contender that the plan has a scenario for."""
+    """Starts the upstream in that language, and in front of it each contender with a scenario in the plan."""
     scenarios = [scenario for scenario in plan.scenarios if FORMS[scenario.form].upstream == language]
     if not scenarios:
         return []
@@ -142,11 +142,11 @@ def _started(stack: ExitStack, language: str, plan: Plan) -> list[Started]:
 
 
 def load(it: Started, scenario: Scenario, *duration: str, **arguments: Any) -> dict[str, float]:
-    """What the load tool says of one turn.
+    """The figures of one turn of the load tool.
 
     Parameters:
         duration: the load tool's options that bound the turn.
-        arguments: what the calls ask of upstream besides.
+        arguments: additional arguments of the calls.
 
     Errors:
         Failed: an answer was wrong.
@@ -172,17 +172,17 @@ def load(it: Started, scenario: Scenario, *duration: str, **arguments: Any) -> d
 
 
 def headers(it: Started, scenario: Scenario) -> list[str]:
-    """What a client of that contender sends in that scenario besides the body and its type."""
+    """The headers of a client of that contender in that scenario, without the type of the body."""
     return list(it.headers) if BOTH in it.headers else [*it.headers, FORMS[scenario.form].accept]
 
 
 def call(scenario: Scenario, **arguments: Any) -> bytes:
-    """The body of a call in that scenario; the arguments are added to those that it has."""
+    """The body of a call in that scenario, with additional arguments."""
     return body(scenario.size, {"bytes": scenario.size, "sse": FORMS[scenario.form].sse, **arguments})
 
 
 def body(size: int, arguments: dict[str, Any]) -> bytes:
-    """A tool call of exactly that many bytes, or as few as it can have; the load tool counts its id up."""
+    """A tool call of exactly that many bytes, or the smallest possible; the load tool counts its id up."""
     message = {
         "jsonrpc": "2.0",
         "id": 1_000_000,
@@ -194,8 +194,8 @@ def body(size: int, arguments: dict[str, Any]) -> bytes:
 
 
 def turn(it: Started, scenario: Scenario, plan: Plan) -> dict[str, float]:
-    """One contender under one load: what the load tool saw, and what the processes used for it."""
-    # Many connections take a while to be made, on both sides of a proxy.
+    """One turn of a contender: the load tool's figures, and the resources that the processes used."""
+    # On both sides of a proxy, opening many connections takes a while.
     duration: tuple[str, ...] = ("--seconds", str(plan.seconds), "--warm-up", str(0.1 + scenario.connections / 400))
     if it.heavy:
         duration = ("--requests", str(plan.heavy_requests * scenario.connections))
@@ -210,7 +210,7 @@ def turn(it: Started, scenario: Scenario, plan: Plan) -> dict[str, float]:
 
 
 def _targets(rounds: Sequence[dict[Cell, dict[str, float]]]) -> dict[str, Any]:
-    """What the targets P1 to P3 are held against."""
+    """The figures for the targets P1 to P3."""
     bridge, text, floor, none = ((it, "json", 32, 200) for it in (BRIDGE.name, BRIDGE_TEXT.name, FLOOR.name, NONE))
     fastmcp, toolhive = (("FastMCP", "json", 32, 200), ("ToolHive", "json", 32, 200))
     figures = {

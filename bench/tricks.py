@@ -1,7 +1,7 @@
-"""What each trick of the hot path is worth: the bridge without that trick, in many short turns.
+"""The saving of each optimisation of the hot path: the bridge without it, in many short turns.
 
-Each of those turns comes right after one of the bridge as it is, and is compared with that one alone: on a machine
-where others work, too, the speed of a CPU changes within seconds by more than a trick is worth.
+Each of those turns follows one of the unmodified bridge, and is compared with that one alone: on a shared machine the
+speed of a CPU changes within seconds by more than one optimisation saves.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from bench.throughput import FORMS, Plan, Scenario, turn
 UNDONE = PROXIES / "undone.py"
 PYTHON = ROOT / ".venv/bin/python"
 PLAN = Plan((Scenario("sse", 32, 200), Scenario("sse, Go", 32, 200)), 25, 0.4, 1)
-"""What SDK clients send and supergateway answers, with both upstreams: the one in C favours what gathers work."""
+"""What SDK clients send and supergateway answers, with both upstreams: the one in C favours batched work."""
 
 TRICKS = {
     "messages are read by one call of the JSON decoder": "walk_through_members",
@@ -31,14 +31,14 @@ TRICKS = {
     "no log record for an access line": "make_log_records",
     "the garbage collector runs rarely": "collect_garbage_often",
 }
-"""The tricks, and the function in that file that undoes each."""
+"""The optimisations, and the function in undone.py that undoes each."""
 
 
 def measure() -> dict[str, Any]:
-    """The CPU time of a request without each trick, against the bridge as it is in the turn before.
+    """The CPU time of a request without each optimisation, compared with the unmodified bridge in the turn before.
 
     Errors:
-        Failed: a trick is no longer in the tree.
+        Failed: an optimisation is no longer in the code.
     """
     require_all(list(TRICKS.values()))
     pairs: dict[Cell, list[Round]] = {}
@@ -55,10 +55,10 @@ def measure() -> dict[str, Any]:
 
 
 def cells(pairs: Mapping[Cell, Sequence[Round]]) -> list[dict[str, Any]]:
-    """The bridge as it is, over all its turns of a scenario, and without each trick, against the turns before those.
+    """The unmodified bridge over all its turns of a scenario, and each variant compared with the turns before its own.
 
     Parameters:
-        pairs: for the cell of each trick, rounds that hold this cell and the one of the bridge as it is.
+        pairs: for the cell of each variant, rounds with this cell and the one of the unmodified bridge.
     """
     as_it_is: dict[Cell, list[Round]] = {}
     for (_, form, connections, size), rounds in pairs.items():
@@ -74,21 +74,21 @@ def _cell(name: str, scenario: Scenario) -> Cell:
 
 
 def require_all(functions: list[str]) -> None:
-    """Every trick can be undone in this tree.
+    """Checks that every optimisation can be undone in this version of the code.
 
     Errors:
-        Failed: one can't. It has moved, and its function needs the new place, or it is gone, and both go, too.
+        Failed: one cannot. Update its function if the code has moved; remove both if the optimisation is gone.
     """
     done = subprocess.run([PYTHON, UNDONE, "--check", *functions], capture_output=True, check=False, text=True)
     if done.returncode:
         raise Failed(
-            f"{done.stdout}{done.stderr}Say in bench/proxies/undone.py where that is now, "
-            "or remove the function there and its line in TRICKS (bench/tricks.py)."
+            f"{done.stdout}{done.stderr}Update its function in bench/proxies/undone.py, "
+            "or remove the function and its line in TRICKS (bench/tricks.py)."
         )
 
 
 def _bridges(stack: ExitStack, language: str) -> dict[str, Started]:
-    """The bridge as it is, and without each trick, in front of one upstream."""
+    """The unmodified bridge, and a bridge without each optimisation, in front of one upstream."""
     url = f"http://127.0.0.1:{stack.enter_context(upstream(language))}/mcp"
     bridges = {BRIDGE.name: stack.enter_context(started(BRIDGE, url))}
     for trick, function in TRICKS.items():

@@ -1,4 +1,4 @@
-"""What answers cost the bridge that no client reads: each has a token, calls a tool that answers 8 MB, and waits."""
+"""The cost of answers that no client reads: each client has a token, calls a tool that answers 8 MB, and waits."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from bench.throughput import Scenario, call, headers
 SIZE = 8_000_000
 FORMS = {form: Scenario(form, 1, 200) for form in ("json", "sse")}
 REST_SECONDS = 1.5
-"""After that long without a change, memory is taken to be at rest."""
+"""Memory that is stable for this long is at rest."""
 LAST_SECONDS = 60
-"""For all answers to have come, and for memory to be at rest."""
+"""The time limit for all answers to arrive, and for memory to be at rest."""
 
 
 def measure(clients: int = UNREAD_CLIENTS) -> dict[str, Any]:
-    """The peak of the bridge's resident memory above rest, with settings as shipped, in the worse of both forms.
+    """The peak of the bridge's resident memory above rest, with the default settings, in the worse of both forms.
 
     Errors:
         Failed: no client got the beginning of an answer, so that nothing was measured.
@@ -45,7 +45,7 @@ def measure(clients: int = UNREAD_CLIENTS) -> dict[str, Any]:
 
 
 def _peak(it: Started, scenario: Scenario, clients: int) -> tuple[int, int]:
-    """Bytes of memory above rest at the peak, and how many clients have the beginning of an answer."""
+    """Bytes of memory above rest at the peak, and the number of clients with the beginning of an answer."""
     if it.process is None:
         raise Failed("The bridge has no process.")
     rest = _at_rest(it.process)
@@ -66,7 +66,7 @@ def _peak(it: Started, scenario: Scenario, clients: int) -> tuple[int, int]:
 
 
 def _at_rest(process: Process) -> int:
-    """Resident memory, once neither it nor the time on the CPU has moved much for a while."""
+    """Resident memory, once memory and CPU time are stable for a while."""
     deadline = time.monotonic() + LAST_SECONDS
     before = (process.rss_bytes(), process.cpu_seconds())
     while time.monotonic() < deadline:
@@ -85,7 +85,7 @@ def _request(it: Started, scenario: Scenario) -> bytes:
 
 
 def _begun(connection: socket.socket) -> bool:
-    """Whether an answer of success lies there, without reading it."""
+    """Whether the beginning of a successful answer has arrived; does not read it."""
     connection.setblocking(False)
     with suppress(OSError):
         return connection.recv(12, socket.MSG_PEEK) == b"HTTP/1.1 200"

@@ -1,4 +1,4 @@
-"""The real parts that the tests are made of: supergateway, the bridge, and an upstream that fails on demand."""
+"""The parts of the tests: real supergateway, the bridge, and a scripted upstream that fails on demand."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ Headers = Mapping[str, str]
 
 
 def free_port() -> int:
-    """A port that nobody listens on, and that the system gives to nobody who asks for any: those begin at 32768."""
+    """An unused port below 32768, where the system's ephemeral ports begin, so that no other socket gets it."""
     while True:
         port = random.randrange(20_000, 32_000)
         with suppress(OSError), socket.create_server(("127.0.0.1", port)):
@@ -51,7 +51,7 @@ def free_port() -> int:
 
 
 async def until(fact: Callable[[], bool] | Callable[[], Awaitable[bool]], seconds: float = 10) -> None:
-    """Waits for something that cannot tell by itself that it has come true."""
+    """Waits for a condition that can only be polled."""
     async with asyncio.timeout(seconds):
         while True:
             truth = fact()
@@ -61,7 +61,7 @@ async def until(fact: Callable[[], bool] | Callable[[], Awaitable[bool]], second
 
 
 class Gateway:
-    """supergateway in front of a real MCP server, on a port that stays the same when it is started again."""
+    """supergateway in front of a real MCP server, on a port that stays the same after a restart."""
 
     def __init__(
         self,
@@ -93,7 +93,7 @@ class Gateway:
 
     @property
     def arguments(self) -> list[str | Path]:
-        """How it is started: through the preload that the image and `make dev` use."""
+        """Its command line: with the preload that the image and `make dev` use."""
         return [
             *(NODE, "--import", ROOT / "docker/gateway/bind.js", self._supergateway, "--stdio", self._command),
             *(*self._mode, "--logLevel", "none"),
@@ -109,12 +109,12 @@ class Gateway:
         return list(children)
 
     def suspend(self) -> None:
-        """Stops supergateway in its tracks: it takes connections, and answers nothing until it is resumed."""
+        """Suspends supergateway: it accepts connections, and answers nothing until it is resumed."""
         assert self._process is not None
         self._process.suspend()
 
     def resume(self) -> None:
-        """Has supergateway go on."""
+        """Resumes supergateway."""
         assert self._process is not None
         self._process.resume()
 
@@ -127,7 +127,7 @@ class Gateway:
         psutil.wait_procs(servers, timeout=10)
 
     def stop(self) -> None:
-        """Ends supergateway; nothing that it started is left."""
+        """Stops supergateway and all its children."""
         if self._process is None:
             return
         if self._process.poll() is None:
@@ -141,7 +141,7 @@ class Gateway:
 
 @dataclass
 class Answer:
-    """A whole HTTP response."""
+    """A complete HTTP response."""
 
     status: int
     headers: Mapping[str, str]
@@ -149,7 +149,7 @@ class Answer:
 
     @property
     def json(self) -> Any:
-        """The body, which is JSON and says so."""
+        """The body, parsed; its content type must be JSON."""
         assert self.headers["Content-Type"].partition(";")[0] == "application/json", self
         return json.loads(self.body)
 
@@ -168,7 +168,7 @@ class Answer:
 
 @dataclass
 class Bridge:
-    """A bridge that serves, and a client of it."""
+    """A running bridge, and a client of it."""
 
     origin: str
     http: aiohttp.ClientSession
@@ -179,16 +179,16 @@ class Bridge:
 
     @property
     def url(self) -> str:
-        """The address of its endpoint."""
+        """The URL of its endpoint."""
         return f"{self.origin}/mcp"
 
     def request_headers(self, headers: Headers | None = None) -> dict[str, str]:
-        """What a client sends, over what this client always sends."""
+        """The headers of a request: this client's defaults, and the given ones."""
         token = {"Authorization": f"Bearer {self.token}"} if self.token else {}
         return {**JSON, **token, **self.headers, **(headers or {})}
 
     async def post(self, body: bytes | dict[str, Any] | list[Any], headers: Headers | None = None) -> Answer:
-        """POSTs a message, and waits for the whole answer."""
+        """POSTs a message, and waits for the complete answer."""
         return await self.ask("POST", "/mcp", body, self.request_headers(headers))
 
     async def get(self, path: str) -> Answer:
@@ -196,7 +196,7 @@ class Bridge:
         return await self.ask("GET", path, b"", {})
 
     async def ask(self, method: str, path: str, body: bytes | dict[str, Any] | list[Any], headers: Headers) -> Answer:
-        """Sends any request, and waits for the whole answer."""
+        """Sends any request, and waits for the complete answer."""
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         async with (
             asyncio.timeout(60),
@@ -213,7 +213,7 @@ class Bridge:
         return await self.post(call_body(tool, arguments, id=id), headers)
 
     async def stream(self, body: dict[str, Any], headers: Headers | None = None) -> AsyncGenerator[Any, None]:
-        """POSTs a message as a client that takes event streams, and yields each message as it arrives."""
+        """POSTs a message as a client that accepts event streams, and yields each message as it arrives."""
         sent = self.request_headers({**SSE, **(headers or {})})
         async with self.http.post(self.url, data=json.dumps(body).encode(), headers=sent) as response:
             assert response.status == 200, await response.read()
@@ -223,14 +223,14 @@ class Bridge:
                     yield json.loads(line[5:])
 
     def metric(self, name: str, /, **labels: str) -> float:
-        """The value of a metric, which is there."""
+        """The value of a metric, which must exist."""
         assert self.metrics is not None
         value = self.metrics.registry.get_sample_value(f"vestige_bridge_{name}", labels)
         assert value is not None, (name, labels)
         return value
 
     async def ready(self) -> bool:
-        """Whether it says that it is ready."""
+        """Whether it is ready."""
         return (await self.get("/readyz")).status == 200
 
 
@@ -241,7 +241,7 @@ def call_body(tool: str, arguments: dict[str, Any] | None = None, *, id: Any = 1
 
 
 def environment(upstream: str, **variables: str) -> dict[str, str]:
-    """The variables of a bridge for tests; those of the bridge are named without their prefix."""
+    """The variables of a bridge for tests; the bridge's are given without their prefix."""
     environ = {"VESTIGE_MCP_URL": upstream, "VESTIGE_AUTH_TOKEN": TOKEN}
     environ |= {"VESTIGE_BRIDGE_PORT": "0", "VESTIGE_BRIDGE_METRICS_PORT": "0"}
     environ |= {
@@ -272,7 +272,7 @@ async def bridge(upstream: str, **variables: str) -> AsyncIterator[Bridge]:
 
 
 class BridgeProcess:
-    """A bridge in a process of its own, for what only a process shows: signals, standard error, exit status."""
+    """A bridge in its own process, for tests of signals, standard error and exit status."""
 
     def __init__(
         self,
@@ -301,7 +301,7 @@ class BridgeProcess:
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[Bridge]:
-        """A client of it, once it listens; at the end it is stopped if it still runs."""
+        """A client of it, once it listens; at the end the bridge is stopped if it still runs."""
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http:
             served = Bridge(f"http://127.0.0.1:{self.port}", http)
 
@@ -325,22 +325,22 @@ class BridgeProcess:
         return self._process.pid
 
     def terminate(self, with_signal: signal.Signals = signal.SIGTERM) -> None:
-        """Asks it to stop, as an init process does."""
+        """Sends it a signal to stop, as an init process does."""
         self._process.send_signal(with_signal)
 
     def kill(self) -> None:
-        """Ends it as the out-of-memory killer does."""
+        """Kills it as the out-of-memory killer does."""
         self._process.kill()
         self._process.communicate()
 
     async def ended(self, seconds: float = 30) -> tuple[int, str]:
-        """Its exit status and what it wrote to standard error."""
+        """Its exit status and its standard error."""
         _, log = await asyncio.to_thread(self._process.communicate, timeout=seconds)
         return self._process.returncode, log
 
     @property
     def log(self) -> str:
-        """What a process that has ended wrote to standard error."""
+        """The standard error of a process that has ended."""
         return self._process.communicate()[1]
 
 
@@ -353,7 +353,7 @@ Script = Callable[["Received"], Awaitable[web.StreamResponse]]
 
 @dataclass(frozen=True)
 class Received:
-    """One message as it reached the scripted upstream."""
+    """One message that the scripted upstream received."""
 
     http: web.Request
     body: bytes
@@ -361,7 +361,7 @@ class Received:
 
     @property
     def id(self) -> str:
-        """The id as it is spelled in an answer."""
+        """The id in the spelling of an answer."""
         return json.dumps(self.message.get("id"))
 
     @property
@@ -375,7 +375,7 @@ class Received:
         return web.json_response({"jsonrpc": "2.0", "id": self.message["id"], "result": result})
 
     async def events(self, *data: str | dict[str, Any]) -> web.StreamResponse:
-        """An event stream with these messages in it; it stays open until the caller returns it."""
+        """An event stream with these messages; it stays open until the caller returns it."""
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(self.http)
         for message in data:
@@ -384,7 +384,7 @@ class Received:
         return response
 
     def cut(self) -> web.Response:
-        """The connection breaks."""
+        """Closes the connection without an answer."""
         assert self.http.transport is not None
         self.http.transport.abort()
         return web.Response()
@@ -398,7 +398,7 @@ TOOLS = [
 
 
 class ScriptedUpstream:
-    """An upstream that keeps the protocol, but where a test scripts a fault that no real one shows on demand."""
+    """An upstream that follows the protocol, except for faults that a test scripts."""
 
     def __init__(self) -> None:
         self.url = ""
@@ -413,15 +413,15 @@ class ScriptedUpstream:
         self.app.router.add_delete("/mcp", self._delete)
 
     def on(self, method: str, script: Script) -> None:
-        """Has a method answered by a script from now on; ``GET`` stands for the request of that HTTP method."""
+        """Answers a method by a script from now on; ``GET`` means that HTTP method."""
         self.scripts[method] = script
 
     def count(self, method: str) -> int:
-        """How many messages with that method came."""
+        """The number of messages with that method."""
         return len(self.of(method))
 
     def of(self, method: str) -> list[Received]:
-        """The messages with that method, in the order in which they came."""
+        """The messages with that method, in the order of arrival."""
         return [received for received in self.received if received.method == method]
 
     async def _post(self, http: web.Request) -> web.StreamResponse:
@@ -433,7 +433,7 @@ class ScriptedUpstream:
         return await self.answer(received)
 
     async def answer(self, received: Received) -> web.StreamResponse:
-        """What a server without a fault answers."""
+        """The answer of a server without a fault."""
         if received.method == "initialize":
             return self._open(received)
         if "Mcp-Session-Id" not in received.http.headers:

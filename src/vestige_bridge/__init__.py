@@ -2,7 +2,7 @@
 
 
 def __getattr__(name: str) -> str:
-    """``__version__``, looked up when it is asked for: that takes longer than all else that a command imports."""
+    """``__version__``, read on access: that takes longer than all other imports of a command."""
     if name != "__version__":
         raise AttributeError(name)
     from importlib.metadata import version  # noqa: PLC0415

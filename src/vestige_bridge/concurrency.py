@@ -1,8 +1,8 @@
 """Background work: tasks that have an owner, deadlines that share one timer, and files that are watched.
 
-Invariants: a task is kept until it ends and is awaited when its owner ends. The deadlines of one object have one
-length, so what was started last is due last and only the first one is watched: starting and stopping are one dictionary
-entry each. With a timer of the event loop for each, a request costs 1.1 times the CPU time (`make bench-tricks`).
+Invariants: a task is referenced until it ends and is awaited when its owner ends. All deadlines of one object have the
+same length, so they expire in the order of their start and only the first is timed: start and stop are one dictionary
+operation each. With an event loop timer for each, a request costs 1.1 times the CPU time (`make bench-tricks`).
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ class Tasks:
         self._running: set[asyncio.Task[Any]] = set()
 
     def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Runs the work in a task of its own; an error that nobody awaits is logged unless it is one of ours."""
+        """Runs the work in a new task; an error that is never awaited is logged unless it is a ``BridgeError``."""
         task = asyncio.create_task(work)
         self._running.add(task)
         task.add_done_callback(self._ended)
         return task
 
     async def finish(self) -> None:
-        """Waits for the end of what runs."""
+        """Waits until all tasks end."""
         await asyncio.gather(*self._running, return_exceptions=True)
 
     async def close(self) -> None:
-        """Cancels what still runs and waits for its end."""
+        """Cancels all tasks and waits until they end."""
         running = list(self._running)
         for task in running:
             task.cancel()
@@ -57,14 +57,14 @@ class Tasks:
 
 
 class Deadlines(Generic[T]):
-    """Things that must not take longer than a time that is the same for all of them.
+    """Deadlines of one length.
 
     Parameters:
-        seconds: that time.
-        expire: called with each thing that was not stopped in time.
+        seconds: the length.
+        expire: called with each object that was not stopped in time.
 
     Attributes:
-        seconds: that time.
+        seconds: the length.
     """
 
     def __init__(self, seconds: float, expire: Callable[[T], None]) -> None:
@@ -75,7 +75,7 @@ class Deadlines(Generic[T]):
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self, thing: T) -> None:
-        """Begins the time of a thing, or begins it anew."""
+        """Starts the deadline of an object, or restarts it."""
         loop = self._loop
         if loop is None:
             loop = self._loop = asyncio.get_running_loop()
@@ -85,7 +85,7 @@ class Deadlines(Generic[T]):
             self._timer = loop.call_at(due, self._tick, loop)
 
     def stop(self, thing: T) -> None:
-        """Ends the time of a thing; nothing happens if it has none."""
+        """Stops the deadline of an object; does nothing if it has none."""
         self._due.pop(thing, None)
 
     def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -103,7 +103,7 @@ class Deadlines(Generic[T]):
 
 
 class FileWatch:
-    """Notices that a file changed, also when another file takes its place, as a mounted Secret does.
+    """Detects changes of a file, including its replacement by another file, as with a mounted Secret.
 
     Parameters:
         path: the file; it need not exist.
@@ -120,7 +120,7 @@ class FileWatch:
 
     @asynccontextmanager
     async def watching(self, check: Callable[[], None]) -> AsyncIterator[None]:
-        """Calls a function at regular intervals, in the background, while the context lasts.
+        """Calls a function at regular intervals, in the background, within the context.
 
         Parameters:
             check: reads the file if ``changed()`` says so; it must not raise.
@@ -139,7 +139,7 @@ class FileWatch:
 
 
 def _fingerprint(path: Path) -> tuple[int, ...] | None:
-    """What differs after every change of the file, also when another file takes its place; ``None`` without a file."""
+    """A value that differs after every change or replacement of the file; ``None`` without a file."""
     try:
         status = path.stat()
     except OSError:

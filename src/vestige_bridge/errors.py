@@ -1,11 +1,11 @@
-"""The errors of the bridge, and the one table that says how a client sees each of them.
+"""The errors of the bridge, and the one table of how each is sent to a client.
 
     BridgeError
     ├── SettingsError                   start-up only: one line per mistake, exit status 2
-    ├── InvalidMessage                  the body is not a JSON-RPC message we can serve
+    ├── InvalidMessage                  the body is not a valid JSON-RPC message
     │   ├── ParseError                  … not even JSON
     │   ├── UnsupportedProtocolVersion
-    │   ├── HeaderMismatch              a modern request whose headers say something else than its body
+    │   ├── HeaderMismatch              a modern request whose headers and body differ
     │   ├── InvalidParams
     │   └── MethodNotFound
     ├── AuthenticationError             no token, or a wrong one
@@ -14,22 +14,22 @@
     ├── NotFound, MethodNotAllowed, UnsupportedMediaType, BodyTimeout, HeadTooLarge, UnsupportedTransferCoding
     ├── BodyTooLarge
     ├── Overloaded                      too many requests in flight, or draining
-    ├── LimitReached                    the principal's own limit, of calls a minute or of requests in flight
+    ├── LimitReached                    a limit of the principal, on calls a minute or requests in flight
     ├── AuditFailed                     a call whose line in the audit log cannot be written
     ├── Cancelled                       by the client's own `notifications/cancelled`
     ├── InternalError                   a bug
-    ├── SessionLost                     upstream forgot the session: renew, replay
-    └── UpstreamError                   answered something that is not MCP
-        ├── UpstreamProtocolError
+    ├── SessionLost                     upstream no longer has the session: renew, retry
+    └── UpstreamError                   upstream failed
+        ├── UpstreamProtocolError       sent something that is not MCP
         │   ├── RequestRefused          refused this one request by its HTTP status
         │   └── NoEventStream           has no event stream for GET
-        ├── UpstreamDisconnected        hung up after sending
+        ├── UpstreamDisconnected        closed the connection after the request was sent
         ├── UpstreamTimeout             no answer in time
         └── UpstreamUnavailable         no session, and none could be opened
             └── UpstreamConnectError    no connection
 
 The text of an error is a sentence for the client, so it never quotes an exception, an address or a token.
-What only the log may say stands in ``detail``.
+``detail`` is only for the log.
 """
 
 from __future__ import annotations
@@ -44,22 +44,22 @@ Outcome = Literal["not_sent", "unknown"]
 
 
 EXPIRED: Final = "The token has expired."
-"""What is said to whom shows a token that was valid."""
+"""The message for a token that has expired."""
 
 
 class BridgeError(Exception):
-    """An error that the bridge tells its client about.
+    """An error that the bridge sends to its client.
 
     Parameters:
         message: a sentence for the client.
-        detail: what the log says besides; never shown to a client.
+        detail: more for the log; never sent to a client.
         data: members of the error object's ``data``.
-        headers: HTTP response headers that belong to this error.
-        request_id: the id of the request, spelled as the client spelled it; ``None`` when it had none.
+        headers: HTTP response headers for this error.
+        request_id: the id of the request in the client's spelling; ``None`` if it had none.
     """
 
     sent: bool = True
-    """Whether upstream may have seen the request when this error ends an attempt."""
+    """Whether upstream may have received the request when this error ends an attempt."""
 
     def __init__(
         self,
@@ -82,10 +82,10 @@ class BridgeError(Exception):
 
 
 class SettingsError(BridgeError):
-    """The settings hold mistakes.
+    """The settings are not valid.
 
     Parameters:
-        problems: one line each, naming the variable, what is wrong with its value and what is allowed.
+        problems: one line each, with the variable, what is wrong with its value and what is allowed.
     """
 
     def __init__(self, problems: list[str]) -> None:
@@ -94,7 +94,7 @@ class SettingsError(BridgeError):
 
 
 class InvalidMessage(BridgeError):
-    """The body is JSON, but no JSON-RPC 2.0 message that can be served (JSON-RPC 2.0, section 4)."""
+    """The body is JSON, but not a valid JSON-RPC 2.0 message (JSON-RPC 2.0, section 4)."""
 
 
 class ParseError(InvalidMessage):
@@ -102,15 +102,15 @@ class ParseError(InvalidMessage):
 
 
 class UnsupportedProtocolVersion(InvalidMessage):
-    """The client declares a protocol version that is not spoken here."""
+    """The client declares a protocol version that is not supported."""
 
 
 class HeaderMismatch(InvalidMessage):
-    """The headers of a modern request do not say what its body says (MCP 2026-07-28, basic/transports)."""
+    """The headers of a modern request differ from its body (MCP 2026-07-28, basic/transports)."""
 
 
 class InvalidParams(InvalidMessage):
-    """The params lack what the protocol asks for (JSON-RPC 2.0, section 5.1)."""
+    """The params lack a required member (JSON-RPC 2.0, section 5.1)."""
 
 
 class MethodNotFound(InvalidMessage):
@@ -122,11 +122,11 @@ class AuthenticationError(BridgeError):
 
 
 class AuthenticationNotConfigured(BridgeError):
-    """Nobody said who may come in, so nobody may."""
+    """No authentication is configured, so all requests are rejected."""
 
 
 class Forbidden(BridgeError):
-    """The caller is known, or needs no token, and may still not do this."""
+    """The caller is known, or needs no token, but lacks permission."""
 
 
 class NotFound(BridgeError):
@@ -142,11 +142,11 @@ class UnsupportedMediaType(BridgeError):
 
 
 class HeadTooLarge(BridgeError):
-    """The head of the HTTP request is over our limit."""
+    """The head of the HTTP request is over the limit."""
 
 
 class UnsupportedTransferCoding(BridgeError):
-    """The body has a transfer coding that is not understood (RFC 9112, section 6.1)."""
+    """The body has an unsupported transfer coding (RFC 9112, section 6.1)."""
 
 
 class BodyTimeout(BridgeError):
@@ -154,7 +154,7 @@ class BodyTimeout(BridgeError):
 
 
 class BodyTooLarge(BridgeError):
-    """The body is over our own limit, or upstream refused it as too large."""
+    """The body is over the bridge's limit, or upstream refused it as too large."""
 
     sent = False
 
@@ -166,11 +166,11 @@ class Overloaded(BridgeError):
 
 
 class LimitReached(BridgeError):
-    """The principal has as many requests in flight, or made as many calls in a minute, as it may.
+    """The principal has reached its limit of requests in flight or of calls a minute.
 
     Parameters:
         message: a sentence for the client.
-        retry_after_seconds: when it is worth trying again (RFC 9110, section 10.2.3).
+        retry_after_seconds: the time until a retry may succeed (RFC 9110, section 10.2.3).
     """
 
     sent = False
@@ -185,7 +185,7 @@ class LimitReached(BridgeError):
 
 
 class AuditFailed(BridgeError):
-    """A call has to stand in the audit log, and the log cannot be written."""
+    """A call must be recorded in the audit log, and the log cannot be written."""
 
     sent = False
 
@@ -199,20 +199,20 @@ class InternalError(BridgeError):
 
 
 class SessionLost(BridgeError):
-    """Upstream does not know our session any more; it did not process the request."""
+    """Upstream no longer recognizes the session; it did not process the request."""
 
     sent = False
 
 
 class UpstreamError(BridgeError):
-    """Upstream failed us."""
+    """Upstream failed."""
 
 
 class UpstreamProtocolError(UpstreamError):
-    """Upstream answered something that is not MCP.
+    """Upstream sent something that is not MCP.
 
     Parameters:
-        sent: ``False`` when the HTTP status proves that the request was refused unread.
+        sent: ``False`` if the HTTP status proves that the request was refused unread.
     """
 
     def __init__(self, message: str, *, detail: str = "", sent: bool = True) -> None:
@@ -221,11 +221,11 @@ class UpstreamProtocolError(UpstreamError):
 
 
 class RequestRefused(UpstreamProtocolError):
-    """Upstream refused the body of this request; that says nothing about the connection or about other requests.
+    """Upstream refused the body of this request; the connection and other requests are not affected.
 
     Parameters:
         message: a sentence for the client.
-        detail: what the log says besides.
+        detail: more for the log.
     """
 
     def __init__(self, message: str, *, detail: str = "") -> None:
@@ -237,7 +237,7 @@ class NoEventStream(UpstreamProtocolError):
 
 
 class UpstreamDisconnected(UpstreamError):
-    """Upstream hung up after the request was sent; it may have run."""
+    """Upstream closed the connection after the request was sent; it may have run."""
 
 
 class UpstreamTimeout(UpstreamError):
@@ -251,12 +251,12 @@ class UpstreamUnavailable(UpstreamError):
 
 
 class UpstreamConnectError(UpstreamUnavailable):
-    """No connection to upstream could be made."""
+    """No connection to upstream could be opened."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rendering:
-    """How a client sees an error: the HTTP status and the JSON-RPC error code."""
+    """The HTTP status and the JSON-RPC error code of an error."""
 
     status: int
     code: int
@@ -317,14 +317,14 @@ REASONS: Final[Mapping[type[BridgeError], str]] = MappingProxyType(
         UpstreamUnavailable: "unavailable",
     }
 )
-"""How a failure is called in a word, for probes and metrics."""
+"""The reason of each failure, for probes and metrics."""
 
 
 def reason_of(error: BridgeError) -> str:
-    """The failure in a word."""
+    """The reason of the failure."""
     return REASONS.get(type(error), "unavailable")
 
 
 def no_failures() -> Counter[str]:
-    """How often each reason occurred: never yet."""
+    """A count of zero for each reason."""
     return Counter(dict.fromkeys(REASONS.values(), 0))

@@ -1,4 +1,4 @@
-"""Log lines: for people, or one JSON object a line. Never a body, an argument, a token or a query."""
+"""Log lines: text, or one JSON object a line. They never contain a body, an argument, a token or a query."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ Write = Callable[[logging.Logger, int, str, Fields], None]
 _NUMBERS: Final = (int, float)
 
 FIELDS: Final = "fields"
-"""The name under which a record carries its structured fields."""
+"""The attribute of a log record with its structured fields."""
 
 
 class LineFormatter(logging.Formatter, abc.ABC):
-    """Turns what is logged into a line."""
+    """Formats a log record as a line."""
 
     @abc.abstractmethod
     def line(self, created: float, level: str, logger: str, message: str, fields: Fields) -> str:
         """The line.
 
         Parameters:
-            created: when it happened, in seconds since 1970.
-            level: how severe it is, by its name.
+            created: the time of the event, in seconds since 1970.
+            level: the name of the level.
             logger: the name of the logger.
-            message: what happened.
-            fields: names and values; those that are ``None`` are left out.
+            message: the message.
+            fields: names and values; those that are ``None`` are omitted.
         """
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line of a record."""
+        """The line of a log record."""
         return self.line(
             record.created, record.levelname, record.name, record.getMessage(), getattr(record, FIELDS, {})
         )
 
 
 class TextFormatter(LineFormatter):
-    """A line for people: time, level, message, then the fields as ``key=value``."""
+    """A text line: time, level, message, then the fields as ``key=value``."""
 
     def line(self, created: float, level: str, logger: str, message: str, fields: Fields) -> str:
         """The line."""
@@ -64,11 +64,11 @@ class TextFormatter(LineFormatter):
 
 
 class JsonFormatter(LineFormatter):
-    """A line for machines: one JSON object."""
+    """A line of JSON: one object."""
 
     def line(self, created: float, level: str, logger: str, message: str, fields: Fields) -> str:
         """The object."""
-        # Spelled member by member: an encoder for anything takes twice the time for these numbers and strings.
+        # Encoded member by member: a general encoder takes twice the time for these numbers and strings.
         spelled = "".join(
             [
                 f', "{key}": {value if value.__class__ in _NUMBERS else _spell(str(value))}'
@@ -80,7 +80,7 @@ class JsonFormatter(LineFormatter):
         return f'{{{head}, "message": {_spell(message)}{spelled}}}'
 
     def format(self, record: logging.LogRecord) -> str:
-        """The object, with the traceback in one of its members if there is one."""
+        """The object, with a member for the traceback if there is one."""
         line = super().format(record)
         if not record.exc_info:
             return line
@@ -88,13 +88,13 @@ class JsonFormatter(LineFormatter):
 
 
 class GatheringHandler(logging.Handler):
-    """Writes the lines of one turn of the event loop at once: many requests under load, and nothing is held back.
+    """Writes the lines of one event loop iteration at once: many requests under load, with no added delay.
 
-    A warning, and what is logged outside of an event loop, is written at once.
+    A warning, and a line from outside an event loop, is written at once.
 
     Parameters:
-        stream: where the lines go.
-        formatter: how they are spelled.
+        stream: the output stream.
+        formatter: formats the lines.
     """
 
     def __init__(self, stream: TextIO, formatter: LineFormatter) -> None:
@@ -105,17 +105,17 @@ class GatheringHandler(logging.Handler):
         self._lines: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Takes a record."""
+        """Formats and writes a log record."""
         self._take(self.format(record))
         if record.levelno >= logging.WARNING:
             self.flush()
 
     def write(self, logger: logging.Logger, level: int, message: str, fields: Fields) -> None:
-        """Takes a message without making a record of it: with one a request costs 1.2 times the CPU time."""
+        """Writes a message without a log record: with one a request costs 1.2 times the CPU time."""
         self._take(self._line(time.time(), logging.getLevelName(level), logger.name, message, fields))
 
     def flush(self) -> None:
-        """Writes what waits; what cannot be written is lost, as the log is not what the bridge is for."""
+        """Writes the buffered lines; if that fails they are lost, and the bridge continues."""
         lines, self._lines = self._lines, []
         with suppress(OSError, ValueError):
             self._stream.write("".join(lines))
@@ -132,22 +132,22 @@ class GatheringHandler(logging.Handler):
 
 
 def write(logger: logging.Logger, level: int, message: str, fields: Fields) -> None:
-    """Logs a message with structured fields, to whatever handlers there are.
+    """Logs a message with structured fields to all handlers.
 
     Parameters:
         logger: the logger, enabled for the level.
-        level: how severe it is.
-        message: what happened.
-        fields: names and values; those that are ``None`` are left out.
+        level: the level.
+        message: the message.
+        fields: names and values; those that are ``None`` are omitted.
     """
     logger.log(level, message, extra={FIELDS: fields})
 
 
 def configure(level: int, log_format: str) -> GatheringHandler:
-    """Sends every log line of the process to stderr.
+    """Sends all log lines of the process to stderr.
 
     Parameters:
-        level: the least severe level that is written.
+        level: the lowest level that is written.
         log_format: ``text`` or ``json``.
 
     Returns:
@@ -161,7 +161,7 @@ def configure(level: int, log_format: str) -> GatheringHandler:
 
 
 def timestamp(created: float) -> str:
-    """A time as lines say it (RFC 3339, section 5.6), in UTC with milliseconds.
+    """A time in the format of log lines (RFC 3339, section 5.6), in UTC with milliseconds.
 
     Parameters:
         created: the time, in seconds since 1970.
@@ -176,7 +176,7 @@ def _second(timestamp: int) -> str:
 
 
 def _in_one_line(message: str) -> str:
-    """The message with escapes for what could look like another line; it may name what upstream calls its tools."""
+    """The message with line breaks escaped; it may contain tool names that upstream chose."""
     message = message.rstrip()
     return message if message.isprintable() else json.dumps(message)[1:-1]
 

@@ -1,4 +1,4 @@
-"""Throws one fault after the other, prints what they came to, and exits with 1 if anything is there that may not be.
+"""Injects one fault after the other, prints the results, and exits with 1 if one of the zero columns is not zero.
 
 usage: PYTHONPATH=tests python -m chaos chaos|chaos-quick|soak [--seed NUMBER] [--minutes NUMBER] [--only F1 …]
 """
@@ -57,10 +57,10 @@ FAULTS: dict[str, Callable[[Run], Awaitable[Figures]]] = {
     "F11": fairness,
     "F8": canaries,
 }
-"""In this order: the last one searches what the others have left."""
+"""In this order: the last one searches the files of the others."""
 
 TARGETS = {"chaos": (1.0, 1.0), "chaos-quick": (0.04, 0.2), "soak": (0.2, 25.0)}
-"""What ``make`` runs: how much of everything, and how many minutes of the soak."""
+"""The extents of ``make``'s targets: the scale, and the minutes of the soak."""
 
 
 async def measure(run: Run, faults: list[str]) -> list[Figures]:
@@ -76,7 +76,7 @@ async def measure(run: Run, faults: list[str]) -> list[Figures]:
 
 
 def table(results: list[Figures]) -> str:
-    """A row for each fault, then what else was measured."""
+    """A row for each fault, then the other measurements."""
     rows = [["fault", "what was done", "calls", "answered", "correct error", *(f"**{it}**" for it in ZEROS)]]
     rows.append(["---"] * 2 + ["---:"] * (len(rows[0]) - 2))
     for it in results:

@@ -1,7 +1,7 @@
-"""The model: every call is known by its key, and what its caller got is held against what the server ran.
+"""The model: every call is identified by its key, and its result is compared with the calls that the server ran.
 
-Invariant: an answer counts as right only if it is this call's own and the server wrote the call down; an
-error only if what it says of the call is true.
+Invariant: an answer is correct only if it is this call's own and the server recorded the call; an error only if its
+statements about the call are true.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ log, a metric or another client's answer.
 
 HARMLESS = frozenset({"set", "read"})
 STATUSES = {-32010: 503, -32011: 502, -32012: 504, -32013: 503, -32017: 200}
-"""The errors that a fault may end a call with, and the HTTP status of each."""
+"""The errors with which a fault may end a call, and the HTTP status of each."""
 
 CANCELLED = -32017
 NO_SESSION = -32600
@@ -33,7 +33,7 @@ NO_SESSION = -32600
 
 @dataclass
 class Figures:
-    """What one fault came to: what was done, how much of it went right, and what may not be there."""
+    """The result of one fault: what was done, and the counts of its outcomes."""
 
     fault: str
     done: str
@@ -54,7 +54,7 @@ class Figures:
         self.examples += other.examples
 
     def blame(self, column: str, example: str) -> None:
-        """Counts what must not be, and keeps the first few for whoever looks for the reason."""
+        """Counts a failure, and keeps the first few as examples."""
         assert column in ZEROS
         self.zeros[column] += 1
         if self.zeros[column] <= 3:
@@ -63,21 +63,21 @@ class Figures:
 
 @dataclass(slots=True)
 class Call:
-    """One call of a tool, and what its caller got.
+    """One call of a tool, and its result.
 
     Attributes:
-        key: what the server writes down when it runs.
+        key: the text that the server records when it runs the call.
         tool: the name of the tool.
         spelled_id: its JSON-RPC id.
         request_id: the id of its HTTP request, which the calls of a batch share.
-        characters: how many more its answer has.
+        characters: the number of additional characters in its answer.
         cancelled: whether its client cancels it.
-        in_session: whether it is made on a session of its client's own, which may be lost.
+        in_session: whether it is made on a client's own session, which may be lost.
         got: ``answer``, ``error``, ``cancelled`` (its client cancelled the stream), ``left`` (its client did not wait),
             ``refused`` (no connection), ``cut`` (the connection ended before the answer); empty while it waits.
         error: the error object.
-        complaint: what is wrong with what it got.
-        steps: the progress it saw.
+        complaint: what is wrong with its result.
+        steps: the last step of its progress.
     """
 
     key: str
@@ -94,11 +94,11 @@ class Call:
 
     @property
     def text(self) -> str:
-        """What the tool answers."""
+        """The expected answer."""
         return f"{self.tool} {self.key}{'.' * self.characters}"
 
     def take_progress(self, message: dict[str, Any]) -> None:
-        """Takes a step of progress in, which has to be its own and newer than the last one."""
+        """Checks a step of progress, which must be its own and newer than the last one."""
         params = message.get("params", {})
         step = params.get("progress", 0)
         if message.get("method") != "notifications/progress" or params.get("message") != self.key:
@@ -110,14 +110,14 @@ class Call:
         self.steps = step
 
     def complain(self, complaint: str) -> None:
-        """Keeps the first thing that is wrong."""
+        """Keeps the first complaint."""
         self.complaint = self.complaint or complaint
 
     def take(self, status: int | None, data: bytes) -> None:
-        """Takes the answer in.
+        """Checks the answer.
 
         Parameters:
-            status: the HTTP status; ``None`` when a stream or a batch carried it.
+            status: the HTTP status; ``None`` if it came in a stream or a batch.
             data: the JSON-RPC response.
         """
         message = json.loads(data)
@@ -138,7 +138,7 @@ class Call:
             self.complain(f"an error that no fault explains: HTTP {status} {self.error}")
 
     def judge(self, runs: int) -> tuple[str, str]:
-        """The column that it belongs to, and why, once it is known how often the server ran it."""
+        """Its column, and the reason, by how often the server ran it."""
         outcome, retryable = (self.error.get("data", {}).get(name) for name in ("outcome", "retryable"))
         if self.tool not in HARMLESS and runs > 1:
             return "twice", f"{self.key} ran {runs} times"
@@ -159,15 +159,15 @@ class Call:
 
 
 class Account:
-    """Every call of one fault, and the journal that the server keeps.
+    """Every call of one fault, and the journal of the server.
 
     Parameters:
-        secret: how each key begins: a memory text that may appear nowhere else.
+        secret: the prefix of each key: a memory text that may appear nowhere else.
         journal: the server's file.
 
     Attributes:
         calls: the calls by their keys.
-        answered: how many right answers came so far.
+        answered: the number of correct answers so far.
     """
 
     def __init__(self, secret: str, journal: Path) -> None:
@@ -185,7 +185,7 @@ class Account:
         return call
 
     def handshakes(self) -> int:
-        """How many sessions the server was asked to open."""
+        """How many sessions were opened on the server."""
         return self.runs()["handshake"]
 
     def runs(self) -> Counter[str]:
@@ -193,7 +193,7 @@ class Account:
         return Counter(self._journal.read_text().splitlines()) if self._journal.exists() else Counter()
 
     def settle(self, figures: Figures) -> None:
-        """Judges every call, and forgets it."""
+        """Judges every call, and removes it."""
         runs, calls, self.calls = self.runs(), self.calls, {}
         for call in calls.values():
             figures.calls += 1

@@ -1,4 +1,4 @@
-"""The audit log held against the calls: each has its line, and what that says is what its caller was told."""
+"""Compares the audit log with the calls: each has its line, and the line agrees with the caller's result."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ Line = dict[str, Any]
 
 
 def check_audit(path: Path, account: Account, figures: Figures) -> None:
-    """Blames each call without its line, each line that lies, and each that belongs to no call.
+    """Blames each call without its line, each line that is wrong, and each that belongs to no call.
 
     Parameters:
         path: the audit log of a bridge that has ended.
-        account: the calls, which are not settled yet.
-        figures: what is blamed, and where the counts go.
+        account: the calls, before they are settled.
+        figures: the failures and the counts.
     """
     calls: defaultdict[str, list[Call]] = defaultdict(list)
     for call in account.calls.values():
@@ -49,7 +49,7 @@ def check_audit(path: Path, account: Account, figures: Figures) -> None:
 
 
 def _parsed(text: str) -> Line | None:
-    """The line of a call; ``None`` for what is none."""
+    """The line of a call; ``None`` for another line."""
     try:
         line = json.loads(text)
     except ValueError:
@@ -71,7 +71,7 @@ def _complaints(calls: Sequence[Call], lines: Sequence[Line], runs: Counter[str]
             left[call.tool, *told] -= 1
         else:
             yield f"{call} has no line of its own: {lines}"
-    # A client that did not wait was told nothing, and one that left early may not even have been heard.
+    # A client that did not wait got no result, and the bridge may not even have received an early one's request.
     for tool, outcome, _ in left.elements():
         of_tool = [call for call in untold if call.tool == tool]
         if not of_tool:
@@ -85,7 +85,7 @@ def _complaints(calls: Sequence[Call], lines: Sequence[Line], runs: Counter[str]
 
 
 def _told(call: Call) -> tuple[str, bool | None] | None:
-    """What the caller was told of its end, as the line says it; ``None`` for one that was told nothing."""
+    """The caller's result in the terms of an audit line; ``None`` if it got none."""
     if call.got == "answer":
         return "answered", False
     if call.got == "error":

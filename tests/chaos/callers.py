@@ -1,4 +1,4 @@
-"""The callers: clients of every kind, all with the same few ids, each with calls of its own."""
+"""The callers: clients of every kind, which share a few ids and make their own calls."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from harness import JSON, SSE
 
 IDS = ("1", '"1"', "1.0", "2")
 PATIENCE_SECONDS = 30
-"""How long a caller waits: well over every timeout of the bridge, so that whoever waits longer waits for ever."""
+"""How long a caller waits: longer than every timeout of the bridge, so a longer wait would never end."""
 
 RETRY_SECONDS = 0.2
-"""How long a caller waits before its next call while nobody gets an answer."""
+"""The pause before a caller's next call while no call is answered."""
 
 MODERN = "2026-07-28"
 MODERN_META = {
@@ -35,15 +35,15 @@ INITIALIZE = {
 
 
 class Caller:
-    """One client; ``run`` makes calls of its kind until it is told to stop.
+    """One client; ``run`` makes calls of its kind until it is stopped.
 
     Parameters:
         kind: the name of one of its methods.
-        account: where its calls are kept.
+        account: the record of its calls.
         url: the endpoint.
         token: the bearer token.
-        http: what it talks with.
-        random: its own source of chance.
+        http: its HTTP client.
+        random: its own random generator.
         ids: the ids of its requests.
     """
 
@@ -75,17 +75,17 @@ class Caller:
             await asyncio.sleep(pause_seconds if self.account.answered > answered else RETRY_SECONDS)
 
     async def json_poster(self) -> None:
-        """Posts one request and takes JSON."""
+        """POSTs one request and accepts JSON."""
         call = self._open()
         await self.post_json([call], self.body(call), {})
 
     async def sse_poster(self) -> None:
-        """Posts one request and takes an event stream."""
+        """POSTs one request and accepts an event stream."""
         call = self._open()
         await self.post_stream(call, self.body(call), SSE)
 
     async def watcher(self) -> None:
-        """Watches the progress of a call that takes its time."""
+        """Checks the progress of a slow call."""
         call = self._open()
         await self.post_stream(call, self.body(call, steps=3, step_ms=self._random.randrange(40)), SSE)
 
@@ -95,14 +95,14 @@ class Caller:
         await self.post_json(calls, b"[" + b",".join(self.body(call) for call in calls) + b"]", {})
 
     async def legacy_client(self) -> None:
-        """Opens a session of its own, as often as it loses heart, and calls on it."""
+        """Opens its own session, again after some time, and calls on it."""
         if not self._session or self._random.random() < 0.05:
             self._session = await self._initialize()
         call = self._open()
         await self.post_json([call], self.body(call), self._session)
 
     async def modern_client(self) -> None:
-        """Sends requests that describe themselves."""
+        """Sends self-contained (modern) requests."""
         call = self._open()
         headers, body = _modern_headers(call), self.body(call, MODERN_META)
         if self._random.random() < 0.5:
@@ -142,7 +142,7 @@ class Caller:
             await self.post_json(calls, bodies[0], _modern_headers(calls[0]) if meta else {})
 
     async def leaver(self) -> None:
-        """Goes away in the middle, which cancels the call of a modern client and no other's."""
+        """Disconnects during a call, which cancels the call of a modern client and no other's."""
         call = self._open()
         modern = self._random.random() < 0.5
         headers = {**SSE, **(_modern_headers(call) if modern else {})}
@@ -154,7 +154,7 @@ class Caller:
         call.got = call.got or "left"
 
     async def call(self, tool: str = "read", **arguments: Any) -> Call:
-        """One call of a plain poster."""
+        """One call of a sessionless client."""
         call = self.account.open(tool, "1", arguments.get("characters", 0))
         await self.post_json([call], self.body(call, **arguments), {})
         return call
@@ -164,7 +164,7 @@ class Caller:
         return self.account.open(tool, spelled_id or self._random.choice(self._ids))
 
     def body(self, call: Call, meta: dict[str, Any] | None = None, **arguments: Any) -> bytes:
-        """The request that makes a call, with its id as its progress token, too."""
+        """The request of a call, with its id as its progress token, too."""
         params: dict[str, Any] = {"name": call.tool, "arguments": {"key": call.key, **arguments}}
         params["_meta"] = {**(meta or {}), "progressToken": "@"}
         message = {"jsonrpc": "2.0", "id": "@", "method": "tools/call", "params": params}
@@ -184,11 +184,11 @@ class Caller:
             async with self._request(json.dumps(message).encode(), {}) as response:
                 if response.status == 200:
                     return {"Mcp-Session-Id": response.headers["Mcp-Session-Id"]}
-        # A session id that the bridge never gave out is taken as one that a restart made it forget.
+        # The bridge treats an unknown session id as one that a restart lost.
         return {"Mcp-Session-Id": f"2025-11-25.{self._random.getrandbits(128):032x}"}
 
     async def post_json(self, calls: list[Call], body: bytes, headers: dict[str, str]) -> None:
-        """Posts the calls' body and takes JSON."""
+        """POSTs the calls' body and accepts JSON."""
         for call in calls:
             call.request_id = calls[0].request_id
         headers = {"X-Request-Id": calls[0].request_id, **headers}
@@ -205,7 +205,7 @@ class Caller:
                     call.take(None, json.dumps(answer).encode())
 
     async def post_stream(self, call: Call, body: bytes, headers: dict[str, str]) -> None:
-        """Posts the call's body and takes an event stream."""
+        """POSTs the call's body and accepts an event stream."""
         headers = {"X-Request-Id": call.request_id, **headers}
         async with self._watched([call]), self._request(body, headers) as response:
             if response.content_type == "application/json":
@@ -223,12 +223,12 @@ class Caller:
             call.got = call.got or ("cancelled" if call.cancelled else "cut")
 
     async def answer_question(self, call: Call, question: dict[str, Any]) -> None:
-        """Answers what the server asks in the middle of a call; a client that shares its session is asked nothing."""
+        """Checks a request from the server during a call; a client on a shared session must get none."""
         call.complain(f"a question to nobody: {question}")
 
     @asynccontextmanager
     async def _watched(self, calls: list[Call]) -> AsyncIterator[None]:
-        """Notes what becomes of calls whose connection fails, or whose answer makes no sense."""
+        """Records the result of calls whose connection fails, or whose answer is invalid."""
         got = ""
         try:
             yield

@@ -1,4 +1,4 @@
-"""Secrets are planted wherever a client or an upstream can put one, and looked for wherever they must not be."""
+"""Plants secrets in all data of clients and of an upstream, and searches for them where they must not be."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Planted = tuple[str, dict[str, str], bytes]
 
 
 async def canaries(run: Run) -> Figures:
-    """F8: no secret of this fault or of those before it stands in a log, a metric or an answer to somebody else."""
+    """F8: no secret of this fault or of the earlier ones is in a log, a metric or an answer to another client."""
     done = (
         "tokens and memory texts planted in every part of requests and answers; "
         "logs, audit logs and metrics of all faults searched"
@@ -43,7 +43,7 @@ async def canaries(run: Run) -> Figures:
 
 
 def look_for_secrets(run: Run, figures: Figures, where: str, data: bytes, *names: str) -> None:
-    """Blames each secret that stands in the data, as it is or in a common spelling."""
+    """Blames each secret in the data, in its original or in a common encoding."""
     for name in names or ("token", "memory", CANARY, WRONG_TOKEN, UPSTREAM_TOKEN):
         secret = run.secret(name).encode()
         for spelled in (secret, base64.b64encode(secret)[:24], secret.hex().encode(), secret[:12]):
@@ -56,7 +56,7 @@ async def _plant(run: Run, figures: Figures, log_format: str) -> None:
     secret = run.secret(CANARY)
     link = Link(lambda chunk, writer: _answer(secret, chunk, writer))
     upstream_token, fault = run.secret(UPSTREAM_TOKEN), f"F8 canaries-{log_format}"
-    # By its name it is one of the files that are searched.
+    # The file's name makes it one of those that are searched.
     audit = str(run.folder / f"bridge-canaries-{log_format}.audit")
     async with stack(
         run, fault, "", link=link, LOG_FORMAT=log_format, UPSTREAM_TOKEN=upstream_token, AUDIT_LOG=audit
@@ -141,7 +141,7 @@ UPSTREAM_ANSWERS = {
     "length": "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {secret}\r\n\r\n{{}}",
     "redirect": "HTTP/1.1 302 Found\r\nLocation: http://{secret}/\r\nContent-Length: 0\r\n\r\n",
 }
-"""What an upstream says that is broken, with a secret in it."""
+"""Invalid answers of an upstream, with a secret in each."""
 
 
 async def _answer(secret: str, chunk: bytes, writer: asyncio.StreamWriter) -> bool:

@@ -1,4 +1,4 @@
-"""One id for everybody."""
+"""The same id for all requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every form of a token, on every path, by every method: nothing gets in."""
+"""Every form of a token, on every path, with every method: no invalid one is accepted."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PATHS = (
 
 
 def shut_out(token: str) -> list[str]:
-    """Header lines that hold no valid token, however near they come."""
+    """Header lines without a valid token, some of them almost valid."""
     other = token.swapcase()
     basic = base64.b64encode(f":{token}".encode()).decode()
     values = (
@@ -71,7 +71,7 @@ def shut_out(token: str) -> list[str]:
 
 
 def let_in(token: str) -> list[str]:
-    """Header lines that hold the token as RFC 6750 and RFC 9110 allow it."""
+    """Header lines with the token in the forms that RFC 6750 and RFC 9110 allow."""
     return [
         f"{name}: {scheme} {token}\r\n"
         for name in ("Authorization", "aUTHORIZATION")
@@ -91,7 +91,7 @@ async def credentials(run: Run) -> Figures:
         for key, runs in it.account.runs().items():
             if key.startswith("intruder"):
                 it.figures.blame("wrong", f"{key} ran {runs} times")
-        # A token_header that nobody gets through would be shut, too; those who may come in do.
+        # A bridge that rejects everything would pass, too, so valid tokens must be accepted.
         for path, header in itertools.product(("/mcp", "/mcp/"), let_in(run.token)):
             if (status := await _status(it, ("POST", path, header), "guest")) != 200:
                 it.figures.blame("failed", f"a valid token was answered {status}: {header!r}")
@@ -111,7 +111,7 @@ async def _knock(it: Stack, gate: asyncio.Semaphore, key: str, attempt: Knock) -
 
 
 async def _status(it: Stack, attempt: Knock, key: str) -> int:
-    """The status that a raw request is answered with; 400 if it is not even answered."""
+    """The status of a raw request; 400 if it gets no answer."""
     method, path, header = attempt
     body = f'{{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{{"name":"write","arguments":{{"key":"{key}"}}}}}}'
     head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{header}"

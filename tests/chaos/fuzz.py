@@ -1,4 +1,4 @@
-"""Requests and faults of every kind, mixed by chance, in both session modes; every call is accounted for."""
+"""Random requests and faults of every kind, in both session modes; every call is accounted for."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TIMES = 120
 LEAST_TIMES = 8
 CALLERS = 10
 ANSWERS = 10
-"""How many calls are mostly answered between two faults."""
+"""The usual number of answered calls between two faults."""
 
 GARBAGE = (
     *(b"", b"{", b"[]", b"null", b"[1]", b'{"jsonrpc":"2.0"}', b'{"jsonrpc":"2.0","id":1}', b"\xff", b"[" * 5000),
@@ -28,16 +28,16 @@ GARBAGE = (
     ),
     b'{"jsonrpc":"2.0","id":1,"id":2,"method":"ping"}',
 )
-"""Bodies that are no message."""
+"""Bodies that are not messages."""
 
 
 async def fuzz_shared(run: Run) -> Figures:
-    """The clients share the held session."""
+    """All clients use the shared session."""
     return await _fuzz(run, "shared", KINDS, Caller)
 
 
 async def fuzz_per_client(run: Run) -> Figures:
-    """Some clients have sessions of their own, each with a server; the others use the held one."""
+    """Some clients have their own sessions, each with a server; the others use the shared one."""
     plain = ("json_poster", "sse_poster", "watcher", "batcher", "modern_client", "leaver")
     return await _fuzz(run, "per-client", ("session_any",) * 4 + plain, SessionCaller)
 
@@ -62,7 +62,7 @@ async def _fuzz(run: Run, mode: str, kinds: Iterable[str], callers: type[Caller]
                 await _fail(it, link)
                 if it.random.random() < 0.7:
                     await _recover(it, in_session=mode == "per-client")
-        # A session whose opening was cut is upstream's alone: nobody could tell the bridge its id.
+        # If the opening of a session was cut, only upstream has it: its id never reached the bridge.
         await asyncio.to_thread(it.gateway.kill)
         await asyncio.to_thread(it.gateway.start)
         await it.good_request()
@@ -85,7 +85,7 @@ async def _fail(it: Stack, link: Link) -> None:
 
 
 async def _recover(it: Stack, *, in_session: bool) -> None:
-    """Waits until calls are answered again, those on sessions of their clients' own included."""
+    """Waits until calls are answered again, including those on clients' own sessions."""
 
     def answered() -> int:
         return sum(call.got == "answer" and call.in_session == in_session for call in it.account.calls.values())
@@ -95,7 +95,7 @@ async def _recover(it: Stack, *, in_session: bool) -> None:
 
 
 async def _send_garbage(it: Stack) -> None:
-    """Sends what is no message, with a session or without: it is refused, and costs nobody anything."""
+    """Sends invalid messages, with a session or without: they are rejected, and affect no other client."""
     for body in GARBAGE:
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {it.run.token}"}
         if it.random.random() < 0.3:

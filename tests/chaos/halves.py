@@ -1,4 +1,4 @@
-"""Texts that were cut in the middle of a character, on their way to a server whose parser is as strict as Vestige's."""
+"""Texts that were cut in the middle of a character, sent to a server whose parser is as strict as Vestige's."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from harness import until
 
 
 async def halves(run: Run) -> Figures:
-    """F9: every call is answered, in time, and nobody waits for a place."""
+    """F9: every call is answered, in time, and no slot is lost."""
     requests = run.times(20_000)
     done = "half characters (unpaired surrogates) in all requests of 32 clients, to a server that rejects them"
     async with stack(run, "F9 halves", done, UPSTREAM_CONCURRENCY="8", REQUEST_TIMEOUT_SECONDS="5") as it:

@@ -2,7 +2,7 @@
 
 usage: python -m chaos.launch [--descriptors NUMBER] DEFECT|""
 
-SIGUSR2 has it write the number of its tasks to a file beside its log.
+SIGUSR2 makes it write the number of its tasks to a file beside its log.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from vestige_bridge.settings import Settings
 
 
 def replay_always() -> None:
-    """Whatever was cut is sent again."""
+    """All interrupted requests are sent again."""
 
     def repeatable(self: Dispatcher, request: Request) -> bool:
         return True
@@ -49,7 +49,7 @@ def replay_always() -> None:
 
 
 def ids_as_they_are() -> None:
-    """Requests travel under the ids of their clients."""
+    """Requests are sent with the ids of their clients."""
 
     def assign(self: Multiplexer[Any], call: Any) -> bytes:
         self.withdraw(call)
@@ -63,7 +63,7 @@ def ids_as_they_are() -> None:
 
 
 def duplicates_as_they_are() -> None:
-    """Two requests of one client under one id travel under that id in per-client mode."""
+    """Two requests of one client with one id are sent with that id in per-client mode."""
 
     def assign(self: PassThrough[Any], call: Any) -> bytes:
         call.upstream_id, call.spelled_upstream_id = 1, call.request.spelled_id
@@ -85,7 +85,7 @@ def no_drain() -> None:
 
 
 def tokens_by_prefix() -> None:
-    """A part of a token is as good as the token."""
+    """A prefix of a token is accepted."""
 
     def find(self: Tokens, token: bytes) -> Token | None:
         return next((it for it in self._tokens if it.value.startswith(token)), None)
@@ -94,7 +94,7 @@ def tokens_by_prefix() -> None:
 
 
 def no_answer_limit() -> None:
-    """An answer may be as large as it likes."""
+    """The size of an answer is not limited."""
     from_environ = Settings.from_environ
 
     def from_environ_without_limit(environ: Mapping[str, str]) -> Settings:
@@ -104,7 +104,7 @@ def no_answer_limit() -> None:
 
 
 def renewed_on_garbage() -> None:
-    """A body that is no message costs everybody the session."""
+    """An invalid body ends the shared session."""
     sessions: list[Session] = []
     connected = Session.connected
 
@@ -123,20 +123,20 @@ def renewed_on_garbage() -> None:
 
 
 def bodies_in_the_log() -> None:
-    """What clients say is logged."""
+    """Bodies of clients are logged."""
     _with_each_body(lambda body: logging.getLogger().info("A body came: %r", body))
 
 
 def a_task_is_left() -> None:
-    """Each request leaves a task behind."""
+    """Each request leaks a task."""
     tasks: list[asyncio.Task[None]] = []
     _with_each_body(lambda _: tasks.append(asyncio.get_running_loop().create_task(asyncio.sleep(3600))))
 
 
 def bodies_are_rewritten() -> None:
-    """A search for upgrade offers finds them in bodies, too: what it adds there becomes a part of the next request.
+    """A search for upgrade offers finds them in bodies, too: its insertion there becomes a part of the next request.
 
-    The bytes are changed before they reach the class that parses them, so the defect needs no name of that class.
+    The bytes are changed before they reach the class that parses them, so the defect does not depend on that class.
     """
     load = uvicorn.Config.load
 
@@ -149,7 +149,7 @@ def bodies_are_rewritten() -> None:
 
 
 class Rewriting(asyncio.Protocol):
-    """Stands before the protocol of a connection and gives it as many bytes as came, but others."""
+    """A wrapper of the protocol of a connection that passes on as many bytes as came, but others."""
 
     def __init__(self, protocol: Any) -> None:
         self.protocol = protocol
@@ -174,19 +174,19 @@ class Rewriting(asyncio.Protocol):
 
 
 def halves_pass() -> None:
-    """Halves of characters travel upstream."""
+    """Unpaired surrogates are sent upstream."""
     parser.replace_unpaired_surrogates = lambda text: text  # type: ignore[attr-defined]
 
 
 def tasks_pass() -> None:
-    """Tasks are made and asked for on the session of all."""
+    """Tasks are created and listed on the shared session."""
     for module in (shared_mode, modern_clients):
         module.is_about_tasks = lambda _: False  # type: ignore[attr-defined]
         module.without_task = lambda request: request  # type: ignore[attr-defined]
 
 
 def lines_twice() -> None:
-    """The audit log tells twice of a call that had no answer."""
+    """The audit log has two lines for a call without an answer."""
     put = AuditWriter.put
 
     def put_twice(self: AuditWriter, data: bytes, *, receipt: bool = False) -> asyncio.Future[bool] | None:
@@ -198,7 +198,7 @@ def lines_twice() -> None:
 
 
 def no_line_for_a_replay() -> None:
-    """The audit log does not tell of a call that was sent again."""
+    """The audit log has no line for a call that was sent again."""
     put = AuditWriter.put
 
     def put_unless_replayed(self: AuditWriter, data: bytes, *, receipt: bool = False) -> asyncio.Future[bool] | None:
@@ -208,7 +208,7 @@ def no_line_for_a_replay() -> None:
 
 
 def first_come_first_served() -> None:
-    """All wait in one line, whoever they are, and nobody makes way for anybody."""
+    """All principals wait in one queue, and no waiting request is rejected for another."""
     wait = Window._wait
 
     def wait_in_line(self: Window[Any], thing: Any, caller: Caller) -> None:
@@ -238,7 +238,7 @@ DEFECTS: dict[str, Callable[[], None]] = {
 
 
 def tell_tasks() -> None:
-    """Has SIGUSR2 write the number of tasks of the running loop."""
+    """Makes SIGUSR2 write the number of tasks of the running loop."""
     log = Path("/proc/self/fd/2").readlink()
     new_event_loop = uvloop.new_event_loop
 

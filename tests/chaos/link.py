@@ -1,4 +1,4 @@
-"""A TCP link between two parts that fails as networks do: late, cut, reset, or silent for ever."""
+"""A TCP link between two parts that fails as networks do: delayed, cut, reset, or silent."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ CHUNK_BYTES = 65536
 
 
 class Link:
-    """Passes every connection on to a port, unless it is told to do worse.
+    """Forwards every connection to a port, with configurable faults.
 
     Attributes:
-        port: where it listens.
-        target: the port that it leads to.
-        delay_seconds: how late each chunk arrives.
-        cut_after_bytes: how much of an answer passes before the connection ends; ``None`` for all.
+        port: the port on which it listens.
+        target: the port to which it forwards.
+        delay_seconds: the delay of each chunk.
+        cut_after_bytes: the size of an answer at which the connection ends; ``None`` for no cut.
         reset: whether a cut is a reset (RST) rather than an end (FIN).
-        swallows: whether nothing passes in either direction any more.
-        misbehave: is shown each chunk of a request and may answer in the target's place.
+        swallows: whether all data is dropped in both directions.
+        misbehave: called with each chunk of a request; may answer instead of the target.
     """
 
     def __init__(self, misbehave: Misbehave | None = None) -> None:
@@ -37,7 +37,7 @@ class Link:
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
-        """Listens while the context lasts."""
+        """Listens within the context."""
         server = await asyncio.start_server(self._connect, "127.0.0.1", 0)
         self.port = server.sockets[0].getsockname()[1]
         try:
@@ -73,7 +73,7 @@ class Link:
     async def _pass(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, asking: asyncio.StreamWriter | None
     ) -> None:
-        """Passes one direction on; ``asking`` is the way back to who asks, in the direction of requests."""
+        """Forwards one direction; ``asking`` is the writer to the client, in the direction of requests."""
         passed = 0
         with suppress(OSError):
             while chunk := await reader.read(CHUNK_BYTES):

@@ -1,7 +1,7 @@
-"""Bodies, headers and whole HTTP requests, mutated: the packages without I/O one by one, then the server as a whole.
+"""Mutated bodies, headers and whole HTTP requests: for each package without I/O, then for the whole server.
 
-Invariant: what is wrong is refused in the words that are meant for it, and what is taken is taken for what
-a plain JSON reader takes it for.
+Invariant: invalid input is rejected with the expected error, and accepted input has the same meaning as for a plain
+JSON parser.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ PIECES = [
 
 
 def mutated(random: Random, data: bytes) -> bytes:
-    """The bytes with a few of them changed, doubled, moved or taken away."""
+    """The bytes with a few of them changed, duplicated, moved or removed."""
     for _ in range(random.choice((1, 1, 2, 3, 8))):
         start = random.randrange(len(data) + 1)
         end = min(len(data), start + random.choice((1, 2, 8, 40)))
@@ -96,7 +96,7 @@ def mutated(random: Random, data: bytes) -> bytes:
 
 
 def messages_of(data: bytes) -> list[AnyMessage]:
-    """What the bridge reads in a body; nothing if it refuses it."""
+    """The bridge's parse of a body; nothing if it rejects it."""
     try:
         parsed = parse_body(data)
     except InvalidMessage:
@@ -106,12 +106,12 @@ def messages_of(data: bytes) -> list[AnyMessage]:
 
 
 def read_plainly(data: bytes | str) -> Any:
-    """What a plain JSON reader reads."""
+    """A plain JSON parser's result."""
     return json.loads(data, parse_int=float)
 
 
 def check_jsonrpc(random: Random) -> None:
-    """A request with another id is the same request but for its id."""
+    """A request with another id differs only in its id."""
     for message in messages_of(mutated(random, random.choice(MESSAGES))):
         if isinstance(message, Request):
             before, after = read_plainly(message.text), read_plainly(message.spliced((message.id, "77")))
@@ -119,7 +119,7 @@ def check_jsonrpc(random: Random) -> None:
 
 
 def check_modern(random: Random) -> None:
-    """A modern request loses what describes it, and nothing else."""
+    """A modern request loses the keys that describe it, and nothing else."""
     raw = [(b"mcp-protocol-version", b"2026-07-28"), (b"mcp-method", b"tools/call"), (b"mcp-name", b"read")]
     for message in messages_of(mutated(random, MESSAGES[-1])):
         with suppress(BridgeError):
@@ -130,7 +130,7 @@ def check_modern(random: Random) -> None:
 
 
 def check_multiplexer(random: Random) -> None:
-    """Whatever upstream writes, a call gets nothing but what carries its own id."""
+    """Whatever upstream sends, a call gets only messages with its own id."""
     multiplexer: Multiplexer[Call] = Multiplexer()
     request = build_request("tools/call", {"_meta": {"progressToken": 5}})
     call = Call(request, Caller("somebody"))
@@ -147,7 +147,7 @@ def check_multiplexer(random: Random) -> None:
 
 
 def check_lifecycle(random: Random) -> None:
-    """What upstream says of itself is understood, or refused as no MCP."""
+    """Upstream's description of itself is parsed, or rejected as invalid MCP."""
     for message in messages_of(mutated(random, random.choice(MESSAGES[4:7]))):
         if isinstance(message, Response):
             with suppress(UpstreamProtocolError):
@@ -156,7 +156,7 @@ def check_lifecycle(random: Random) -> None:
 
 
 def check_sse(random: Random) -> None:
-    """Any chunking gives the same events, and no event breaks out of the one that carries it on."""
+    """All chunkings give the same events, and no event escapes its encoding."""
     data = mutated(random, STREAM)
     whole = list(sse.EventDecoder(2**20).feed(data))
     events: list[sse.Event] = []
@@ -171,7 +171,7 @@ def check_sse(random: Random) -> None:
 
 
 def check_headers(random: Random) -> None:
-    """No header makes a reader fail, and nothing that could end a header line crosses."""
+    """No header makes the parser fail, and no line break is forwarded."""
     values = (
         b"Bearer secret",
         b"text/event-stream;q=0.5, */*",
@@ -198,7 +198,7 @@ def check_headers(random: Random) -> None:
 
 
 def check_tokens(random: Random) -> None:
-    """A file of tokens holds tokens, or is refused; none is empty."""
+    """A token file is parsed, or rejected; no token is empty."""
     with suppress(ValueError):
         assert all(token.value for token in parse_lines(mutated(random, TOKENS).decode()))
 
@@ -209,7 +209,7 @@ PACKAGES: tuple[Callable[[Random], None], ...] = (
 
 
 def check_packages(seed: str, inputs: int) -> tuple[Counter[str], list[str]]:
-    """Checks the packages in turn; returns how often each failed, and what the first failures were."""
+    """Runs the checks in turn; returns how often each failed, and the first failures."""
     random = Random(seed)
     failed: Counter[str] = Counter()
     examples = []
@@ -229,7 +229,7 @@ def check_packages(seed: str, inputs: int) -> tuple[Counter[str], list[str]]:
 
 
 def http_requests(random: Random, token: str) -> Iterator[bytes]:
-    """Raw requests without end: mutated ones, and those that make two readers read two different things."""
+    """An endless sequence of raw requests: mutated ones, and ambiguous ones."""
     number = 0
     while True:
         number += 1
@@ -316,7 +316,7 @@ async def _attack(it: Stack, inputs: int) -> None:
 
 
 async def _throw(it: Stack, attack: bytes, statuses: Counter[str], gate: asyncio.Semaphore) -> None:
-    """Sends one raw request in a few pieces and reads what comes until all is quiet."""
+    """Sends one raw request in a few pieces and reads until the connection is quiet."""
     async with gate:
         reader, writer = await asyncio.open_connection("127.0.0.1", it.bridge.port)
         answer = b""

@@ -1,4 +1,4 @@
-"""Upstreams that answer GET in every way, and calls that are cancelled and never settled: nothing is opened or kept."""
+"""Upstreams that answer GET in every way, and cancelled calls that never end: nothing is opened or kept."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WINDOW = 32
 AT_ONCE = 64
 TIMEOUT_SECONDS = 2
 DESCRIPTORS = 2 * WINDOW + 2 * AT_ONCE + 16
-"""How many more may be open: two for each place in the window, two for each client, and some to spare."""
+"""The limit of additional descriptors: two for each slot of the window, two for each client, and a margin."""
 
 
 async def streams(run: Run) -> Figures:
@@ -57,7 +57,7 @@ async def _with_status(it: Stack, status: int, seconds: float) -> None:
 
 
 async def cancellations(run: Run) -> Figures:
-    """Calls are cancelled by the thousand, and upstream neither answers nor forgets them."""
+    """Thousands of calls are cancelled, and upstream neither answers nor releases them."""
     times = run.times(4000)
     figures = Figures("Cancelled calls", f"{times} calls cancelled that upstream never ends, {AT_ONCE} at a time")
     settled = asyncio.Event()
@@ -93,7 +93,7 @@ async def cancellations(run: Run) -> Figures:
 async def _cancelled(
     run: Run, bridge: BridgeProcess, http: aiohttp.ClientSession, number: int, figures: Figures
 ) -> None:
-    """Makes a call and cancels it: it is over at once, whether it was with upstream or waited."""
+    """Makes a call and cancels it: it ends at once, whether it was with upstream or waited."""
     figures.calls += 1
     calling = asyncio.create_task(_post(run, bridge, http, call_body("write", id=number)))
     await asyncio.sleep(0.05)

@@ -1,4 +1,4 @@
-"""Clients in per-client mode: each has a session of its own, loses it, ends it, and is asked what the server asks."""
+"""Clients in per-client mode: each has its own session, loses it, ends it, and gets requests from the server."""
 
 from __future__ import annotations
 
@@ -15,44 +15,44 @@ from chaos.callers import INITIALIZE, Caller
 from harness import SSE
 
 ANOTHER_SESSION = 0.02
-"""How often a client opens another session although it has one."""
+"""The probability that a client opens another session although it has one."""
 
 
 class SessionCaller(Caller):
     """A client with a session of its own; its other kinds are those of every client."""
 
     async def session_any(self) -> None:
-        """Does one thing of those below, by chance."""
+        """Does one of the following, by chance."""
         kind: Callable[[], Awaitable[None]] = getattr(self, self._random.choice(SESSION_KINDS))
         await kind()
 
     async def session_client(self) -> None:
-        """Calls on its session, and takes JSON or an event stream."""
+        """Calls on its session, and accepts JSON or an event stream."""
         if await self._has_session():
             call = self._call()
             await self._post(call, self.body(call))
 
     async def session_duplicates(self) -> None:
-        """Makes two calls under one id at once, which a client may not do."""
+        """Makes two calls with one id at once, which MCP forbids."""
         if await self._has_session():
             spelled = self._random.choice(self._ids)
             calls = [self._call(spelled) for _ in range(2)]
             await asyncio.gather(*(self._post(call, self.body(call, steps=2, step_ms=20)) for call in calls))
 
     async def session_watcher(self) -> None:
-        """Watches the progress of a call."""
+        """Checks the progress of a call."""
         if await self._has_session():
             call = self._call()
             await self._post(call, self.body(call, steps=3, step_ms=self._random.randrange(40)), stream=True)
 
     async def session_asked(self) -> None:
-        """Is asked something in the middle of its call."""
+        """Gets a request from the server during its call."""
         if await self._has_session():
             call = self._call()
             await self._post(call, self.body(call, asking=True), stream=True)
 
     async def session_batcher(self) -> None:
-        """Posts several requests at once, under one id."""
+        """POSTs several requests at once, with one id."""
         if await self._has_session():
             calls = [self._call("1") for _ in range(self._random.randint(2, 4))]
             await self.post_json(calls, b"[" + b",".join(map(self.body, calls)) + b"]", self._session)
@@ -65,7 +65,7 @@ class SessionCaller(Caller):
         call = self._call()
         call.cancelled = True
         post = asyncio.create_task(self._post(call, self.body(call, steps=20, step_ms=20)))
-        # A session that is lost meanwhile must not make this the cancellation of a client without one.
+        # If the session is lost meanwhile, this must not become the cancellation of a client without one.
         session = self._session
         await asyncio.sleep(self._random.uniform(0.01, 0.3))
         params = f'{{"requestId":{call.spelled_id}}}'
@@ -73,7 +73,7 @@ class SessionCaller(Caller):
         await post
 
     async def session_leaver(self) -> None:
-        """Goes away in the middle of its call."""
+        """Disconnects during its call."""
         if not await self._has_session():
             return
         call = self._call()
@@ -84,7 +84,7 @@ class SessionCaller(Caller):
         call.got = call.got or "left"
 
     async def session_listener(self) -> None:
-        """Opens the stream of its session, and leaves."""
+        """Opens the stream of its session, and disconnects."""
         if not await self._has_session():
             return
         headers = {**self._headers, **self._session, "Accept": "text/event-stream"}
@@ -115,14 +115,14 @@ class SessionCaller(Caller):
             return response.status, json.loads(body)
 
     async def call_in_session(self, tool: str = "read") -> Call:
-        """One call on the session that it has."""
+        """One call on its session."""
         call = self.account.open(tool, "1")
         call.in_session = True
         await self._post(call, self.body(call))
         return call
 
     async def answer_question(self, call: Call, question: dict[str, Any]) -> None:
-        """Answers with what it was asked, if that is its own."""
+        """Answers a request from the server, if it is for this client."""
         text = question["params"]["messages"][0]["content"]["text"]
         if question["method"] != "sampling/createMessage" or text != call.key:
             call.complain(f"the question of another: {question}")
@@ -142,12 +142,12 @@ class SessionCaller(Caller):
         self._note(call)
 
     def _note(self, *calls: Call) -> None:
-        """Lets go of a session that is lost, as MCP says."""
+        """Discards a lost session, as MCP requires."""
         if any(call.error.get("code") == NO_SESSION for call in calls):
             self._session = {}
 
     async def _has_session(self) -> bool:
-        """Whether it has a session, once it has tried to open one if it had none."""
+        """Whether it has a session; tries to open one first if it has none."""
         if self._session and self._random.random() < ANOTHER_SESSION:
             await self._quit()
         if not self._session:

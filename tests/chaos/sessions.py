@@ -1,4 +1,4 @@
-"""Per-client mode in front of an upstream that hangs: every client is told, and the mode stays open."""
+"""Per-client mode in front of an upstream that hangs: every client gets an error, and the mode recovers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from harness import until
 
 LIMIT = 4
 TIMEOUT_SECONDS = 10
-"""So long that a session which comes too late comes before the bridge stops waiting for it to end it."""
+"""Long enough that a session that opens too late does so before the bridge stops waiting to end it."""
 
 GROWTH_DESCRIPTORS = 8
 GROWTH_TASKS = 8
@@ -47,7 +47,7 @@ async def hung(run: Run) -> Figures:
 
 
 async def _hang(it: Stack) -> None:
-    """Has everything hang for once; afterwards there is room for as many sessions as before."""
+    """Suspends everything once; afterwards as many sessions can be opened as before."""
     users = [_session_caller(it) for _ in range(LIMIT)]
     for user in users:
         await until(lambda user=user: _opens(user), 60)
@@ -81,7 +81,7 @@ async def _opens(caller: SessionCaller) -> bool:
 
 
 async def _told_in_time(it: Stack, caller: SessionCaller, spelled_id: str) -> None:
-    """A client that opens a session meanwhile is told that there is no answer, or no room."""
+    """A client that opens a session meanwhile gets an error: no answer, or too many sessions."""
     try:
         status, message = await caller.initialize(spelled_id)
     except (aiohttp.ClientError, TimeoutError) as failure:

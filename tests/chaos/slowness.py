@@ -1,4 +1,4 @@
-"""Slow readers, slow writers, and an upstream that is slow in every way: nobody else is slowed; memory is bounded."""
+"""Slow readers, slow writers, and a slow upstream: other clients are not delayed, and memory is bounded."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LARGE_CHARACTERS = 1_000_000
 
 
 async def misbehave(chunk: bytes, writer: asyncio.StreamWriter) -> bool:
-    """Answers in the place of upstream where a call asks for a fault; returns whether it did."""
+    """Answers instead of upstream if a call requests a fault; returns whether it did."""
     for name, answer in UPSTREAM_FAULTS.items():
         if f'"fault": "{name}"'.encode() in chunk:
             await answer(writer)
@@ -73,7 +73,7 @@ UPSTREAM_FAULTS: dict[str, Callable[[asyncio.StreamWriter], Awaitable[None]]] = 
 
 
 async def slowness(run: Run) -> Figures:
-    """F7: slow parties beside a few callers whose calls are timed."""
+    """F7: slow clients and a slow upstream beside a few callers whose calls are timed."""
     done = f"slow readers, writers and upstreams, {AT_ONCE} at a time, beside {PROBES} clients"
     link = Link(misbehave)
     seconds = max(1, 6 * run.scale)
@@ -110,7 +110,7 @@ def _parties(it: Stack) -> dict[str, Callable[[], Awaitable[object]]]:
 
 @asynccontextmanager
 async def all_the_time(party: Callable[[], Awaitable[object]], number: int) -> AsyncIterator[None]:
-    """So many of them at any moment; each goes on to its own end."""
+    """Keeps so many of them running; each runs to its own end."""
     stopped = asyncio.Event()
 
     async def again() -> None:
@@ -128,7 +128,7 @@ async def all_the_time(party: Callable[[], Awaitable[object]], number: int) -> A
 
 
 async def probe(it: Stack, seconds: float) -> str:
-    """Calls for so long, one after the other; says how long they took."""
+    """Calls one after the other for a time; returns their durations."""
     took: list[float] = []
     end = time.monotonic() + seconds
 
@@ -148,7 +148,7 @@ async def probe(it: Stack, seconds: float) -> str:
 
 @asynccontextmanager
 async def peak(it: Stack) -> AsyncIterator[list[float]]:
-    """The most memory that the bridge held while the context lasted."""
+    """The peak memory of the bridge within the context."""
     most = [0.0]
 
     async def watch() -> None:
@@ -164,7 +164,7 @@ async def peak(it: Stack) -> AsyncIterator[list[float]]:
 
 
 async def _slow_reader(it: Stack) -> None:
-    """Asks for much, and reads little."""
+    """Requests a large answer, and reads slowly."""
     call = it.account.open("read", "1")
     call.got = "left"
     body = it.caller().body(call, characters=LARGE_CHARACTERS)
@@ -178,7 +178,7 @@ async def _slow_reader(it: Stack) -> None:
 
 
 async def _slow_writer(it: Stack) -> None:
-    """Sends its body byte by byte, and never all of it."""
+    """Sends its body byte by byte, and never completes it."""
     call = it.account.open("read", "1")
     call.got = "left"
     body = it.caller().body(call)

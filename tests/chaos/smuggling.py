@@ -23,10 +23,10 @@ STRETCH_BYTES = 5
 """How much longer a body becomes for each line that a search for upgrade offers replaces with ``X-Overlooked``."""
 
 EARLY_BYTES = 60_000
-"""A body of which the bridge may read and drop the rest after an early answer."""
+"""The size of a body of which the bridge may read and drop the rest after an early answer."""
 
 LARGE_BYTES = 180_000
-"""A body that is longer than that, and short enough for the client to see the answer."""
+"""The size of a longer body that is short enough for the client to get the answer."""
 
 FILLER_LINES = 8_000
 """Empty lines before a hidden request, so that it is read as one even if only some of the lines are rewritten."""
@@ -39,7 +39,7 @@ class Attack:
     """Bytes that are sent in pieces, with a short pause between them.
 
     Attributes:
-        name: what it tries.
+        name: a description of the attack.
         pieces: the bytes.
         valid: whether it is one valid request that ends with the last byte (RFC 9112, section 6), so that a proxy may
             send another client's request on the same connection. Any other has to be answered at most once, and the
@@ -52,7 +52,7 @@ class Attack:
 
 
 def _call() -> bytes:
-    """A call of a tool without a token; the client behind it on the connection may supply one."""
+    """A tool call without a token; the next client on the connection may supply one."""
     params = {"name": "write", "arguments": {"key": f"{SMUGGLED_KEY}-call"}}
     body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}).encode()
     return ENDPOINT + b"Content-Length: %d\r\n\r\n" % len(body) + body
@@ -108,7 +108,7 @@ def _stretched_bodies() -> Iterator[Attack]:
 
 
 def _stretched(hidden: bytes, line: bytes) -> bytes:
-    """A body that becomes longer by about what is hidden at its end, if its lines are rewritten."""
+    """A body that becomes longer by about the size of the hidden request at its end, if its lines are rewritten."""
     # Empty lines before a request are skipped (RFC 9112, section 2.2): the length need not match to the byte.
     return line * (len(hidden) // STRETCH_BYTES + 1) + b"\r\n" * STRETCH_BYTES + hidden
 
@@ -118,7 +118,7 @@ def _with_length(start: bytes, body: bytes) -> bytes:
 
 
 def _upgrade_offers() -> Iterator[Attack]:
-    """Offers to speak another protocol, which may be overlooked (RFC 9110, section 7.8); the body stays a body."""
+    """Offers of another protocol, which may be ignored (RFC 9110, section 7.8); the body stays a body."""
     offers = {
         "h2c": b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n",
         "websocket": b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n",
@@ -136,7 +136,7 @@ def _upgrade_offers() -> Iterator[Attack]:
 
 
 def _chunk_tricks() -> Iterator[Attack]:
-    """Valid chunked bodies with extensions and trailers, which say nothing (RFC 9112, section 7.1)."""
+    """Valid chunked bodies with extensions and trailers, which have no meaning (RFC 9112, section 7.1)."""
     start = NOWHERE + CHUNKED + b"\r\n"
     for name, chunks in {
         "a chunk extension": b'5;a="GET /livez HTTP/1.1"\r\nhello\r\n0\r\n\r\n',
@@ -157,7 +157,7 @@ def _chunk_tricks() -> Iterator[Attack]:
 
 
 def _early_answers() -> Iterator[Attack]:
-    """Requests that are refused at their head, while a body of hidden requests is still to come."""
+    """Requests that are rejected at their head, while a body of hidden requests is still to come."""
     for name, start in {"404": NOWHERE, "401": ENDPOINT, "405": b"PUT /mcp HTTP/1.1\r\n" + HOST + JSON}.items():
         for length in (EARLY_BYTES, LARGE_BYTES):
             head = start + b"Content-Length: %d\r\n\r\n" % length
@@ -177,7 +177,7 @@ def _early_answers() -> Iterator[Attack]:
 
 
 def _two_framings() -> Iterator[Attack]:
-    """A body that ends in two places (RFC 9112, section 6.3)."""
+    """A body with two possible ends (RFC 9112, section 6.3)."""
     for name, hidden in HIDDEN.items():
         body = b"0\r\n\r\n" + hidden
         length = b"Content-Length: %d\r\n" % len(body)
@@ -206,7 +206,7 @@ def _two_framings() -> Iterator[Attack]:
 
 
 def _bad_lengths() -> Iterator[Attack]:
-    """Lengths that are given twice, or that are no number (RFC 9112, section 6.3)."""
+    """Lengths that are repeated, or that are not numbers (RFC 9112, section 6.3)."""
     for name, hidden in HIDDEN.items():
         size = str(len(hidden)).encode()
         for value in (
@@ -220,7 +220,7 @@ def _bad_lengths() -> Iterator[Attack]:
 
 
 def _bad_lines() -> Iterator[Attack]:
-    """Heads with lines that end in other ways, or that are no field lines (RFC 9112, sections 2 to 5)."""
+    """Heads with other line endings, or with lines that are not fields (RFC 9112, sections 2 to 5)."""
     end = b"Content-Length: 0\r\n\r\n"
     for name, head in {
         "bare LF": NOWHERE.replace(b"\r\n", b"\n") + b"Content-Length: 0\n\n",
@@ -247,7 +247,7 @@ def _bad_lines() -> Iterator[Attack]:
 
 
 def _bad_chunks() -> Iterator[Attack]:
-    """Chunks that end in two places."""
+    """Chunks with two possible ends."""
     for name, chunks in {
         "a size that begins with 0x": b"0x5\r\nhello\r\n0\r\n\r\n",
         "a negative size": b"-5\r\nhello\r\n0\r\n\r\n",
@@ -266,7 +266,7 @@ def _bad_chunks() -> Iterator[Attack]:
 
 
 def _pipelines() -> Iterator[Attack]:
-    """Requests that do not wait for the answer before them, which are not served (RFC 9112, section 9.3.2)."""
+    """Requests that do not wait for the previous answer, which are not served (RFC 9112, section 9.3.2)."""
     for name, hidden in HIDDEN.items():
         yield Attack(f"{name} behind a GET", (PROBE + hidden,))
         yield Attack(f"{name} behind a POST", (NOWHERE + b"Content-Length: 5\r\n\r\nhello" + hidden,))

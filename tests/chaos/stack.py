@@ -1,4 +1,4 @@
-"""The real parts: supergateway with the journal server behind it, the bridge as a process, and those who call."""
+"""The real parts: supergateway with the journal server behind it, the bridge as a process, and the callers."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ REST_SECONDS = 7
 
 @dataclass(frozen=True)
 class Run:
-    """What a run of the driver is about.
+    """The parameters of a run of the driver.
 
     Attributes:
-        seed: where all chance comes from.
-        scale: how much of everything; 1 is ``make chaos``.
-        folder: where logs and journals go.
-        defect: the defect that is planted into the bridge; empty for none.
-        soak_seconds: how long the soak takes.
+        seed: the seed of all random generators.
+        scale: the extent of everything; 1 is ``make chaos``.
+        folder: the folder of logs and journals.
+        defect: the planted defect; empty for none.
+        soak_seconds: the length of the soak.
     """
 
     seed: int
@@ -48,15 +48,15 @@ class Run:
     soak_seconds: float = 60
 
     def random(self, fault: str) -> Random:
-        """A source of chance that no other fault draws from."""
+        """A random generator that no other fault uses."""
         return Random(f"{self.seed} {fault}")
 
     def secret(self, name: str) -> str:
-        """A text that stands nowhere by chance."""
+        """A random text that occurs nowhere else."""
         return f"{name}{Random(f'{self.seed} {name}').getrandbits(80):020x}"
 
     def times(self, number: int) -> int:
-        """That many, to scale; at least one."""
+        """The number, scaled; at least one."""
         return max(1, round(number * self.scale))
 
     @property
@@ -66,14 +66,14 @@ class Run:
 
 
 class BridgeProcess:
-    """A bridge in a process of its own that logs to a file.
+    """A bridge in its own process that logs to a file.
 
     Parameters:
         run: the run.
-        upstream: the address of upstream.
+        upstream: the URL of upstream.
         settings: variables of the bridge, without their prefix.
-        port: where it listens; 0 for any.
-        descriptors: how many descriptors it may open; 0 for as many as the driver.
+        port: its port; 0 for any.
+        descriptors: its limit of descriptors; 0 for the driver's own.
         audited: whether it writes an audit log.
     """
 
@@ -113,7 +113,7 @@ class BridgeProcess:
             self.process = psutil.Popen(command, env=environ, stderr=log, stdin=subprocess.DEVNULL)
 
     async def ready(self, http: aiohttp.ClientSession) -> None:
-        """Waits until it says that it is ready."""
+        """Waits until it is ready."""
 
         async def says_so() -> bool:
             assert self.process.poll() is None, self.log.read_text()
@@ -126,7 +126,7 @@ class BridgeProcess:
         await until(says_so, STARTS_WITHIN_SECONDS)
 
     async def stop(self) -> int:
-        """Asks it to stop; returns its exit status."""
+        """Stops it; returns its exit status."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:
@@ -138,7 +138,7 @@ class BridgeProcess:
 
     @property
     def descriptors(self) -> int:
-        """How many descriptors it holds open."""
+        """The number of its open descriptors."""
         return int(self.process.num_fds())
 
     @property
@@ -147,7 +147,7 @@ class BridgeProcess:
         return self.process.memory_info().rss / 2**20
 
     async def tasks(self) -> int:
-        """How many tasks run in it, as the launcher tells."""
+        """The number of its tasks, from the launcher."""
         told = self.log.with_suffix(".tasks")
         told.unlink(missing_ok=True)
         self.process.send_signal(signal.SIGUSR2)
@@ -155,15 +155,15 @@ class BridgeProcess:
         return int(told.read_text())
 
     def check_log(self, figures: Figures) -> None:
-        """Blames what only a bug writes into a log."""
+        """Blames log lines that only a bug writes."""
         for line in self.log.read_text(errors="replace").splitlines():
-            if "Traceback (most recent" in line or "never retrieved" in line or "nobody foresaw" in line:
+            if "Traceback (most recent" in line or "never retrieved" in line or "A check failed unexpectedly" in line:
                 figures.blame("failed", f"{self.log}: {line}")
 
 
 @dataclass
 class Stack:
-    """Everything between a caller and the journal."""
+    """All parts between a caller and the journal."""
 
     run: Run
     figures: Figures
@@ -185,7 +185,7 @@ class Stack:
     async def load(
         self, callers: int = 32, kinds: Iterable[str] = KINDS, *, url: str = "", pause_seconds: float = 0
     ) -> AsyncIterator[None]:
-        """Callers of mixed kinds as long as the context lasts; they finish what they began."""
+        """Callers of mixed kinds within the context; they finish their calls at its end."""
         stopped = asyncio.Event()
         kinds = tuple(kinds)
         async with asyncio.TaskGroup() as group:
@@ -198,13 +198,13 @@ class Stack:
                 stopped.set()
 
     async def good_request(self) -> None:
-        """One more call, which has to be answered."""
+        """One more call, which must be answered."""
         call = await self.caller().call()
         if call.got != "answer" or call.complaint:
             self.figures.blame("failed", f"a good request afterwards: {call}")
 
     async def at_rest(self) -> tuple[float, float, float]:
-        """The descriptors, megabytes and tasks of the bridge once nobody calls and nothing lingers."""
+        """The descriptors, megabytes and tasks of the bridge without calls or lingering streams."""
         await self.http.close()
         await asyncio.sleep(REST_SECONDS)
         figures = self.bridge.descriptors, self.bridge.megabytes, await self.bridge.tasks()
@@ -212,7 +212,7 @@ class Stack:
         return figures
 
     async def one_server(self) -> None:
-        """Waits until the MCP servers behind the gateway are one, and blames each that stays besides."""
+        """Waits until there is one MCP server behind the gateway, and blames each additional one."""
         try:
             await until(lambda: len(self.gateway.servers) <= 1, 15)
         except TimeoutError:
@@ -237,18 +237,18 @@ async def stack(
     upstream: Callable[[Path], Gateway] = _journal_behind_supergateway,
     **settings: str,
 ) -> AsyncIterator[Stack]:
-    """The parts for one fault; at the end every call is judged, and the log is looked through.
+    """The parts for one fault; at the end every call is judged, and the log is searched.
 
     Parameters:
         run: the run.
         fault: its name.
-        done: what is done, in a few words.
-        link: what stands between the bridge and supergateway, if anything does.
+        done: a short description.
+        link: the link between the bridge and supergateway, if any.
         ids: the ids of all requests.
-        descriptors: how many descriptors the bridge may open; 0 for as many as the driver.
-        callers: what makes the calls.
-        audited: whether the bridge writes an audit log, in which each call has to have its line.
-        upstream: makes what answers the calls and writes them down in a file.
+        descriptors: the bridge's limit of descriptors; 0 for the driver's own.
+        callers: makes the calls.
+        audited: whether the bridge writes an audit log, with a line for each call.
+        upstream: makes the server that answers the calls and records them in a file.
         settings: variables of the bridge, without their prefix.
     """
     journal = run.folder / f"journal-{'-'.join(fault.split())}"

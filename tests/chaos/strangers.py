@@ -1,7 +1,7 @@
-"""Clients without a token, beside clients with one: they get no other's answer, no memory, and no time of others.
+"""Clients without a token, beside clients with one: they get no answer or memory of others, and do not delay them.
 
-Invariant: what is asked of the bridge here holds for any client and any proxy: its answers, the end of its connections,
-its memory and its descriptors. No name of its modules is used.
+Invariant: the checks here hold for any client and any proxy: answers, ends of connections, memory and descriptors. No
+name of the bridge's modules is used.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from harness import SSE, until
 ATTACKERS = 6
 VICTIMS = 10
 ROUNDS = 8
-"""How often each attack goes through each proxy in ``make chaos``."""
+"""The number of times that each attack is sent through each proxy in ``make chaos``."""
 
 AT_ONCE = 32
 PAUSE_SECONDS = 0.05
@@ -47,15 +47,15 @@ HOLDERS = 400
 HELD_SECONDS = 120
 LEAST_HELD_SECONDS = 6
 LEAST_HELD_DESCRIPTORS = 64
-"""With fewer connections than that nobody has held anything, and the row would prove nothing."""
+"""With fewer open connections none was held, and the row would prove nothing."""
 
 
 class RawClient(asyncio.Protocol):
-    """A connection that sends any bytes and keeps what comes back, a reset included.
+    """A connection that sends any bytes and stores the answer or the reset.
 
     Attributes:
         received: the bytes of the answers.
-        closed: is set once the connection has ended.
+        closed: set once the connection has ended.
     """
 
     def __init__(self) -> None:
@@ -84,7 +84,7 @@ class RawClient(asyncio.Protocol):
         self.closed.set()
 
     async def send(self, pieces: Iterable[bytes], pause_seconds: float = PAUSE_SECONDS) -> None:
-        """Sends the pieces one after the other, as long as the connection lasts."""
+        """Sends the pieces in order, while the connection is open."""
         for number, piece in enumerate(pieces):
             if number:
                 await asyncio.sleep(pause_seconds)
@@ -93,7 +93,7 @@ class RawClient(asyncio.Protocol):
             self.transport.write(piece)
 
     async def wait(self, fact: Callable[[], bool] = bool, seconds: float = CLOSED_WITHIN_SECONDS) -> None:
-        """Waits until the fact is true or the connection has ended, but not for ever."""
+        """Waits until the condition is true or the connection has ended, with a time limit."""
         try:
             await until(lambda: self.closed.is_set() or fact(), seconds)
         except TimeoutError:
@@ -146,7 +146,7 @@ async def _then_a_victim(it: Stack, gate: asyncio.Semaphore, attack: Attack) -> 
             it.figures.blame("unanswered", f"{attack.name}: {bytes(client.received)!r}")
         kept = attack.valid and answers and b"connection: close\r" not in answers[0][1]
         if kept:
-            # A proxy sees the end of a connection that is closed now, and takes another one.
+            # A proxy notices that the connection is closed now, and uses another one.
             await client.wait(seconds=PAUSE_SECONDS)
             kept = not client.closed.is_set()
         if kept:
@@ -160,7 +160,7 @@ async def _then_a_victim(it: Stack, gate: asyncio.Semaphore, attack: Attack) -> 
 
 
 async def _share(it: Stack, client: RawClient, attack: Attack) -> None:
-    """Sends a victim's call; one that gets no answer is counted as such when the row ends."""
+    """Sends a victim's call; a call without an answer is counted as such at the end of the row."""
     call = it.account.open("read", _id(it))
     body = it.caller().body(call)
     head = ENDPOINT + f"Authorization: Bearer {it.run.token}\r\nContent-Length: {len(body)}\r\n\r\n".encode()
@@ -232,7 +232,7 @@ def _id(it: Stack) -> str:
 
 
 async def floods(run: Run) -> Figures:
-    """Clients without a token send as much and as slowly as they can on many connections."""
+    """Clients without a token send as much and as slowly as possible on many connections."""
     seconds = max(LEAST_FLOOD_SECONDS, FLOOD_SECONDS * run.scale)
     done = f"floods on {FLOOD_CONNECTIONS} connections without a token, {seconds:.1f} s each, beside 4 clients"
     async with stack(run, "Floods", done) as it:
@@ -254,7 +254,7 @@ async def _flood(it: Stack, forms: tuple[Callable[[RawClient], Awaitable[None]],
     it.figures.calls += 1
     async with RawClient.connected(it.bridge.port) as client:
         await it.random.choice(forms)(client)
-    # A client that is refused at once does not use up the driver's processor by coming back at once.
+    # A client that is rejected at once must not use up the driver's processor by reconnecting at once.
     await asyncio.sleep(PAUSE_SECONDS)
 
 
@@ -304,7 +304,7 @@ FLOODS: dict[str, tuple[Callable[[RawClient], Awaitable[None]], ...]] = {
 
 
 async def held(run: Run) -> Figures:
-    """Clients without a token hold more connections than the bridge has descriptors; everybody else is served."""
+    """Clients without a token hold more connections than the bridge has descriptors; all others are served."""
     seconds = max(LEAST_HELD_SECONDS, HELD_SECONDS * run.scale)
     done = (
         f"{HOLDERS} connections held without a token for {seconds:.0f} s on a bridge with {DESCRIPTORS} descriptors, "
@@ -336,23 +336,23 @@ HOLDS: tuple[tuple[bytes, ...], ...] = (
     (b"GET /livez HTTP/1.1\r\n" + HOST,),
     (ENDPOINT + b"Content-Length: 1000\r\n\r\n", b"x"),
 )
-"""What a holder sends: nothing, a request that is answered, half a head, a refused head without its body."""
+"""The bytes of a holder: none, a complete request, half a head, a rejected head without its body."""
 
 
 async def _hold(it: Stack, pieces: tuple[bytes, ...], pause_seconds: float) -> None:
-    """Holds a connection for as long as it lasts, then after a pause the next one, until it is cancelled."""
+    """Holds a connection until it ends, then after a pause the next one, until it is cancelled."""
     while True:
         with suppress(ConnectionError):
             async with RawClient.connected(it.bridge.port) as client:
                 it.figures.calls += 1
                 await client.send(pieces)
                 await client.closed.wait()
-        # Each at a pace of its own: a burst beyond the descriptors loses some, whoever they are.
+        # Each with its own pauses: a burst beyond the descriptors would lose some of any kind.
         await asyncio.sleep(pause_seconds)
 
 
 async def _serve(it: Stack, end: float) -> tuple[int, int]:
-    """Probes and calls on new connections; returns the most descriptors that were open, and how many probes."""
+    """Probes and calls on new connections; returns the maximum of open descriptors, and the number of probes."""
     most, served = 0, 0
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True)) as http:
         client = dataclasses.replace(it, http=http)

@@ -1,4 +1,4 @@
-"""A server with tasks, and two principals: none sees, makes or cancels a task of the other."""
+"""A server with tasks, and two principals: neither lists, creates or cancels a task of the other."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KEYS = ('"task"', r'"t\u0061sk"', r'"\u0074\u0061\u0073\u006b"')
 
 
 async def tasks(run: Run) -> Figures:
-    """F10: ann asks for tasks in every spelling and era, bob looks for them."""
+    """F10: ann requests tasks in every spelling and era, bob looks for them."""
     times = run.times(1_000)
     figures = Figures("F10 tasks", f"{times} tasks asked for by one principal and looked for by another")
     tokens = {name: run.secret(f"token-of-{name}") for name in ("ann", "bob")}
@@ -42,7 +42,7 @@ async def tasks(run: Run) -> Figures:
 
 
 async def _round(asker: _Asker, random: Random, topic: str) -> None:
-    """Ann asks for one task, and bob for what there is."""
+    """Ann requests one task, and bob lists and reads tasks."""
     call = {"name": "simulate-research-query", "arguments": {"topic": topic}, "@": {"ttl": 60_000}}
     made = await asker.ask("ann", "tools/call", call, random)
     if "taskId" in made:
@@ -63,10 +63,10 @@ class _Asker:
     """Both principals.
 
     Parameters:
-        http: what they talk with.
+        http: their HTTP client.
         url: the endpoint.
         tokens: their tokens, by their names.
-        figures: where calls are counted.
+        figures: the counts of calls.
     """
 
     def __init__(self, http: aiohttp.ClientSession, url: str, tokens: dict[str, str], figures: Figures) -> None:

@@ -1,4 +1,4 @@
-"""The driver of the faults finds each defect that is planted in the bridge."""
+"""The fault injection finds each defect that is planted in the bridge."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ async def test_a_file_that_is_spoilt_or_lost_changes_nothing(
                 file.unlink()
             else:
                 file.write_text(content)
-            await until(lambda: "the one from before is kept" in caplog.text)
+            await until(lambda: "the previous token is kept" in caplog.text)
             assert (await served.post(PING)).status == 200
     assert set(shown(upstream)) == {"Bearer good"}
 

@@ -1,6 +1,6 @@
-"""Bodies that did not come whole with their heads: how many may be on their way, and whose makes way for another's.
+"""Limits the number of request bodies that are being received, and chooses which one to reject at the limit.
 
-Invariant: a principal with few bodies on their way is not refused because another one has all the room.
+Invariant: a principal with few bodies is not rejected because another one has taken the limit.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from vestige_bridge.errors import Overloaded
 
 
 class ArrivingBodies:
-    """The bodies on their way.
+    """The bodies that are being received.
 
     Parameters:
-        most: how many there may be.
+        most: the maximum number.
     """
 
     def __init__(self, most: int) -> None:
@@ -27,12 +27,12 @@ class ArrivingBodies:
         """Waits for the body of a request.
 
         Errors:
-            Overloaded: too many are on their way, or this one made way for another principal's.
-            BodyTooLarge, BodyTimeout: it is not one that we take.
-            ClientDisconnect: it was cut short.
+            Overloaded: there are too many, or this one was rejected for another principal's.
+            BodyTooLarge, BodyTimeout: it is too large, or did not arrive in time.
+            ClientDisconnect: the client disconnected.
         """
         if self._count >= self._most:
-            self._make_room(incoming.principal)
+            self._reject_newest(incoming.principal)
         try:
             async with asyncio.timeout(None) as arriving:
                 self._count += 1
@@ -44,11 +44,11 @@ class ArrivingBodies:
         except TimeoutError:
             raise _too_many() from None
 
-    def _make_room(self, newcomer: str) -> None:
-        """Refuses the newest body of the principal with the most, if that has more than the newcomer.
+    def _reject_newest(self, newcomer: str) -> None:
+        """Rejects the newest body of the principal with the most, if that has more than the newcomer.
 
         Errors:
-            Overloaded: it has not.
+            Overloaded: it does not have more.
         """
         largest = max(self._of, key=lambda principal: len(self._of[principal]))
         if len(self._of[largest]) <= len(self._of.get(newcomer, ())):
@@ -58,7 +58,7 @@ class ArrivingBodies:
         newest.reschedule(asyncio.get_running_loop().time())
 
     def _forget(self, principal: str, arriving: asyncio.Timeout) -> None:
-        """Counts a body no more; nothing happens if it is not counted."""
+        """Stops counting a body; does nothing if it is not counted."""
         bodies = self._of.get(principal, {})
         if arriving not in bodies:
             return
@@ -69,4 +69,4 @@ class ArrivingBodies:
 
 
 def _too_many() -> Overloaded:
-    return Overloaded("Too many bodies are on their way.", data={"outcome": "not_sent", "retryable": True})
+    return Overloaded("Too many request bodies are being received.", data={"outcome": "not_sent", "retryable": True})

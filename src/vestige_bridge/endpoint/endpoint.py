@@ -1,7 +1,7 @@
 """The endpoint ``/mcp``: one client message becomes one upstream exchange.
 
-Invariant: it decides which era and which session a message belongs to, and turns whatever goes wrong into
-an error object. What is refused is refused before anything went upstream.
+Invariant: it decides which era and which session a message belongs to, and turns every failure into an error object.
+A message is rejected before anything is sent upstream.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ class Endpoint:
     """ASGI endpoint for ``/mcp`` (MCP 2025-11-25 and 2026-07-28, basic/transports, Streamable HTTP).
 
     Parameters:
-        session: the held session.
-        dispatcher: sees the messages of clients through.
+        session: the shared session.
+        dispatcher: sends the messages of clients.
         settings: limits and timeouts.
-        client_sessions: the clients' own sessions in per-client mode; ``None`` when all share the held one.
+        client_sessions: the clients' own sessions in per-client mode; ``None`` in shared mode.
         audit: the audit log; ``None`` for none.
 
     Attributes:
         streams: the event streams of all clients.
-        gate: judges their messages.
+        gate: checks their messages.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Endpoint:
             await incoming.respond(error_response(error))
         except Exception:
             if not incoming.record.answering:
-                failure = InternalError("The bridge failed; its log says why.", request_id=incoming.spelled_id)
+                failure = InternalError("The bridge failed; see its log.", request_id=incoming.spelled_id)
                 await incoming.respond(error_response(failure))
             raise
 
@@ -100,13 +100,13 @@ class Endpoint:
             if not incoming.accepted.event_stream or incoming.protocol_version in MODERN_VERSIONS:
                 raise MethodNotAllowed(
                     "GET opens a session's event stream and needs `Accept: text/event-stream`; "
-                    "requests are POSTed, and modern clients send subscriptions/listen.",
+                    "send requests with POST, and subscriptions/listen in the modern era.",
                     headers={"allow": "GET, POST, DELETE"},
                 )
             self._shared.require_not_ended(incoming.caller)
             await (own.listen(incoming) if own is not None else self._shared.listen(incoming))
         else:
-            raise MethodNotAllowed("This path takes GET, POST and DELETE.", headers={"allow": "GET, POST, DELETE"})
+            raise MethodNotAllowed("Use GET, POST or DELETE on this path.", headers={"allow": "GET, POST, DELETE"})
 
     async def _post(self, incoming: EndpointRequest) -> None:
         body = incoming.body_now()
@@ -137,7 +137,7 @@ class Endpoint:
         try:
             for member in members:
                 if not isinstance(member, BridgeError) and is_modern(member, incoming.protocol_version):
-                    raise InvalidMessage("The modern era of MCP has no batches; send each request by itself.")
+                    raise InvalidMessage("The modern era of MCP has no batches; send each request separately.")
             self._shared.require_not_ended(incoming.caller)
             if record.permissions is not UNRESTRICTED or self.gate.judges_all:
                 judged = await self.gate.judge(record, members)
@@ -152,16 +152,16 @@ class Endpoint:
             raise
 
     def _note(self, incoming: EndpointRequest, messages: Sequence[Judged], error: BaseException) -> None:
-        """Has the gate take note of messages that were refused, or that failed before any of them was accepted."""
+        """Reports messages to the gate that were rejected, or that failed before any of them was admitted."""
         if isinstance(error, asyncio.CancelledError):
-            error = UpstreamTimeout("The bridge had to stop.")
+            error = UpstreamTimeout("The bridge stopped.")
         elif not isinstance(error, BridgeError):
             error = InternalError("The bridge failed.")
         self.gate.note(incoming.record, messages, error)
 
 
 def _belongs_to_session(incoming: EndpointRequest, message: AnyMessage) -> bool:
-    """Whether the message opens or names a session, as legacy clients do and plain posters do not."""
+    """Whether the message opens or names a session, unlike those of sessionless clients."""
     opens = isinstance(message, Request) and message.method == INITIALIZE
-    # A session id that nobody gave out, of whatever form, must not lead to the session that all share.
+    # An unknown session id in any form must not select the shared session.
     return opens or SESSION_ID in incoming.headers

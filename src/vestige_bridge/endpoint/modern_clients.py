@@ -1,7 +1,7 @@
-"""Modern clients (2026-07-28) on the held session of a legacy upstream.
+"""Modern clients (2026-07-28) on the shared session of a legacy upstream.
 
-Invariant: each request stands for itself. It is checked, told to upstream in legacy words, and answered in
-modern ones; a client that closes the stream has cancelled the request.
+Invariant: each request is self-contained. It is validated, translated to the legacy era for upstream, and answered in
+the modern era; a client that closes the stream cancels the request.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from vestige_bridge.session.listeners import TOO_MANY_RESOURCES, Listener, conce
 from vestige_bridge.session.session import Session
 
 _NO_SESSION: Final = f" {LATEST_MODERN_VERSION}"
-"""A session that no header can name, as no value begins with a space: no cancellation of another era can mean it."""
+"""A session id that no header can contain, since values do not begin with a space: legacy cancellations never match."""
 
 
 class ModernClients:
-    """What ``/mcp`` does for modern clients (MCP 2026-07-28, basic/transports).
+    """Serves ``/mcp`` to modern clients (MCP 2026-07-28, basic/transports).
 
     Parameters:
-        session: the held session.
-        dispatcher: sees the messages of clients through.
+        session: the shared session.
+        dispatcher: sends the messages of clients.
     """
 
     def __init__(self, session: Session, dispatcher: Dispatcher) -> None:
@@ -46,15 +46,15 @@ class ModernClients:
     async def serve(self, incoming: EndpointRequest, message: AnyMessage) -> None:
         """Answers one message."""
         if isinstance(message, Response):
-            raise InvalidMessage("Nobody waits for this response: the bridge asks its clients nothing.")
+            raise InvalidMessage("The bridge sends its clients no requests, so it expects no responses.")
         if isinstance(message, Notification):
-            # The modern era has no notification that a client could send over HTTP; there is nothing to pass on.
+            # The modern era has no client notifications over HTTP, so there is nothing to forward.
             return await incoming.respond(HttpResponse(status_code=202))
         require_valid(message, incoming.headers)
         if is_notification(message.method):
-            raise MethodNotFound("A notification is not a method to be called.")
+            raise MethodNotFound("This method is a notification, not a request.")
         if is_about_tasks(message.method):
-            raise MethodNotFound("There are no tasks on a session that is shared.")
+            raise MethodNotFound("Tasks are not available on a shared session.")
         with self._dispatcher.admit(incoming.record) as admission:
             held = await self._session.connected()
             if message.method == DISCOVER:
@@ -77,7 +77,7 @@ class ModernClients:
         """Streams notifications until the client closes the stream or the bridge stops."""
         subscription = Subscription(request, held.capabilities)
         if not incoming.accepted.event_stream:
-            raise InvalidMessage("Notifications come as an event stream; send `Accept: text/event-stream`, too.")
+            raise InvalidMessage("Notifications need an event stream; add `text/event-stream` to the header Accept.")
 
         def wants(notification: Notification) -> bool:
             uri = notification.params.get("uri")
@@ -86,12 +86,12 @@ class ModernClients:
             return notification.method in subscription.methods
 
         listener, listeners = Listener(wants, opened=False), self._session.listeners
-        if not listeners.make_room(incoming.principal, subscription.uris):
+        if not listeners.free_quota(incoming.principal, subscription.uris):
             raise InvalidParams(TOO_MANY_RESOURCES)
         listeners.add(listener, incoming.principal, subscription.uris)
         acknowledging = asyncio.create_task(self._acknowledge(subscription, listener))
         try:
-            # The stream opens with a comment: its first message waits until upstream has said what it will tell.
+            # The stream opens with a comment: its first message waits until upstream has answered the subscriptions.
             async with incoming.watched(listener.close):
                 await incoming.writer.notifications(
                     listener, tag=subscription.tagged, last=sse.encode_event(subscription.result())
@@ -101,7 +101,7 @@ class ModernClients:
             listeners.remove(None, listener)
 
     async def _acknowledge(self, subscription: Subscription, listener: Listener) -> None:
-        """Tells the client what it will hear, once that is known."""
-        subscription.narrow(await self._session.subscriptions.told(subscription.uris))
+        """Sends the client its accepted subscriptions, once they are known."""
+        subscription.narrow(await self._session.subscriptions.confirmed(subscription.uris))
         self._session.listeners.narrow(listener, subscription.uris)
         listener.open(subscription.acknowledgement())

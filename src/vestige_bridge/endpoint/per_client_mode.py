@@ -1,8 +1,8 @@
-"""Per-client mode: each legacy client has an upstream session of its own, one to one.
+"""Per-client mode: each legacy client has its own upstream session.
 
-Invariant: messages are untouched in both directions, and a session serves nobody but the principal that opened it.
-Requests run on the same exchanges, with the same limits, deadlines and errors, as on the held session. The mode is for
-an upstream that holds many sessions in one process.
+Invariant: messages are unchanged in both directions, and only the principal that opened a session may use it.
+Requests use the same exchanges, limits, deadlines and errors as on the shared session. The mode is for an upstream
+that holds many sessions in one process.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class ClientSessions:
 
     Parameters:
         upstream: the MCP server.
-        session: the held session, whose attempts carry the requests of all sessions.
-        dispatcher: sees the messages of clients through.
+        session: the shared session, whose attempts send the requests of all sessions.
+        dispatcher: sends the messages of clients.
         settings: limits and timeouts.
     """
 
@@ -63,7 +63,7 @@ class ClientSessions:
         self._tasks = Tasks()
 
     async def __aenter__(self) -> Self:
-        """Starts ending the sessions that are idle for too long."""
+        """Starts the task that ends idle sessions."""
         self._tasks.start(self._end_idle_sessions())
         return self
 
@@ -76,7 +76,7 @@ class ClientSessions:
 
     @property
     def sessions_open(self) -> int:
-        """How many sessions clients have."""
+        """The number of clients' sessions."""
         return len(self._sessions)
 
     def end_streams(self) -> None:
@@ -88,7 +88,7 @@ class ClientSessions:
         """Answers one message on its client's own session, which an ``initialize`` without a session opens.
 
         Errors:
-            BridgeError: it could not be answered, and nothing was sent to the client yet.
+            BridgeError: it was not answered, and nothing was sent to the client yet.
         """
         if isinstance(message, Request) and message.method == INITIALIZE and SESSION_ID not in incoming.headers:
             return await self._open(incoming, message)
@@ -106,16 +106,16 @@ class ClientSessions:
         """Answers a batch, each member as a message of its own (MCP 2025-03-26, basic/transports).
 
         Errors:
-            BridgeError: none of it was sent.
+            BridgeError: none of it was sent upstream.
         """
         incoming.record.method = "batch"
         requests = sum(isinstance(member, Request) for member in members)
         with self._session_of(incoming) as own:
             with self._dispatcher.admit(incoming.record, requests) as admission:
-                # All requests have their places before anything is waited for.
+                # All requests take their slots before the first wait.
                 opened = [self._open_member(incoming, own, it, admission) for it in members]
-            told = [await self._member(incoming, own, *pair) for pair in zip(members, opened, strict=True)]
-            answers = [it for it in told if it is not None]
+            replies = [await self._member(incoming, own, *pair) for pair in zip(members, opened, strict=True)]
+            answers = [it for it in replies if it is not None]
             if not answers:
                 return await incoming.respond(HttpResponse(status_code=202))
             try:
@@ -126,7 +126,7 @@ class ClientSessions:
     def _open_member(
         self, incoming: EndpointRequest, own: ClientSession, member: AnyMessage | BridgeError, admission: Admission
     ) -> Exchange | None:
-        """The exchange of a request that may be part of a batch."""
+        """The exchange of a request that is allowed in a batch."""
         if isinstance(member, Request) and member.method != INITIALIZE:
             return self._request(incoming, own, member, admission)
         return None
@@ -134,7 +134,7 @@ class ClientSessions:
     async def _member(
         self, incoming: EndpointRequest, own: ClientSession, member: AnyMessage | BridgeError, opened: Exchange | None
     ) -> Exchange | bytes | None:
-        """What answers a member of a batch; ``None`` for what needs no answer."""
+        """The answer to a member of a batch; ``None`` if it needs none."""
         if opened is not None:
             return opened
         try:
@@ -148,13 +148,13 @@ class ClientSessions:
         return None
 
     async def listen(self, incoming: EndpointRequest) -> None:
-        """Gives a client its session's own stream, which ends when upstream's ends.
+        """Opens a client's stream, which ends when its session's upstream stream ends.
 
         Errors:
-            InvalidMessage, NotFound: the client names no session, or none that is its own.
-            MethodNotAllowed: upstream gives the session no stream.
+            InvalidMessage, NotFound: the client names no session, or none of its own.
+            MethodNotAllowed: upstream has no stream for the session.
             Overloaded: streams are being ended.
-            UpstreamError: upstream could not be reached, or did not answer.
+            UpstreamError: upstream cannot be reached, or did not answer.
         """
         with self._session_of(incoming) as own:
             if self._dispatcher.draining:
@@ -163,9 +163,9 @@ class ClientSessions:
                 listener = await own.listen(self._settings.request_timeout_seconds)
             except SessionLost:
                 await self._require_alive(own)
-                raise MethodNotAllowed("Upstream gives this session no stream.") from None
+                raise MethodNotAllowed("Upstream has no event stream for this session.") from None
             except NoEventStream as error:
-                raise MethodNotAllowed("Upstream gives this session no stream.") from error
+                raise MethodNotAllowed("Upstream has no event stream for this session.") from error
             try:
                 async with incoming.watched(listener.close):
                     await incoming.writer.notifications(listener)
@@ -176,7 +176,7 @@ class ClientSessions:
         """Ends the client's own session, here and upstream.
 
         Errors:
-            InvalidMessage, NotFound: the client names no session, or none that is its own.
+            InvalidMessage, NotFound: the client names no session, or none of its own.
         """
         with self._session_of(incoming) as own:
             await self._delete(own)
@@ -184,16 +184,16 @@ class ClientSessions:
 
     @contextlib.contextmanager
     def _session_of(self, incoming: EndpointRequest) -> Iterator[ClientSession]:
-        """The caller's session, which is in use meanwhile.
+        """The caller's session, marked as in use within the context.
 
         Errors:
-            InvalidMessage: the caller names none.
-            NotFound: the session is unknown, or somebody else's.
+            InvalidMessage: the caller names no session.
+            NotFound: the session is unknown, or another principal's.
         """
-        # Of any length and form: only what upstream gave out is found, and nothing else goes upstream.
+        # Only ids from upstream are found, so no other value of the header is sent upstream.
         session_id = incoming.headers.get(SESSION_ID)
         if session_id is None:
-            raise InvalidMessage("Name your session in the header Mcp-Session-Id; initialize gives you one.")
+            raise InvalidMessage("Send the session id in the header Mcp-Session-Id; initialize returns one.")
         own = self._sessions.get(session_id.decode("latin-1"))
         if own is None or own.principal != incoming.principal:
             raise NotFound(
@@ -204,7 +204,7 @@ class ClientSessions:
             yield own
 
     async def _open(self, incoming: EndpointRequest, request: Request) -> None:
-        """Forwards an ``initialize``; the head of the answer tells its client the session's id."""
+        """Forwards an ``initialize``; the head of the answer contains the session's id."""
         if len(self._sessions) + self._opening >= self._settings.max_client_sessions:
             raise Overloaded(
                 "Too many sessions are open; see VESTIGE_BRIDGE_MAX_CLIENT_SESSIONS.",
@@ -220,7 +220,7 @@ class ClientSessions:
         if session_id is None:
             return await incoming.writer.exchange(exchange)
         own.named(session_id, request)
-        # An upstream that gives one id twice gives nobody another's session by it.
+        # If upstream uses one id twice, the second client must not get the first one's session.
         self._sessions.setdefault(session_id, own)
         with own.in_use():
             try:
@@ -237,29 +237,29 @@ class ClientSessions:
 
         session_id = own.held.session_id or ""
         await incoming.writer.exchange(exchange, answer, headers=[(SESSION_ID, session_id.encode("latin-1"))])
-        # A client that has left does not keep the session from being opened, or ended if that fails.
+        # If the client disconnects, the session is still opened, or ended if that fails.
         with contextlib.suppress(BridgeError):
             own.negotiated(await exchange.result())
 
     def _request(
         self, incoming: EndpointRequest, own: ClientSession, request: Request, admission: Admission | None = None
     ) -> Exchange:
-        """Has a request seen through on a session of its client."""
+        """Sends a request on its client's own session."""
         exchange = self._dispatcher.request(
             request, incoming.caller, incoming.header_lines, incoming.record, admission, own=own.held
         )
         if incoming.accepted.event_stream:
-            own.held.router.hear(exchange)
+            own.held.router.accept_stream(exchange)
         return exchange
 
     async def _take(self, incoming: EndpointRequest, own: ClientSession, message: Notification | Response) -> None:
-        """Passes on what needs no answer; what answers a question of upstream's is taken whatever the load.
+        """Forwards a message that needs no answer; a response to upstream's request is forwarded under any load.
 
         Errors:
-            InvalidMessage: it is a request without an id, which upstream might run nevertheless.
+            InvalidMessage: it is a request without an id, which upstream might run.
             NotFound: upstream has ended the session.
-            Overloaded: there is no room for a notification.
-            UpstreamError, BodyTooLarge: it could not be passed on.
+            Overloaded: no slot is free for a notification.
+            UpstreamError, BodyTooLarge: upstream did not accept it.
         """
         if isinstance(message, Notification):
             if message.method == CANCELLED:
@@ -272,11 +272,11 @@ class ClientSessions:
         await self._send(own, message.encoded(), incoming.header_lines)
 
     async def _require_alive(self, own: ClientSession) -> None:
-        """Asks upstream whether it knows the session: a GET that is answered 404 does not tell.
+        """Checks that upstream has the session: a 404 for GET does not show that.
 
         Errors:
             NotFound: it does not.
-            UpstreamError: it did not say.
+            UpstreamError: it did not answer.
         """
         await self._send(own, build_ping(_NOBODYS_ID), "")
 
@@ -286,10 +286,10 @@ class ClientSessions:
 
     @contextlib.contextmanager
     def _forgotten_if_lost(self, own: ClientSession) -> Iterator[None]:
-        """Lets a session go that upstream has ended.
+        """Removes a session that upstream has ended.
 
         Errors:
-            NotFound: it has.
+            NotFound: upstream has ended it.
         """
         try:
             yield
@@ -302,7 +302,7 @@ class ClientSessions:
             self._forget(own)
 
     def _forget(self, own: ClientSession) -> bool:
-        """Lets a session go; returns whether it was there."""
+        """Removes a session; returns whether it existed."""
         session_id = own.held.session_id or ""
         if self._sessions.get(session_id) is not own:
             return False
@@ -322,5 +322,5 @@ class ClientSessions:
             idle_since = asyncio.get_running_loop().time() - patience
             for own in list(self._sessions.values()):
                 if own.idle_since(idle_since):
-                    log.info("A client's session was idle for too long and is ended")
+                    log.info("A client's session was ended because it was idle")
                     await self._delete(own)

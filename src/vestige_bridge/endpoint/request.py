@@ -1,6 +1,6 @@
-"""One HTTP request to the endpoint: its body, who sent it, and the way back.
+"""One HTTP request to the endpoint: its body, its sender, and its response.
 
-Invariant: a body is taken only if it is plain JSON of a bounded size that arrives in time.
+Invariant: a body is accepted only if it is plain JSON of a bounded size that arrives in time.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from vestige_bridge.settings import Settings
 
 
 class EndpointRequest:
-    """One HTTP request, and what is learnt of it on the way.
+    """One HTTP request, and the data that is read from it.
 
     Parameters:
-        scope, receive, send: as ASGI gives them.
+        scope, receive, send: the ASGI arguments.
         settings: limits and timeouts.
         streams: the event streams of all clients.
 
     Attributes:
         headers: the request's headers.
-        record: what the access log says of it.
-        caller: whose it is.
-        accepted: the media types that the client takes.
-        spelled_id: the id of the JSON-RPC request in it, once known.
-        send: sends a part of the answer.
+        record: its access record.
+        caller: the client.
+        accepted: the media types that the client accepts.
+        spelled_id: the id of its JSON-RPC request, once known.
+        send: sends a part of the response.
     """
 
     __slots__ = (
@@ -71,13 +71,13 @@ class EndpointRequest:
 
     @property
     def writer(self) -> ResponseWriter:
-        """The way back; there is one for each incoming."""
-        # Not kept here, where the two would keep each other from being freed until the garbage collector comes.
+        """The response writer; the request calls this once."""
+        # Not stored: the reference cycle would delay freeing both until garbage collection.
         return ResponseWriter(self.send, self.accepted, self._streams, self.client_left)
 
     @property
     def principal(self) -> str:
-        """Whose token the request carries."""
+        """The principal of the request's token."""
         return self.caller.principal
 
     @property
@@ -87,15 +87,15 @@ class EndpointRequest:
 
     @property
     def header_lines(self) -> str:
-        """The header lines that go to upstream with the message."""
+        """The client's header lines for upstream."""
         return headers.upstream_lines(self.headers, self.caller.principal, self.record.request_id)
 
     async def respond(self, response: HttpResponse) -> None:
-        """Sends a whole answer."""
+        """Sends a complete response."""
         await response(self._scope, self._receive, self.send)
 
     def note(self, message: AnyMessage, knows_tool: Callable[[str], bool]) -> None:
-        """Keeps the id for an error and, for the log, such names as are known."""
+        """Stores the id for errors and, for the access log, the names that are known."""
         if isinstance(message, Response):
             return
         if TRACE in message.meta_keys:
@@ -107,17 +107,17 @@ class EndpointRequest:
                 self.record.tool = message.name if knows_tool(message.name or "") else "other"
 
     def client_left(self) -> bool:
-        """Whether the client is gone, if the server can tell; the log then says so."""
+        """Whether the client has disconnected, if the server reports it; the access record then says so."""
         connection = self._connection
         self.record.client_left = connection is not None and connection.client_left
         return self.record.client_left
 
     @asynccontextmanager
     async def watched(self, left: Callable[[], None]) -> AsyncIterator[None]:
-        """Watches, while the context lasts, whether the client is still there; to be entered once the body was read.
+        """Watches within the context whether the client disconnects; to be entered after the body is read.
 
         Parameters:
-            left: called when it is gone.
+            left: called when it disconnects.
         """
         watching = asyncio.create_task(self._until_client_leaves(left))
         try:
@@ -132,27 +132,27 @@ class EndpointRequest:
         left()
 
     def body_now(self) -> bytes | None:
-        """The body, if it is one that we take and has come whole with its head; ``None`` if it is to be waited for.
+        """The body, if it is acceptable and came complete with its head; ``None`` if it is still arriving.
 
         Errors:
-            UnsupportedMediaType, BodyTooLarge: it is not one that we take.
+            UnsupportedMediaType, BodyTooLarge: it is not acceptable.
         """
         if not headers.is_json(self.headers):
             raise UnsupportedMediaType("Send the JSON-RPC message with the header `Content-Type: application/json`.")
         if headers.is_compressed(self.headers):
             raise UnsupportedMediaType("Send the body uncompressed, without Content-Encoding.")
-        self._require_room(headers.content_length(self.headers) or 0)
+        self._require_within_limit(headers.content_length(self.headers) or 0)
         body = None if self._connection is None else self._connection.whole_body()
         if body is not None:
-            self._require_room(len(body))
+            self._require_within_limit(len(body))
         return body
 
     async def body(self) -> bytes:
-        """Waits for a body that was not there whole.
+        """Waits for the rest of a body.
 
         Errors:
-            BodyTooLarge, BodyTimeout: it is not one that we take.
-            ClientDisconnect: it was cut short.
+            BodyTooLarge, BodyTimeout: it is too large, or did not arrive in time.
+            ClientDisconnect: the client disconnected.
         """
         body = bytearray()
         try:
@@ -162,13 +162,13 @@ class EndpointRequest:
                     if message["type"] == "http.disconnect":
                         raise ClientDisconnect
                     body += message.get("body", b"")
-                    self._require_room(len(body))
+                    self._require_within_limit(len(body))
                     if not message.get("more_body", False):
                         return bytes(body)
         except TimeoutError:
             raise BodyTimeout("The body did not arrive in time.") from None
 
-    def _require_room(self, length: int) -> None:
+    def _require_within_limit(self, length: int) -> None:
         limit = self._settings.max_body_bytes
         if length > limit:
             raise BodyTooLarge(

@@ -1,7 +1,7 @@
-"""How an exchange reaches its client: as one JSON answer, or as an event stream.
+"""Writes an exchange to its client, as one JSON response or as an event stream.
 
-Invariant: events are sent on when they arrive, and a client that reads slowly slows nobody else. The
-status is decided as late as can be: as long as nothing has come, an error still gets its own.
+Invariant: events are forwarded when they arrive, and a slow client does not delay others. The status is decided as late
+as possible: until something is sent, an error gets its own status.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ Tag = Callable[[bytes], bytes]
 
 
 class Waiter(Protocol):
-    """Something that comes to an event stream, and is awaited."""
+    """An awaited source of an event stream."""
 
     def wake(self) -> None:
-        """Ends the waiting although nothing came."""
+        """Ends the wait without an event."""
 
 
 class EventStreams(Deadlines[Waiter]):
-    """The event streams of all clients: when each needs a heartbeat, and how many bring notifications.
+    """The event streams of all clients: their heartbeats, and the number of notification streams.
 
     Parameters:
-        heartbeat_seconds: how long a stream may be silent.
+        heartbeat_seconds: the longest time without an event.
 
     Attributes:
-        open: how many streams of notifications are open.
+        open: the number of open notification streams.
     """
 
     def __init__(self, heartbeat_seconds: float) -> None:
@@ -52,13 +52,13 @@ def _unchanged(data: bytes) -> bytes:
 
 
 class ResponseWriter:
-    """The way back to one client.
+    """Writes the response to one client.
 
     Parameters:
-        send: the ASGI callable that the answer goes to.
-        accepted: the media types that the client takes.
+        send: the ASGI callable.
+        accepted: the media types that the client accepts.
         streams: the event streams of all clients.
-        client_left: asks whether the client is gone.
+        client_left: whether the client has disconnected.
     """
 
     __slots__ = ("_accepted", "_client_left", "_headers", "_send", "_streaming", "_streams")
@@ -72,7 +72,7 @@ class ResponseWriter:
         self._streaming = False
 
     async def answer(self, data: bytes, *, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
-        """Sends the answer: as the last event if there is a stream or has to be one, otherwise as JSON."""
+        """Sends the answer: as the last event if there is a stream or must be one, otherwise as JSON."""
         await self._answer([(200, data)], streamed=False, headers=headers)
 
     async def exchange(
@@ -82,8 +82,8 @@ class ResponseWriter:
 
         Parameters:
             exchange: the exchange.
-            shape: gives the HTTP status and the bytes of the answer; ``None`` for 200 and the bytes as they are.
-            headers: header fields of the answer, whatever form it takes.
+            shape: returns the HTTP status and the bytes of the answer; ``None`` for 200 and unchanged bytes.
+            headers: header fields of the response in either form.
 
         Errors:
             BridgeError: the exchange failed, and nothing was sent to the client yet.
@@ -111,7 +111,7 @@ class ResponseWriter:
     async def _answer(
         self, only: list[tuple[int, bytes]], *, streamed: bool, headers: Sequence[tuple[bytes, bytes]]
     ) -> None:
-        """Sends an answer, status and bytes, taken out of the list so that a large one is held only once."""
+        """Sends an answer, status and bytes; takes it out of the list so that a large one is in memory once."""
         status, data = only.pop()
         accepted = self._accepted
         if self._streaming or (status == 200 and (not accepted.json or (streamed and accepted.event_stream))):
@@ -131,13 +131,13 @@ class ResponseWriter:
     async def notifications(
         self, listener: Listener, *, first: bytes = sse.HEARTBEAT, tag: Tag = _unchanged, last: bytes = b""
     ) -> None:
-        """Relays what a listener hears until it is closed or its client leaves.
+        """Relays the notifications of a listener until it is closed or its client disconnects.
 
         Parameters:
-            listener: where the notifications come from.
-            first: what opens the stream, so that the client knows that it is open.
-            tag: changes each notification on its way.
-            last: what ends the stream when it is closed on our side.
+            listener: the source of the notifications.
+            first: the first bytes of the stream, so that the client sees that it is open.
+            tag: changes each notification before it is sent.
+            last: the last message, sent when the bridge closes the stream.
         """
         self._streams.open += 1
         try:
@@ -158,7 +158,7 @@ class ResponseWriter:
             self._streams.stop(listener)
 
     async def batch(self, members: Sequence[Exchange | bytes]) -> None:
-        """Relays the members of a batch: their progress as it comes, their answers together and in order."""
+        """Relays the members of a batch: progress when it arrives, the answers together and in order."""
         collecting = asyncio.gather(*(self._member(member) for member in members))
         patience = self._streams.seconds if self._accepted.event_stream else None
         while not (await asyncio.wait([collecting], timeout=patience))[0]:
@@ -176,7 +176,7 @@ class ResponseWriter:
         return news.data
 
     async def _pass_on(self, exchange: Exchange, step: bytes | None) -> bool:
-        """Sends a step of progress, or a heartbeat for want of one; returns whether the client still listens."""
+        """Sends a step of progress, or a heartbeat without one; returns whether the client is still connected."""
         if not self._accepted.event_stream:
             return True
         if step is None:
@@ -187,7 +187,7 @@ class ResponseWriter:
         return True
 
     async def _fail(self, error: BridgeError) -> None:
-        """Ends a stream that has begun by the error object, and one that its client cancelled by nothing."""
+        """Ends an open stream with the error object, or with nothing if its client cancelled."""
         cancelled = isinstance(error, Cancelled) and self._accepted.event_stream
         if not self._streaming and not cancelled:
             raise error

@@ -1,7 +1,7 @@
-"""Legacy clients and plain posters on the held session.
+"""Legacy and sessionless clients on the shared session.
 
-Invariant: a client sees a session of its own and shares one with all. What it says about itself stays here;
-what it asks of upstream is merged with what the others ask.
+Invariant: each client has a session of its own with the bridge; all use one upstream session. The bridge answers what
+concerns only the client, and merges the clients' subscriptions.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from vestige_bridge.session.session import Session
 from vestige_bridge.session.subscriptions import Interest, interest_of
 
 MAX_ENDED_SESSIONS: Final = 65_536
-"""How many sessions that were ended by their clients are remembered."""
+"""Maximum number of sessions that are remembered as ended by their clients."""
 
 
 class SharedMode:
-    """What ``/mcp`` does for those who share the held session (MCP 2025-11-25, basic/transports).
+    """Serves ``/mcp`` to clients on the shared session (MCP 2025-11-25, basic/transports).
 
     Parameters:
-        session: the held session.
-        dispatcher: sees the messages of clients through.
+        session: the shared session.
+        dispatcher: sends the messages of clients.
     """
 
     def __init__(self, session: Session, dispatcher: Dispatcher) -> None:
@@ -48,10 +48,10 @@ class SharedMode:
         self._ended: OrderedDict[Caller, None] = OrderedDict()
 
     def require_not_ended(self, caller: Caller) -> None:
-        """Refuses what comes for a session that its client has ended.
+        """Rejects a message for a session that its client has ended.
 
         Errors:
-            NotFound: it has.
+            NotFound: the session has ended.
         """
         if self._ended and caller in self._ended:
             raise NotFound("This session was ended by its client; send initialize to begin another.")
@@ -76,9 +76,9 @@ class SharedMode:
     async def serve_batch(self, incoming: EndpointRequest, members: Sequence[AnyMessage | BridgeError]) -> None:
         """Answers a batch (MCP 2025-03-26, basic/transports; JSON-RPC 2.0, section 6)."""
         incoming.record.method = "batch"
-        places = sum(_takes_place(member) for member in members)
+        slots = sum(_takes_slot(member) for member in members)
         answers: list[Exchange | bytes] = []
-        with self._dispatcher.admit(incoming.record, places) as admission:
+        with self._dispatcher.admit(incoming.record, slots) as admission:
             for member in members:
                 try:
                     if isinstance(member, BridgeError):
@@ -97,13 +97,13 @@ class SharedMode:
         await incoming.writer.batch(answers)
 
     async def listen(self, incoming: EndpointRequest) -> None:
-        """Gives a client its stream of notifications (MCP 2025-11-25, basic/transports, listening for messages)."""
+        """Opens a client's stream of notifications (MCP 2025-11-25, basic/transports, listening for messages)."""
         if incoming.caller.session_id is None:
-            raise InvalidMessage("Name your session in the header Mcp-Session-Id; initialize gives you one.")
+            raise InvalidMessage("Send the session id in the header Mcp-Session-Id; initialize returns one.")
         if self._dispatcher.draining:
             raise Overloaded("The bridge is shutting down.")
         if not incoming.record.permissions.resources:
-            # It may have subscribed when it still might.
+            # It may have subscribed before its permission was removed.
             self._session.listeners.unsubscribe_from_all(incoming.caller)
         listener = self._session.listeners.listen(incoming.caller)
         try:
@@ -113,10 +113,10 @@ class SharedMode:
             self._session.listeners.remove(incoming.caller, listener)
 
     async def end(self, incoming: EndpointRequest) -> None:
-        """Ends the client's own session; the shared one stays (MCP 2025-11-25, basic/transports)."""
+        """Ends the client's session; the shared one stays open (MCP 2025-11-25, basic/transports)."""
         caller = incoming.caller
         if caller.session_id is None:
-            raise InvalidMessage("Name the session to end in the header Mcp-Session-Id.")
+            raise InvalidMessage("Send the id of the session to end in the header Mcp-Session-Id.")
         self._ended[caller] = None
         if len(self._ended) > MAX_ENDED_SESSIONS:
             self._ended.popitem(last=False)
@@ -131,7 +131,7 @@ class SharedMode:
     async def _take(
         self, incoming: EndpointRequest, notification: Notification, admission: Admission | None = None
     ) -> None:
-        """Takes a notification; one that goes upstream has a place, held for a batch or taken now."""
+        """Accepts a notification; one for upstream takes a slot, reserved for a batch or taken now."""
         if notification.method == CANCELLED:
             self._dispatcher.cancel(incoming.caller, notification)
         elif notification.method not in NOTIFICATIONS_ABOUT_CLIENT and not is_about_tasks(notification.method):
@@ -142,7 +142,7 @@ class SharedMode:
     def _open(
         self, incoming: EndpointRequest, request: Request, admission: Admission | None = None
     ) -> Exchange | bytes:
-        """The exchange that a request becomes, or the answer of one that upstream has no part in."""
+        """The exchange of a request, or the answer if the bridge answers it."""
         if is_about_tasks(request.method):
             return build_method_not_found(request.spelled_id)
         request = without_task(request)
@@ -150,19 +150,19 @@ class SharedMode:
         if interest is None:
             return self._dispatcher.request(request, incoming.caller, incoming.header_lines, incoming.record, admission)
         self._note(incoming.caller, request, interest)
-        return self._dispatcher.request_to_hear(request, incoming.caller, interest, incoming.record, admission)
+        return self._dispatcher.request_notifications(request, incoming.caller, interest, incoming.record, admission)
 
     def _note(self, caller: Caller, request: Request, interest: Interest) -> None:
-        """Keeps what a client wants to hear; a plain poster has no stream to hear anything on.
+        """Stores a client's subscription; a sessionless client has no stream for notifications.
 
         Errors:
-            InvalidParams: there is no room for it.
+            InvalidParams: a limit on subscriptions is reached.
         """
         listeners, listens = self._session.listeners, caller.session_id is not None
         if interest.uri is None and listens:
             listeners.set_level(caller, str(interest.value))
         elif interest.uri is not None and interest.value:
-            if not listeners.make_room(caller.principal, frozenset({interest.uri}), caller):
+            if not listeners.free_quota(caller.principal, frozenset({interest.uri}), caller):
                 raise InvalidParams(TOO_MANY_RESOURCES, request_id=request.spelled_id)
             if listens:
                 listeners.subscribe(caller, interest.uri)
@@ -170,17 +170,17 @@ class SharedMode:
             listeners.unsubscribe(caller, interest.uri)
 
 
-def _takes_place(member: AnyMessage | BridgeError) -> bool:
-    """Whether a member of a batch goes upstream, as far as is known before it is looked at."""
+def _takes_slot(member: AnyMessage | BridgeError) -> bool:
+    """Whether a member of a batch may be sent upstream; checked before the member is validated."""
     if isinstance(member, Notification):
         return member.method != CANCELLED and member.method not in NOTIFICATIONS_ABOUT_CLIENT
     return isinstance(member, Request)
 
 
 def _servable(message: AnyMessage) -> Request | Notification:
-    """The message, unless it must not or cannot go upstream."""
+    """The message, if it may be sent upstream."""
     if isinstance(message, Response):
-        raise InvalidMessage("Nobody waits for this response: the bridge asks its clients nothing.")
+        raise InvalidMessage("The bridge sends its clients no requests, so it expects no responses.")
     named_as_notification = message.method.startswith(NOTIFICATION_PREFIX)
     if isinstance(message, Notification) and not named_as_notification:
         raise InvalidMessage('A request needs an "id"; a notification has a method that begins "notifications/".')
@@ -190,6 +190,6 @@ def _servable(message: AnyMessage) -> Request | Notification:
 
 
 def _negotiated_version(request: Request) -> str:
-    """The version that the client asked for if it is spoken here, otherwise the latest (MCP 2025-11-25, lifecycle)."""
+    """The version that the client asked for if it is supported, otherwise the latest (MCP 2025-11-25, lifecycle)."""
     asked = request.params.get("protocolVersion")
     return asked.value if asked is not None and asked.value in LEGACY_VERSIONS else LATEST_LEGACY_VERSION

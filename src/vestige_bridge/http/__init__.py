@@ -1,1 +1,1 @@
-"""HTTP as text: header fields, heads of requests, event streams. No I/O."""
+"""Parsing and encoding of header fields, request heads and event streams. No I/O."""

@@ -1,7 +1,7 @@
-"""Where a request comes from: the peer of its connection, or the address that a trusted proxy says.
+"""The address of a client: the peer of its connection, or the address from a trusted proxy.
 
-Invariant: what a client writes is believed only as far as trusted proxies have added to it, and only an address is ever
-returned.
+Invariant: only the entries that trusted proxies added to the client's header are trusted, and the result is always an
+address.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from vestige_bridge.settings import Network
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 MAX_HOPS = 16
-"""How many addresses of ``X-Forwarded-For`` are looked at, from its end."""
+"""How many addresses of ``X-Forwarded-For`` are read, from its end."""
 
 
 def client_address(headers: Headers, peer: str | None, trusted: tuple[Network, ...]) -> str | None:
-    """The address of the client: the last one in ``X-Forwarded-For`` that no trusted proxy has.
+    """The address of the client: the last one in ``X-Forwarded-For`` that is not a trusted proxy's.
 
     Parameters:
         headers: the headers of the request.
         peer: the address at the other end of the connection.
-        trusted: the proxies whose ``X-Forwarded-For`` is believed.
+        trusted: the proxies whose ``X-Forwarded-For`` is trusted.
 
     Returns:
-        The address; ``None`` where the connection has none.
+        The address; ``None`` if the connection has none.
     """
     address = _parse(peer or "")
     if address is None:
@@ -43,7 +43,7 @@ def client_address(headers: Headers, peer: str | None, trusted: tuple[Network, .
 
 
 def _parse(text: str) -> Address | None:
-    """The address in a text, with or without a port; an IPv4 address that IPv6 maps is the IPv4 address."""
+    """The address in a text, with or without a port; an IPv4-mapped IPv6 address becomes the IPv4 address."""
     host = text
     if text.startswith("["):
         host = text[1:].partition("]")[0]

@@ -1,6 +1,6 @@
-"""What may cross the bridge in HTTP headers, in each direction, and how the ones we read are read.
+"""The HTTP headers that the bridge forwards, in each direction, and the parsing of those that it reads.
 
-Invariant: nothing crosses unless it is named here. Names are lowercase bytes, as ASGI gives them.
+Invariant: only headers that are named here are forwarded. Names are lowercase bytes, as ASGI gives them.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ JSON: Final = "application/json"
 _COMMON_TYPES: Final = frozenset({JSON, "application/xml", "text/event-stream", "text/html", "text/plain"})
 
 _LONGEST_ACCEPT_BYTES: Final = 4_096
-"""What stands behind that in an ``Accept`` is not read: everybody would wait while it is."""
+"""The rest of a longer ``Accept`` is not read: parsing it would delay all other requests."""
 
 _LONGEST_KEPT_BYTES: Final = 256
-"""Longer values are no client's habit and are not worth remembering."""
+"""Longer values are unusual and are not cached."""
 
 _CROSSES_UPSTREAM: Final = (AGENT_ID, TRACEPARENT)
 _visible_ascii = re.compile(rb"[\x21-\x7e](?:[\x20-\x7e]{0,254}[\x21-\x7e])?").fullmatch
@@ -56,17 +56,17 @@ _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """The two media types of a Streamable HTTP answer, and whether the client takes them (RFC 9110, section 12.5.1)."""
+    """Whether the client accepts each of the two media types of Streamable HTTP (RFC 9110, section 12.5.1)."""
 
     json: bool
     event_stream: bool
 
 
 class Headers(dict[bytes, bytes]):
-    """The headers of one request: of each lowercase name the first value (RFC 9110, section 5).
+    """The headers of one request: the first value of each lowercase name (RFC 9110, section 5).
 
     Parameters:
-        raw: names and values, as ASGI gives them.
+        raw: names and values from ASGI.
     """
 
     __slots__ = ("_raw",)
@@ -76,7 +76,7 @@ class Headers(dict[bytes, bytes]):
         self._raw = raw
 
     def get_all(self, name: bytes) -> list[bytes]:
-        """The values of all headers of that name."""
+        """The values of all headers with that name."""
         if name not in self:
             return []
         if len(self) == len(self._raw):
@@ -84,17 +84,17 @@ class Headers(dict[bytes, bytes]):
         return [value for key, value in self._raw if key == name]
 
     def joined(self, name: bytes) -> bytes:
-        """The list that all headers of that name make together (RFC 9110, section 5.3)."""
+        """The list of the values of all headers with that name (RFC 9110, section 5.3)."""
         return self.get(name, b"") if len(self) == len(self._raw) else b",".join(self.get_all(name))
 
     def text(self, name: bytes) -> str | None:
-        """A header's value when it is visible ASCII of at most 256 characters."""
+        """A header's value if it is visible ASCII of at most 256 characters."""
         value = self.get(name)
         return value.decode("ascii") if value is not None and _visible_ascii(value) else None
 
 
 def accepted(headers: Headers) -> Accepted:
-    """What the client takes: an event stream only if it names it, JSON unless an event stream is all it names."""
+    """The accepted media types: an event stream only if it is named, JSON unless only an event stream is named."""
     value = headers.joined(ACCEPT)
     return _accepted_often(value) if len(value) <= _LONGEST_KEPT_BYTES else _accepted(value[:_LONGEST_ACCEPT_BYTES])
 
@@ -105,7 +105,7 @@ def _accepted(value: bytes) -> Accepted:
         name, *parameters = (part.strip() for part in item.split(b";"))
         qualities[name] = all(not re.fullmatch(rb"q\s*=\s*0(\.0*)?", part) for part in parameters)
     event_stream = qualities.get(b"text/event-stream", False)
-    # The most specific range that is named decides.
+    # The most specific named range decides.
     ranges = (b"application/json", b"application/*", b"*/*")
     json = next((qualities[name] for name in ranges if name in qualities), False)
     return Accepted(json=json or not event_stream, event_stream=event_stream)
@@ -122,9 +122,9 @@ def media_type(value: bytes) -> str:
 
 
 def shown_media_type(value: str) -> str:
-    """A media type as logs and errors may name it: one in common use, or that it is another one.
+    """A media type for logs and errors: one in common use, or a phrase for any other.
 
-    Whoever answers writes the header, and may write anything there.
+    The sender controls the header, so its value is not copied.
     """
     return value if value in _COMMON_TYPES else "another content type" if value else "no content type"
 
@@ -140,7 +140,7 @@ def is_json(headers: Headers) -> bool:
 
 
 def is_compressed(headers: Headers) -> bool:
-    """Whether the body is declared to be anything but itself (RFC 9110, section 8.4)."""
+    """Whether the body is declared as encoded (RFC 9110, section 8.4)."""
     return CONTENT_ENCODING in headers and any(
         value.strip().lower() not in (b"", b"identity") for value in headers.get_all(CONTENT_ENCODING)
     )
@@ -162,22 +162,22 @@ def bearer_token(headers: Headers) -> bytes | None:
 
 
 def request_id(headers: Headers) -> str | None:
-    """The request id that the client chose, if it is fit for a log."""
+    """The client's request id, if it is safe to log."""
     value = headers.get(REQUEST_ID)
     return value.decode("ascii") if value is not None and _request_id(value) else None
 
 
 def trace_id(traceparent: bytes | None) -> str | None:
-    """The id of the trace that a ``traceparent`` names, if it names one (W3C Trace Context, section 3.2.2)."""
+    """The trace id in a ``traceparent``, if it is valid (W3C Trace Context, section 3.2.2)."""
     match = None if traceparent is None else _traceparent(traceparent)
     return match["trace_id"].decode("ascii") if match else None
 
 
 def single_value(headers: Headers, name: bytes) -> str | None:
-    """The value of a header that can have only one, read as Latin-1; ``None`` when it is missing or empty.
+    """The value of a header that may have only one, decoded as Latin-1; ``None`` if it is missing or empty.
 
-    Equal values are one, however they are split over lines and commas (RFC 9110, section 5.3). Different ones are
-    returned together, separated by commas: no single value looks like that.
+    Equal values count as one, however they are split over lines and commas (RFC 9110, section 5.3). Different ones are
+    returned together, separated by commas, which no single value contains.
     """
     value = headers.joined(name).strip(b" \t")
     if b"," in value:
@@ -186,10 +186,10 @@ def single_value(headers: Headers, name: bytes) -> str | None:
 
 
 def mirrors(headers: Headers, name: bytes, value: object) -> bool:
-    """Whether a header says what a part of the body says (MCP 2026-07-28, basic/transports).
+    """Whether a header repeats a part of the body (MCP 2026-07-28, basic/transports).
 
-    What cannot stand in a header comes as ``=?base64?…?=``. Repeating the value, on lines of their own or behind a
-    comma, changes nothing.
+    A value that a header cannot contain is encoded as ``=?base64?…?=``. Repetitions of the value, on separate lines or
+    after a comma, are allowed.
 
     Parameters:
         headers: the headers of the request.
@@ -200,7 +200,7 @@ def mirrors(headers: Headers, name: bytes, value: object) -> bool:
     if not isinstance(value, str) or name not in headers:
         return False
     spelled = re.escape(value.encode(errors="surrogatepass"))
-    # A value may hold commas itself, so it is looked for as a whole before the commas are taken for separators.
+    # A value may contain commas, so the whole value is compared before it is split at commas.
     if re.fullmatch(rb"%b(?:[ \t]*,[ \t]*%b)*" % (spelled, spelled), joined):
         return True
     return all(_decoded(part.strip(b" \t")) == value for part in joined.split(b","))
@@ -215,15 +215,15 @@ def _decoded(value: bytes) -> str | None:
 
 
 def spelled_in_header(value: str) -> str:
-    """The value as a header that mirrors it holds it: ``mirrored`` reads it back."""
+    """Encodes a value for a header that repeats it; ``mirrors`` decodes it."""
     plain = value.isascii() and value.isprintable() and value == value.strip() and not value.startswith("=?")
     return value if plain else f"=?base64?{base64.b64encode(value.encode()).decode()}?="
 
 
 def upstream_lines(headers: Headers, principal: str, request_id: str) -> str:
-    """The header lines of a message to upstream that come from its client: who asks, as far as the bridge knows.
+    """The header lines for upstream that depend on the client: principal, request id, and forwarded headers.
 
-    None of the values can hold a line break.
+    None of the values can contain a line break.
     """
     lines = f"x-vestige-principal: {principal}\r\nx-request-id: {request_id}\r\n"
     for name in _CROSSES_UPSTREAM:
@@ -233,22 +233,22 @@ def upstream_lines(headers: Headers, principal: str, request_id: str) -> str:
 
 
 def header_lines(headers: Mapping[str, str]) -> str:
-    """The headers as they stand in the head of a message (RFC 9112, section 5).
+    """The headers as text for the head of a message (RFC 9112, section 5).
 
     Errors:
-        ValueError: one of them would be more than a line.
+        ValueError: one of them contains a line break.
     """
     lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
     if lines.count("\r") != len(headers) or lines.count("\n") != len(headers):
-        raise ValueError("a header is more than a line")
+        raise ValueError("a header contains a line break")
     return lines
 
 
 def origin_allowed(headers: Headers, allowed: frozenset[str]) -> bool:
-    """Whether a page of the request's ``Origin`` may call us (MCP 2025-11-25, basic/transports, security warning).
+    """Whether a page of the request's ``Origin`` may send requests (MCP 2025-11-25, basic/transports, security).
 
-    Without the header it is no page that calls. A loopback origin may call a loopback host: only a page of this very
-    machine has the one, and DNS rebinding cannot make the other.
+    A request without the header is not from a page. A loopback origin may use a loopback host: only a page of this
+    machine has such an origin, and DNS rebinding cannot produce such a host.
     """
     origins = headers.get_all(ORIGIN)
     if not origins:
@@ -261,7 +261,7 @@ def origin_allowed(headers: Headers, allowed: frozenset[str]) -> bool:
 
 
 def cors_headers(origin: bytes) -> list[tuple[bytes, bytes]]:
-    """What lets a page of an allowed origin read the answer (Fetch Standard, section 3.3)."""
+    """The headers that let a page of an allowed origin read the response (Fetch Standard, section 3.3)."""
     return [
         (b"access-control-allow-origin", origin),
         (b"access-control-expose-headers", b"Mcp-Session-Id, MCP-Protocol-Version, Retry-After, X-Request-Id"),
@@ -280,12 +280,12 @@ PREFLIGHT_HEADERS: Final[Mapping[str, str]] = {
 
 
 def _origin_host(origin: str) -> str | None:
-    """The host of a serialized origin (RFC 6454, section 6.2); ``None`` if it is none."""
+    """The host of a serialized origin (RFC 6454, section 6.2); ``None`` if it is not one."""
     scheme, separator, host = origin.partition("://")
     return _host_name(host) if separator and scheme.lower() in ("http", "https") else None
 
 
 def _host_name(value: str) -> str | None:
-    """The host of ``uri-host [ ":" port ]`` in lower case, without brackets; ``None`` where it is anything else."""
+    """The host of ``uri-host [ ":" port ]`` in lower case, without brackets; ``None`` for anything else."""
     match = _host_and_port(value)
     return None if match is None else (match["literal"] or match["name"]).lower()

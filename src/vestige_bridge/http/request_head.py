@@ -1,8 +1,7 @@
-"""The head of an HTTP/1.1 request: what RFC 9112 asks of it beyond what the parser checks.
+"""The head of an HTTP/1.1 request: the checks of RFC 9112 that the parser does not make.
 
-Invariant: a head that two readers could frame differently is refused. The parser (llhttp, by httptools) refuses
-obsolete line folding, bare CR and LF, repeated and malformed lengths, and a length beside a transfer coding; the
-rest is here.
+Invariant: a head whose framing is ambiguous is rejected. The parser (llhttp, by httptools) rejects obsolete line
+folding, bare CR and LF, repeated and malformed lengths, and a length beside a transfer coding; the rest is here.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from vestige_bridge.errors import InvalidMessage, MethodNotAllowed, UnsupportedT
 from vestige_bridge.http.headers import CONTENT_LENGTH, EXPECT, HOST, TRANSFER_ENCODING
 
 MAX_FIELDS: Final = 128
-"""How many header fields a head may have: each costs more memory than its bytes."""
+"""Maximum number of header fields in a head: each uses more memory than its bytes."""
 
 _host = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=%:\[\]-]*").fullmatch
 """The characters of ``uri-host [ ":" port ]`` (RFC 9110, section 7.2)."""
@@ -29,10 +28,10 @@ _absolute = re.compile(
 
 
 class Framing(NamedTuple):
-    """Where the body of a request ends, and what its client waits for.
+    """The framing of a request's body.
 
     Attributes:
-        length: the length of the body in bytes; ``None`` when it comes in chunks.
+        length: the length of the body in bytes; ``None`` if it is chunked.
         expects_continue: whether the client waits for ``100 Continue`` before it sends the body.
     """
 
@@ -41,7 +40,7 @@ class Framing(NamedTuple):
 
     @property
     def header(self) -> bytes:
-        """The header field that frames the body."""
+        """The header field with this framing."""
         return b"Transfer-Encoding: chunked" if self.length is None else b"Content-Length: %d" % self.length
 
 
@@ -57,7 +56,7 @@ def read_framing(fields: list[tuple[bytes, bytes]], method: bytes, version: str)
         version: ``1.1`` or ``1.0``.
 
     Errors:
-        InvalidMessage: the head breaks a rule of RFC 9112.
+        InvalidMessage: the head violates RFC 9112.
         UnsupportedTransferCoding: the body has another transfer coding than ``chunked``.
         MethodNotAllowed: the method is CONNECT.
     """
@@ -74,11 +73,11 @@ def read_framing(fields: list[tuple[bytes, bytes]], method: bytes, version: str)
         elif name == EXPECT:
             expects_continue = value.lower() == b"100-continue" and version != "1.0"
     if method == b"CONNECT":
-        raise MethodNotAllowed("The bridge opens no tunnels.", headers={"allow": "GET, POST, DELETE"})
+        raise MethodNotAllowed("The bridge does not support CONNECT.", headers={"allow": "GET, POST, DELETE"})
     if version not in ("1.1", "1.0"):
-        raise InvalidMessage("Send HTTP/1.1.")
+        raise InvalidMessage("Use HTTP/1.1.")
     if hosts > 1 or (hosts == 0 and version == "1.1"):
-        raise InvalidMessage("An HTTP/1.1 request has exactly one Host header.")
+        raise InvalidMessage("An HTTP/1.1 request must have exactly one Host header.")
     if codings:
         _require_chunked(codings, version)
         return Framing(None, expects_continue)
@@ -86,7 +85,7 @@ def read_framing(fields: list[tuple[bytes, bytes]], method: bytes, version: str)
 
 
 def _require_chunked(codings: bytes, version: str) -> None:
-    """Refuses every transfer coding but one final ``chunked`` (RFC 9112, section 6.1)."""
+    """Rejects every transfer coding except one final ``chunked`` (RFC 9112, section 6.1)."""
     if version == "1.0":
         raise InvalidMessage("HTTP/1.0 has no Transfer-Encoding.")
     if codings.lower() != b"chunked":
@@ -96,7 +95,7 @@ def _require_chunked(codings: bytes, version: str) -> None:
 
 
 class Target(NamedTuple):
-    """A request target, taken apart (RFC 9112, section 3.2).
+    """A parsed request target (RFC 9112, section 3.2).
 
     Attributes:
         path: the path as it was sent.
@@ -108,13 +107,13 @@ class Target(NamedTuple):
 
 
 def read_target(target: bytes) -> Target:
-    """Takes a request target apart; its host, in the absolute form, is not looked at.
+    """Parses a request target; the host of an absolute form is ignored.
 
     Errors:
-        InvalidMessage: it is none, or has a fragment.
+        InvalidMessage: it is not valid, or has a fragment.
     """
     if b"#" in target:
-        raise InvalidMessage("The request target has a fragment, which a client keeps to itself.")
+        raise InvalidMessage("The request target must not have a fragment.")
     if target.startswith(b"/"):
         path, _, query = target.partition(b"?")
         return Target(path, query)

@@ -1,8 +1,8 @@
-"""Server-sent events: a decoder that is proof against any chunking, and an encoder.
+"""Server-sent events: a decoder for chunks of any size, and an encoder.
 
-Follows the HTML Living Standard, section 9.2.6 "Interpreting an event stream". Data stays bytes: what an event
-carries is relayed as it came. An event whose data is empty, which the standard would dispatch, carries no message and
-is passed over: MCP servers send such events to give a stream its first id.
+Follows the HTML Living Standard, section 9.2.6 "Interpreting an event stream". Data stays bytes and is relayed
+unchanged. An event with empty data, which the standard would dispatch, contains no message and is skipped: MCP servers
+send such events to give a stream its first id.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 CONTENT_TYPE: Final = "text/event-stream"
 HEARTBEAT: Final = b": still here\n\n"
-"""A comment: it keeps an idle connection open and means nothing to the client."""
+"""A comment: it keeps an idle connection open, and clients ignore it."""
 
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 _line_breaks = re.compile(rb"[\r\n]+")
@@ -24,15 +24,15 @@ _HEAD: Final = b"event: message\ndata: "
 
 
 class EventTooLarge(ValueError):
-    """An event holds more bytes than the decoder's limit."""
+    """An event is larger than the decoder's limit."""
 
 
 class Event(NamedTuple):
     """One event of a stream.
 
     Attributes:
-        data: its data, the lines joined by a line feed.
-        type: its type, ``message`` unless the stream says otherwise.
+        data: its data, with lines joined by a line feed.
+        type: its type, ``message`` by default.
     """
 
     data: bytes
@@ -40,11 +40,11 @@ class Event(NamedTuple):
 
 
 class Position(NamedTuple):
-    """Where a stream that ended can be resumed (MCP 2025-11-25, basic/transports, resumability).
+    """Where to resume a stream that ended (MCP 2025-11-25, basic/transports, resumability).
 
     Attributes:
         event_id: the id of the last event, for the header ``Last-Event-ID``.
-        retry_seconds: how long to wait first, if the stream said.
+        retry_seconds: how long to wait first, if the stream specified it.
     """
 
     event_id: str
@@ -52,10 +52,10 @@ class Position(NamedTuple):
 
 
 class EventDecoder:
-    """Turns the chunks of one event stream into its events.
+    """Decodes the chunks of one event stream into events.
 
     Parameters:
-        limit_bytes: how many bytes one event may hold before it is complete.
+        limit_bytes: the size limit of one event, complete or not.
     """
 
     def __init__(self, limit_bytes: int) -> None:
@@ -73,12 +73,12 @@ class EventDecoder:
 
     @property
     def position(self) -> Position | None:
-        """Where the stream can be resumed; ``None`` if no event had an id."""
+        """Where to resume the stream; ``None`` if no event had an id."""
         return Position(self._last_event_id, self._retry_seconds) if self._last_event_id else None
 
     @property
     def held_bytes(self) -> int:
-        """How many bytes of an incomplete event are held."""
+        """The bytes of an incomplete event."""
         return len(self._buffer) + self._data_bytes
 
     def feed(self, chunk: bytes) -> Iterator[Event]:
@@ -88,7 +88,7 @@ class EventDecoder:
             EventTooLarge: an event, complete or not, is over the limit.
         """
         if not self._buffer and not self._data and not self._type and not self._skip_line_feed:
-            # What MCP servers send is nearly always one event, alone and whole in its chunk.
+            # MCP servers nearly always send one complete event in a chunk.
             start = len(_HEAD) if chunk.startswith(_HEAD) else len(_FIELD) if chunk.startswith(_FIELD) else 0
             whole = chunk.endswith(b"\n\n") and chunk.find(b"\n", start) == len(chunk) - 2 > start > 0
             if whole and b"\r" not in chunk and len(chunk) <= self._limit_bytes:
@@ -101,7 +101,7 @@ class EventDecoder:
                 self._take_field(line)
             elif (event := self._dispatch()) is not None:
                 yield event
-        self._require_room(len(self._buffer) + self._data_bytes)
+        self._require_within_limit(len(self._buffer) + self._data_bytes)
 
     def _next_line(self) -> bytes | None:
         buffer = self._buffer
@@ -131,14 +131,14 @@ class EventDecoder:
         return line
 
     def _take_field(self, line: bytes) -> None:
-        # A line may be as long as an answer: no more of it is copied than has to be.
+        # A line may be as long as an answer, so it is copied as little as possible.
         colon = line.find(b":")
         name = line if colon < 0 else line[:colon]
         value = b"" if colon < 0 else line[colon + 1 + (line[colon + 1 : colon + 2] == b" ") :]
         if name == b"data":
             self._data.append(value)
             self._data_bytes += len(value) + 1
-            self._require_room(self._data_bytes)
+            self._require_within_limit(self._data_bytes)
         elif name == b"event":
             self._type = value.decode(errors="replace")
         elif name == b"id" and _header_value(value):
@@ -146,9 +146,9 @@ class EventDecoder:
         elif name == b"retry" and value.isdigit() and len(value) <= _MAX_RETRY_DIGITS:
             self._retry_seconds = int(value) / 1000
 
-    def _require_room(self, held_bytes: int) -> None:
+    def _require_within_limit(self, held_bytes: int) -> None:
         if held_bytes > self._limit_bytes:
-            # An error lives on until it is collected, and with it what its traceback leads to: let that be little.
+            # The exception's traceback keeps this object alive until garbage collection, so its buffers are released.
             self._buffer.clear()
             self._data.clear()
             raise EventTooLarge(f"an event is over {self._limit_bytes} bytes")
@@ -163,9 +163,9 @@ class EventDecoder:
 
 
 def encode_event(data: bytes) -> bytes:
-    """The event that carries one JSON-RPC message.
+    """The event for one JSON-RPC message.
 
-    A line break cannot stand in a line of data; in JSON it can only stand between two tokens, where a space is as good.
+    A line of data must not contain a line break; in JSON one can only be between two tokens, where a space is equal.
     """
     if b"\n" in data or b"\r" in data:
         data = _line_breaks.sub(b" ", data)

@@ -1,1 +1,1 @@
-"""JSON-RPC as text: messages are parsed without being printed again, and built. No I/O."""
+"""JSON-RPC messages: parsing that keeps the original text, and construction. No I/O."""

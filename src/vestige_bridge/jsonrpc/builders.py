@@ -1,6 +1,6 @@
-"""The JSON-RPC 2.0 messages that the bridge writes itself: one function for each kind of envelope.
+"""Builds the JSON-RPC 2.0 messages of the bridge: one function for each kind of envelope.
 
-An id, a result and parameters are given as JSON text, so that an id leaves in the spelling in which it came.
+An id, a result and parameters are given as JSON text, so that an id keeps its spelling.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from vestige_bridge.jsonrpc.spans import dump
 
 
 def build_request(method: str, params: Mapping[str, object] | None = None) -> Request:
-    """Builds a request of the bridge's own; the multiplexer gives it the id under which it is sent."""
+    """Builds a request of the bridge's own; the multiplexer assigns the id with which it is sent."""
     request = parse_message(_envelope("0", method, "" if params is None else dump(params)))
     if not isinstance(request, Request):
-        raise TypeError("a message with a method and an id is a request")
+        raise TypeError("the result is not a request")
     return request
 
 
@@ -44,7 +44,7 @@ def build_cancelled(spelled_id: str, reason: str) -> bytes:
     """Builds a ``notifications/cancelled`` of the bridge's own (MCP 2025-11-25, basic/utilities/cancellation).
 
     Parameters:
-        spelled_id: the id of the request, as it is spelled on the way to upstream.
+        spelled_id: the id of the request upstream, in its spelling.
         reason: a sentence for upstream.
     """
     return build_notification(CANCELLED, f'{{"requestId":{spelled_id},"reason":{dump(reason)}}}')
@@ -59,7 +59,7 @@ def build_error(error: BridgeError, spelled_id: str | None) -> bytes:
     """Builds the response for an error of the bridge (JSON-RPC 2.0, section 5.1).
 
     Parameters:
-        error: what went wrong.
+        error: the error.
         spelled_id: the id of the request, as JSON text; ``None`` becomes ``null``.
     """
     members: dict[str, object] = {"code": RENDERINGS[type(error)].code, "message": error.message}
@@ -69,7 +69,7 @@ def build_error(error: BridgeError, spelled_id: str | None) -> bytes:
 
 
 def build_method_not_found(spelled_id: str) -> bytes:
-    """Builds the response to a request for something that is not offered (JSON-RPC 2.0, section 5.1)."""
+    """Builds the response to a request that is not supported (JSON-RPC 2.0, section 5.1)."""
     return _error(spelled_id, {"code": -32601, "message": "Method not found"})
 
 

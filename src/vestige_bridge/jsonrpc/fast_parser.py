@@ -1,7 +1,7 @@
-"""The fast parser: most messages are read by one call of the JSON decoder, which is C, and one expression for the id.
+"""The fast parser: it parses most messages with one call of the C JSON decoder and one regular expression for the id.
 
-Invariant: it is certain, or it says nothing. A message that is unusual in any way is left to those who walk
-through its members one by one, and the two never disagree. Without it a request costs 1.3 times the CPU time
+Invariant: it returns a result only if that is certain. It leaves every unusual message to the parser that walks through
+the members one by one, and the two never disagree. Without it a request costs 1.3 times the CPU time
 (`make bench-tricks`).
 """
 
@@ -31,29 +31,29 @@ from vestige_bridge.jsonrpc.spans import (
 )
 
 LARGE_BYTES: Final = 4_194_304
-"""From this length on an answer is read in a way that spares memory; the usual one is faster."""
+"""Answers from this length on are parsed in a way that uses less memory; the usual one is faster."""
 
 LARGE_DEPTH: Final = 4
-"""How deep the result of such an answer may be nested to be read so."""
+"""Maximum nesting of the result of such an answer."""
 
 _SLICE_BYTES: Final = 65_536
 
 _CAN_READ_LARGE: Final = sys.version_info >= (3, 11, 5)
-"""Python before 3.11.5 has a bug in possessive quantifiers; there, large answers are read like any other."""
+"""Python before 3.11.5 has a bug in possessive quantifiers; there, large answers are parsed like others."""
 
-# What stands round the members of a response.
+# The text between the members of a response.
 _opening = re.compile(rb"[ \t\n\r]*\{").match
 _response_key = re.compile(rb'[ \t\n\r]*("(?:jsonrpc|id|result|error)")[ \t\n\r]*:[ \t\n\r]*').match
 _any_key = re.compile(rb'[ \t\n\r]*("[^"\\]*(?:\\.[^"\\]*)*")[ \t\n\r]*:[ \t\n\r]*', re.DOTALL).match
 _space = re.compile(rb"[ \t\n\r]*").match
 _structure = re.compile(rb'["\[\]{}]').search
 _plain_value = re.compile(rb"[^ \t\n\r,\]}]*").match
-# A string in parts, as each escape costs memory while the expression is matched.
+# A string in parts, since each escape uses memory while the expression is matched.
 _part_of_string = re.compile(rb'[^"\\]*(?:\\.[^"\\]*){0,1000}', re.DOTALL).match
 _BACKSLASH: Final = ord("\\")
 _closing = re.compile(rb"[ \t\n\r]*([,}])").match
 _end = re.compile(rb"[ \t\n\r]*\Z").match
-# An object becomes a tuple of its members, so that a key that is there twice is seen.
+# An object becomes a tuple of its members, so that a repeated key is detected.
 _decode_members = json.JSONDecoder(parse_int=float, parse_constant=refuse_constant, object_pairs_hook=tuple).raw_decode
 
 # In a text that is known to be JSON: the id among the first members of the message, and as its last one.
@@ -65,9 +65,9 @@ _progress_token = re.compile(r'("progressToken")\s*:\s*(-?[0-9]+|"[^"\\]*")\s*[,
 
 
 def read_response(data: bytes) -> Response | None:
-    """A large response of usual shape, checked to its end without being decoded; ``None`` for anything else.
+    """A large response of usual structure, validated to its end without decoding; ``None`` for anything else.
 
-    Reading it as usual would hold it three times more at once.
+    The usual parser would need three times its size in addition.
 
     Parameters:
         data: the bytes of one message from upstream.
@@ -97,15 +97,16 @@ def read_response(data: bytes) -> Response | None:
 
 
 def walk_members(data: bytes, start: int = 0) -> Iterator[tuple[str, int]]:
-    """The members of an object, one after the other, without their values being decoded.
+    """Yields the members of an object in order, without decoding their values.
 
-    A value is passed over only when the next member is asked for.
+    A value is skipped only when the next member is requested.
 
     Parameters:
         data: bytes that are known to be JSON.
-        start: where the object opens, or white space before it.
+        start: the offset of the object, or of white space before it.
 
     Yields:
+        The key, and the offset of its value.
         The key, and where its value begins.
     """
     index = _pass(_space, data, start) + 1
@@ -115,7 +116,7 @@ def walk_members(data: bytes, start: int = 0) -> Iterator[tuple[str, int]]:
 
 
 def _value_end(data: bytes, start: int) -> int:
-    """Where a value ends that begins at an offset of bytes that are known to be JSON, however deep it is nested."""
+    """The end of a value at an offset of bytes that are known to be JSON, at any nesting depth."""
     if _CAN_READ_LARGE and (shallow := _value_grammar().match(data, start)):
         return shallow.end()
     if data[start] not in b'"[{':
@@ -133,14 +134,14 @@ def _value_end(data: bytes, start: int) -> int:
 
 
 def _string_end(data: bytes, index: int) -> int:
-    """Where a string ends, from an offset behind its first quote."""
+    """The end of a string, from an offset after its first quote."""
     while data[(index := _pass(_part_of_string, data, index))] == _BACKSLASH:
         pass
     return index + 1
 
 
 def _pass(match: Callable[[bytes, int], re.Match[bytes] | None], data: bytes, index: int) -> int:
-    """The offset behind what an expression matches, which may be nothing."""
+    """The offset after the match of an expression, which may be empty."""
     found = match(data, index)
     return index if found is None else found.end()
 
@@ -161,7 +162,7 @@ def _is_utf8(data: bytes) -> bool:
 
 @lru_cache(maxsize=1)
 def _value_grammar() -> re.Pattern[bytes]:
-    """A JSON value (RFC 8259), nested as deep as answers are, as one expression that never tries anything twice."""
+    """A regular expression for a JSON value (RFC 8259) of limited depth, without backtracking."""
     space = rb"[ \t\n\r]*+"
     string = rb'"[^"\\\x00-\x1f]*+(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})[^"\\\x00-\x1f]*+)*+"'
     number = rb"-?+(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?+(?:[eE][+-]?+[0-9]++)?+"
@@ -175,7 +176,7 @@ def _value_grammar() -> re.Pattern[bytes]:
 
 
 def scan(text: str) -> AnyMessage | None:
-    """The message, when one look is enough to be certain of it; ``None`` for all that is unusual or wrong."""
+    """The message, if the fast parser is certain of it; ``None`` for any that is unusual or invalid."""
     try:
         pairs, end = _decode_members(text, 0)
     except (ValueError, RecursionError):
@@ -221,7 +222,7 @@ def scan(text: str) -> AnyMessage | None:
 
 
 def _object(members: object) -> dict[str, object] | None:
-    """The members by their keys; empty for what is no object, ``None`` when a key is there twice, or too many are."""
+    """The members by key; empty if it is not an object, ``None`` if a key is repeated, or there are too many."""
     if not isinstance(members, tuple):
         return {}
     found = dict(members)
@@ -237,10 +238,10 @@ def _have_case_variants(params: Mapping[str, object], meta: Mapping[str, object]
 
 
 def _scan_id(text: str, value: object) -> Value | None:
-    """The place of the id, where it can only be that of the message itself.
+    """The span of the id, if it can only be that of the message itself.
 
-    Among the first members nothing but strings stands before it. As the last member it ends where the message does;
-    the quote that opens its key is one, because no backslash stands before it.
+    Among the first members only strings precede it. As the last member it ends at the end of the message; the quote
+    before its key starts a string, because no backslash precedes it.
     """
     found = _id_among_first(text)
     if found is None:
@@ -250,7 +251,7 @@ def _scan_id(text: str, value: object) -> Value | None:
 
 
 def _scan_token(text: str, value: object) -> Value | None:
-    """The place of the progress token, where its key stands only once and no key can be spelled in another way."""
+    """The span of the progress token, if its key occurs only once and no key contains an escape."""
     if "\\" in text or text.count('"progressToken"') != 1:
         return None
     found = _progress_token(text)

@@ -1,7 +1,7 @@
-"""JSON-RPC 2.0 messages as their authors wrote them.
+"""JSON-RPC 2.0 messages in their original text.
 
-Invariant: a message is its text. Its id and its progress token can be replaced in it; the members that
-hardly anybody asks for are looked for when they are asked for.
+Invariant: a message is its text. Its id and its progress token can be replaced in it; rarely used members are searched
+for only on access.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from vestige_bridge.jsonrpc.spans import Spans, Value, find_spans
 PING: Final = "ping"
 INITIALIZED: Final = "notifications/initialized"
 CANCELLED: Final = "notifications/cancelled"
-"""The notification whose parameters name the id of a request (MCP 2025-11-25, basic/utilities/cancellation)."""
+"""The notification with the id of a request in its parameters (MCP 2025-11-25, basic/utilities/cancellation)."""
 
 
 class Message:
-    """One JSON-RPC message as its author wrote it.
+    """One JSON-RPC message in its original text.
 
     Parameters:
         text: the whole message.
         meta_keys: the keys of an object ``params._meta``.
-        spans: where its members stand, if that is known already.
+        spans: the spans of its members, if they are known.
 
     Attributes:
         text: the whole message.
@@ -55,11 +55,11 @@ class Message:
         return self._found.meta
 
     def spelled(self, value: Value) -> str:
-        """The characters of ``value`` as they stand in the text."""
+        """The characters of ``value`` in the text."""
         return self.text[value.start : value.end]
 
     def spliced(self, *replacements: tuple[Value, str]) -> bytes:
-        """The bytes of the message with each given value replaced by other characters."""
+        """The bytes of the message with each given value replaced."""
         if len(replacements) == 1:
             ((value, characters),) = replacements
             return (self.text[: value.start] + characters + self.text[value.end :]).encode()
@@ -83,14 +83,14 @@ class Message:
 
 
 class Request(Message):
-    """A message with a method and an id: it wants an answer (JSON-RPC 2.0, section 4).
+    """A message with a method and an id, which expects a response (JSON-RPC 2.0, section 4).
 
     Attributes:
         method: its method.
         id: its id.
-        name: ``params.name``: the tool or prompt that is asked for.
+        name: ``params.name``: the name of the tool or prompt.
         progress_token: ``params._meta.progressToken`` (MCP 2025-11-25, basic/utilities/progress).
-        task: ``params.task``, which asks for a task instead of an answer (MCP 2025-11-25, basic/utilities/tasks).
+        task: ``params.task``, which requests a task instead of a result (MCP 2025-11-25, basic/utilities/tasks).
     """
 
     __slots__ = ("id", "method", "name", "progress_token", "task")
@@ -118,12 +118,12 @@ class Request(Message):
 
     @property
     def spelled_id(self) -> str:
-        """The id as the client spelled it."""
+        """The id in the client's spelling."""
         return self.spelled(self.id)
 
 
 class Notification(Message):
-    """A message with a method and no id: it wants no answer (JSON-RPC 2.0, section 4.1)."""
+    """A message with a method and no id, which expects no response (JSON-RPC 2.0, section 4.1)."""
 
     __slots__ = ("method",)
 
@@ -136,7 +136,7 @@ class Response(Message):
     """A result or an error object for a request (JSON-RPC 2.0, section 5).
 
     Attributes:
-        id: the id of the request; ``None`` when unknown.
+        id: the id of the request; ``None`` if unknown.
         failed: whether it is an error object.
     """
 
@@ -151,19 +151,19 @@ class Response(Message):
 
     @property
     def error(self) -> Mapping[str, object] | None:
-        """The members of the error object, when the response is one."""
+        """The members of the error object, if the response is one."""
         error = self.members.get("error")
         return error.value if error is not None and isinstance(error.value, dict) else None
 
     @property
     def result(self) -> object:
-        """The result; ``None`` when the response is an error object."""
+        """The result; ``None`` if the response is an error object."""
         result = self.members.get("result")
         return None if result is None else result.value
 
 
 class LargeResponse(Response):
-    """A response that is held once, as the bytes that came, and decoded only for who asks for its text.
+    """A response that is stored once, as bytes, and decoded only on access to its text.
 
     Parameters:
         data: the whole message.
@@ -200,7 +200,7 @@ AnyMessage = Request | Notification | Response
 
 
 def token_key(message: Message, value: Value) -> str:
-    """What two spellings of one id share: a string's characters, a number's digits as they are spelled."""
+    """A key that spellings of one id share: a string's characters, a number's digits in their spelling."""
     return f'"{value.value}' if isinstance(value.value, str) else message.spelled(value)
 
 

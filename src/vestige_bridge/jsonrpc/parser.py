@@ -1,6 +1,6 @@
 """The parser of JSON-RPC 2.0 messages.
 
-Invariant: no two readers can read a message that it accepts as two different messages.
+Invariant: an accepted message has only one meaning for every JSON parser.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from vestige_bridge.jsonrpc.strict import NESTING_LIMIT, is_too_deep, replace_un
 
 
 def parse_body(body: bytes) -> AnyMessage | list[AnyMessage | InvalidMessage]:
-    """The message in a body, or the members of a batch in their order, each a message or what is wrong with it.
+    """The message in a body, or the members of a batch in order, each a message or its error.
 
     Parameters:
         body: the bytes of an HTTP body, JSON in UTF-8 (RFC 8259), with or without a byte order mark.
 
     Errors:
         ParseError: the bytes are not JSON, or a message is nested too deeply.
-        InvalidMessage: they are JSON and no JSON-RPC 2.0 message, or an empty batch (JSON-RPC 2.0, section 6).
+        InvalidMessage: they are JSON but not a JSON-RPC 2.0 message, or an empty batch (JSON-RPC 2.0, section 6).
     """
     text = _decoded(body)
     if text[:1] == "{":
@@ -44,17 +44,17 @@ def parse_body(body: bytes) -> AnyMessage | list[AnyMessage | InvalidMessage]:
 
 
 def parse_message(text: str) -> AnyMessage:
-    """The one message that the text holds.
+    """The one message in the text.
 
     Errors:
         ParseError: the text is not JSON.
-        InvalidMessage: it is JSON and no JSON-RPC 2.0 message.
+        InvalidMessage: it is JSON but not a JSON-RPC 2.0 message.
     """
     return scan(text) or _parse(text)
 
 
 def _decoded(body: bytes) -> str:
-    """The text of a body (RFC 8259, section 8.1: a reader may ignore a byte order mark)."""
+    """The text of a body (RFC 8259, section 8.1: a parser may ignore a byte order mark)."""
     try:
         return body.decode().removeprefix("\ufeff")
     except UnicodeDecodeError:
@@ -62,12 +62,12 @@ def _decoded(body: bytes) -> str:
 
 
 def _parse_from_client(text: str) -> AnyMessage:
-    """A client's message in the form in which any upstream takes it."""
+    """A client's message in the form that every upstream accepts."""
     if is_too_deep(text):
         raise ParseError(f"The message is nested deeper than {NESTING_LIMIT} levels.", request_id=_find_id(text))
     message = scan(text) or _with_params_of_use(_parse(text))
     if isinstance(message, Request) and message.method == INITIALIZED:
-        # Some clients give it an id, and wait for no answer.
+        # Some clients give it an id, but expect no response.
         message = parse_message(without_member(message.text, message.id))
     return _with_whole_characters(message)
 
@@ -83,12 +83,12 @@ def _with_params_of_use(message: AnyMessage) -> AnyMessage:
         return message
     if message.spelled(params) != "null":
         request_id = message.spelled_id if isinstance(message, Request) else None
-        raise InvalidMessage('"params" has to be an object or an array.', request_id=request_id)
+        raise InvalidMessage('"params" must be an object or an array.', request_id=request_id)
     return parse_message(without_member(message.text, params))
 
 
 def _with_whole_characters(message: AnyMessage) -> AnyMessage:
-    """The message without unpaired surrogates, but for those in an id or a token: they never travel upstream."""
+    """The message without unpaired surrogates, except in an id or a token: those are never sent upstream."""
     text = message.text
     whole = replace_unpaired_surrogates(text)
     if whole == text:
@@ -99,7 +99,7 @@ def _with_whole_characters(message: AnyMessage) -> AnyMessage:
 
 
 def _mapped_values(message: AnyMessage) -> list[Value]:
-    """What the multiplexer gives other values on the way upstream, and its own again on the way back."""
+    """The values that the multiplexer replaces upstream, and restores in the reply."""
     if isinstance(message, Request):
         return [message.id] if message.progress_token is None else [message.id, message.progress_token]
     if isinstance(message, Notification) and message.method == CANCELLED and "requestId" in message.params:
@@ -108,7 +108,7 @@ def _mapped_values(message: AnyMessage) -> list[Value]:
 
 
 def _find_id(text: str) -> str | None:
-    """The id of a message that is nested too deeply to be parsed, as it is spelled."""
+    """The id of a message that is nested too deeply to be parsed, in its spelling."""
     text = shallow(text)
     try:
         members, _, _, repeated = find_spans(text)
@@ -121,7 +121,7 @@ def _find_id(text: str) -> str | None:
 
 
 def _parse(text: str) -> AnyMessage:
-    """The message, by walking through its members one by one."""
+    """The message, parsed member by member."""
     spans = find_spans(text)
     members, params, meta, repeated = spans
     request_id = members.get("id")
@@ -133,28 +133,28 @@ def _parse(text: str) -> AnyMessage:
 
     if repeated:
         refuse(
-            f"The key {min(repeated)!r} is there twice, or differs from one that counts in case alone, "
-            "so two readers could read two different messages."
+            f"The key {min(repeated)!r} is repeated, or differs only in case from a key with a meaning, "
+            "so the message is ambiguous."
         )
     version = members.get("jsonrpc")
     if version is None or version.value != "2.0":
-        refuse('Not a JSON-RPC 2.0 message: "jsonrpc" has to be "2.0".')
+        refuse('Not a JSON-RPC 2.0 message: "jsonrpc" must be "2.0".')
     token = meta.get("progressToken")
     if token is not None and not is_token(token):
-        refuse('"progressToken" has to be a string or a number.')
+        refuse('"progressToken" must be a string or a number.')
     method = members.get("method")
     if method is None:
         if ("result" in members) == ("error" in members):
             refuse('Not a JSON-RPC 2.0 message: "method" is missing.')
         if request_id is not None and not has_id and request_id.value is not None:
-            refuse('"id" has to be a string or a number.')
+            refuse('"id" must be a string or a number.')
         return Response(text, id=request_id if has_id else None, failed="error" in members, spans=spans)
     if not isinstance(method.value, str):
-        refuse('"method" has to be a string.')
+        refuse('"method" must be a string.')
     if request_id is None:
         return Notification(text, method.value, meta_keys=meta.keys(), spans=spans)
     if not has_id:
-        refuse('"id" has to be a string or a number.')
+        refuse('"id" must be a string or a number.')
     name = params.get("name")
     return Request(
         text,

@@ -1,10 +1,10 @@
-"""JSON text: where its members stand, and how one is replaced without touching the rest.
+"""JSON text: the spans of its members, and replacement of one without changing the rest.
 
-Invariant: a text is never printed again. What is looked for is found by its span, and everything else
-stays as its author wrote it.
+Invariant: a text is never serialized again. Members are found by their spans, and all other text stays in its original
+form.
 
-Offsets are those of the decoded text. Decoding and encoding UTF-8 strictly is the identity, so what holds for the
-characters holds for the bytes.
+Offsets are those of the decoded text. Decoding and encoding UTF-8 strictly is the identity, so statements about the
+characters also hold for the bytes.
 """
 
 from __future__ import annotations
@@ -45,37 +45,37 @@ READ_IN_META: Final = frozenset(
 DECIDING: Final = frozenset({"error", "id", "jsonrpc", "method", "params", "result"})
 DECIDING_IN_PARAMS: Final = frozenset({"_meta", "name", "progressToken", "requestId", "task"})
 DECIDING_IN_META: Final = frozenset({"progressToken"})
-"""The keys by which a message is told from others and given to somebody, at the three levels."""
+"""The keys that determine the kind of a message and its recipient, at the three levels."""
 
 USUAL_IN_PARAMS: Final = READ_IN_PARAMS | {"arguments", "cursor"}
 _DECIDING_FOLDED: Final = frozenset(key.casefold() for key in DECIDING | DECIDING_IN_PARAMS)
 
 BATCH_LIMIT: Final = 1_024
-"""How many messages a batch may hold."""
+"""Maximum number of messages in a batch."""
 
 MEMBERS_LIMIT: Final = 4_096
-"""How many members an object may have where the bridge reads; all others wait while it does."""
+"""Maximum number of members of an object at these levels; parsing more would delay all other requests."""
 
 _skip_space = re.compile(r"[ \t\n\r]*").match
 
 
 def refuse_constant(name: str) -> NoReturn:
-    """Refuses what Python's decoder takes for a number and JSON does not know: NaN and Infinity."""
+    """Rejects values that Python's decoder accepts but JSON does not have: NaN and Infinity."""
     raise ValueError(f"{name} is not JSON")
 
 
-# `float` for integers: CPython refuses to read an int of more than 4,300 digits, and no number is printed again here.
+# `float` for integers: CPython rejects an int of more than 4,300 digits, and no number is serialized again here.
 decode = json.JSONDecoder(parse_int=float, parse_constant=refuse_constant).raw_decode
 
 
 class Value(NamedTuple):
-    """The value of a member, and the offsets where it and its key are spelled.
+    """The value of a member, and the offsets of it and its key.
 
     Attributes:
-        key_start: where the key begins.
-        start: where the value begins.
-        end: where the value ends.
-        value: the value itself; ``None`` for an object whose members are kept apart.
+        key_start: the start of the key.
+        start: the start of the value.
+        end: the end of the value.
+        value: the value itself; ``None`` for an object whose members are stored separately.
     """
 
     key_start: int
@@ -85,11 +85,11 @@ class Value(NamedTuple):
 
 
 OnMember = Callable[[str, int, int], int]
-"""Told of a member's key, where the key begins and where the value begins; returns where the value ends."""
+"""Called with a member's key, the start of the key and the start of the value; returns the end of the value."""
 
 
 class Spans(NamedTuple):
-    """Where the members stand at the three levels at which the bridge reads, and which keys stand there twice."""
+    """The members at the three levels that the bridge reads, and the keys that are repeated there."""
 
     members: Mapping[str, Value]
     params: Mapping[str, Value]
@@ -98,19 +98,19 @@ class Spans(NamedTuple):
 
 
 def differs_only_in_case(key: str, deciding: frozenset[str]) -> bool:
-    """Whether the key is not one of those, and some readers of JSON, such as Go's, take it for one nevertheless."""
+    """Whether the key is not in the set, but some JSON parsers, such as Go's, would match it to one that is."""
     return (
         key not in deciding and (folded := key.casefold()) in _DECIDING_FOLDED and folded in map(str.casefold, deciding)
     )
 
 
 def members_of(text: str, start: int = 0) -> dict[str, Value]:
-    """The members of the object that opens at ``start`` of a text that is known to be JSON."""
+    """The members of the object at ``start`` of a text that is known to be JSON."""
     return dict(occurrences(text, start))
 
 
 def occurrences(text: str, start: int = 0) -> list[tuple[str, Value]]:
-    """Every member of the object that opens at ``start`` of a text that is JSON, a key's second one included."""
+    """All members of the object at ``start`` of a text that is JSON, including repeated keys."""
     found: list[tuple[str, Value]] = []
 
     def on_member(key: str, key_start: int, value_start: int) -> int:
@@ -123,7 +123,7 @@ def occurrences(text: str, start: int = 0) -> list[tuple[str, Value]]:
 
 
 def items_of(text: str, start: int) -> list[tuple[int, int]]:
-    """The spans of the items of the array that opens at ``start`` of a text that is known to be JSON."""
+    """The spans of the items of the array at ``start`` of a text that is known to be JSON."""
     spans: list[tuple[int, int]] = []
     index = after_space(text, start + 1)
     while text[index] != "]":
@@ -136,13 +136,13 @@ def items_of(text: str, start: int) -> list[tuple[int, int]]:
 
 
 def replace_member(text: str, key: str, value: object) -> str:
-    """The JSON object in ``text`` with the value of one member, if it is there, replaced; all else as it was."""
+    """The JSON object in ``text`` with the value of one member, if it exists, replaced; the rest is unchanged."""
     member = members_of(text).get(key)
     return text if member is None else text[: member.start] + dump(value) + text[member.end :]
 
 
 def add_members(text: str, start: int, members: Mapping[str, str]) -> str:
-    """The text with members, given as JSON, put first into the object that opens at ``start``."""
+    """The text with members, given as JSON, inserted at the beginning of the object at ``start``."""
     if not members:
         return text
     rest = after_space(text, start + 1)
@@ -151,7 +151,7 @@ def add_members(text: str, start: int, members: Mapping[str, str]) -> str:
 
 
 def without_member(text: str, member: Value) -> str:
-    """The text without a member of one of its objects, and without one of the commas beside it; all else as it was."""
+    """The text without a member of one of its objects and one comma beside it; the rest is unchanged."""
     before, rest = text[: member.key_start].rstrip(" \t\n\r"), after_space(text, member.end)
     if before.endswith(","):
         return before[:-1] + text[member.end :]
@@ -164,7 +164,7 @@ def dump(value: object) -> str:
 
 
 def find_spans(text: str) -> Spans:
-    """Walks through the members of the message, of its ``params`` and of their ``_meta``."""
+    """Finds the members of the message, of its ``params`` and of their ``_meta``."""
     members: dict[str, Value] = {}
     params: dict[str, Value] = {}
     meta: dict[str, Value] = {}
@@ -200,36 +200,36 @@ def find_spans(text: str) -> Spans:
     except ValueError:
         raise ParseError("The body is not JSON.") from None
     if after_space(text, end) != len(text):
-        raise ParseError("The body is not JSON: something follows the message.")
+        raise ParseError("The body is not JSON: there is text after the message.")
     if not members and text[start] != "{":
-        raise InvalidMessage("Not a JSON-RPC 2.0 message: an object is wanted.")
+        raise InvalidMessage("Not a JSON-RPC 2.0 message: it must be an object.")
     return Spans(members, params, meta, frozenset(repeated))
 
 
 def _members(text: str, start: int, on_member: OnMember) -> int:
-    """Calls ``on_member(key, value_start)``, which returns the value's end, for each member; returns its end."""
+    """Calls ``on_member`` for each member; returns the end of the object."""
     index = after_space(text, start + 1)
     if text[index : index + 1] == "}":
         return index + 1
     for _ in range(MEMBERS_LIMIT):
         if text[index : index + 1] != '"':
-            raise ValueError("a key is wanted")
+            raise ValueError("a key is missing")
         key_start = index
         key, index = decode(text, index)
         index = after_space(text, index)
         if text[index : index + 1] != ":":
-            raise ValueError("a colon is wanted")
+            raise ValueError("a colon is missing")
         index = after_space(text, on_member(key, key_start, after_space(text, index + 1)))
         if text[index : index + 1] == "}":
             return index + 1
         if text[index : index + 1] != ",":
-            raise ValueError("a comma is wanted")
+            raise ValueError("a comma is missing")
         index = after_space(text, index + 1)
     raise InvalidMessage(f"An object of this message has more than {MEMBERS_LIMIT} members.")
 
 
 def elements(text: str, start: int) -> list[tuple[int, int]]:
-    """The spans of the elements of the array that opens at ``start`` and is the whole text."""
+    """The spans of the elements of the array that begins at ``start`` and is the whole text."""
     spans: list[tuple[int, int]] = []
     try:
         index = after_space(text, start + 1)
@@ -237,13 +237,13 @@ def elements(text: str, start: int) -> list[tuple[int, int]]:
             raise InvalidMessage("The batch is empty; send at least one request.")
         while True:
             if len(spans) == BATCH_LIMIT:
-                raise InvalidMessage(f"A batch may hold {BATCH_LIMIT} messages.")
+                raise InvalidMessage(f"A batch must not contain more than {BATCH_LIMIT} messages.")
             end = decode(text, index)[1]
             spans.append((index, end))
             index = after_space(text, end)
             closing = text[index : index + 1]
             if closing not in (",", "]"):
-                raise ValueError("a comma is wanted")
+                raise ValueError("a comma is missing")
             index = after_space(text, index + 1)
             if closing == "]":
                 break
@@ -252,11 +252,11 @@ def elements(text: str, start: int) -> list[tuple[int, int]]:
     except ValueError:
         raise ParseError("The body is not JSON.") from None
     if index != len(text):
-        raise ParseError("The body is not JSON: something follows the batch.")
+        raise ParseError("The body is not JSON: there is text after the batch.")
     return spans
 
 
 def after_space(text: str, index: int) -> int:
-    """The first offset from ``index`` on where no white space stands."""
+    """The first offset from ``index`` on that is not white space."""
     match = _skip_space(text, index)
     return index if match is None else match.end()

@@ -1,7 +1,7 @@
-"""Client messages in the form that strict JSON parsers take.
+"""Client messages in the form that strict JSON parsers accept.
 
-Vestige's parser refuses what many others take: an unpaired surrogate escape, and nesting deeper than 128 levels. On
-stdio it answers such a line without an id, so nobody gets the answer. Invariant: whatever passes here keeps its
+Vestige's parser rejects messages that many others accept: an unpaired surrogate escape, and nesting deeper than 128
+levels. On stdio it answers such a line without an id, so no client gets the answer. Invariant: every message keeps its
 length and its meaning, except for the surrogates that have no meaning. A text without escapes and with few brackets
 costs three searches.
 """
@@ -13,13 +13,13 @@ from itertools import accumulate
 from typing import Final
 
 NESTING_LIMIT: Final = 100
-"""How many levels of objects and arrays a message may have, itself included."""
+"""Maximum depth of objects and arrays in a message, including itself."""
 
 _HEX: Final = "[0-9a-fA-F]"
 _HIGH: Final = rf"\\u[dD][89abAB]{_HEX}{_HEX}"
 _LOW: Final = rf"\\u[dD][c-fC-F]{_HEX}{_HEX}"
 _surrogate = re.compile(r"\\u[dD][89a-fA-F]").search
-# Both halves begin with the same characters, so that most of a text is passed over by a search for these.
+# Both halves begin with the same characters, so one search for these skips most of a text.
 _replace_unpaired = re.compile(
     rf"\\u[dD](?:[89abAB]{_HEX}{_HEX}(?!{_LOW})|(?<!{_HIGH}\\u[dD])[c-fC-F]{_HEX}{_HEX})"
 ).sub
@@ -36,18 +36,18 @@ _part = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[{]+|[\]}]+', re.DOTALL).findite
 def replace_unpaired_surrogates(text: str) -> str:
     r"""The JSON text with ``\ufffd`` for each surrogate escape that has no other half (RFC 8259, section 7).
 
-    The result has the same length. A text that is not JSON may come back as another that is not.
+    The result has the same length. A text that is not JSON may become another text that is not JSON.
     """
-    # A text with NUL in it is not JSON (RFC 8259, section 7), so NUL can stand for what is not to be looked at.
+    # A text with NUL in it is not JSON (RFC 8259, section 7), so NUL can replace the parts that are not searched.
     if "\\" not in text or "\\u" not in text or _surrogate(text) is None or "\0" in text:
         return text
-    # Replacing goes from left to right: of several backslashes in a row only the odd last one is left, an escape.
+    # Replacement goes from left to right: of several backslashes in a row only the odd last one remains, an escape.
     masked = text.replace(_ESCAPED_BACKSLASH, _MASK)
     return _replace_unpaired(r"\\ufffd", masked).replace(_MASK, _ESCAPED_BACKSLASH)
 
 
 def is_too_deep(text: str) -> bool:
-    """Whether a JSON text has more levels than ``NESTING_LIMIT``; what is in strings does not count."""
+    """Whether a JSON text has more levels than ``NESTING_LIMIT``; brackets in strings do not count."""
     if text.count("{") + text.count("[") <= NESTING_LIMIT:
         return False
     without_escapes = text.replace(_ESCAPED_BACKSLASH, "").replace('\\"', "")
@@ -57,10 +57,10 @@ def is_too_deep(text: str) -> bool:
 
 
 def shallow(text: str) -> str:
-    """A message with ``null`` in the place of each object and array in it, to find the id in one that is too deep.
+    """A message with ``null`` instead of each object and array in it, to find the id in one that is too deep.
 
     Parameters:
-        text: a JSON object; of a text that is not JSON it makes another that is not.
+        text: a JSON object; a text that is not JSON becomes another text that is not JSON.
     """
     pieces: list[str] = []
     depth = kept = 0

@@ -1,1 +1,1 @@
-"""The protocol: methods, versions, both eras, and whose a message is. No I/O."""
+"""The MCP protocol: methods, versions, both eras, and routing of messages to clients. No I/O."""

@@ -1,6 +1,6 @@
 """The lifecycle of a legacy MCP session (MCP 2025-11-25, basic/lifecycle): ``initialize`` and its result.
 
-Invariant: messages in, facts out; nothing here does I/O.
+Invariant: pure functions on messages; nothing here does I/O.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ class HeldSession:
     """One upstream session, from its handshake on.
 
     Attributes:
-        session_id: as upstream minted it; ``None`` for an upstream that keeps no sessions.
+        session_id: upstream's id; ``None`` for an upstream without sessions.
         protocol_version: the version negotiated with upstream.
-        capabilities: what upstream offers, from its InitializeResult.
-        initialize_result: upstream's InitializeResult, as it is spelled.
+        capabilities: upstream's capabilities, from its InitializeResult.
+        initialize_result: upstream's InitializeResult, in its spelling.
         server_name: upstream's name, from the same.
         server_version: upstream's version, from the same.
-        header_lines: the headers that every message on this session carries, as they stand in its head.
+        header_lines: the headers of every message on this session, as text for its head.
     """
 
     session_id: str | None = None
@@ -45,13 +45,13 @@ class HeldSession:
 
     @property
     def headers(self) -> dict[str, str]:
-        """The headers that every message on this session carries (MCP 2025-11-25, basic/transports)."""
+        """The headers of every message on this session (MCP 2025-11-25, basic/transports)."""
         named = {SESSION_ID.decode(): self.session_id, PROTOCOL_VERSION.decode(): self.protocol_version}
         return {name: value for name, value in named.items() if value is not None}
 
 
 def build_initialize() -> Request:
-    """The request that opens a session: our latest legacy version, and nothing that upstream could ask of us."""
+    """The request that opens a session: the latest legacy version, and no client capabilities."""
     return build_request(
         INITIALIZE,
         {
@@ -66,7 +66,7 @@ def read_initialize(response: Response, session_id: str | None) -> HeldSession:
     """The session that an InitializeResult opens.
 
     Errors:
-        UpstreamProtocolError: upstream refused, or speaks no version that is known here.
+        UpstreamProtocolError: upstream refused, or supports no version that the bridge supports.
     """
     result = response.result
     if not isinstance(result, dict):
@@ -75,7 +75,7 @@ def read_initialize(response: Response, session_id: str | None) -> HeldSession:
         )
     version, server, capabilities = (result.get(key) for key in ("protocolVersion", "serverInfo", "capabilities"))
     if version not in LEGACY_VERSIONS or not isinstance(server, dict):
-        raise UpstreamProtocolError("Vestige speaks no protocol version known here.", detail=f"version {version!r}")
+        raise UpstreamProtocolError("Vestige supports no version of the bridge.", detail=f"version {version!r}")
     capabilities = capabilities if isinstance(capabilities, dict) else {}
     return HeldSession(
         session_id=session_id,

@@ -1,7 +1,7 @@
 """The methods of MCP: one table, from which every set of method names is derived.
 
 Invariant: no other module lists method names. A method that is not in the table is forwarded, is not logged by name,
-is never repeated, and is refused to a principal that may only read.
+is never repeated, and is refused to a read-only principal.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ UNSUBSCRIBE: Final = "resources/unsubscribe"
 
 
 class Is(Flag):
-    """What is true of a method.
+    """The traits of a method.
 
     Attributes:
         REPEATABLE: running it twice has the same effect as running it once.
-        READ_ONLY: it changes nothing but what its own client hears.
-        CACHEABLE: its modern result says for how long it may be cached.
+        READ_ONLY: it changes only the notifications of its own client.
+        CACHEABLE: its modern result contains how long it may be cached.
         MERGED: the bridge merges it: requests of all clients into one upstream, equal notifications into one.
-        ABOUT_CLIENT: it says something about its client, so on a session that clients share it stays in the bridge.
+        ABOUT_CLIENT: it describes its client, so on a shared session it is not forwarded.
         LOGGABLE: clients send it, and the log and the metrics may name it.
     """
 
@@ -58,7 +58,7 @@ class Method(NamedTuple):
     """One method of MCP.
 
     Attributes:
-        traits: what is true of it.
+        traits: its traits.
         era: the only era that has it; ``None`` for both.
         named_by: the parameter that a modern request repeats in the header ``Mcp-Name``.
     """
@@ -112,12 +112,12 @@ def is_notification(method: str) -> bool:
 
 
 def concerns_tools(method: str) -> bool:
-    """Whether the method is one about tools, or could be: a server may know more of them, or not mind the case."""
+    """Whether the method may be about tools: a server may have more of them, or ignore case."""
     return _feature(method) == "tools"
 
 
 def concerns_resources(method: str) -> bool:
-    """Whether the method is one about resources or prompts, completion of their arguments included, or could be."""
+    """Whether the method may be about resources or prompts, including completion of their arguments."""
     return _feature(method) in _ABOUT_RESOURCES
 
 
@@ -149,4 +149,4 @@ LEGACY_ONLY_METHODS: Final = frozenset(name for name, method in METHODS.items() 
 NAMED_BY: Final[Mapping[str, str]] = MappingProxyType(
     {name: method.named_by for name, method in METHODS.items() if method.named_by is not None}
 )
-"""The parameter that the header ``Mcp-Name`` repeats, by method (MCP 2026-07-28, basic/transports)."""
+"""The parameter in the header ``Mcp-Name``, by method (MCP 2026-07-28, basic/transports)."""

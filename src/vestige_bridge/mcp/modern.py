@@ -1,8 +1,8 @@
-"""The modern era of MCP (2026-07-28) on an upstream of the legacy era: there and back.
+"""The modern era of MCP (2026-07-28) on a legacy upstream: translates requests and responses.
 
-Invariant: a modern request describes itself, and what it says in its headers it says in its body. What goes
-upstream is the same request without what only the modern era knows; what comes back is the same answer with what the
-modern era wants besides. No list of tools and no meaning of a method beyond the lifecycle is known here.
+Invariant: a modern request is self-contained, and its headers repeat parts of its body. The request to upstream is the
+same without the members of the modern era; the response is the same with the members that the modern era requires.
+This module has no list of tools, and of the methods it interprets only the lifecycle.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ _SUBSCRIPTION_ID: Final = "io.modelcontextprotocol/subscriptionId"
 _ENVELOPE: Final = frozenset(
     {_VERSION, _CAPABILITIES, "io.modelcontextprotocol/clientInfo", "io.modelcontextprotocol/logLevel"}
 )
-"""The keys of ``_meta`` in which a modern request describes itself."""
+"""The keys of ``_meta`` that describe a modern request."""
 
 _NOT_CACHED: Final[Mapping[str, str]] = {"ttlMs": "0", "cacheScope": '"private"'}
-"""The one honest hint for an upstream that gives none: what it says may change at once, and is for this caller."""
+"""The only safe hint if upstream gives none: the result may change at once, and is only for this caller."""
 
 _STATUSES: Final[Mapping[float, int]] = {-32601: 404, -32602: 400, -32600: 400, -32700: 400, -32021: 400}
 _LEGACY_RESOURCE_NOT_FOUND: Final = -32002
@@ -64,7 +64,7 @@ def is_modern(message: AnyMessage, header: str | None) -> bool:
         header: the value of ``MCP-Protocol-Version``, if it was sent.
 
     Errors:
-        UnsupportedProtocolVersion: it declares a version that is not spoken here; with ``supported`` and ``requested``.
+        UnsupportedProtocolVersion: the version is not supported; with ``supported`` and ``requested``.
     """
     if _VERSION in message.meta_keys:
         return True
@@ -73,7 +73,7 @@ def is_modern(message: AnyMessage, header: str | None) -> bool:
 
 
 def require_supported(header: str | None, message: AnyMessage | None = None) -> None:
-    """Refuses a version that is not spoken here (MCP 2025-11-25, basic/transports, protocol version header).
+    """Rejects an unsupported version (MCP 2025-11-25, basic/transports, protocol version header).
 
     Parameters:
         header: the value of ``MCP-Protocol-Version``, if it was sent.
@@ -87,40 +87,40 @@ def require_supported(header: str | None, message: AnyMessage | None = None) -> 
 
 
 def require_valid(request: Request, http_headers: headers.Headers) -> None:
-    """Refuses a modern request that is not what the specification asks for (MCP 2026-07-28, basic and transports).
+    """Rejects a modern request that violates the specification (MCP 2026-07-28, basic and transports).
 
     Errors:
-        InvalidParams: it does not describe itself, or answers a question that nobody asked.
-        HeaderMismatch: a header is missing or does not say what the body says.
-        UnsupportedProtocolVersion: of a version that is not spoken here.
-        MethodNotFound: for a method of the legacy era only.
+        InvalidParams: its description is missing, or it answers a question that upstream did not ask.
+        HeaderMismatch: a header is missing or differs from the body.
+        UnsupportedProtocolVersion: the version is not supported.
+        MethodNotFound: the method exists only in the legacy era.
     """
     spelled_id = request.spelled_id
     version, capabilities = request.meta.get(_VERSION), request.meta.get(_CAPABILITIES)
     if version is None or not isinstance(version.value, str):
-        raise InvalidParams(f'"params._meta" has to hold "{_VERSION}".', request_id=spelled_id)
+        raise InvalidParams(f'"params._meta" must contain "{_VERSION}".', request_id=spelled_id)
     if capabilities is None or not isinstance(capabilities.value, dict):
-        raise InvalidParams(f'"params._meta" has to hold "{_CAPABILITIES}", an object.', request_id=spelled_id)
+        raise InvalidParams(f'"params._meta" must contain "{_CAPABILITIES}", an object.', request_id=spelled_id)
     if not headers.mirrors(http_headers, headers.PROTOCOL_VERSION, version.value):
-        raise HeaderMismatch("The header MCP-Protocol-Version does not say what the body says.", request_id=spelled_id)
+        raise HeaderMismatch("The header MCP-Protocol-Version differs from the body.", request_id=spelled_id)
     if version.value not in MODERN_VERSIONS:
         raise _unsupported(version.value, request)
     if not headers.mirrors(http_headers, headers.METHOD, request.method):
-        raise HeaderMismatch("The header Mcp-Method does not say what the body says.", request_id=spelled_id)
+        raise HeaderMismatch("The header Mcp-Method differs from the body.", request_id=spelled_id)
     named_by = NAMED_BY.get(request.method)
     named = None if named_by is None else request.params.get(named_by)
     if named is not None and not headers.mirrors(http_headers, headers.NAME, named.value):
-        raise HeaderMismatch("The header Mcp-Name does not say what the body says.", request_id=spelled_id)
+        raise HeaderMismatch("The header Mcp-Name differs from the body.", request_id=spelled_id)
     if request.method in LEGACY_ONLY_METHODS:
         raise MethodNotFound(f"{request.method} is not a method of {version.value}.", request_id=spelled_id)
     if "inputResponses" in request.params or "requestState" in request.params:
         raise InvalidParams(
-            "Vestige asked for no input: it speaks an earlier version and cannot ask.", request_id=spelled_id
+            "Vestige did not ask for input: its protocol version has no such request.", request_id=spelled_id
         )
 
 
 def http_headers(request: Request) -> dict[str, str]:
-    """The headers that a modern request has over HTTP: they say what its body says (MCP 2026-07-28, transports)."""
+    """The HTTP headers of a modern request, which repeat parts of its body (MCP 2026-07-28, transports)."""
     version = request.meta.get(_VERSION)
     named_by = NAMED_BY.get(request.method)
     named = None if named_by is None else request.params.get(named_by)
@@ -130,23 +130,23 @@ def http_headers(request: Request) -> dict[str, str]:
 
 
 def to_legacy(request: Request) -> Request:
-    """The request as an upstream of the legacy era takes it: without what describes it."""
+    """The request for a legacy upstream: without the keys that describe it."""
     meta = request.params["_meta"]
     kept = [request.text[it.key_start : it.end] for key, it in request.meta.items() if key not in _ENVELOPE]
     text = f"{request.text[: meta.start]}{{{','.join(kept)}}}{request.text[meta.end :]}"
     legacy = parse_message(text)
     if not isinstance(legacy, Request):
-        raise TypeError("a request stays a request")
+        raise TypeError("the result is not a request")
     return legacy
 
 
 def to_modern(data: bytes, request: Request, server_info: str) -> tuple[int, bytes]:
-    """The answer of a legacy upstream as a modern client wants it.
+    """Translates the response of a legacy upstream for a modern client.
 
     Parameters:
         data: the response, with the client's id.
-        request: the request that it answers.
-        server_info: name and version of upstream, as JSON.
+        request: the request.
+        server_info: upstream's name and version, as JSON.
 
     Returns:
         The HTTP status and the response.
@@ -159,7 +159,7 @@ def to_modern(data: bytes, request: Request, server_info: str) -> tuple[int, byt
 
 
 def discover(request: Request, initialize_result: str) -> bytes:
-    """The DiscoverResult that an InitializeResult comes to (MCP 2026-07-28, server/discover)."""
+    """The DiscoverResult for an InitializeResult (MCP 2026-07-28, server/discover)."""
     members = members_of(initialize_result)
     taken = {
         key: initialize_result[members[key].start : members[key].end]
@@ -172,7 +172,7 @@ def discover(request: Request, initialize_result: str) -> bytes:
 
 
 def server_info(initialize_result: str) -> str:
-    """Name and version of upstream, as it spells them in its InitializeResult."""
+    """Upstream's name and version, in the spelling of its InitializeResult."""
     member = members_of(initialize_result)["serverInfo"]
     return initialize_result[member.start : member.end]
 
@@ -184,24 +184,24 @@ def subscribes_to_resources(request: Request) -> bool:
 
 
 class Subscription:
-    """What a ``subscriptions/listen`` asks for, and how it is told (MCP 2026-07-28, basic/patterns/subscriptions).
+    """The state of a ``subscriptions/listen`` (MCP 2026-07-28, basic/patterns/subscriptions).
 
     Parameters:
         request: the request.
-        capabilities: what upstream can notify of, from its InitializeResult.
+        capabilities: upstream's capabilities, from its InitializeResult.
 
     Attributes:
-        methods: the list-changed notifications that it wants and can have.
-        uris: the resources whose updates it wants and can have.
+        methods: the requested list-changed notifications that upstream supports.
+        uris: the requested resources whose updates upstream supports.
 
     Errors:
-        InvalidParams: it does not say what it wants.
+        InvalidParams: the request names no notifications.
     """
 
     def __init__(self, request: Request, capabilities: Mapping[str, object]) -> None:
         wanted = request.params.get("notifications")
         if wanted is None or not isinstance(wanted.value, dict):
-            raise InvalidParams('"params.notifications" has to name what to notify of.', request_id=request.spelled_id)
+            raise InvalidParams('"params.notifications" must be an object.', request_id=request.spelled_id)
         self._request = request
         honoured = {
             key: method
@@ -217,17 +217,17 @@ class Subscription:
             self._filter["resourceSubscriptions"] = sorted(self.uris)
 
     def narrow(self, uris: frozenset[str]) -> None:
-        """Takes note of the resources whose updates upstream will tell, of those that it wants."""
+        """Keeps only these resources, whose subscription upstream accepted."""
         if "resourceSubscriptions" in self._filter:
             self.uris &= uris
             self._filter["resourceSubscriptions"] = sorted(self.uris)
 
     def acknowledgement(self) -> bytes:
-        """The first message of the stream: which of the requested notifications will come, still to be tagged."""
+        """The first message of the stream: the accepted notifications; not tagged yet."""
         return build_notification(SUBSCRIPTION_ACKNOWLEDGED, dump({"notifications": self._filter}))
 
     def tagged(self, data: bytes) -> bytes:
-        """A notification with the id of this subscription in it."""
+        """A notification with the id of this subscription."""
         text = data.decode()
         params = members_of(text).get("params")
         if params is None or text[params.start] != "{":
@@ -238,7 +238,7 @@ class Subscription:
         return add_members(text, meta.start, {_SUBSCRIPTION_ID: self._request.spelled_id}).encode()
 
     def result(self) -> bytes:
-        """The answer that ends the stream when it is us who end it."""
+        """The answer with which the bridge ends the stream."""
         return build_result(self._request.spelled_id, f'{{"resultType":"complete","_meta":{self._meta}}}')
 
     @property
@@ -253,14 +253,14 @@ def _can(capabilities: Mapping[str, object], feature: str, what: str) -> bool:
 
 def _unsupported(version: str, message: AnyMessage | None) -> UnsupportedProtocolVersion:
     return UnsupportedProtocolVersion(
-        "This protocol version is not spoken here.",
+        "This protocol version is not supported.",
         data={"supported": list(SUPPORTED_VERSIONS), "requested": version[:64]},
         request_id=message.spelled_id if isinstance(message, Request) else None,
     )
 
 
 def _complete(text: str, start: int, method: str, server_info: str) -> str:
-    """The response with all that a modern result has to hold; what upstream says itself stays."""
+    """The response with all required members of a modern result; upstream's own members are kept."""
     if text[start] != "{":
         return text
     members = members_of(text, start)
@@ -270,7 +270,7 @@ def _complete(text: str, start: int, method: str, server_info: str) -> str:
     wanted = {"resultType": '"complete"', **(_NOT_CACHED if method in CACHEABLE_METHODS else {})}
     if meta is None:
         wanted["_meta"] = f'{{"{_SERVER_INFO}":{server_info}}}'
-    # Members are added from the back to the front, so that the offsets found in the text still hold.
+    # Members are added from the end to the start, so that the offsets in the text stay valid.
     return add_members(text, start, {key: value for key, value in wanted.items() if key not in members})
 
 

@@ -1,8 +1,8 @@
-"""Many callers on one upstream session: who gets which message.
+"""Many callers on one upstream session: routes each message to its caller.
 
-Invariant: on the way to upstream every request in flight has an id that was made here, and so has every
-progress token. A message from upstream goes to the caller whose id it carries, whichever stream it came on, and what
-carries nobody's id goes to nobody. Nothing here waits or does I/O.
+Invariant: upstream gets only ids and progress tokens that are made here. A message from upstream is routed to the
+caller by its id or token, whichever stream it came on; a message with an unknown one is dropped. Nothing here waits or
+does I/O.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from vestige_bridge.mcp.methods import PROGRESS
 
 
 class Caller(NamedTuple):
-    """Whose a request is: a session id counts only together with its principal."""
+    """The client of a request: its principal and its session id, which is valid only for that principal."""
 
     principal: str
     session_id: str | None = None
@@ -31,12 +31,12 @@ class Call:
 
     Parameters:
         request: the request as its client wrote it.
-        caller: whose it is.
+        caller: its client.
 
     Attributes:
-        upstream_id: the id under which upstream knows it; ``None`` while upstream is to know nothing of it.
-        spelled_upstream_id: the same as it is spelled in a message; empty before the first attempt.
-        newest_step: the most progress that came for it under that id.
+        upstream_id: its id upstream; ``None`` before the first attempt and after the last.
+        spelled_upstream_id: the same in the spelling of a message; empty before the first attempt.
+        newest_step: the most progress that came for that id.
     """
 
     __slots__ = ("caller", "newest_step", "request", "spelled_upstream_id", "upstream_id")
@@ -53,7 +53,7 @@ C = TypeVar("C", bound=Call)
 
 
 class Answer(NamedTuple, Generic[C]):
-    """The response to a call: as parsed, and the bytes with the id that its client gave it."""
+    """The response to a call: parsed, and as bytes with the client's id."""
 
     call: C
     response: Response
@@ -61,26 +61,26 @@ class Answer(NamedTuple, Generic[C]):
 
 
 class Progress(NamedTuple, Generic[C]):
-    """A progress notification for a call: the bytes with the token that its client gave it."""
+    """A progress notification for a call: the bytes with the client's token."""
 
     call: C
     data: bytes
 
 
 class Reply(NamedTuple):
-    """What upstream has to be sent for a request of its own."""
+    """The bridge's response to a request from upstream."""
 
     data: bytes
 
 
 class Unattributed(NamedTuple):
-    """A message that belongs to no call in flight: a notification, or what comes too late (``None``)."""
+    """A message without a call in flight: a notification, or a late message (``None``)."""
 
     notification: Notification | None
 
 
 class Multiplexer(Generic[C]):
-    """The calls in flight on one bridge, and the ids that upstream knows them by."""
+    """The calls in flight on one session, and their ids upstream."""
 
     def __init__(self) -> None:
         self._upstream_ids = itertools.count(1)
@@ -88,13 +88,13 @@ class Multiplexer(Generic[C]):
         self._open: set[C] = set()
 
     def open(self, call: C) -> None:
-        """Takes a call in, so that its client can cancel it; upstream knows nothing of it yet."""
+        """Registers a call, so that its client can cancel it; nothing is sent."""
         self._open.add(call)
 
     def assign(self, call: C) -> bytes:
-        """Gives the call an id of its own for one attempt, and returns the bytes that carry it to upstream.
+        """Gives the call a new id for one attempt, and returns the bytes for upstream.
 
-        A second attempt gets another id: what still comes for the first one belongs to nobody.
+        Each attempt gets another id, so that late messages for an earlier one are dropped.
         """
         self.withdraw(call)
         call.upstream_id, call.newest_step = next(self._upstream_ids), -math.inf
@@ -107,23 +107,23 @@ class Multiplexer(Generic[C]):
         return request.spliced((request.id, upstream_id), (token, upstream_id))
 
     def withdraw(self, call: C) -> None:
-        """Ends an attempt: nothing that comes for its id from now on belongs to anybody."""
+        """Ends an attempt: later messages for its id are dropped."""
         if call.upstream_id is not None:
             self._by_upstream_id.pop(call.upstream_id, None)
 
     def close(self, call: C) -> None:
-        """Lets a call go."""
+        """Removes a call."""
         self.withdraw(call)
         self._open.discard(call)
 
     def hold(self, call: C) -> None:
-        """Keeps the id of a call from being used again: upstream may still send something for it."""
+        """Prevents reuse of a call's id: upstream may still send something for it."""
 
     def release(self, call: C, *, settled: bool = True) -> None:
-        """Gives back what ``hold`` or ``assign`` kept; nothing to do here, where no id is used twice."""
+        """Ends ``hold`` or ``assign``; does nothing here, since no id is used twice."""
 
     def find(self, caller: Caller, notification: Notification) -> C | None:
-        """The call that a caller's ``notifications/cancelled`` means, if exactly one is meant.
+        """The call that a caller's ``notifications/cancelled`` refers to, if it is exactly one.
 
         See MCP 2025-11-25, basic/utilities/cancellation.
         """
@@ -135,14 +135,14 @@ class Multiplexer(Generic[C]):
         return calls[0] if len(calls) == 1 else None
 
     def route(self, data: bytes, arrived_on: C | None = None) -> Answer[C] | Progress[C] | Reply | Unattributed:
-        """Says whose a message from upstream is.
+        """Routes a message from upstream.
 
         Parameters:
             data: the bytes of one message, as they came on any stream of the session.
-            arrived_on: the call on whose stream they came; nothing depends on it here.
+            arrived_on: the call on whose stream they came; not used here.
 
         Errors:
-            InvalidMessage: the bytes are no JSON-RPC message.
+            InvalidMessage: the bytes are not a JSON-RPC message.
         """
         message = read_message(data)
         if isinstance(message, Response):
@@ -166,16 +166,16 @@ class Multiplexer(Generic[C]):
         return Answer(call, response, response.spliced((response.id, call.request.spelled_id)))
 
     def _known(self, token: Value) -> C | None:
-        """The call with this id; upstream may spell the number in its own way."""
-        # A float finds the whole number that it equals.
+        """The call with this id; upstream may spell the number differently."""
+        # A float equals the integer key.
         return self._by_upstream_id.get(token.value) if isinstance(token.value, float) else None  # type: ignore[call-overload]
 
 
 def read_message(data: bytes) -> AnyMessage:
-    """The message that upstream sent.
+    """Parses a message from upstream.
 
     Errors:
-        InvalidMessage: the bytes are no JSON-RPC message.
+        InvalidMessage: the bytes are not a JSON-RPC message.
     """
     try:
         return read_response(data) or parse_message(data.decode())
@@ -194,7 +194,7 @@ def _overtaken(progress: Notification, call: Call) -> bool:
 
 
 def _refuse(request: Request) -> bytes:
-    """The answer to upstream's own request: a ping is answered, what only one client could answer is refused."""
+    """The response to upstream's own request: a ping is answered, a request for one client is refused."""
     if request.method == PING:
         return build_result(request.spelled_id, "{}")
     return build_method_not_found(request.spelled_id)

@@ -1,8 +1,8 @@
-"""A client's own upstream session: its requests keep their ids, and what upstream asks reaches the client.
+"""A client's own upstream session: its requests keep their ids, and upstream's requests are sent to the client.
 
-Invariant: every message goes on as its author wrote it. A request gets another id and progress token only if it is sent
-again, or if the client uses these a second time, which MCP forbids and some clients do nevertheless, while upstream may
-still send something for the first; what comes back carries the client's own again. Nothing here waits or does I/O.
+Invariant: messages are forwarded unchanged, with one exception. A request gets another id and progress token if it is
+sent again, or if the client reuses them while upstream may still send something for the first request (MCP forbids
+that, but some clients do it); replies then carry the client's own again. Nothing here waits or does I/O.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from vestige_bridge.mcp.methods import PROGRESS
 from vestige_bridge.mcp.multiplexer import Answer, Call, Multiplexer, Progress, Reply, Unattributed, read_message
 
 C = TypeVar("C", bound=Call)
-Overhear = Callable[[Notification | Request], None]
-"""Told of what upstream says on the session and no stream of a request can carry."""
+Inspect = Callable[[Notification | Request], None]
+"""Called with messages from upstream that belong on the session's own stream."""
 
 
 MAX_CUT: Final = 1_024
@@ -29,20 +29,20 @@ MAX_CUT: Final = 1_024
 
 
 class PassThrough(Multiplexer[C]):
-    """The calls in flight on one client's own session, under the client's own ids.
+    """The calls in flight on one client's own session, with the client's own ids.
 
     Parameters:
-        overhear: told of the messages that belong on the session's own stream.
+        inspect: called with messages that belong on the session's own stream.
     """
 
-    def __init__(self, overhear: Overhear) -> None:
+    def __init__(self, inspect: Inspect) -> None:
         super().__init__()
-        self._overhear = overhear
+        self._inspect = inspect
         self._by_id: dict[object, C] = {}
         self._by_token: dict[object, C] = {}
         self._busy: Counter[object] = Counter()
         self._busy_tokens: Counter[object] = Counter()
-        # The hashes of ids and tokens: these may be long, and two that share one are only renamed without need.
+        # The hashes of ids and tokens, which may be long; two with the same hash are only renamed unnecessarily.
         self._cut: OrderedDict[int, None] = OrderedDict()
         self._hearing: dict[C, None] = {}
         self._numbers = itertools.count(1)
@@ -52,15 +52,15 @@ class PassThrough(Multiplexer[C]):
         """Whether no request of the client is in flight."""
         return not self._open
 
-    def hear(self, call: C) -> None:
-        """Notes that the client takes an event stream in answer to the call, on which more than the answer may come."""
+    def accept_stream(self, call: C) -> None:
+        """Records that the client accepts an event stream for the call, which may carry other messages, too."""
         self._hearing[call] = None
 
     def assign(self, call: C) -> bytes:
-        """The bytes that carry the call: the client's own, unless it was sent before or its id is in use."""
+        """The bytes of the call: unchanged, unless it was sent before or its id is in use."""
         self.withdraw(call)
         request, token = call.request, call.request.progress_token
-        # What upstream still sends for an attempt that was cut must not be taken for the next one's.
+        # Late messages of an interrupted attempt must not be taken for those of the next one.
         sent_before = bool(call.spelled_upstream_id)
         call.upstream_id = next(self._numbers)
         in_use = self._in_use(self._busy, request.id) or (token is not None and self._in_use(self._busy_tokens, token))
@@ -76,7 +76,7 @@ class PassThrough(Multiplexer[C]):
         return request.spliced(*((value, call.spelled_upstream_id) for value in changed))
 
     def withdraw(self, call: C) -> None:
-        """Ends an attempt: nothing that comes for its id from now on belongs to anybody."""
+        """Ends an attempt: later messages for its id are dropped."""
         token = call.request.progress_token
         if call.spelled_upstream_id:
             _drop(self._by_id, _upstream_id(call), call)
@@ -85,22 +85,22 @@ class PassThrough(Multiplexer[C]):
             _drop(self._by_token, token.value, call)
 
     def close(self, call: C) -> None:
-        """Lets a call go."""
+        """Removes a call."""
         super().close(call)
         self._hearing.pop(call, None)
 
     def hold(self, call: C) -> None:
-        """Keeps the id of a call from being used again: upstream may still send something for it."""
+        """Prevents reuse of a call's id: upstream may still send something for it."""
         self._busy[_upstream_id(call)] += 1
         if (token := _upstream_token(call)) is not None:
             self._busy_tokens[token] += 1
 
     def release(self, call: C, *, settled: bool = True) -> None:
-        """Gives back what ``hold`` or ``assign`` kept.
+        """Ends ``hold`` or ``assign``.
 
         Parameters:
             call: the call.
-            settled: whether upstream has sent all that it had to send for it.
+            settled: whether upstream will send nothing more for it.
         """
         for busy, key in ((self._busy, _upstream_id(call)), (self._busy_tokens, _upstream_token(call))):
             if key is None:
@@ -118,18 +118,18 @@ class PassThrough(Multiplexer[C]):
         return busy[value.value] > 0 or (bool(self._cut) and hash(value.value) in self._cut)
 
     def route(self, data: bytes, arrived_on: C | None = None) -> Answer[C] | Progress[C] | Reply | Unattributed:
-        """Says which stream of the client a message from upstream goes on.
+        """Chooses the client's stream for a message from upstream.
 
-        A response belongs to its request and progress to its token, whichever stream they came on. All else stays on
-        the stream that it came on. Where the client does not read that one, or its request is over, it goes on
-        another that is open, or is overheard.
+        A response is routed by its id and progress by its token, whichever stream they came on. Other messages stay on
+        the stream that they came on. If the client does not read that stream, or its request has ended, they go to
+        another open stream, or to ``inspect``.
 
         Parameters:
             data: the bytes of one message.
             arrived_on: the call on whose stream they came; ``None`` on the session's own stream.
 
         Errors:
-            InvalidMessage: the bytes are no JSON-RPC message.
+            InvalidMessage: the bytes are not a JSON-RPC message.
         """
         message = read_message(data)
         if isinstance(message, Response):
@@ -146,38 +146,38 @@ class PassThrough(Multiplexer[C]):
             stream = next(iter(self._hearing), None)
         if stream is not None:
             return Progress(stream, data)
-        self._overhear(message)
+        self._inspect(message)
         return Unattributed(None)
 
     def _known(self, token: Value) -> C | None:
-        """The call with this id; upstream may spell a number in its own way."""
+        """The call with this id; upstream may spell a number differently."""
         return self._by_id.get(token.value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientHeldSession(HeldSession):
-    """An upstream session that one client opened and alone uses.
+    """An upstream session that one client opened and uses alone.
 
     Attributes:
-        router: says which of the client's requests a message belongs to.
+        router: routes messages to the client's requests.
     """
 
     router: PassThrough[Any]
 
 
 def _drop(calls: dict[object, C], key: object, call: C) -> None:
-    """Takes a call out, if it is the one that stands there."""
+    """Removes a call, if it is the one with this key."""
     if calls.get(key) is call:
         del calls[key]
 
 
 def _upstream_id(call: Call) -> object:
-    """The id that upstream knows a call by."""
+    """The call's id upstream."""
     return decode(call.spelled_upstream_id, 0)[0]
 
 
 def _upstream_token(call: Call) -> object:
-    """The progress token that upstream knows a call by; ``None`` without one."""
+    """The call's progress token upstream; ``None`` without one."""
     token = call.request.progress_token
     if token is None:
         return None

@@ -1,6 +1,6 @@
-"""Tasks (MCP 2025-11-25, basic/utilities/tasks), which are not offered on a session that principals share.
+"""Tasks (MCP 2025-11-25, basic/utilities/tasks), which are not offered on a shared session.
 
-Whoever is on a session may list, read and cancel its tasks, so on a shared session there can be none.
+Every client of a session may list, read and cancel its tasks, so a shared session must have none.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ def is_about_tasks(method: str) -> bool:
 
 
 def without_task(request: Request) -> Request:
-    """The request without ``params.task``, which a server without tasks has to ignore (same section)."""
+    """The request without ``params.task``, which a server without tasks ignores (same section)."""
     if request.task is None:
         return request
     plain = parse_message(without_member(request.text, request.task))
     if not isinstance(plain, Request):
-        raise TypeError("a request stays a request")
+        raise TypeError("the result is not a request")
     return plain
 
 
 def without_tasks(initialize_result: str) -> str:
-    """The InitializeResult of an upstream whose tasks are not offered."""
+    """The InitializeResult without the tasks capability."""
     capabilities = members_of(initialize_result).get("capabilities")
     if capabilities is None or not isinstance(capabilities.value, dict):
         return initialize_result

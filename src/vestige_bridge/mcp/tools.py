@@ -1,7 +1,7 @@
-"""The tools that upstream announces: pages of ``tools/list``, and annotations (MCP 2025-11-25, server/tools).
+"""The tools that upstream lists: pages of ``tools/list``, and annotations (MCP 2025-11-25, server/tools).
 
-Invariant: of a tool only its name and its annotations are read, and what it does not say is not assumed. A page that
-some may not see whole loses the members of its list that they may not see, and every other byte stays.
+Invariant: only the name and the annotations of a tool are read, and missing annotations are not assumed. Filtering a
+page removes the hidden tools from its list, and changes no other byte.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from vestige_bridge.jsonrpc.spans import Value, items_of, members_of, occurrence
 
 _METHOD_NOT_FOUND: Final = -32601
 
-# As the last member of a result behind which the message has nothing but its version and its id; as the first member.
+# As the last member of a result, followed only by the version and the id of the message; as the first member.
 _is_error_at_end = re.compile(
     rb'"isError"\s*:\s*(true|false)\s*\}\s*'
     rb'(?:,\s*"(?:jsonrpc|id)"\s*:\s*(?:"[^"\\]*"|-?[0-9]+(?:\.[0-9]+)?)\s*)*\}\s*\Z'
@@ -27,11 +27,11 @@ _is_error_at_start = re.compile(rb'\{\s*("isError")\s*:\s*(true|false)\s*[,}]').
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """What a tool announces of itself (MCP 2025-11-25, ToolAnnotations).
+    """The annotations of a tool (MCP 2025-11-25, ToolAnnotations).
 
     Attributes:
-        read_only: whether calling it changes nothing.
-        repeatable: whether calling it twice is as good as once.
+        read_only: whether a call changes nothing.
+        repeatable: whether a call may run twice without harm.
     """
 
     read_only: bool = False
@@ -43,7 +43,7 @@ class ToolPage(NamedTuple):
 
     Attributes:
         tools: the tools that have a name.
-        next_cursor: where the list goes on; ``None`` at its end.
+        next_cursor: the cursor of the next page; ``None`` on the last page.
         problem: what is wrong with the page, a sentence for the log; empty if nothing is.
     """
 
@@ -53,7 +53,7 @@ class ToolPage(NamedTuple):
 
 
 def read_tool_page(response: Response) -> ToolPage:
-    """Reads a page; an upstream that knows no tools has an empty one, and what is no tool is left out."""
+    """Parses a page; it is empty if upstream has no tools, and items that are not tools are left out."""
     page = response.result
     if not isinstance(page, dict) or not isinstance(page.get("tools"), list):
         code = (response.error or {}).get("code")
@@ -71,7 +71,7 @@ def read_tool_page(response: Response) -> ToolPage:
 
 
 def read_tool(tool: Mapping[str, Any]) -> Tool:
-    """What one tool of such a page announces; what it does not say is not taken for granted."""
+    """The annotations of one tool of such a page; missing ones are false."""
     annotations = tool.get("annotations")
     if not isinstance(annotations, dict):
         return Tool()
@@ -80,24 +80,24 @@ def read_tool(tool: Mapping[str, Any]) -> Tool:
 
 
 def without_tools(data: bytes, visible: Callable[[object], bool] | None) -> bytes:
-    """A page of ``tools/list`` without the tools that its reader may not see (MCP 2025-11-25, server/tools).
+    """A page of ``tools/list`` without the tools that are hidden from its reader (MCP 2025-11-25, server/tools).
 
-    What is for one reader is for no shared cache: a ``cacheScope`` of the modern era becomes ``private``. Where nothing
-    has to go, every byte stays.
+    A filtered page must not be in a shared cache: a ``cacheScope`` of the modern era becomes ``private``. If nothing is
+    hidden, every byte stays.
 
     Parameters:
         data: the response, known to be JSON.
-        visible: whether the reader may see the tool of a name; ``None`` if it may see all of them.
+        visible: whether the reader may see the tool with this name; ``None`` if it may see all tools.
 
     Errors:
-        ValueError, RecursionError, InvalidMessage: it cannot be read.
+        ValueError, RecursionError, InvalidMessage: it cannot be parsed.
     """
     text = data.decode()
     result = members_of(text).get("result")
     if result is None or text[result.start] != "{":
         return data
     for key, value in reversed(occurrences(text, result.start)):
-        # A reader that does not mind the case of a key, or takes the first of two, must not see more than others.
+        # A reader that ignores the case of a key, or uses the first of two, must not see more than others.
         if visible is not None and key.casefold() == "tools" and text[value.start] == "[":
             text = _without_items(text, value, visible)
         elif key.casefold() == "cachescope" and value.value == "public":
@@ -106,7 +106,7 @@ def without_tools(data: bytes, visible: Callable[[object], bool] | None) -> byte
 
 
 def _without_items(text: str, array: Value, visible: Callable[[object], bool]) -> str:
-    """The text without the tools of an array that are not visible, and without one comma for each."""
+    """The text without the hidden tools of an array, and without one comma for each."""
     spans = items_of(text, array.start)
     if not spans:
         return text
@@ -129,36 +129,35 @@ def _is_visible(text: str, start: int, visible: Callable[[object], bool]) -> boo
 
 
 def reports_error(data: bytes) -> bool:
-    """Whether the response to a ``tools/call`` says that the call failed (MCP 2025-11-25, server/tools).
+    """Whether the response to a ``tools/call`` reports that the call failed (MCP 2025-11-25, server/tools).
 
-    Of the content nothing is decoded, and mostly nothing is looked at: ``isError`` is where servers put it, at one end
-    of the result, or nowhere.
+    The content is not decoded, and usually not scanned: servers put ``isError`` at one end of the result, or omit it.
 
     Parameters:
         data: the response, known to be JSON.
     """
     for key, start in walk_members(data):
         if key == "result":
-            return data.startswith(b"{", start) and _says_error(data, start)
+            return data.startswith(b"{", start) and _reports_error(data, start)
         if key == "error":
             return True
     return False
 
 
-def _says_error(data: bytes, start: int) -> bool:
-    """Whether the result that begins at an offset says so; of a member that is there twice the last one counts."""
+def _reports_error(data: bytes, start: int) -> bool:
+    """Whether the result at an offset reports an error; of a repeated member the last one counts."""
     last = data.rfind(b'"isError"')
     if last >= 0 and (at_end := _is_error_at_end(data, last)) and data[last - 1 : last] != b"\\":
         return at_end[1] == b"true"
-    # Unless a key is spelled with escapes, the name stands as it is wherever it is a key.
+    # A key without escapes contains the name literally.
     if b"\\u00" not in data:
         if last < 0:
             return False
         at_start = _is_error_at_start(data, start)
         if at_start and at_start.start(1) == last:
             return at_start[2] == b"true"
-    says = False
+    failed = False
     for name, value in walk_members(data, start):
         if name == "isError":
-            says = data.startswith(b"true", value)
-    return says
+            failed = data.startswith(b"true", value)
+    return failed

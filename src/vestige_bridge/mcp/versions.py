@@ -1,7 +1,7 @@
-"""The versions of MCP that the bridge speaks: one table.
+"""The table of MCP versions that the bridge supports.
 
-A version is of the legacy era if a session opens it by ``initialize`` and of the modern era if each request declares
-it. A new version is one row here.
+A version is of the legacy era if ``initialize`` opens a session and of the modern era if each request declares the
+version. A new version is one row here.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final
 
 
 class Era(StrEnum):
-    """How a version of MCP declares itself."""
+    """How a version of MCP is declared."""
 
     LEGACY = "legacy"
     MODERN = "modern"

@@ -1,6 +1,6 @@
-"""The access log: one line for each request, and nothing in it that a client wants kept.
+"""The access log: one line for each request, without private data of the client.
 
-Invariant: what a line names comes from lists that the bridge knows; what a client invents is ``other``.
+Invariant: names in a line come from lists that the bridge has; a name that a client invents is ``other``.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _NAMED_PATHS: Final = PROBE_PATHS | ENDPOINT_PATHS
 
 
 Observe = Callable[[str, AccessRecord, int, int, float], None]
-"""Told of each request that is over: its path, its record, its status, the bytes sent, and the seconds it took."""
+"""Called for each ended request: its path, its record, its status, the bytes sent, and its duration in seconds."""
 
 
 class LastMinute:
     """Counts the events of the last minute, up to ``MOST_IN_A_MINUTE``.
 
     Parameters:
-        clock: gives the time in seconds.
+        clock: returns the time in seconds.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -44,7 +44,7 @@ class LastMinute:
         self._times: deque[float] = deque(maxlen=MOST_IN_A_MINUTE)
 
     def count(self) -> int:
-        """Counts one more event; returns how many there were in the last minute."""
+        """Counts one event; returns how many there were in the last minute."""
         now = self._clock()
         self._times.append(now)
         while self._times[0] <= now - 60:
@@ -53,14 +53,14 @@ class LastMinute:
 
 
 class AccessLog:
-    """ASGI middleware that logs each request once it is over, and returns its ``X-Request-Id``.
+    """ASGI middleware that logs each request after it ends, and returns its ``X-Request-Id``.
 
     Parameters:
-        app: what is logged.
-        draining: whether the bridge is about to stop, so that clients are told to close their connections.
-        observe: told of each request that is over.
+        app: the application.
+        draining: whether the bridge is about to stop, so that clients close their connections.
+        observe: called for each ended request.
         write: writes a line.
-        trusted_proxies: the proxies whose ``X-Forwarded-For`` is believed.
+        trusted_proxies: the proxies whose ``X-Forwarded-For`` is trusted.
     """
 
     def __init__(
@@ -77,12 +77,12 @@ class AccessLog:
         self._write_line = write
         self._trusted_proxies = trusted_proxies
         self._not_found = LastMinute(time.monotonic)
-        # An id is made of what no other process has and a number, which is cheaper than chance for each.
+        # An id is a prefix unique to this process and a number, which is cheaper than a random id for each.
         self._process = os.urandom(6).hex()
         self._numbers = itertools.count(1)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes the request on and watches what is answered."""
+        """Forwards the request and observes the response."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         request_headers = headers.Headers(scope["headers"])

@@ -1,6 +1,6 @@
-"""What the backup container says of its backups, in a file that it writes anew after each.
+"""The result of the last backup, from the file that the backup container writes after each.
 
-Invariant: a file that is missing, or is no such status, counts as a backup that fails, so that silence is noticed.
+Invariant: a missing or invalid file counts as a failed backup, so that missing backups are noticed.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ _MAX_TIMESTAMP: Final = 2**40
 
 @dataclass(frozen=True, slots=True)
 class BackupStatus:
-    """How the last backup ended.
+    """The result of the last backup.
 
     Attributes:
-        failing: whether it failed, or what is said of it cannot be read.
-        succeeded_at: when the newest backup was complete, in seconds since 1970; ``None`` where none ever was.
-        due_at: when the next one is to begin; ``None`` where nothing says so.
+        failing: whether it failed, or the file cannot be read.
+        succeeded_at: when the newest backup was complete, in seconds since 1970; ``None`` if there was none.
+        due_at: when the next one is due; ``None`` if that is unknown.
     """
 
     failing: bool
@@ -30,15 +30,15 @@ class BackupStatus:
 
 
 def read_backup_status(path: str) -> BackupStatus:
-    """The status that the file holds.
+    """Reads the status file.
 
     Parameters:
-        path: where ``vestige-backup`` writes it.
+        path: the file that ``vestige-backup`` writes.
     """
     try:
         with Path(path).open("rb") as file:
-            told = json.loads(file.read(_MAX_BYTES))
-        failing, succeeded_at, due_at = (told[key] for key in ("failing", "succeeded_at", "due_at"))
+            status = json.loads(file.read(_MAX_BYTES))
+        failing, succeeded_at, due_at = (status[key] for key in ("failing", "succeeded_at", "due_at"))
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return BackupStatus(failing=True)
     if not isinstance(failing, bool) or not (_is_timestamp(succeeded_at) and _is_timestamp(due_at)):

@@ -1,6 +1,6 @@
-"""Writing to a client: in pieces where it reads slowly, and not for ever where it does not read at all.
+"""Writes to a client: in parts if it reads slowly, with a time limit if it does not read at all.
 
-Invariant: what waits for a client is counted, makes progress within a time, and is otherwise given up.
+Invariant: bytes that wait for a client are counted, and dropped if they make no progress within a time.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from vestige_bridge.upstream.answer_budget import LARGE_BYTES
 log = logging.getLogger(__name__)
 
 WRITE_BYTES: Final = 65_536
-"""How much of a large answer is handed to the transport at a time."""
+"""How much of a large answer is passed to the transport at a time."""
 
 
 class ClientWriter:
-    """The writing half of a client's connection, and the times that bound the connection.
+    """The writing half of a client's connection, and its time limits.
 
     Parameters:
-        connections: the record of all connections and their limits.
+        connections: all connections and their limits.
         loop: the event loop.
     """
 
@@ -52,25 +52,25 @@ class ClientWriter:
 
     @property
     def closing(self) -> bool:
-        """Whether the connection is closed or about to be."""
+        """Whether the connection is closed or closing."""
         return self._closing or self._transport.is_closing()
 
     @property
     def write_paused(self) -> bool:
-        """Whether the client reads more slowly than it is written to."""
+        """Whether the client reads more slowly than the bridge writes."""
         return self._write_paused
 
     def write(self, data: bytes) -> None:
-        """Writes bytes that belong together in one piece."""
+        """Writes bytes at once."""
         self._transport.write(data)
 
     async def write_slowly(self, start: bytes, body: bytes, end: bytes) -> None:
-        """Writes as the client reads.
+        """Writes at the speed at which the client reads.
 
         Parameters:
-            start: what precedes the body.
-            body: a piece of the answer; if it is large it is counted as held until all of it is written.
-            end: what follows the body.
+            start: the bytes before the body.
+            body: a part of the answer; a large one is counted until all of it is written.
+            end: the bytes after the body.
         """
         held = self._connections.held
         if len(body) > LARGE_BYTES:
@@ -96,23 +96,23 @@ class ClientWriter:
         self._transport.abort()
 
     def pause_writing(self) -> None:
-        """Takes note that the client reads more slowly than it is written to."""
+        """Records that the client reads more slowly than the bridge writes."""
         self._write_paused = True
         self._progress_at = self._loop.time()
 
     def resume_writing(self) -> None:
-        """Wakes what waits to write."""
+        """Wakes a waiting write."""
         self._write_paused = False
         self._progress_at = self._loop.time()
         if self._drained is not None and not self._drained.done():
             self._drained.set_result(None)
 
     def watch(self, now: float) -> None:
-        """Ends what takes too long: a write without progress, an idle connection, a head, the rest of a request."""
+        """Enforces the time limits: a write without progress, an idle connection, a head, the rest of a request."""
         unsent = self._transport.get_write_buffer_size()
         if unsent and unsent >= self._unsent_before:
             if now - self._progress_at >= self._connections.limits.send_seconds:
-                log.info("A connection was reset: its client takes nothing of an answer")
+                log.info("A connection was reset: its client does not read the answer")
                 return self.give_up("send_timeout")
         else:
             self._progress_at = now
@@ -122,7 +122,7 @@ class ClientWriter:
         return None
 
     def stalled(self, now: float) -> bool:
-        """Whether the client has taken nothing for a while."""
+        """Whether the client has read nothing for a while."""
         return self._write_paused and now - self._progress_at >= STALLED_SECONDS
 
     def give_up(self, reason: str) -> None:
@@ -130,8 +130,8 @@ class ClientWriter:
         self._connections.ended[reason] += 1
         self.abort()
 
-    def make_room(self) -> None:
-        """Closes the connection, which idles."""
+    def close_idle(self) -> None:
+        """Closes the idle connection."""
         self.abort()
 
     async def _drain(self) -> None:

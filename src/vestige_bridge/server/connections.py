@@ -1,7 +1,7 @@
-"""All connections of clients: how many there may be, which one makes room for another, and how long each may idle.
+"""All connections of clients: their limit, which idle one is closed at the limit, and their idle times.
 
-Invariant: a connection with a request in flight is never closed for room, and strangers never keep out a client with a
-token. One timer watches the times of all connections.
+Invariant: a connection with a request in flight is never closed for another, and unauthenticated connections never keep
+out a client with a token. One timer checks the times of all connections.
 """
 
 from __future__ import annotations
@@ -18,38 +18,38 @@ from vestige_bridge.upstream.answer_budget import AnswerBudget
 log = logging.getLogger(__name__)
 
 TICK_SECONDS: Final = 0.5
-"""How often the times of the connections are looked at."""
+"""How often the times of the connections are checked."""
 
 STRANGER_IDLE_SECONDS: Final = 75.0
-"""How long a connection may idle that carried no authenticated request: longer than load balancers usually wait."""
+"""How long a connection without an authenticated request may be idle: longer than load balancers usually wait."""
 
 HEAD_SECONDS: Final = 30.0
-"""How long a head may take from its first byte."""
+"""Time limit for a head from its first byte."""
 
 LINGER_SECONDS: Final = 2.0
-"""How long the rest of a request is read and dropped after its answer."""
+"""Time limit for reading and dropping the rest of a request after its answer."""
 
 STALLED_SECONDS: Final = 1.0
-"""A client that takes nothing for as long makes no progress."""
+"""A client that reads nothing for this long makes no progress."""
 
 ARRIVING_HEADS_BYTES: Final = 16_777_216
-"""How many bytes of incomplete heads all connections together may hold."""
+"""Maximum bytes of incomplete heads in all connections."""
 
 RESERVED_DESCRIPTORS: Final = 64
 """Descriptors for listeners, files, and connections that are being accepted or closed."""
 
 MOST: Final = 8_192
-"""The most connections, however many descriptors there are."""
+"""Maximum number of connections, however many descriptors there are."""
 
 ENDED: Final = ("send_timeout", "unsent_bytes")
-"""Why an answer that its client did not read is ended."""
+"""Reasons for ending an answer that its client did not read."""
 
 
 class WatchedConnection(Protocol):
-    """What the watch sees of a connection.
+    """A connection with time limits.
 
     Attributes:
-        principal: the principal of its last authenticated request; ``None`` for a stranger.
+        principal: the principal of its last authenticated request; ``None`` without one.
         idle_since: when its last request ended, in seconds of the event loop's clock; ``None`` with one in flight.
     """
 
@@ -57,20 +57,20 @@ class WatchedConnection(Protocol):
     idle_since: float | None
 
     def watch(self, now: float) -> None:
-        """Ends what takes too long."""
+        """Enforces its time limits."""
 
-    def make_room(self) -> None:
-        """Closes the connection, which idles."""
+    def close_idle(self) -> None:
+        """Closes the idle connection."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What a connection may take.
+    """The limits on connections.
 
     Attributes:
-        connections: how many connections there may be.
-        keep_alive_seconds: how long one may idle that carried an authenticated request.
-        send_seconds: how long a client may take nothing of an answer that waits for it.
+        connections: the maximum number of connections.
+        keep_alive_seconds: how long one may be idle after an authenticated request.
+        send_seconds: how long a client may read nothing of an answer.
     """
 
     connections: int
@@ -79,10 +79,10 @@ class Limits:
 
 
 def connection_limit(upstream_connections: int) -> int:
-    """How many connections of clients the process's descriptors allow, upstream's and a reserve set apart.
+    """The maximum number of client connections by the process's descriptors, less those for upstream and a reserve.
 
     Parameters:
-        upstream_connections: how many connections to upstream there may be.
+        upstream_connections: the maximum number of connections to upstream.
     """
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
@@ -95,16 +95,16 @@ class Connections:
     """The connections of all clients.
 
     Parameters:
-        limits: what they may take.
+        limits: their limits.
         held: the budget for large answers.
 
     Attributes:
-        limits: what they may take.
+        limits: their limits.
         held: the budget for large answers.
-        closed_for_room: how many idle connections were closed to make room.
+        closed_for_room: how many idle connections were closed for new ones.
         refused: how many connections were answered 503, because all others were busy.
         ended: how many answers were ended because their client did not read them, by reason.
-        head_bytes: how many bytes of incomplete heads are held.
+        head_bytes: the bytes of incomplete heads.
     """
 
     def __init__(self, limits: Limits, held: AnswerBudget) -> None:
@@ -120,21 +120,21 @@ class Connections:
 
     @property
     def open(self) -> int:
-        """How many connections there are."""
+        """The number of connections."""
         return len(self._all)
 
     @property
     def heads_fit(self) -> bool:
-        """Whether the incomplete heads are within their bound."""
+        """Whether the incomplete heads are within their limit."""
         return self.head_bytes <= ARRIVING_HEADS_BYTES
 
     def admit(self, connection: WatchedConnection) -> bool:
-        """Takes a new connection in, and closes one that idles if there are too many.
+        """Adds a new connection, and closes an idle one if there are too many.
 
         Returns:
-            Whether there is room; if not, the connection is to be refused and closed.
+            Whether it is within the limit; if not, the caller must reject and close it.
         """
-        fits = len(self._all) < self.limits.connections or self._make_room()
+        fits = len(self._all) < self.limits.connections or self._close_longest_idle()
         if not fits:
             self.refused += 1
         self._all.add(connection)
@@ -143,7 +143,7 @@ class Connections:
         return fits
 
     def forget(self, connection: WatchedConnection) -> None:
-        """Lets a closed connection go."""
+        """Removes a closed connection."""
         self._all.discard(connection)
         self._strangers.pop(connection, None)
         if not self._all and self._timer is not None:
@@ -151,21 +151,21 @@ class Connections:
             self._timer = None
 
     def stranger_idles(self, connection: WatchedConnection) -> None:
-        """Takes note that a connection without an authenticated request idles from now on."""
+        """Records that a connection without an authenticated request is idle from now on."""
         self._strangers[connection] = None
 
     def stranger_busy(self, connection: WatchedConnection) -> None:
-        """Takes note that such a connection has a request, or is no stranger's any more."""
+        """Records that such a connection has a request, or is authenticated now."""
         self._strangers.pop(connection, None)
 
-    def _make_room(self) -> bool:
-        """Closes the stranger that idles longest, or else the longest idle one of the principal with the most."""
+    def _close_longest_idle(self) -> bool:
+        """Closes the longest idle unauthenticated connection, or else that of the principal with the most."""
         victim = next(iter(self._strangers), None) or self._longest_idle()
         if victim is None:
             return False
         self.closed_for_room += 1
         self.forget(victim)
-        victim.make_room()
+        victim.close_idle()
         return True
 
     def _longest_idle(self) -> WatchedConnection | None:

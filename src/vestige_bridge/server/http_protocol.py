@@ -2,11 +2,11 @@
 
 Invariants:
 
-- The parser's events decide what is head, body and trailer. No byte is searched for, and none of a body is changed.
+- The parser's events delimit head, body and trailer. The bridge does not search bytes, and does not change a body.
 - One request at a time. Bytes that follow a request before its answer is complete are dropped unparsed, nothing more is
   read, and the connection is closed after that answer (section 9.3.2).
 - A connection is used again only if its request was read to the end.
-- What a client can have held is bounded before it has shown a token: one read, one head, and an idle connection's time.
+- The memory of a client is bounded before it sends a token: one read, one head, and an idle connection's time.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ from vestige_bridge.server.request_cycle import CONTINUE, STATUS_LINES, RequestC
 log = logging.getLogger(__name__)
 
 HEAD_LIMIT_BYTES: Final = 65_536
-"""How many bytes may come without becoming a head, a part of a body, or the end of one."""
+"""Maximum bytes that may arrive without completing a head, a part of a body, or the end of one."""
 
 READ_BYTES: Final = 65_536
-"""The most that is read at a time."""
+"""Maximum bytes of one read."""
 
 BODY_BUFFER_BYTES: Final = 65_536
-"""How much of a body is held before the application asks for it; then reading stops."""
+"""Maximum bytes of a body that are kept before the application asks for them; then reading stops."""
 
 LINGER_BYTES: Final = 262_144
-"""How much is read and dropped before a connection is closed, so that its client sees the answer."""
+"""Maximum bytes that are read and dropped before a connection is closed, so that its client gets the answer."""
 
 
 class _FollowingBytes(Exception):
@@ -58,13 +58,13 @@ class HttpProtocol(ClientWriter, asyncio.BufferedProtocol):
     """One connection of a client.
 
     Parameters:
-        config: uvicorn's configuration, which has the application.
+        config: uvicorn's configuration, with the application.
         server_state: uvicorn's record of connections, tasks and default headers.
         app_state: the state of the lifespan.
-        connections: the record of all connections and their limits.
+        connections: all connections and their limits.
 
     Attributes:
-        principal: the principal of the last authenticated request; ``None`` for a stranger.
+        principal: the principal of the last authenticated request; ``None`` without one.
         idle_since: when the last request ended, in seconds of the event loop's clock; ``None`` with one in flight.
     """
 
@@ -121,10 +121,10 @@ class HttpProtocol(ClientWriter, asyncio.BufferedProtocol):
         self._lingered_bytes = 0
         self._reading_paused = False
 
-    # What the transport calls.
+    # Called by the transport.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begins to wait for the first head, or refuses the connection if there is no room for it."""
+        """Waits for the first head, or rejects the connection if the limit is reached."""
         self._transport = cast("asyncio.Transport", transport)
         self._progress_at = self._loop.time()
         self._server_state.connections.add(self)  # type: ignore[arg-type]
@@ -142,7 +142,7 @@ class HttpProtocol(ClientWriter, asyncio.BufferedProtocol):
         self._idle()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tells the application that its client left."""
+        """Notifies the application that its client disconnected."""
         self._closing = True
         self._server_state.connections.discard(self)
         self._connections.forget(self)
@@ -152,16 +152,16 @@ class HttpProtocol(ClientWriter, asyncio.BufferedProtocol):
         self.resume_writing()
 
     def eof_received(self) -> None:
-        """Closes the connection: a client that closes its side has left, and clients cancel a request that way."""
+        """Closes the connection: a client that closes its side has disconnected, which cancels its request."""
         if self._cycle is not None:
             self._cycle.leave()
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        """The one buffer that all connections read into; it is parsed before anything else is read."""
+        """The one buffer that all connections read into; it is parsed before the next read."""
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Parses what came, or drops it where it is no longer wanted."""
+        """Parses the bytes, or drops them if they are no longer needed."""
         if self._closing:
             return None
         if self._lingering:
@@ -178,10 +178,10 @@ class HttpProtocol(ClientWriter, asyncio.BufferedProtocol):
             self._wait_for_more()
         return None
 
-    # What the parser calls.
+    # Called by the parser.
 
     def on_message_begin(self) -> None:
-        """Prepares for a head; stops the parser where a request is still to be answered."""
+        """Prepares for a head; stops the parser if a request is not answered yet."""
         if self._cycle is not None:
             raise _FollowingBytes
         self._fields = []
@@ -189,13 +189,13 @@ class HttpProtocol(ClientWriter, asyncio.BufferedProtocol):
         self._in_head = True
 
     def on_url(self, url: bytes) -> None:
-        """Takes the request target, or a part of it."""
+        """Stores the request target, or a part of it."""
         self._target += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Takes a header field; trailers are dropped (RFC 9110, section 6.5.1).
+        """Stores a header field; trailers are dropped (RFC 9110, section 6.5.1).
 
-        The parser leaves the white space behind a value (RFC 9112, section 5.1).
+        The parser keeps the white space after a value (RFC 9112, section 5.1).
         """
         if self._in_head:
             self._fields.append((name.lower(), value.rstrip(b" \t")))
@@ -206,7 +206,7 @@ class HttpProtocol(ClientWriter, asyncio.BufferedProtocol):
         """Starts the application for the request.
 
         Errors:
-            BridgeError: the head breaks a rule.
+            BridgeError: the head is not valid.
         """
         self._in_head, self._read_something = False, True
         parser = self._parser
@@ -231,14 +231,14 @@ class HttpProtocol(ClientWriter, asyncio.BufferedProtocol):
         self._begin(cycle, scope)
 
     def on_body(self, body: bytes) -> None:
-        """Hands a piece of the body to the application, or drops it after an early answer."""
+        """Passes a part of the body to the application, or drops it after an early answer."""
         self._read_something = True
         cycle = self._cycle or self._discarding
         if cycle is not None and cycle.take_body(body) > BODY_BUFFER_BYTES:
             self._pause_reading()
 
     def on_message_complete(self) -> None:
-        """Takes note that the request was read to its end; where an upgrade is offered, that is still to come."""
+        """Records that the request was read to its end; if it offers an upgrade, its body is still to come."""
         if self._parser.should_upgrade():
             return
         self._read_something = True
@@ -249,16 +249,16 @@ class HttpProtocol(ClientWriter, asyncio.BufferedProtocol):
             self._discarding = None
             self._idle()
 
-    # What the cycle calls.
+    # Called by the cycle.
 
     @property
     def default_fields(self) -> list[tuple[bytes, bytes]]:
-        """The header fields that every answer has."""
+        """The header fields of every answer."""
         return self._server_state.default_headers
 
     @property
     def following(self) -> bool:
-        """Whether bytes were dropped that followed the request."""
+        """Whether bytes after the request were dropped."""
         return self._following
 
     def future(self) -> asyncio.Future[None]:
@@ -266,13 +266,13 @@ class HttpProtocol(ClientWriter, asyncio.BufferedProtocol):
         return self._loop.create_future()
 
     def expect_body(self, *, send_continue: bool) -> None:
-        """Reads on, for an application that waits for the body."""
+        """Resumes reading, for an application that waits for the body."""
         if send_continue and not self.closing:
             self._transport.write(CONTINUE)
         self._resume_reading()
 
     def authenticate(self, principal: str) -> None:
-        """Takes note that the request carries a valid token."""
+        """Records that the request has a valid token."""
         if self.principal is None:
             self._connections.stranger_busy(self)
         self.principal = principal
@@ -282,7 +282,7 @@ class HttpProtocol(ClientWriter, asyncio.BufferedProtocol):
 
         Parameters:
             cycle: the request.
-            keep_alive: whether its client was told that the connection stays open.
+            keep_alive: whether the answer's head keeps the connection open.
         """
         if self._cycle is not cycle:
             return
@@ -296,10 +296,10 @@ class HttpProtocol(ClientWriter, asyncio.BufferedProtocol):
         self._discarding = cycle
         return self._wait_briefly()
 
-    # What uvicorn calls.
+    # Called by uvicorn.
 
     def shutdown(self) -> None:
-        """Closes the connection, once the request in flight is answered."""
+        """Closes the connection after the request in flight is answered."""
         if self._cycle is None:
             self._closing = True
             self._transport.close()
@@ -328,10 +328,10 @@ class HttpProtocol(ClientWriter, asyncio.BufferedProtocol):
             self._resume_reading()
 
     def _parse(self, data: memoryview) -> None:
-        """Has the parser read; an offer to speak another protocol is ignored (RFC 9110, section 7.8).
+        """Parses bytes; an offered upgrade is ignored (RFC 9110, section 7.8).
 
-        Where an upgrade is offered the parser ends the message at its head. So another parser reads the body; it learns
-        the framing from a head of ours.
+        With an offered upgrade the parser ends the message at its head. Another parser then reads the body; it gets
+        the framing from a head that the bridge generates.
         """
         try:
             return self._parser.feed_data(data)
@@ -346,7 +346,7 @@ class HttpProtocol(ClientWriter, asyncio.BufferedProtocol):
         return None
 
     def _cannot_parse(self, error: Exception) -> None:
-        """Refuses what is not HTTP, unless a request waits for its answer that came before it."""
+        """Rejects invalid HTTP, unless an earlier request still waits for its answer."""
         cause = error if isinstance(error, BridgeError) else error.__context__
         if self._cycle is not None and self._cycle.read_to_end:
             return self._drop_following()
@@ -367,25 +367,25 @@ class HttpProtocol(ClientWriter, asyncio.BufferedProtocol):
         self._pause_reading()
 
     def _wait_for_more(self) -> None:
-        """Bounds the bytes and the time of a head, and the bytes of trailers and chunk extensions."""
+        """Limits the bytes and the time of a head, and the bytes of trailers and chunk extensions."""
         if self._pending_bytes > HEAD_LIMIT_BYTES:
             return self._refuse(HeadTooLarge(f"The head of the request is over the limit of {HEAD_LIMIT_BYTES} bytes."))
         if self._cycle is None and self._discarding is None:
             if self._head_bytes == 0 and self._deadline is not None:
                 self._deadline = min(self._deadline, self._loop.time() + HEAD_SECONDS)
             if not self._count_head(self._pending_bytes):
-                return self._refuse(Overloaded("Too many heads of requests are incomplete."))
+                return self._refuse(Overloaded("Too many request heads are incomplete."))
         return None
 
     def _count_head(self, size: int) -> bool:
-        """Counts the bytes of an incomplete head; returns whether all such heads fit."""
+        """Counts the bytes of an incomplete head; returns whether all such heads are within the limit."""
         if size != self._head_bytes:
             self._connections.head_bytes += size - self._head_bytes
             self._head_bytes = size
         return self._connections.heads_fit
 
     def _refuse(self, error: BridgeError) -> None:
-        """Answers a request that cannot be read, and closes; an answer that has begun is cut instead."""
+        """Answers an invalid request and closes; resets the connection if an answer has begun."""
         cycle, self._cycle = self._cycle, None
         self._discarding = None
         if cycle is not None:
@@ -407,14 +407,14 @@ class HttpProtocol(ClientWriter, asyncio.BufferedProtocol):
             self._linger()
 
     def _linger(self) -> None:
-        """Closes our side, and drops what comes for a while: a reset would take the answer from the client."""
+        """Closes the sending side, and drops received bytes for a while: a reset could lose the answer."""
         self._lingering = True
         self._count_head(0)
         self._transport.write_eof()
         self._wait_briefly()
 
     def _wait_briefly(self) -> None:
-        """Reads on for a while; the connection can be closed for another one meanwhile."""
+        """Reads for a while; the connection may be closed for another one meanwhile."""
         self.idle_since = now = self._loop.time()
         self._deadline = now + LINGER_SECONDS
         if self.principal is None:
@@ -439,7 +439,7 @@ class HttpProtocol(ClientWriter, asyncio.BufferedProtocol):
 
 
 class _BodyEvents:
-    """What a parser calls that reads only a body, after a head that offered an upgrade."""
+    """The callbacks of a parser that reads only a body, after a head that offered an upgrade."""
 
     def __init__(self, connection: HttpProtocol) -> None:
         self._begun = False
@@ -447,7 +447,7 @@ class _BodyEvents:
         self.on_message_complete = connection.on_message_complete
 
     def on_message_begin(self) -> None:
-        """Passes over the head of ours; nothing may follow the body."""
+        """Accepts the generated head; nothing may follow the body."""
         if self._begun:
             raise _FollowingBytes
         self._begun = True

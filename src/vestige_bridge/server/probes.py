@@ -1,6 +1,6 @@
-"""What probes ask: does the process run, is the connection to Vestige there, does Vestige really answer.
+"""The probes: whether the process runs, whether Vestige is connected, and whether it answers.
 
-Invariant: nobody without a token can load Vestige, and ``/readyz`` and ``/livez`` never wait for anything.
+Invariant: requests without a token cannot load Vestige, and ``/readyz`` and ``/livez`` never wait.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from vestige_bridge.session.monitor import Monitor
 from vestige_bridge.session.session import Session
 
 SHARED_SECONDS: Final = 1.0
-"""How long the answer to one deep check serves everybody who asks."""
+"""How long the result of one deep check is used for all requests."""
 
 
 class Probes:
     """``/health``, ``/readyz`` and ``/livez``.
 
     Parameters:
-        session: the held session.
-        dispatcher: sees the messages of clients through.
-        monitor: what is known of the connection.
+        session: the shared session.
+        dispatcher: sends the messages of clients.
+        monitor: the state of the connection.
     """
 
     def __init__(self, session: Session, dispatcher: Dispatcher, monitor: Monitor) -> None:
@@ -41,7 +41,7 @@ class Probes:
         self._deep_check_at = 0.0
 
     async def close(self) -> None:
-        """Ends a deep check that is under way."""
+        """Ends a deep check in progress."""
         await self._tasks.close()
 
     async def livez(self, request: Request) -> Response:
@@ -49,7 +49,7 @@ class Probes:
         return json_response({"status": "alive"})
 
     async def readyz(self, request: Request) -> Response:
-        """200 when the last thing heard of Vestige was an answer, otherwise 503; from memory."""
+        """200 if the last outcome was an answer from Vestige, otherwise 503; sends no request."""
         ready = self._monitor.ready and not self._dispatcher.draining
         health = self._monitor.health
         return json_response(
@@ -64,7 +64,7 @@ class Probes:
         )
 
     async def health(self, request: Request) -> Response:
-        """200 when Vestige just listed its tools, otherwise 503."""
+        """200 if Vestige now lists its tools, otherwise 503."""
         now = time.monotonic()
         if self._deep_check is None or (self._deep_check.done() and now - self._deep_check_at >= SHARED_SECONDS):
             self._deep_check_at = now
@@ -93,7 +93,7 @@ class Probes:
         return True
 
     async def _renewed(self) -> bool:
-        """Whether Vestige answers on a new session, after the check found the old one lost."""
+        """Whether Vestige answers on a new session after the check found that the old one is lost."""
         try:
             await self._session.connected()
         except BridgeError:

@@ -1,4 +1,4 @@
-"""The bridge as a process: its listening sockets, signals, and the drain between them."""
+"""The bridge as a process: its listening sockets, signals, and graceful shutdown (drain)."""
 
 from __future__ import annotations
 
@@ -30,25 +30,25 @@ from vestige_bridge.upstream.answer_budget import AnswerBudget
 log = logging.getLogger(__name__)
 
 FLUSH_SECONDS: Final = 5
-"""How long answers that are complete may take to reach slow clients when the bridge stops."""
+"""The time limit for sending complete answers to slow clients when the bridge stops."""
 
 LARGE_BLOCK_BYTES: Final = 2_097_152
-"""The size from which a block of memory goes back to the system as soon as it is free."""
+"""The size from which freed memory is returned to the operating system at once."""
 
 _MMAP_THRESHOLD: Final = -3
 _TRIM_THRESHOLD: Final = -1
 
 BACKLOG: Final = 2048
-"""How many connections may wait to be accepted."""
+"""The length of the queue of connections to accept."""
 
 GARBAGE_THRESHOLDS: Final = (20_000, 20, 100)
-"""How often the collector of cyclic garbage looks: a request makes none, so the usual 700 objects are far too few.
+"""Thresholds of the cyclic garbage collector: a request creates no cycles, so the default of 700 objects is too low.
 
-With those, and all that the start made looked at again and again, a request costs 1.1 times the CPU time.
+With the defaults, and with the start-up objects included in each collection, a request costs 1.1 times the CPU time.
 """
 
 METRICS_CONNECTIONS: Final = 64
-"""How many connections the metrics' listener takes."""
+"""Maximum number of connections of the metrics' listener."""
 
 
 class Server(uvicorn.Server):
@@ -60,7 +60,7 @@ class Server(uvicorn.Server):
         self._stopping = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begins the drain."""
+        """Starts the drain."""
         if self._stopping:
             signal.signal(sig, signal.SIG_DFL)
             signal.raise_signal(sig)
@@ -68,9 +68,9 @@ class Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Handles two signals more: SIGHUP starts the drain, and SIGUSR1 opens the audit log's file again.
+        """Handles two more signals: SIGHUP starts the drain, and SIGUSR1 reopens the audit log's file.
 
-        SIGHUP stays ignored where the process was started with it ignored, as nohup does.
+        SIGHUP stays ignored if the process was started with it ignored, as nohup does.
         """
         with super().capture_signals():
             before = signal.getsignal(signal.SIGHUP)
@@ -84,13 +84,13 @@ class Server(uvicorn.Server):
                 signal.signal(signal.SIGUSR1, before_reopening)
 
     def _reopen_audit(self, sig: int, frame: FrameType | None) -> None:
-        """Opens the audit log's file again, after another program has moved it; does nothing without an audit log."""
+        """Reopens the audit log's file after another program has moved it; does nothing without an audit log."""
         audit: AuditLog | None = self._app.state.audit
         if audit is not None:
             audit.writer.reopen()
 
     async def on_tick(self, counter: int) -> bool:
-        """Drains when a signal has come, then stops."""
+        """Drains after a signal, then stops."""
         if self._stopping:
             await self._app.state.drain()
             self.should_exit = True
@@ -98,11 +98,11 @@ class Server(uvicorn.Server):
 
 
 class MetricsServer(uvicorn.Server):
-    """A server beside the other, which is the one that signals are for."""
+    """The second server; signals are for the first."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Captures none."""
+        """Handles no signals."""
         yield
 
 
@@ -111,13 +111,13 @@ def serve(settings: Settings, warnings: Sequence[str] = ()) -> int:
 
     Parameters:
         settings: the settings.
-        warnings: what the log says first.
+        warnings: warnings to log first.
 
     Returns:
-        The exit status: 0 after a drain, 1 when it could not listen.
+        The exit status: 0 after a drain, 1 if it could not listen.
 
     Errors:
-        SettingsError: the settings point to something that is of no use.
+        SettingsError: a setting names something that cannot be used.
     """
     handler = logs.configure(settings.logging_level, settings.log_format)
     for warning in warnings:
@@ -142,7 +142,7 @@ def serve(settings: Settings, warnings: Sequence[str] = ()) -> int:
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
     async def run() -> None:
-        # What lives now lives as long as the process: it need not be looked through for garbage again and again.
+        # The objects that exist now live as long as the process, so collections need not include them.
         gc.collect()
         gc.freeze()
         gc.set_threshold(*GARBAGE_THRESHOLDS)
@@ -156,7 +156,7 @@ def serve(settings: Settings, warnings: Sequence[str] = ()) -> int:
 
 @asynccontextmanager
 async def _metrics_served(app: Starlette, settings: Settings, listener: socket.socket | None) -> AsyncIterator[None]:
-    """Serves the metrics while the context lasts, where they have a listener."""
+    """Serves the metrics within the context, if they have a listener."""
     if listener is None:
         yield
         return
@@ -171,10 +171,10 @@ async def _metrics_served(app: Starlette, settings: Settings, listener: socket.s
 
 
 def _give_large_blocks_back() -> None:
-    """Has the C library return the memory of large answers at once.
+    """Makes the C library return the memory of large answers at once.
 
-    glibc's ``malloc`` takes the first large block that is freed as a sign to keep all that come, unless its thresholds
-    are fixed (mallopt(3)). Other C libraries have no such function, or do nothing in it.
+    After the first large block is freed, glibc's ``malloc`` keeps later ones, unless its thresholds are fixed
+    (mallopt(3)). In other C libraries the function does not exist or does nothing.
     """
     with suppress(OSError, AttributeError):
         library = ctypes.CDLL(None)
@@ -183,15 +183,15 @@ def _give_large_blocks_back() -> None:
 
 
 def _listen(host: str, port: int, variable: str) -> socket.socket:
-    """A socket that listens.
+    """Opens a listening socket.
 
     Parameters:
         host: the address.
         port: the port; 0 takes a free one.
-        variable: the setting that chose the port.
+        variable: the setting with the port.
 
     Errors:
-        OSError: it cannot, in a sentence that names the setting.
+        OSError: it failed; the message names the setting.
     """
     try:
         if host == "::":
@@ -199,7 +199,7 @@ def _listen(host: str, port: int, variable: str) -> socket.socket:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
-        # The system's own words: Python adds the address as it spells it.
+        # The operating system's text: Python's adds the address in another form.
         reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
         raise OSError(
             f"Cannot listen on {host} port {port}: {reason}. Choose another VESTIGE_BRIDGE_HOST or {variable}."
@@ -207,10 +207,10 @@ def _listen(host: str, port: int, variable: str) -> socket.socket:
 
 
 def _listen_on_both_families(port: int) -> socket.socket:
-    """A socket that listens on every address, IPv6 and IPv4; where the system has no IPv6, on every IPv4 address.
+    """Opens a socket that listens on every address, IPv6 and IPv4; without IPv6, on every IPv4 address.
 
     Errors:
-        OSError: it cannot.
+        OSError: it failed.
     """
     if not socket.has_dualstack_ipv6():
         return socket.create_server(("0.0.0.0", port), backlog=BACKLOG)  # noqa: S104 - `::` asks for it
@@ -227,7 +227,7 @@ def _metrics_connections(settings: Settings) -> Connections:
 
 
 def _protocol(connections: Connections) -> type[asyncio.Protocol]:
-    """What uvicorn makes for each connection; all read into one buffer, one after another."""
+    """The protocol factory for uvicorn; all connections read into one buffer, one after another."""
     buffer = memoryview(bytearray(READ_BYTES))
 
     def build(
@@ -242,11 +242,11 @@ def _protocol(connections: Connections) -> type[asyncio.Protocol]:
 
 
 def build_config(app: Starlette, connections: Connections, lifespan: Literal["on", "off"]) -> uvicorn.Config:
-    """How an app is served.
+    """The uvicorn configuration of an application.
 
     Parameters:
-        app: the app.
-        connections: the record of its clients' connections.
+        app: the application.
+        connections: the connections of its clients.
         lifespan: whether it has one.
     """
     return uvicorn.Config(

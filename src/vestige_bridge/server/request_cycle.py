@@ -1,6 +1,6 @@
 """One HTTP request and its answer: the ``receive`` and ``send`` of an ASGI application (ASGI 3, HTTP).
 
-Invariant: an answer is framed as it says, or its connection is reset; its head and its first bytes leave in one piece.
+Invariant: an answer has the length that its head says, or its connection is reset; head and first bytes are one write.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from vestige_bridge.upstream.answer_budget import LARGE_BYTES
 log = logging.getLogger(__name__)
 
 DISCARD_BYTES: Final = 65_536
-"""How much of a body may still come after its answer for the connection to be used again."""
+"""How much of a body may arrive after its answer so that the connection is used again."""
 
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 STATUS_LINES: Final = {it.value: f"HTTP/1.1 {it.value} {it.phrase}\r\n".encode() for it in HTTPStatus}
@@ -30,38 +30,38 @@ _BODILESS: Final = frozenset({204, 304})
 
 
 class RequestConnection(Protocol):
-    """The connection that a request came on."""
+    """The connection of a request."""
 
     @property
     def closing(self) -> bool:
-        """Whether it is closed or about to be."""
+        """Whether it is closed or closing."""
 
     @property
     def default_fields(self) -> list[tuple[bytes, bytes]]:
-        """The header fields that every answer has."""
+        """The header fields of every answer."""
 
     @property
     def following(self) -> bool:
-        """Whether bytes were dropped that followed the request."""
+        """Whether bytes after the request were dropped."""
 
     @property
     def write_paused(self) -> bool:
-        """Whether the client reads more slowly than it is written to."""
+        """Whether the client reads more slowly than the bridge writes."""
 
     def future(self) -> asyncio.Future[None]:
         """A future of the event loop."""
 
     def expect_body(self, *, send_continue: bool) -> None:
-        """Reads on, for an application that waits for the body."""
+        """Resumes reading, for an application that waits for the body."""
 
     def authenticate(self, principal: str) -> None:
-        """Takes note that the request carries a valid token."""
+        """Records that the request has a valid token."""
 
     def write(self, data: bytes) -> None:
-        """Writes bytes that belong together in one piece."""
+        """Writes bytes at once."""
 
     async def write_slowly(self, start: bytes, body: bytes, end: bytes) -> None:
-        """Writes as the client reads."""
+        """Writes at the speed at which the client reads."""
 
     def answered(self, cycle: RequestCycle, *, keep_alive: bool) -> None:
         """Ends the request."""
@@ -71,21 +71,21 @@ class RequestConnection(Protocol):
 
 
 class RequestCycle:
-    """One request on a connection and its answer: what the application receives and sends (ASGI 3, HTTP).
+    """One request on a connection and its answer: the ASGI ``receive`` and ``send`` (ASGI 3, HTTP).
 
     Parameters:
         connection: the connection.
-        framing: where the body ends.
+        framing: the framing of the body.
         method: the method.
-        chunks: whether the client knows chunked answers.
+        chunks: whether the client supports chunked answers.
         keep_alive: whether the client wants to use the connection again.
 
     Attributes:
-        framing: where the body ends.
+        framing: the framing of the body.
         keep_alive: whether the connection may be used again.
         read_to_end: whether the request was read to its end.
         started: whether the answer has begun.
-        parser_replaced: whether another parser than the usual one reads the body.
+        parser_replaced: whether another parser reads the body.
     """
 
     __slots__ = (
@@ -131,19 +131,19 @@ class RequestCycle:
         self._answered = False
         self._left = False
 
-    # What the application uses.
+    # Called by the application.
 
     @property
     def client_left(self) -> bool:
-        """Whether the client is gone."""
+        """Whether the client has disconnected."""
         return self._left or self._connection.closing
 
     def authenticated(self, principal: str) -> None:
-        """Takes note that the request carries a valid token, so that the connection may idle for longer."""
+        """Records that the request has a valid token, so that the connection may be idle for longer."""
         self._connection.authenticate(principal)
 
     def whole_body(self) -> bytes | None:
-        """The body, if it has come whole by now; ``None`` if it is to be received."""
+        """The body, if it is complete; ``None`` if the rest must be received."""
         if not self.read_to_end or self._left:
             return None
         self._delivered = True
@@ -151,7 +151,7 @@ class RequestCycle:
         return bytes(body)
 
     async def run(self, app: ASGIApp, scope: Scope) -> None:
-        """Runs the application, and answers for it where it fails."""
+        """Runs the application, and sends an error if it fails."""
         try:
             await app(scope, self.receive, self.send)
         except asyncio.CancelledError:
@@ -163,11 +163,11 @@ class RequestCycle:
             return None
         if self.started:
             return self._connection.abort()
-        await error_response(InternalError("The bridge failed; its log says why."))(scope, self.receive, self.send)
+        await error_response(InternalError("The bridge failed; see its log."))(scope, self.receive, self.send)
         return None
 
     async def receive(self) -> Message:
-        """The next piece of the body, or that the client left or was answered."""
+        """The next part of the body, or a disconnect after the client disconnects or the answer ends."""
         while not (self._body or self.read_to_end) or self._delivered:
             if self._left or self._answered:
                 return {"type": "http.disconnect"}
@@ -182,7 +182,7 @@ class RequestCycle:
         return {"type": "http.request", "body": bytes(body), "more_body": not self.read_to_end}
 
     async def send(self, message: Message) -> None:
-        """Sends a part of the answer; what a client that left would get is dropped."""
+        """Sends a part of the answer; drops it if the client has disconnected."""
         if message["type"] == "http.response.start":
             if self.started:
                 raise RuntimeError("the answer has begun already")
@@ -205,10 +205,10 @@ class RequestCycle:
             self._wake()
             connection.answered(self, keep_alive=self.keep_alive)
 
-    # What the connection calls.
+    # Called by the connection.
 
     def take_body(self, piece: bytes) -> int:
-        """Keeps a piece of the body, unless the answer is complete; returns how many bytes are held."""
+        """Stores a part of the body, unless the answer is complete; returns how many bytes are stored."""
         self._body_bytes += len(piece)
         if self._answered or self._left:
             return 0
@@ -222,12 +222,12 @@ class RequestCycle:
         return len(self._body)
 
     def end_body(self) -> None:
-        """Takes note that the request was read to its end."""
+        """Records that the request was read to its end."""
         self.read_to_end = True
         self._wake()
 
     def leave(self) -> None:
-        """Takes note that the client left."""
+        """Records that the client disconnected."""
         self._left = True
         self._wake()
 
@@ -236,7 +236,7 @@ class RequestCycle:
             self._waiter.set_result(None)
 
     def _must_continue(self) -> bool:
-        """Whether the client waits for leave to send the body (RFC 9110, section 10.1.1); it gets that once."""
+        """Whether the client waits for ``100 Continue`` (RFC 9110, section 10.1.1); it is sent once."""
         waits = self.framing.expects_continue and not self.started and self._body_bytes == 0
         if waits:
             self.framing = self.framing._replace(expects_continue=False)
@@ -254,7 +254,7 @@ class RequestCycle:
         return framing.length - self._body_bytes <= DISCARD_BYTES
 
     def _build_head(self, status: int, fields: Iterable[tuple[bytes, bytes]]) -> bytes:
-        """The head of the answer; decides its framing (RFC 9112, section 6.3) and whether the connection stays open."""
+        """The head of the answer; determines its framing (RFC 9112, section 6.3) and whether the connection is kept."""
         self._bodiless = self._method == b"HEAD" or status in _BODILESS
         lines = [STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
         closes = False
@@ -273,11 +273,11 @@ class RequestCycle:
             lines.append(b"connection: close\r\n")
         head = b"".join(lines)
         if not head.count(b"\r") == head.count(b"\n") == len(lines):
-            raise RuntimeError("a header field of the answer is more than a line")
+            raise RuntimeError("a header field of the answer contains a line break")
         return head + b"\r\n"
 
     def _frame(self, body: bytes, *, more: bool) -> tuple[bytes, bytes, bytes]:
-        """What is written for a piece of the body: what precedes it, the piece, and what follows it.
+        """The bytes for a part of the body: those before it, the part, and those after it.
 
         Errors:
             RuntimeError: the answer is longer or shorter than its Content-Length; the connection is reset.

@@ -1,1 +1,1 @@
-"""The held session, and every message that travels on it or on a client's own session."""
+"""The shared session, and all messages that clients send on it or on their own upstream sessions."""

@@ -1,7 +1,7 @@
-"""Attempts at exchanges, and how upstream is made to forget one.
+"""Attempts at exchanges, and how the bridge makes upstream release the id of a cancelled request.
 
-Invariant: every reply on the session is read to its end and never waits for a client, because any of
-them may carry what belongs to another exchange.
+Invariant: every reply on the session is read to its end and never waits for a client, because a reply may contain
+messages of other exchanges.
 """
 
 from __future__ import annotations
@@ -40,23 +40,23 @@ LINGER_SECONDS: Final = 5.0
 """How long a stream may stay open after the exchange that it was opened for has ended."""
 
 MAX_FORGETTING: Final = 256
-"""How many requests upstream may be forgetting at a time; for one more the connection of the oldest is cut."""
+"""Maximum number of requests that upstream is releasing; for one more, the connection of the oldest is closed."""
 
 RESUME_SECONDS: Final = 1.0
-"""How long to wait before a stream is resumed, unless upstream said how long."""
+"""How long to wait before a stream is resumed, unless upstream specified a time."""
 
 SHORTEST_RESUME_SECONDS: Final = 0.05
 LONGEST_RESUME_SECONDS: Final = 30.0
 
 
 class Observer(NamedTuple):
-    """What is called for what concerns a session and not one exchange.
+    """Callbacks for events of a session, as opposed to those of one exchange.
 
     Attributes:
-        answered: an answer has come on the held session.
+        answered: an answer came on the shared session.
         session_opened: the head of a reply names a new session; its answer may take long.
         server_died: the process behind a session has ended.
-        notified: a notification has come that belongs to no exchange.
+        notified: a notification came that belongs to no exchange.
     """
 
     answered: Callable[[], None]
@@ -66,12 +66,12 @@ class Observer(NamedTuple):
 
 
 class Attempts:
-    """The attempts that are being made, on the held session and on clients' own sessions.
+    """The current attempts, on the shared session and on clients' own sessions.
 
     Parameters:
         upstream: the MCP server.
         tasks: owner of the replies to upstream's own requests.
-        observer: who is told what happens.
+        observer: callbacks for session events.
     """
 
     def __init__(self, upstream: Upstream, tasks: Tasks, observer: Observer) -> None:
@@ -85,32 +85,32 @@ class Attempts:
 
     @property
     def forgetting(self) -> int:
-        """How many requests upstream is being told to forget."""
+        """The number of requests that upstream is releasing."""
         return len(self._forgetting)
 
     def open(self, exchange: Exchange) -> None:
-        """Takes an exchange in, so that its client can cancel it."""
+        """Registers an exchange, so that its client can cancel it."""
         self._router(exchange.own).open(exchange)
 
     def close(self, exchange: Exchange) -> None:
-        """Lets an ended exchange go; the reply to its attempt is read on, for the others, but not for long."""
+        """Removes an ended exchange; its reply is still read for the others, for ``LINGER_SECONDS`` at most."""
         self._router(exchange.own).close(exchange)
         attempt = self._by_exchange.get(exchange)
-        # An answer that came on another stream leaves a reply that may never come.
+        # If the answer came on another stream, the end of this reply may never come.
         if attempt is not None and attempt.connection.unfinished:
             self._lingering.start(exchange)
 
     def find(self, caller: Caller, notification: Notification, own: ClientHeldSession | None = None) -> Exchange | None:
-        """The exchange that a ``notifications/cancelled`` means, if exactly one is meant."""
+        """The exchange that a ``notifications/cancelled`` refers to, if it is exactly one."""
         return self._router(own).find(caller, notification)
 
-    def under_way(self, exchange: Exchange) -> HeldSession | None:
-        """The session on which an attempt at the exchange is being made."""
+    def session_of(self, exchange: Exchange) -> HeldSession | None:
+        """The session of the current attempt at the exchange."""
         attempt = self._by_exchange.get(exchange)
         return None if attempt is None else attempt.held
 
     def attempt_now(self, exchange: Exchange, held: HeldSession) -> bool:
-        """Sends the request if a connection is free; returns whether it did."""
+        """Sends the request if a connection is free; returns whether it was sent."""
         connection = self._upstream.take_connection()
         if connection is not None:
             self._begin(exchange, held, connection)
@@ -131,27 +131,27 @@ class Attempts:
         """Ends an attempt whose exchange has ended, and closes its connection."""
         attempt = self._by_exchange.get(exchange)
         if attempt is not None:
-            attempt.cut(UpstreamDisconnected("The exchange had ended and its reply had not."))
+            attempt.cut(UpstreamDisconnected("The exchange ended before its reply."))
 
     async def stop_reading_later(self, exchange: Exchange) -> None:
-        """Reads an attempt whose exchange has ended for as long again as that might have taken."""
+        """Stops reading an attempt of an ended exchange after another full request timeout."""
         await asyncio.sleep(exchange.timeout_seconds)
         self.stop_reading(exchange)
 
     def forget(self, exchange: Exchange, cancelled: bytes | None, timeout_seconds: float) -> None:
-        """Has upstream forget an exchange that is under way and has ended without its answer.
+        """Makes upstream release the id of an exchange that ended without its answer during an attempt.
 
-        The exchange's owner is told when upstream has answered or forgotten it, or the time is over. Until then the
-        reply is read on; after that its connection is cut.
+        ``forgotten`` of the exchange's owner is called when upstream has answered or released it, or after the timeout.
+        Until then the reply is read; after that its connection is closed.
 
         Parameters:
             exchange: the exchange.
             cancelled: the ``notifications/cancelled`` for it; ``None`` to wait for the end of its reply instead.
-            timeout_seconds: how long upstream has: a server that is busy reads nothing meanwhile.
+            timeout_seconds: the time limit; a busy server reads nothing meanwhile.
         """
         attempt, upstream_id = self._by_exchange[exchange], exchange.upstream_id
         if upstream_id is None:
-            raise RuntimeError("an exchange under way has an id")
+            raise RuntimeError("an exchange has an id during an attempt")
         if len(self._forgetting) >= MAX_FORGETTING:
             oldest, given_up = next(iter(self._forgetting.items()))
             given_up.task.cancel()
@@ -159,11 +159,11 @@ class Attempts:
         self._lingering.stop(exchange)
         work = self._forget(exchange, upstream_id, attempt.held, cancelled, timeout_seconds)
         forgetting = self._forgetting[exchange] = _Forgetting(attempt.held, self._tasks.start(work))
-        forgetting.told = cancelled is not None
+        forgetting.notified = cancelled is not None
         forgetting.task.add_done_callback(lambda _: self._end_forgetting(exchange))
 
     def leave(self, held: HeldSession) -> None:
-        """Forgets nothing more on a session that was given up: it ends, and with it what runs there."""
+        """Stops this work on a lost session: its end also ends the requests on it."""
         for forgetting in list(self._forgetting.values()):
             if forgetting.held is held:
                 forgetting.task.cancel()
@@ -176,16 +176,16 @@ class Attempts:
     async def _forget(
         self, exchange: Exchange, upstream_id: int, held: HeldSession, cancelled: bytes | None, timeout_seconds: float
     ) -> None:
-        """Tells upstream that a request was cancelled, and makes it stop waiting for that answer.
+        """Sends upstream a cancellation, and makes supergateway stop waiting for the answer.
 
         A cancelled request gets no answer, and supergateway would count it as pending for ever: it sends the
-        notifications of the whole session to the stream of its oldest pending request. A ``ping`` under the same id
-        is answered at once, and with that answer the id is settled. A server that finds the cancellation and that
-        ``ping`` in one read takes the one for the other's; so another ``ping`` goes between them, whose answer shows
-        that the cancellation was read. Until then the stream of the request is read on, however long that takes: what
-        it brings belongs to others.
+        notifications of the whole session to the stream of its oldest pending request. A ``ping`` with the same id is
+        answered at once, and that answer settles the id. A server that finds the cancellation and that ``ping`` in one
+        read cancels the ``ping``. Another ``ping`` is therefore sent between them; its answer shows that the
+        cancellation was read. Until then the stream of the request is read without a time limit of its own: its
+        messages belong to other exchanges.
         """
-        # An id that is nobody's: on the held session ids are positive numbers, on a client's own its client's.
+        # An id that no request has: on the shared session ids are positive numbers, on its own the client chooses them.
         unused = str(-upstream_id) if exchange.own is None else f'"vestige-bridge-{upstream_id}"'
         read, settled = build_ping(unused), build_ping(exchange.spelled_upstream_id)
         self._router(held).hold(exchange)
@@ -198,22 +198,22 @@ class Attempts:
                     for message in (cancelled, read, settled):
                         await self.send(message, held, exchange.header_lines, timeout_seconds)
                 except (UpstreamError, SessionLost) as error:
-                    log.debug("Upstream could not be told of a cancelled request: %s", error)
+                    log.debug("A cancellation could not be sent to upstream: %s", error)
                     if isinstance(error, SessionLost) or exchange not in self._by_exchange:
                         return
-                    # Its reply shows when it has run to its end.
-                    self._forgetting[exchange].told = False
+                    # The end of its reply shows that it has ended.
+                    self._forgetting[exchange].notified = False
                     await asyncio.Event().wait()
         except TimeoutError:
-            log.debug("Upstream has not forgotten a cancelled request in time")
+            log.debug("Upstream did not release a cancelled request in time")
         finally:
             self._router(held).release(exchange)
 
     async def send(self, message: bytes, held: HeldSession, headers: str, timeout_seconds: float) -> None:
-        """Sends a message that waits for no answer of its own, and hands out whatever comes in return.
+        """Sends a message that expects no answer, and delivers the messages of the reply.
 
         Errors:
-            SessionLost, UpstreamError, BodyTooLarge: it was not taken.
+            SessionLost, UpstreamError, BodyTooLarge: upstream did not accept it.
         """
         connection = self._upstream.take_connection() or await self._upstream.open_connection()
         delivery = _Delivery(self, held)
@@ -222,19 +222,19 @@ class Attempts:
             async with asyncio.timeout(timeout_seconds):
                 failure = await delivery.over
         except BaseException as error:
-            connection.cut(UpstreamDisconnected("Nobody waits for this reply any more."))
+            connection.cut(UpstreamDisconnected("The bridge no longer waits for this reply."))
             if isinstance(error, TimeoutError):
-                raise UpstreamTimeout("Upstream did not take a message in time.") from error
+                raise UpstreamTimeout("Upstream did not accept a message in time.") from error
             raise
         if failure is not None:
             raise failure
 
     async def listen(self, held: HeldSession, position: sse.Position | None) -> sse.Position | None:
-        """Reads the session's own stream, which brings what comes when no request is in flight, until it ends.
+        """Reads the session's own stream until it ends; it carries messages that come while no request is in flight.
 
         Parameters:
             held: the session.
-            position: where the stream is resumed; ``None`` for a new one.
+            position: where to resume the stream; ``None`` for a new one.
 
         Returns:
             Where it can be resumed, if it can.
@@ -249,26 +249,26 @@ class Attempts:
             return stream.position or position
 
     def deliver(self, data: bytes, held: HeldSession, arrived_on: Exchange | None = None) -> None:
-        """Hands a message of upstream's to whom it belongs.
+        """Delivers a message from upstream to its recipient.
 
         Parameters:
             data: the bytes of the message.
             held: the session that it came on.
-            arrived_on: the exchange on whose stream it came, if it was one's.
+            arrived_on: the exchange on whose stream it came, if any.
 
         Errors:
-            UpstreamProtocolError: it is no message.
+            UpstreamProtocolError: it is not a message.
         """
         try:
             routed = self._router(held).route(data, arrived_on)
         except InvalidMessage as error:
-            raise UpstreamProtocolError("Upstream answered something that is not MCP.", detail=error.message) from error
+            raise UpstreamProtocolError("Upstream sent something that is not MCP.", detail=error.message) from error
         if isinstance(routed, Answer):
             if routed.response.failed and routed.response.error == SERVER_DIED:
                 self._cut(routed.call, held)
             else:
                 routed.call.answer(routed.data)
-                # An answer on a client's own session says nothing of the held one.
+                # An answer on a client's own session does not show that the shared session works.
                 if routed.call.own is None:
                     self._observer.answered()
         elif isinstance(routed, Progress):
@@ -279,7 +279,7 @@ class Attempts:
             self._observer.notified(routed.notification)
 
     def session_opened(self, exchange: Exchange, session_id: str) -> None:
-        """Tells of a session as soon as it is there; ends one that nobody waits for any more."""
+        """Reports a session as soon as its id is known; ends it if its exchange has already ended."""
         if exchange.ended:
             version = exchange.request.params.get("protocolVersion")
             asked = version.value if version is not None and version.value in LEGACY_VERSIONS else None
@@ -290,7 +290,7 @@ class Attempts:
             exchange.wake()
 
     def attempt_over(self, attempt: _Attempt, failure: BridgeError | None, position: sse.Position | None) -> None:
-        """Takes note that the reply to an attempt has ended."""
+        """Ends an attempt, or resumes its reply."""
         exchange = attempt.exchange
         if position is not None and attempt.resumable(failure) and self._waited_for(exchange):
             attempt.resuming = self._tasks.start(self._resume(attempt, position))
@@ -299,7 +299,7 @@ class Attempts:
         del self._by_exchange[exchange]
         self._lingering.stop(exchange)
         router = self._router(attempt.held)
-        # A server goes on with what it was sent, and what it tells of it comes on another stream.
+        # The server still runs a request that it received, and sends that request's messages on another stream.
         router.release(exchange, settled=failure is None or not failure.sent)
         if exchange.ended:
             if self._forgetting and (forgetting := self._forgetting.get(exchange)) is not None:
@@ -316,11 +316,11 @@ class Attempts:
         exchange.owner.attempt_failed(exchange, attempt.held, failure)
 
     def _waited_for(self, exchange: Exchange) -> bool:
-        """Whether an answer is still to come: to its client, or to show that upstream has run it."""
+        """Whether an answer is still expected, by the client or to show that upstream has run the request."""
         return not exchange.ended or exchange in self._forgetting
 
     async def _resume(self, attempt: _Attempt, position: sse.Position) -> BridgeError | None:
-        """Reads the rest of a reply that upstream closed, or that was cut (MCP 2025-11-25, resumability)."""
+        """Reads the rest of a reply that upstream closed or that was interrupted (MCP 2025-11-25, resumability)."""
         failure: BridgeError | None = None
         while failure is None and self._waited_for(attempt.exchange):
             seconds = RESUME_SECONDS if position.retry_seconds is None else position.retry_seconds
@@ -334,7 +334,7 @@ class Attempts:
         self.attempt_over(attempt, None if failed else task.result(), None)
 
     async def _read_on(self, attempt: _Attempt, at: sse.Position) -> tuple[sse.Position, BridgeError | None]:
-        """Reads one more part of a reply; returns where the next one begins, or why there is none."""
+        """Reads the next part of a reply; returns the position after it, or why there is none."""
         try:
             async with self._upstream.get(attempt.held.headers, at.event_id) as stream:
                 try:
@@ -343,10 +343,10 @@ class Attempts:
                         if attempt.exchange.ended and attempt.exchange not in self._forgetting:
                             break
                 except UpstreamDisconnected as error:
-                    log.debug("A resumed stream was cut: %s", error)
+                    log.debug("A resumed stream was interrupted: %s", error)
                 return stream.position or at, None
         except UpstreamDisconnected as error:
-            log.debug("A stream was cut before it was resumed: %s", error)
+            log.debug("A stream was interrupted before it was resumed: %s", error)
             return at, None
         except (UpstreamError, SessionLost) as error:
             return at, UpstreamDisconnected(
@@ -361,11 +361,11 @@ class Attempts:
         self._upstream.send(connection, message, held.header_lines + exchange.header_lines, attempt)
 
     def _router(self, held: HeldSession | None) -> Multiplexer[Exchange]:
-        """Who says whose the messages of a session are: a client's own session has a router of its own."""
+        """The router of the session's messages: each client's own session has its own."""
         return held.router if isinstance(held, ClientHeldSession) else self._multiplexer
 
     def _cut(self, exchange: Exchange, held: HeldSession) -> None:
-        """Ends the attempt at an exchange whose answer will not come, because nobody is left to give it."""
+        """Ends the attempt at an exchange whose answer cannot come, because the server process has ended."""
         self._observer.server_died(held)
         attempt = self._by_exchange.get(exchange)
         if attempt is not None:
@@ -373,18 +373,18 @@ class Attempts:
 
 
 class _Forgetting:
-    """A request that upstream is being told to forget."""
+    """A request whose id upstream is releasing."""
 
-    __slots__ = ("held", "task", "told")
+    __slots__ = ("held", "notified", "task")
 
     def __init__(self, held: HeldSession, task: asyncio.Task[None]) -> None:
         self.held = held
         self.task = task
-        self.told = True
+        self.notified = True
 
     def reply_ended(self, *, whole: bool) -> None:
-        """Ends it if nothing more can be learnt: the reply was whole, or cut, and upstream could not be told."""
-        if whole or not self.told:
+        """Ends the wait if the reply was complete, or the cancellation could not be sent."""
+        if whole or not self.notified:
             self.task.cancel()
 
 
@@ -405,11 +405,11 @@ class _Attempt:
         self._given_up = False
 
     def resumable(self, failure: BridgeError | None) -> bool:
-        """Whether the reply was only closed or cut, and not by the bridge."""
+        """Whether the reply was only closed or interrupted, and not by the bridge."""
         return not self._given_up and (failure is None or isinstance(failure, UpstreamDisconnected))
 
     def cut(self, failure: BridgeError) -> None:
-        """Ends the attempt by an error, and its connection with it."""
+        """Ends the attempt with an error, and closes its connection."""
         self._given_up = True
         if self.resuming is not None:
             self.resuming.cancel()
@@ -430,7 +430,7 @@ class _Attempt:
 
 
 class _Delivery:
-    """The receiver of what comes in return for a message that waits for no answer of its own."""
+    """The receiver of the reply to a message that expects no answer."""
 
     def __init__(self, attempts: Attempts, held: HeldSession) -> None:
         self._attempts = attempts

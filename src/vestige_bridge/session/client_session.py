@@ -1,7 +1,6 @@
-"""One client's own upstream session, in per-client mode: whose it is, what is under way on it, and its stream.
+"""One client's own upstream session, in per-client mode: its owner, its use, and its stream.
 
-Invariant: it serves nobody but the principal that opened it, and it is not idle while a request or a stream is under
-way.
+Invariant: only the principal that opened it may use it, and it is not idle while a request or a stream is open on it.
 """
 
 from __future__ import annotations
@@ -30,9 +29,9 @@ class ClientSession:
     """The upstream session of one client (MCP 2025-11-25, basic/transports, session management).
 
     Parameters:
-        principal: whose it is.
-        attempts: where the messages of its stream are delivered.
-        upstream: where its stream comes from.
+        principal: the principal that opened it.
+        attempts: delivers the messages of its stream.
+        upstream: opens its stream.
         tasks: owner of the task that reads the stream.
 
     Attributes:
@@ -43,7 +42,7 @@ class ClientSession:
 
     def __init__(self, principal: str, attempts: Attempts, upstream: Upstream, tasks: Tasks) -> None:
         self.principal = principal
-        self.held = ClientHeldSession(router=PassThrough[Exchange](self._overhear))
+        self.held = ClientHeldSession(router=PassThrough[Exchange](self._inspect))
         self.used_at = 0.0
         self.listening = False
         self._attempts = attempts
@@ -56,7 +55,7 @@ class ClientSession:
         self._position: sse.Position | None = None
 
     def idle_since(self, seconds: float) -> bool:
-        """Whether nothing has been under way on it since that time of the event loop's clock."""
+        """Whether nothing has been open on it since that time of the event loop's clock."""
         return self._in_use == 0 and self.held.router.idle and self.used_at <= seconds
 
     @contextlib.contextmanager
@@ -70,27 +69,27 @@ class ClientSession:
             self.used_at = asyncio.get_running_loop().time()
 
     def named(self, session_id: str, request: Request) -> None:
-        """Takes the id that upstream gave it in reply to an ``initialize``, and the version that this one asks for."""
+        """Stores the id that upstream gave it in reply to an ``initialize``, and the version that was requested."""
         asked = request.params.get("protocolVersion")
         version = asked.value if asked is not None and asked.value in LEGACY_VERSIONS else None
         self.held = replace(self.held, session_id=session_id, protocol_version=version)
 
     def negotiated(self, answered: Answered) -> None:
-        """Takes the version from upstream's InitializeResult: from now on every message carries it."""
+        """Stores the version of upstream's InitializeResult; every later message carries it."""
         result = answered.response.result
         version = result.get("protocolVersion") if isinstance(result, dict) else None
         if version in LEGACY_VERSIONS:
             self.held = replace(self.held, protocol_version=version)
 
     async def listen(self, timeout_seconds: float) -> Listener:
-        """Opens the session's stream; one that its client had open before ends.
+        """Opens the session's stream; an earlier stream of its client ends.
 
         Parameters:
             timeout_seconds: how long upstream may take to open its own.
 
         Errors:
             SessionLost: upstream answered 404, which means that the session is lost, or that it has no streams.
-            UpstreamError: it has no such stream, or did not open it.
+            UpstreamError: upstream has no such stream, or did not open it.
             Overloaded: all streams were ended meanwhile.
         """
         if self.listening:
@@ -107,7 +106,7 @@ class ClientSession:
         return listener
 
     def stop_listening(self, listener: Listener) -> None:
-        """Ends the stream, unless another has taken its place."""
+        """Ends the stream, unless another has replaced it."""
         if listener is self._listener:
             self.end_stream()
 
@@ -120,13 +119,13 @@ class ClientSession:
             self._detach()
 
     def _detach(self) -> None:
-        """Ends the client's stream; what comes from now on waits for the next one, within the bounds of a listener."""
+        """Ends the client's stream; later messages wait for the next one, within the limits of a listener."""
         self._listener.close()
         self._listener = _new_listener()
         self.listening = False
 
     async def _read(self, opened: asyncio.Future[None], timeout_seconds: float) -> None:
-        """Reads upstream's stream to its end, and ends the client's by that."""
+        """Reads upstream's stream to its end, and then ends the client's."""
         failure: BridgeError = Overloaded("All streams were ended; open this one again.")
         try:
             async with contextlib.AsyncExitStack() as exits:
@@ -147,16 +146,16 @@ class ClientSession:
                 self.end_stream()
             if not opened.done():
                 opened.set_exception(failure)
-                # Whoever waited for it may be gone.
+                # Its caller may no longer wait.
                 opened.exception()
 
     async def _open_upstreams(self, exits: contextlib.AsyncExitStack) -> EventStream:
-        """Upstream's stream, resumed behind its last event, so that what upstream kept meanwhile is not lost.
+        """Upstream's stream, resumed after its last event, so that events that upstream stored meanwhile are not lost.
 
         See MCP 2025-11-25, basic/transports, resumability.
 
         Errors:
-            SessionLost, UpstreamError: upstream gives none.
+            SessionLost, UpstreamError: upstream opened none.
         """
         position, self._position = self._position, None
         if position is not None:
@@ -166,7 +165,7 @@ class ClientSession:
                 log.debug("A client's stream could not be resumed: %s", error)
         return await exits.enter_async_context(self._upstream.get(self.held.headers))
 
-    def _overhear(self, message: Notification | Request) -> None:
+    def _inspect(self, message: Notification | Request) -> None:
         self._listener.put(message)
 
 

@@ -1,8 +1,8 @@
-"""The requests and notifications of clients: admission, the window, replays, cancellation and the drain.
+"""Requests and notifications of clients: admission, the window, retries, cancellation and draining.
 
 Invariants: at most ``upstream_concurrency`` messages are with upstream at a time, and at most ``max_in_flight`` are
-admitted. A request is sent again only if it provably was not processed, or if running it twice changes nothing. Where
-there is no more room, the principal with the most requests makes way for one with fewer.
+admitted. A request is sent again only if it provably was not processed, or if it is safe to repeat. At the limit, the
+bridge rejects waiting requests of the principal with the most in flight, if a principal with fewer needs a slot.
 """
 
 from __future__ import annotations
@@ -61,88 +61,88 @@ _NO_HINTS: Final = Tool()
 
 
 class Admission:
-    """Spans among what is in flight, held for messages that have to wait before they can be sent.
+    """Admission slots, reserved for messages that wait before they can be sent.
 
-    A context manager: what was not handed on to a request is released at its end.
+    A context manager: at its end, the slots that no request has taken over are released.
 
     Parameters:
-        release: called with the principal and the number of places that are given back.
-        principal: whose messages they are.
-        places: how many are held.
+        release: called with the principal and the number of released slots.
+        principal: the principal that sent the messages.
+        slots: the number of reserved slots.
     """
 
-    __slots__ = ("_principal", "_release", "places")
+    __slots__ = ("_principal", "_release", "slots")
 
-    def __init__(self, release: Callable[[str, int], None], principal: str, places: int) -> None:
+    def __init__(self, release: Callable[[str, int], None], principal: str, slots: int) -> None:
         self._release = release
         self._principal = principal
-        self.places = places
+        self.slots = slots
 
     def __enter__(self) -> Self:
-        """Holds the places."""
+        """Keeps the slots reserved."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Gives back what is still held."""
-        self.give_back(self.places)
+        """Releases the remaining slots."""
+        self.release(self.slots)
 
-    def give_back(self, places: int) -> None:
-        """Gives places back that are not needed any more."""
-        self.places -= places
-        self._release(self._principal, places)
+    def release(self, slots: int) -> None:
+        """Releases slots that are no longer needed."""
+        self.slots -= slots
+        self._release(self._principal, slots)
 
 
-class _Turn:
-    """A notification that waits for its place in the window.
+class _WaitingNotification:
+    """A notification that waits for a slot of the window.
 
     Parameters:
-        admission: where its place among what is in flight is held.
-        come: done when it may be sent, or when it may not.
+        admission: the reserved admission slot.
+        ready: done when the notification may be sent, or is rejected.
     """
 
-    __slots__ = ("_admission", "_come")
+    __slots__ = ("_admission", "_ready")
 
-    def __init__(self, admission: Admission, come: asyncio.Future[None]) -> None:
+    def __init__(self, admission: Admission, ready: asyncio.Future[None]) -> None:
         self._admission = admission
-        self._come = come
+        self._ready = ready
 
     def __await__(self) -> Generator[Any, None, None]:
-        return self._come.__await__()
+        return self._ready.__await__()
 
     def begin(self) -> None:
-        """Says that it may be sent."""
-        if not self._come.done():
-            self._come.set_result(None)
+        """Lets the waiting task send the notification."""
+        if not self._ready.done():
+            self._ready.set_result(None)
 
     def refuse(self, error: BridgeError) -> None:
-        """Says that it may not; its place is free at once, not when the task that waits here has noticed."""
-        self._admission.give_back(1)
-        if not self._come.done():
-            self._come.set_exception(error)
+        """Rejects the notification; its admission slot is released at once, before the waiting task runs."""
+        self._admission.release(1)
+        if not self._ready.done():
+            self._ready.set_exception(error)
 
 
 class Dispatcher:
-    """Every message of a client that goes to upstream, from its admission to its end.
+    """All messages of clients to upstream, each from its admission to its end.
 
     Parameters:
-        session: the held session.
+        session: the shared session.
         settings: limits and timeouts.
         audit: the audit log; ``None`` for none.
 
     Attributes:
-        window: the places with upstream, and who waits for one.
+        window: the slots of the window, and the messages that wait for one.
         replays: how many times a request was sent again.
-        call_durations: how long upstream took for the calls of tools that it answered.
-        failures: how many requests of clients ended without an answer, by reason.
-        draining: whether new requests are refused.
+        call_durations: how long upstream took for the tool calls that it answered.
+        failures: how many client requests ended without an answer, by reason.
+        draining: whether new requests are rejected.
     """
 
     _loop: asyncio.AbstractEventLoop
 
     def __init__(self, session: Session, settings: Settings, audit: AuditLog | None = None) -> None:
-        self.window: Window[Exchange | _Turn] = Window(settings.upstream_concurrency, self._begin)
+        self.window: Window[Exchange | _WaitingNotification] = Window(settings.upstream_concurrency, self._begin)
         self.replays = 0
         self.call_durations = Durations()
         self.failures = no_failures()
@@ -165,20 +165,20 @@ class Dispatcher:
         self._idle.set()
 
     async def __aenter__(self) -> Self:
-        """Sends nothing until it is asked to."""
+        """Sends nothing."""
         self._loop = asyncio.get_running_loop()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Ends what is still in flight."""
+        """Ends all exchanges in flight."""
         self._stop_in_flight()
         await self._tasks.close()
 
     @property
     def in_flight(self) -> int:
-        """How many requests and notifications of clients are in flight, those that wait included."""
+        """The number of client requests and notifications in flight, including those that wait."""
         return len(self._in_flight) + self._reserved
 
     def request(
@@ -191,28 +191,28 @@ class Dispatcher:
         *,
         own: ClientHeldSession | None = None,
     ) -> Exchange:
-        """Accepts a client's request and sees it through; the exchange says how it goes.
+        """Admits a client's request, and sends it as soon as it has a slot.
 
         Parameters:
             request: any request; ``initialize`` only on a client's own session.
-            caller: whose it is.
-            header_lines: the header lines that go to upstream with it.
-            record: what is known of its HTTP request, its principal's permissions among it.
-            admission: where its place is held already; ``None`` takes one now.
+            caller: the client.
+            header_lines: the client's header lines for upstream.
+            record: the access record of its HTTP request, with the principal's permissions.
+            admission: the reserved admission slot; ``None`` takes one now.
             own: the client's own session, if it has one; it is never renewed.
 
         Errors:
-            Overloaded: there is no room for it.
-            LimitReached: its principal has as many in flight as it may.
+            Overloaded: no admission slot is free.
+            LimitReached: the principal has its maximum in flight.
         """
         exchange = self._open(request, caller, header_lines, record, admission, own=own)
         if self.window.enter(exchange, caller):
-            # Not before all that came in this turn has been read: writes one after the other find upstream awake, and
-            # a request costs a tenth less CPU time than if each were made at once.
+            # Sent after all messages of this event loop iteration are read. Consecutive writes cost 10 % less CPU time
+            # a request than separate ones.
             self._loop.call_soon(self._send, exchange)
         return exchange
 
-    def request_to_hear(
+    def request_notifications(
         self,
         request: Request,
         caller: Caller,
@@ -220,39 +220,39 @@ class Dispatcher:
         record: AccessRecord,
         admission: Admission | None = None,
     ) -> Exchange:
-        """Accepts a client's request to be told of something; it needs no place in the window.
+        """Admits a client's request for notifications; it needs no slot of the window.
 
         Parameters:
             request: the request.
-            caller: whose it is.
+            caller: the client.
             interest: what it asks for.
-            record: what is known of its HTTP request.
-            admission: where its place is held already; ``None`` takes one now.
+            record: the access record of its HTTP request.
+            admission: the reserved admission slot; ``None`` takes one now.
 
         Errors:
-            Overloaded: there is no room for it.
-            LimitReached: its principal has as many in flight as it may.
+            Overloaded: no admission slot is free.
+            LimitReached: the principal has its maximum in flight.
         """
         exchange = self._open(request, caller, "", record, admission)
         self._session.subscriptions.serve(exchange, interest)
         return exchange
 
     def admit(self, record: AccessRecord, messages: int = 1) -> Admission:
-        """Takes places for messages that have to wait before they can be sent, and holds them.
+        """Reserves admission slots for messages that wait before they can be sent.
 
         Parameters:
-            record: what is known of their HTTP request.
-            messages: how many requests and notifications came together.
+            record: the access record of their HTTP request.
+            messages: the number of requests and notifications in it.
 
         Errors:
-            InvalidMessage: they are more than may ever be in flight.
+            InvalidMessage: they are more than the maximum in flight.
             Overloaded: the bridge is draining, or has too many messages in flight.
-            LimitReached: their principal has as many in flight as it may.
+            LimitReached: the principal has its maximum in flight.
         """
         principal = record.authenticated
         if messages > 1:
             self._require_small_batch(record, messages)
-        self._require_room(principal, record, messages)
+        self._require_slots(principal, record, messages)
         self._reserved += messages
         self._count(principal, messages)
         if messages:
@@ -260,15 +260,15 @@ class Dispatcher:
         return Admission(self._release, principal, messages)
 
     def cancel(self, caller: Caller, notification: Notification, own: ClientHeldSession | None = None) -> bool:
-        """Ends the request that a client's ``notifications/cancelled`` means.
+        """Ends the request that a client's ``notifications/cancelled`` refers to.
 
         Parameters:
-            caller: whose notification it is.
+            caller: the client.
             notification: the notification.
-            own: the client's own session, if it came on one.
+            own: the client's own session, if the notification came on it.
 
         Returns:
-            Whether it meant exactly one of that caller's requests in flight.
+            Whether it referred to exactly one of the caller's requests in flight.
         """
         exchange = self._attempts.find(caller, notification, own)
         if exchange is None:
@@ -278,7 +278,7 @@ class Dispatcher:
         return True
 
     def abandon(self, exchange: Exchange, reason: str) -> None:
-        """Ends a request whose client does not want its answer any more.
+        """Ends a request whose client no longer waits for the answer.
 
         Parameters:
             exchange: the request.
@@ -289,10 +289,10 @@ class Dispatcher:
             self._sender.withdraw(exchange, Cancelled("The client cancelled the request."), cancelled)
 
     async def pass_on(self, message: bytes, own: ClientHeldSession, header_lines: str) -> None:
-        """Passes a message on that waits for no answer, on a client's own session.
+        """Forwards a message that expects no answer, on a client's own session.
 
         Errors:
-            SessionLost, UpstreamError, BodyTooLarge: it was not taken.
+            SessionLost, UpstreamError, BodyTooLarge: upstream did not accept it.
         """
         timeout_seconds = self._settings.request_timeout_seconds
         sending = self._tasks.start(self._attempts.send(message, own, header_lines, timeout_seconds))
@@ -300,7 +300,7 @@ class Dispatcher:
         sending.add_done_callback(self._passing_on.discard)
         await asyncio.wait([sending])
         if sending.cancelled():
-            raise UpstreamTimeout("The bridge had to stop before upstream took the message.")
+            raise UpstreamTimeout("The bridge stopped before upstream accepted the message.")
         sending.result()
 
     async def notify(
@@ -311,21 +311,21 @@ class Dispatcher:
         admission: Admission,
         own: ClientHeldSession | None = None,
     ) -> None:
-        """Passes a client's notification on. It takes a place in the window.
+        """Forwards a client's notification. It takes a slot of the window.
 
         Parameters:
             notification: the notification.
-            caller: whose it is.
-            header_lines: the header lines that go to upstream with it.
-            admission: where its place among what is in flight is held.
-            own: the client's own session, if it came on one; it is never renewed.
+            caller: the client.
+            header_lines: the client's header lines for upstream.
+            admission: the reserved admission slot.
+            own: the client's own session, if the notification came on it; it is never renewed.
 
         Errors:
-            Overloaded: it had to make way for another principal's.
+            Overloaded: it was rejected for a message of another principal.
             SessionLost: upstream has ended the client's own session.
-            UpstreamError, BodyTooLarge: it could not be passed on.
+            UpstreamError, BodyTooLarge: upstream did not accept it.
         """
-        turn = _Turn(admission, self._loop.create_future())
+        turn = _WaitingNotification(admission, self._loop.create_future())
         try:
             async with asyncio.timeout(self._settings.request_timeout_seconds):
                 if not self.window.enter(turn, caller):
@@ -334,12 +334,12 @@ class Dispatcher:
                     return await self._notify_on_held(notification, header_lines)
             await self.pass_on(notification.encoded(), own, header_lines)
         except TimeoutError:
-            raise UpstreamTimeout("Upstream did not take a notification in time.") from None
+            raise UpstreamTimeout("Upstream did not accept a notification in time.") from None
         finally:
             self.window.leave(turn)
 
     async def drain(self, timeout_seconds: float) -> None:
-        """Takes no more requests and waits for those in flight; those that do not end in time are answered 504."""
+        """Rejects new requests and waits for those in flight; requests that do not end in time are answered 504."""
         self.draining = True
         self._session.listeners.close()
         with suppress(TimeoutError):
@@ -350,7 +350,7 @@ class Dispatcher:
         self._stop_in_flight()
 
     def repeatable(self, request: Request) -> bool:
-        """Whether running the request twice is as good as once."""
+        """Whether the request may run twice without harm."""
         if request.method == CALL_TOOL:
             return self._session.catalog.tools.get(request.name or "", _NO_HINTS).repeatable
         return request.method in REPEATABLE_METHODS
@@ -365,13 +365,13 @@ class Dispatcher:
         *,
         own: ClientHeldSession | None = None,
     ) -> Exchange:
-        """Takes a request in."""
+        """Admits a request."""
         if admission is None:
             principal = caller.principal
-            self._require_room(principal, record, 1)
+            self._require_slots(principal, record, 1)
             self._in_flight_of[principal] = self._in_flight_of.get(principal, 0) + 1
         else:
-            admission.places -= 1
+            admission.slots -= 1
             self._reserved -= 1
         exchange = Exchange(
             request,
@@ -392,20 +392,20 @@ class Dispatcher:
         self._idle.clear()
         return exchange
 
-    def _release(self, principal: str, places: int) -> None:
-        self._reserved -= places
-        self._count(principal, -places)
+    def _release(self, principal: str, slots: int) -> None:
+        self._reserved -= slots
+        self._count(principal, -slots)
         if not self._in_flight and not self._reserved:
             self._idle.set()
 
     def _require_small_batch(self, record: AccessRecord, messages: int) -> None:
-        """A batch that can never be admitted is no matter of waiting."""
+        """Rejects a batch that is larger than the maximum in flight: it could never be admitted."""
         own = record.permissions.max_in_flight
         most = self._settings.max_in_flight if own is None else min(own, self._settings.max_in_flight)
         if messages > most:
             raise InvalidMessage(f"At most {most} messages of a batch may be in flight; this one has {messages}.")
 
-    def _require_room(self, principal: str, record: AccessRecord, messages: int) -> None:
+    def _require_slots(self, principal: str, record: AccessRecord, messages: int) -> None:
         if self.draining:
             raise _overloaded("The bridge is shutting down.")
         most = record.permissions.max_in_flight
@@ -413,18 +413,18 @@ class Dispatcher:
             raise LimitReached(f"This token may have {most} requests in flight.", RETRY_AFTER_SECONDS)
         excess = len(self._in_flight) + self._reserved + messages - self._settings.max_in_flight
         if excess > 0:
-            self._make_room(principal, messages, excess)
+            self._reject_waiting(principal, messages, excess)
 
-    def _make_room(self, newcomer: str, messages: int, excess: int) -> None:
-        """Refuses the newest waiting requests of those principals that have the most in flight.
+    def _reject_waiting(self, newcomer: str, messages: int, excess: int) -> None:
+        """Rejects the newest waiting requests of the principals that have the most in flight.
 
         Parameters:
-            newcomer: the principal that needs room; only those that have more than it then has make way.
-            messages: for how many messages.
-            excess: how many have to make way.
+            newcomer: the principal that needs slots; only principals that have more in flight lose requests.
+            messages: the number of its messages.
+            excess: the number of requests to reject.
 
         Errors:
-            Overloaded: that many cannot; then nothing was refused.
+            Overloaded: too few requests can be rejected; none was.
         """
         waiting = self.window.waiting
         largest = [(-self._in_flight_of[it], it) for it in waiting if it != newcomer]
@@ -440,31 +440,31 @@ class Dispatcher:
             taken[principal] += 1
             heapq.heapreplace(largest, (in_flight + 1, principal))
         for principal in taken.elements():
-            error = _overloaded("Too many requests of this principal wait, and others need room.")
-            refused = self.window.make_way(principal)
+            error = _overloaded("Too many requests of this principal wait, and another principal needs a slot.")
+            refused = self.window.reject_newest(principal)
             if isinstance(refused, Exchange):
                 refused.fail(error)
             else:
                 refused.refuse(error)
 
     def _count(self, principal: str, messages: int) -> None:
-        """Counts what a principal has in flight."""
+        """Adds to the number of messages that a principal has in flight."""
         in_flight = self._in_flight_of.get(principal, 0) + messages
         if in_flight:
             self._in_flight_of[principal] = in_flight
         else:
             self._in_flight_of.pop(principal, None)
 
-    def _begin(self, following: Exchange | _Turn) -> None:
-        """Sends what got its place after it had to wait."""
+    def _begin(self, following: Exchange | _WaitingNotification) -> None:
+        """Sends a message that waited and now has a slot."""
         if isinstance(following, Exchange):
-            # In a turn of its own, since this one may be the end of many, one after another.
+            # In a separate event loop iteration: many exchanges may end in this one.
             self._loop.call_soon(self._send, following)
         else:
             following.begin()
 
     def _send(self, exchange: Exchange) -> None:
-        """Sends the request on its session; a task waits for that session if there is none."""
+        """Sends the request on its session; if there is no session, a task waits for one."""
         held = exchange.own or self._session.held
         if held is None:
             if not exchange.ended:
@@ -484,9 +484,9 @@ class Dispatcher:
             raise
 
     def _permitted(self, exchange: Exchange) -> bool:
-        """Asks once more, because much may have changed since the request was let in.
+        """Checks permissions again before sending.
 
-        A renewed session may have brought other tools, and the audit log may be one that cannot be written any more.
+        A renewed session may have other tools, and the audit log may have become unwritable.
         """
         try:
             exchange.permissions.require(exchange.request, self._session.catalog.tools)
@@ -498,7 +498,7 @@ class Dispatcher:
         return True
 
     def _ended(self, exchange: Exchange) -> None:
-        """Lets an exchange go, and the next one in the window."""
+        """Closes an exchange and sends the next one in the window."""
         self._sender.close(exchange)
         self._in_flight.remove(exchange)
         principal = exchange.caller.principal
@@ -518,19 +518,19 @@ class Dispatcher:
             self.window.leave(exchange)
 
     def _forgotten(self, exchange: Exchange) -> None:
-        """Gives the place in the window back that an exchange kept after its end."""
+        """Releases the slot that an exchange kept after its end."""
         exchange.forgetting = False
         self.window.leave(exchange)
 
     def _write_down(self, exchange: Exchange, call: AuditedCall) -> None:
-        """Writes the line of a call that has ended into the audit log."""
+        """Writes the line of an ended call into the audit log."""
         if self._audit is None:
             return
         answered, name = exchange.answered, exchange.request.name
         exchange.receipt = self._audit.ended(
             call,
             error=exchange.error,
-            # A call that was accepted before the tools were known is named as soon as they are.
+            # A call that was admitted before the tools were known gets its name here.
             tool=name if name in self._session.catalog.tools else None,
             is_error=None if answered is None else reports_error(answered.data),
             sent=exchange.sent,
@@ -540,18 +540,18 @@ class Dispatcher:
             exchange.receipt.add_done_callback(self._count_unwritten)
 
     def _count_unwritten(self, receipt: asyncio.Future[bool]) -> None:
-        """Counts an answer that its client does not get, because its line could not be written."""
+        """Counts an answer that its client does not get, because its audit line could not be written."""
         if not receipt.cancelled() and not receipt.result():
             self.failures[REASONS[AuditFailed]] += 1
 
     def _attempt_failed(self, exchange: Exchange, held: HeldSession, error: BridgeError) -> None:
-        """Makes another attempt where it can do no harm."""
+        """Makes another attempt if that is safe."""
         if exchange.own is not None and isinstance(error, SessionLost):
             return exchange.fail(NotFound("Upstream has ended this session; send initialize to begin another."))
         if exchange.own is None:
             self._session.note_failure(held, error)
         elif isinstance(error, UpstreamConnectError):
-            # What else happens to one client's session says nothing of the held one.
+            # Other failures on a client's own session do not affect the shared session.
             self._session.report(error)
         if isinstance(error, _REPLAYED):
             harmless = not error.sent or (exchange.repeatable and not exchange.relayed)
@@ -567,17 +567,17 @@ class Dispatcher:
         for sending in self._passing_on:
             sending.cancel()
         for exchange in list(self._in_flight):
-            exchange.fail(UpstreamTimeout("The bridge had to stop before the answer came."))
+            exchange.fail(UpstreamTimeout("The bridge stopped before the answer came."))
 
     async def _notify_on_held(self, notification: Notification, header_lines: str) -> None:
-        """Passes a notification on; a session that is lost is renewed once."""
+        """Forwards a notification; a lost session is renewed once."""
         try:
             with suppress(SessionLost):
                 return await self._notify_once(notification, header_lines)
             await self._notify_once(notification, header_lines)
         except SessionLost as error:
             raise UpstreamUnavailable(
-                "Upstream keeps refusing its own session.",
+                "Upstream rejects its own session again and again.",
                 detail=str(error),
                 data={"outcome": "not_sent", "retryable": True},
             ) from error

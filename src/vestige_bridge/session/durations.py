@@ -1,4 +1,4 @@
-"""A histogram of durations, as Prometheus reads it."""
+"""A histogram of durations in Prometheus' format."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 
 
 
 class Durations:
-    """How long things of one kind took.
+    """The durations of one kind of operation.
 
     Attributes:
-        buckets: how many took at most each bound and more than the one before; the last, more than all bounds.
-        sum_seconds: how long all of them took together.
+        buckets: counts between each bound and the previous one; the last counts values over all bounds.
+        sum_seconds: the sum of all durations.
     """
 
     __slots__ = ("buckets", "sum_seconds")
@@ -24,6 +24,6 @@ class Durations:
         self.sum_seconds = 0.0
 
     def observe(self, seconds: float) -> None:
-        """Counts one more."""
+        """Adds a duration."""
         self.buckets[bisect_left(BUCKETS, seconds)] += 1
         self.sum_seconds += seconds

@@ -1,7 +1,7 @@
-"""One request between its acceptance and its end: its messages and its outcome.
+"""One request from its admission to its end: its messages and its outcome.
 
-Invariant: an exchange ends exactly once, by its answer or by an error, and what it holds for a slow reader
-is bounded. Taking a message in never waits, so that no reader holds up the stream that carries everybody's.
+Invariant: an exchange ends exactly once, by its answer or by an error, and the memory it uses for a slow reader
+is bounded. Adding a message never waits, so that no reader delays a stream that other exchanges share.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from vestige_bridge.mcp.tools import without_tools
 from vestige_bridge.upstream.answer_budget import LARGE_BYTES
 
 PROGRESS_LIMIT_BYTES: Final = 262_144
-"""How many bytes of progress wait for a slow reader; over it the oldest go, since a newer step supersedes them."""
+"""Maximum bytes of progress kept for a slow reader; over it the oldest are dropped: a newer step supersedes them."""
 
 
 class Answered(NamedTuple):
-    """The end of an exchange that got its answer.
+    """The end of an exchange that was answered.
 
     Attributes:
         data: the bytes of the response, with the id that the client gave the request.
@@ -43,7 +43,7 @@ class Answered(NamedTuple):
         """The response, parsed.
 
         Errors:
-            InvalidMessage: it is none.
+            InvalidMessage: it is not a response.
         """
         message = parse_message(self.data.decode())
         if not isinstance(message, Response):
@@ -52,18 +52,18 @@ class Answered(NamedTuple):
 
 
 _TAKEN: Final = Answered(b"", streamed=False)
-"""Stands for an answer that its reader has: a large one is held once, by whoever sends it."""
+"""Replaces an answer that its reader has taken, so that a large answer is in memory once."""
 
 
 class Owner(NamedTuple):
-    """What is called for the exchanges that somebody sees through.
+    """Callbacks for exchanges.
 
     Attributes:
-        repeatable: whether running a request twice is as good as once.
-        progressed: a step of progress has come.
+        repeatable: whether a request may run twice without harm.
+        progressed: a step of progress came.
         ended: the exchange has ended, by its answer or by an error.
-        attempt_failed: an attempt has ended, and the exchange has neither its answer nor another end.
-        forgotten: upstream has answered or forgotten an exchange that ended without its answer, or had its time for it.
+        attempt_failed: an attempt has ended, and the exchange has not.
+        forgotten: upstream has answered or released an exchange that ended without its answer, or its time is over.
     """
 
     repeatable: Callable[[Request], bool]
@@ -74,29 +74,29 @@ class Owner(NamedTuple):
 
 
 class Exchange(Call):
-    """A request between its acceptance and its end.
+    """A request from its admission to its end.
 
     Parameters:
         request: the request as its client wrote it.
-        caller: whose it is.
-        header_lines: the header lines that go to upstream with it besides the session's own.
-        timeout_seconds: how long it may take without an end or a step of progress.
-        owner: who sees it through.
+        caller: its client.
+        header_lines: its header lines for upstream, without the session's own.
+        timeout_seconds: the time limit without an end or a step of progress.
+        owner: the callbacks.
         loop: the event loop.
-        permissions: what its principal may do.
-        own: its client's own upstream session, on which alone it may be sent; ``None`` for the held session.
+        permissions: the permissions of its principal.
+        own: its client's own upstream session, the only one on which it may be sent; ``None`` for the shared session.
 
     Attributes:
-        sent: whether upstream may have seen the request, in any attempt.
+        sent: whether upstream may have received the request, in any attempt.
         sent_at: when the last attempt began, in seconds of ``time.perf_counter``.
         streamed: whether upstream answers in an event stream.
         opened_session_id: the session that the reply opened, for an ``initialize``.
-        relayed: whether the client was sent an event already, so that nothing may be replayed for it.
+        relayed: whether the client already received an event, so that the request must not be sent again.
         replayed: the kinds of failure after which it was sent again.
-        forgetting: whether it ended without its answer and upstream is being told to forget it.
-        driver: the task that waits for a session or a connection, before it can be sent.
-        audited: what the audit log says of it; ``None`` if nothing.
-        receipt: says whether its line in the audit log was written; ``None`` where its answer does not wait for that.
+        forgetting: whether it ended without its answer and upstream is still releasing its id.
+        driver: the task that waits for a session or a connection before it is sent.
+        audited: its audit record; ``None`` if it is not audited.
+        receipt: whether its audit line was written; ``None`` if its answer does not wait for that.
     """
 
     __slots__ = (
@@ -163,7 +163,7 @@ class Exchange(Call):
 
     @property
     def repeatable(self) -> bool:
-        """Whether running it twice is as good as once, as far as is known by now."""
+        """Whether it may run twice without harm, by the tools that are known now."""
         return self.owner.repeatable(self.request)
 
     @property
@@ -178,11 +178,11 @@ class Exchange(Call):
 
     @property
     def outcome(self) -> Outcome:
-        """``not_sent`` when upstream provably never saw the request in any attempt."""
+        """``not_sent`` if upstream provably never received the request."""
         return "unknown" if self.sent else "not_sent"
 
     def take_progress(self, data: bytes) -> None:
-        """Keeps a step of progress for the reader."""
+        """Adds a step of progress for the reader."""
         if self._progress is None:
             self._progress = deque()
         self._progress.append(data)
@@ -193,28 +193,28 @@ class Exchange(Call):
         self.wake()
 
     def drop_progress(self) -> None:
-        """Lets go of the steps of an attempt that failed: another attempt counts them anew."""
+        """Drops the steps of a failed attempt: the next attempt starts from the beginning."""
         self._progress = None
         self._progress_bytes = 0
 
     def answer(self, data: bytes) -> None:
-        """Ends the exchange by its answer, as far as its principal may see it."""
+        """Ends the exchange by its answer, without the tools that are hidden from its principal."""
         if self.permissions is not UNRESTRICTED and self._lists_tools:
             try:
                 data = without_tools(data, None if self.permissions.tools is None else self.permissions.allows_tool)
             except (ValueError, RecursionError, InvalidMessage) as error:
-                # What cannot be read cannot be cut, and is not for a principal with an allow-list as it is.
+                # A list that cannot be parsed cannot be filtered, so a principal with an allow-list must not get it.
                 if self.permissions.tools is not None:
-                    failure = UpstreamProtocolError("Upstream's list of tools cannot be read.", detail=repr(error))
+                    failure = UpstreamProtocolError("Upstream's list of tools is not valid.", detail=repr(error))
                     return self.fail(failure)
         self._finish(Answered(data, self.streamed))
 
     def fail(self, error: BridgeError) -> None:
-        """Ends the exchange by an error, which then says whether upstream may have seen the request."""
-        self._finish(self._told(error))
+        """Ends the exchange by an error, and adds to it whether upstream may have received the request."""
+        self._finish(self._with_request_data(error))
 
     async def next(self) -> bytes | Answered | None:
-        """Waits for what comes next; there is one reader at a time.
+        """Waits for the next event; there is one reader at a time.
 
         Returns:
             A step of progress as bytes, the answer, or ``None`` when ``wake`` was called.
@@ -229,11 +229,13 @@ class Exchange(Call):
             self._progress_bytes -= len(step)
             return step
         end = self._end
-        # The receipt is not this reader's alone, and not its to cancel.
+        # Others wait for the receipt too, so this reader must not cancel it.
         if self.receipt is not None and not await asyncio.shield(self.receipt):
             if isinstance(end, BridgeError):
                 raise end
-            raise self._told(AuditFailed("The call was made, but it could not be written into the audit log."))
+            raise self._with_request_data(
+                AuditFailed("The call was made, but it could not be written into the audit log.")
+            )
         if isinstance(end, BridgeError):
             raise end
         if end is not None and len(end.data) > LARGE_BYTES:
@@ -241,13 +243,13 @@ class Exchange(Call):
         return end
 
     async def opened(self) -> str | None:
-        """Waits until the head of a reply names the session that it opens, or the end has come without one."""
+        """Waits for the id of the session that the reply opens, or for the end."""
         while self.opened_session_id is None and self._end is None:
             await self._wait()
         return self.opened_session_id
 
     async def result(self) -> Answered:
-        """Waits for the answer, whatever progress comes before it.
+        """Waits for the answer and skips progress.
 
         Errors:
             BridgeError: the error that ended the exchange.
@@ -257,23 +259,23 @@ class Exchange(Call):
         return news
 
     def wake(self) -> None:
-        """Has ``next`` return, with nothing if there is nothing."""
+        """Makes ``next`` return, with ``None`` if there is no event."""
         if self._news is not None and not self._news.done():
             self._news.set_result(None)
 
     @property
     def _lists_tools(self) -> bool:
-        """Whether its answer could hold a list of tools that is not for its principal, or not for all.
+        """Whether its answer may list tools that are hidden from its principal, or from other principals.
 
-        On a client's own session the ids are its client's: an answer may be a late one, to a list of tools that had the
-        same id before, or the result of a task. No other result of MCP has such a member.
+        On its own session the client chooses the ids: an answer may be a late one, to a list of tools that had the same
+        id before, or the result of a task. No other result of MCP has such a member.
         """
         if self.request.method == LIST_TOOLS:
             return self.permissions.tools is not None or not self.permissions.shares_lists
         return self.own is not None and self.permissions.tools is not None
 
-    def _told(self, error: BridgeError) -> BridgeError:
-        """The error, with what it says of the request."""
+    def _with_request_data(self, error: BridgeError) -> BridgeError:
+        """The error, with the data of the request."""
         error.request_id = self.request.spelled_id
         error.data |= {"outcome": self.outcome, "retryable": not self.sent or self.repeatable}
         return error

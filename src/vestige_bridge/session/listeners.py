@@ -1,8 +1,8 @@
-"""Who hears which notification: the streams of many clients on the one session.
+"""Routes notifications of the shared session to the streams of many clients.
 
-Invariants: a client hears what concerns the session of all, and of the rest only what it asked for. What is kept for a
-client is bounded for each principal, so that none takes the room of another. What waits for a slow reader is bounded;
-equal notifications are merged.
+Invariants: a client gets the notifications for all clients, and of the others only those it asked for. The data kept
+for clients is bounded for each principal, so that none uses the quota of another. The data that waits for a slow reader
+is bounded; equal notifications are merged.
 """
 
 from __future__ import annotations
@@ -26,38 +26,38 @@ LEVELS: Final = ("debug", "info", "notice", "warning", "error", "critical", "ale
 """The levels of a log message, the least severe first (RFC 5424, section 6.2.1; MCP 2025-11-25, server/utilities)."""
 
 WAITING_LIMIT_BYTES: Final = 262_144
-"""How many bytes wait for a slow reader before the oldest notification is dropped."""
+"""Maximum bytes that wait for a slow reader before the oldest notification is dropped."""
 
 MERGE_SECONDS: Final = 1.0
-"""How long after a list-changed or resource-updated notification equal ones are kept, to be told as one."""
+"""How long a list-changed or resource-updated notification delays equal ones, which are then sent as one."""
 
 MAX_CLIENTS: Final = 16_384
-"""How many clients' interests are kept; of the principal with the most, the quietest client is forgotten first."""
+"""Maximum number of clients; at the limit, the least recent client of the principal with the most is removed."""
 
 MAX_URIS: Final = 1_024
-"""How many resources one client may want to hear of."""
+"""Maximum number of resources of one client."""
 
 MAX_URIS_OF_PRINCIPAL: Final = 8_192
-"""How many all clients of one principal may, each counted for each client."""
+"""Maximum number of resources of all clients of one principal; each counts once for each client."""
 
 MAX_URIS_OF_ALL: Final = 65_536
-"""How many all clients may."""
+"""Maximum number of resources of all clients."""
 
 MAX_URI_CHARACTERS: Final = 2_048
 
-TOO_MANY_RESOURCES: Final = "So many resources, or one with so long an address, cannot be watched."
+TOO_MANY_RESOURCES: Final = "There are too many subscriptions, or the URI of a resource is too long."
 
 
 class Listener:
     """One client's stream of notifications.
 
     Parameters:
-        wants: whether the client is to hear a notification.
-        opened: whether what comes is told at once, and not only after ``open`` was called.
+        wants: whether the client gets a notification.
+        opened: whether notifications are sent at once, or only after ``open`` is called.
 
     Attributes:
-        wants: whether the client is to hear a notification.
-        closed: whether the stream ends once what waits has been read.
+        wants: whether the client gets a notification.
+        closed: whether the stream ends after the waiting messages are read.
     """
 
     def __init__(self, wants: Callable[[Notification], bool], *, opened: bool = True) -> None:
@@ -67,12 +67,12 @@ class Listener:
         self._waiting: OrderedDict[object, bytes] = OrderedDict()
         self._later: OrderedDict[object, bytes] = OrderedDict()
         self._waiting_bytes = 0
-        self._told: set[object] = set()
+        self._sent: set[object] = set()
         self._merging: asyncio.TimerHandle | None = None
         self._news: asyncio.Future[None] | None = None
 
     def open(self, first: bytes) -> None:
-        """Tells a message, and then what came until now."""
+        """Sends a message, and then those that came until now."""
         key = object()
         self._keep(self._waiting, key, first)
         self._waiting.move_to_end(key, last=False)
@@ -80,19 +80,19 @@ class Listener:
         self.wake()
 
     def put(self, notification: Notification | Request) -> None:
-        """Keeps a notification, or a request of upstream's, for the reader; never waits."""
+        """Adds a notification, or a request from upstream, for the reader; never waits."""
         if self.closed:
             return
         key = _merge_key(notification)
-        told_lately = key in self._told and key not in self._waiting
-        self._keep(self._later if told_lately else self._waiting, key, notification.encoded())
+        sent_lately = key in self._sent and key not in self._waiting
+        self._keep(self._later if sent_lately else self._waiting, key, notification.encoded())
         if notification.method in MERGED_NOTIFICATIONS:
-            self._told.add(key)
+            self._sent.add(key)
             self._merge_from_now_on()
         self.wake()
 
     def close(self) -> None:
-        """Ends the stream once what waits has been read."""
+        """Ends the stream after the waiting messages are read."""
         self.closed = True
         if self._merging is not None:
             self._merging.cancel()
@@ -100,12 +100,12 @@ class Listener:
         self.wake()
 
     def wake(self) -> None:
-        """Has ``next`` return, with nothing if there is nothing."""
+        """Makes ``next`` return, with ``None`` if there is no message."""
         if self._news is not None and not self._news.done():
             self._news.set_result(None)
 
     async def next(self) -> bytes | None:
-        """The next notification; ``None`` when the stream is closed or ``wake`` was called. One waits at a time."""
+        """The next notification; ``None`` if the stream is closed or ``wake`` was called. There is one reader."""
         if not self._readable and not self.closed:
             self._news = asyncio.get_running_loop().create_future()
             try:
@@ -122,20 +122,20 @@ class Listener:
     def _readable(self) -> bool:
         return self._opened and bool(self._waiting)
 
-    def _keep(self, place: OrderedDict[object, bytes], key: object, data: bytes) -> None:
-        self._waiting_bytes += len(data) - len(place.pop(key, b""))
-        place[key] = data
+    def _keep(self, messages: OrderedDict[object, bytes], key: object, data: bytes) -> None:
+        self._waiting_bytes += len(data) - len(messages.pop(key, b""))
+        messages[key] = data
         while self._waiting_bytes > WAITING_LIMIT_BYTES and len(self._waiting) + len(self._later) > 1:
             _, dropped = (self._waiting or self._later).popitem(last=False)
             self._waiting_bytes -= len(dropped)
 
     def _merge_from_now_on(self) -> None:
         if self._merging is None:
-            self._merging = asyncio.get_running_loop().call_later(MERGE_SECONDS, self._tell_merged)
+            self._merging = asyncio.get_running_loop().call_later(MERGE_SECONDS, self._send_merged)
 
-    def _tell_merged(self) -> None:
+    def _send_merged(self) -> None:
         self._merging = None
-        self._told = set(self._later)
+        self._sent = set(self._later)
         if self._later:
             self._release()
             self._merge_from_now_on()
@@ -150,12 +150,12 @@ class Listener:
 
 @dataclass(slots=True, eq=False)
 class _Interests:
-    """What one client asked to hear.
+    """The notifications that one client asked for.
 
     Attributes:
-        principal: whose client it is.
-        uris: the resources that it wants to hear of.
-        level: how severe a log message has to be for it; it counts while the client listens.
+        principal: the principal of the client.
+        uris: the resources that it subscribed to.
+        level: the lowest log level that it gets; it counts while the client listens.
         listener: its stream.
         listens: whether it has a stream, so that its level counts.
     """
@@ -176,11 +176,11 @@ class _Interests:
 
 
 class Listeners:
-    """All listeners, and what upstream has to be asked for on their behalf.
+    """All listeners, and the subscriptions that they need upstream.
 
     Attributes:
-        changed: told of each resource that begins or ceases to be wanted, and of the level (``None``) when it may have
-            changed.
+        changed: called with each resource whose first subscription begins or last one ends, and with ``None`` when the
+            log level may have changed.
     """
 
     def __init__(self) -> None:
@@ -194,7 +194,7 @@ class Listeners:
         self._levels: Counter[str] = Counter()
 
     def listen(self, caller: Caller) -> Listener:
-        """The stream of a legacy client; one that it had before ends, as each message goes to one stream only."""
+        """Opens the stream of a legacy client; its earlier one ends, since each message goes to one stream only."""
         interests = self._interests(caller)
         if interests.listener is not None:
             interests.listener.close()
@@ -204,13 +204,13 @@ class Listeners:
         return interests.listener
 
     def add(self, listener: Listener, principal: str, uris: frozenset[str]) -> None:
-        """Takes in a listener that says itself what it wants."""
+        """Adds a listener with a filter of its own."""
         interests = self._others[listener] = _Interests(principal, listener=listener)
         for uri in uris:
             self._want(interests, uri)
 
     def remove(self, caller: Caller | None, listener: Listener) -> None:
-        """Lets a listener go; a legacy client's interests stay, since it may come back for them."""
+        """Removes a listener; the subscriptions of a legacy client stay, since it may reconnect."""
         listener.close()
         other = self._others.pop(listener, None)
         if other is not None:
@@ -223,7 +223,7 @@ class Listeners:
             self._clients[caller.principal].move_to_end(caller)
 
     def forget(self, caller: Caller) -> None:
-        """Drops all that a legacy client asked for, and ends its stream."""
+        """Removes all subscriptions of a legacy client, and ends its stream."""
         interests = self._find(caller)
         if interests is None:
             return
@@ -238,14 +238,14 @@ class Listeners:
         if interests.listener is not None:
             interests.listener.close()
 
-    def make_room(self, principal: str, uris: frozenset[str], caller: Caller | None = None) -> bool:
-        """Whether a client may want to hear of these resources, too.
+    def free_quota(self, principal: str, uris: frozenset[str], caller: Caller | None = None) -> bool:
+        """Whether a client may subscribe to these resources, too.
 
-        Where room is needed, clients without a stream are forgotten, the one that was quiet longest first: of the same
-        principal for its own quota, otherwise of the principal that wants most.
+        At a limit, clients without a stream are removed, the least recent first: of the same principal for its own
+        quota, otherwise of the principal with the most subscriptions.
 
         Parameters:
-            principal: whose client it is.
+            principal: the principal of the client.
             uris: the resources.
             caller: the client, if it is a legacy one.
         """
@@ -263,32 +263,32 @@ class Listeners:
         return True
 
     def subscribe(self, caller: Caller, uri: str) -> None:
-        """Notes that a legacy client wants to hear of a resource."""
+        """Adds a legacy client's subscription to a resource."""
         self._want(self._interests(caller), uri)
 
     def unsubscribe(self, caller: Caller, uri: str) -> None:
-        """Notes that a legacy client does not want to hear of a resource any more."""
+        """Removes a legacy client's subscription to a resource."""
         self._want_no_more(self._interests(caller), uri)
 
     def unsubscribe_from_all(self, caller: Caller) -> None:
-        """Notes that a legacy client is to hear of no resource any more."""
+        """Removes all of a legacy client's subscriptions to resources."""
         interests = self._find(caller)
         if interests is not None:
             self._want_nothing(interests)
 
     def drop(self, uri: str) -> None:
-        """Takes from everybody the interest to hear of a resource that upstream does not tell of."""
+        """Removes all subscriptions to a resource that upstream rejected."""
         for interests in list(self._wanting.get(uri, ())):
             self._want_no_more(interests, uri)
 
     def narrow(self, listener: Listener, uris: frozenset[str]) -> None:
-        """Takes from a listener that said itself what it wants all resources but these."""
+        """Removes all resources but these from a listener with a filter of its own."""
         interests = self._others.get(listener)
         for uri in () if interests is None else interests.uris - uris:
             self._want_no_more(self._others[listener], uri)
 
     def set_level(self, caller: Caller, level: str) -> None:
-        """Notes how severe a log message has to be for a legacy client."""
+        """Sets the lowest log level for a legacy client."""
         interests = self._interests(caller)
         self._count_level(interests, listens=False)
         interests.level = level
@@ -296,7 +296,7 @@ class Listeners:
         self.changed(None)
 
     def drop_level(self, level: str) -> None:
-        """Takes from everybody the interest to hear log messages of a level that upstream does not know."""
+        """Removes a log level that upstream rejected from all clients."""
         for clients in self._clients.values():
             for interests in clients.values():
                 if interests.level == level:
@@ -305,7 +305,7 @@ class Listeners:
 
     @property
     def uris(self) -> Collection[str]:
-        """The resources that somebody wants to hear of."""
+        """The resources with a subscription."""
         return self._wanting.keys()
 
     @property
@@ -314,7 +314,7 @@ class Listeners:
         return next((level for level in LEVELS if self._levels[level]), None)
 
     def publish(self, notification: Notification) -> None:
-        """Gives a notification to each listener that is to hear it."""
+        """Sends a notification to each listener that wants it."""
         for listener in self._listeners():
             if listener.wants(notification):
                 listener.put(notification)
@@ -333,7 +333,7 @@ class Listeners:
         return None if clients is None else clients.get(caller)
 
     def _interests(self, caller: Caller) -> _Interests:
-        """What a legacy client asked for; it is the one of its principal that was quiet for the shortest time now."""
+        """The subscriptions of a legacy client, which becomes the most recent one of its principal."""
         clients = self._clients.setdefault(caller.principal, OrderedDict())
         if caller not in clients:
             clients[caller] = _Interests(caller.principal)
@@ -345,7 +345,7 @@ class Listeners:
         return clients[caller]
 
     def _forget_quietest(self, principal: str, spared: _Interests | None, *, with_uris: bool = True) -> bool:
-        """Forgets the client of a principal that was quiet longest and has no stream; whether there was one."""
+        """Removes the least recent client of a principal that has no stream; returns whether there was one."""
         clients = self._clients.get(principal)
         for caller, interests in () if clients is None else clients.items():
             if interests.listener is None and interests is not spared and (interests.uris or not with_uris):
@@ -383,14 +383,14 @@ class Listeners:
             self._want_no_more(interests, uri)
 
     def _count_level(self, interests: _Interests, *, listens: bool) -> None:
-        """Counts the level of a client while it listens: for the others upstream need not tell anything."""
+        """Counts the level of a client while it listens; the others need no log messages from upstream."""
         if interests.level is not None and interests.listens != listens:
             self._levels[interests.level] += 1 if listens else -1
         interests.listens = listens
 
 
 def concerns(uri: str, uris: Collection[str]) -> bool:
-    """Whether a resource is one of these or lies in one of them (MCP 2025-11-25, ResourceUpdatedNotification)."""
+    """Whether a resource is one of these or is inside one of them (MCP 2025-11-25, ResourceUpdatedNotification)."""
     if not uris or uri in uris:
         return bool(uris)
     ends = (index for index, character in enumerate(uri[: MAX_URI_CHARACTERS + 1]) if character in "/?#")
@@ -398,7 +398,7 @@ def concerns(uri: str, uris: Collection[str]) -> bool:
 
 
 def _merge_key(notification: Notification | Request) -> object:
-    """What equal notifications share; one that is equal to no other has a key of its own."""
+    """A key that equal notifications share; a notification that cannot be merged has a key of its own."""
     if notification.method == RESOURCE_UPDATED:
         return notification.method, _string(notification, "uri")
     return notification.method if notification.method in LIST_CHANGED_NOTIFICATIONS else object()

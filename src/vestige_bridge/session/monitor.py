@@ -1,6 +1,6 @@
-"""The state of the connection to Vestige: a pure fold over outcomes, and the task that watches it.
+"""The state of the connection to Vestige: a pure function of outcomes, and the task that checks it.
 
-Invariant: one outcome is enough to change the state, whoever saw it, and no outcome ever ends the process.
+Invariant: one outcome is enough to change the state, whichever request caused it, and no outcome ends the process.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from vestige_bridge.errors import BridgeError, SessionLost, no_failures, reason_
 log = logging.getLogger(__name__)
 
 DOWN_AFTER: Final = 3
-"""How many failures in a row make a connection count as down."""
+"""How many consecutive failures make a connection ``down``."""
 
-TELL_AGAIN_SECONDS: Final = 60.0
-"""How often the log repeats that the connection is lost, while its cause stays the same."""
+LOG_AGAIN_SECONDS: Final = 60.0
+"""How often the log repeats that the connection is lost, while the cause stays the same."""
 
-TELL_CHANGE_SECONDS: Final = 1.0
-"""How long a cause is told at least before another: under load two may take turns many times a second."""
+LOG_CHANGE_SECONDS: Final = 1.0
+"""The shortest time between logs of different causes: under load two may alternate many times a second."""
 
 FIRST_BACKOFF_SECONDS: Final = 0.25
 LONGEST_BACKOFF_SECONDS: Final = 5.0
 
 
 class State(StrEnum):
-    """How the connection to Vestige stands."""
+    """The state of the connection to Vestige."""
 
     CONNECTING = "connecting"
     READY = "ready"
@@ -42,13 +42,13 @@ class State(StrEnum):
 
 
 class Health(NamedTuple):
-    """What the outcomes so far come to.
+    """The health that results from the outcomes so far.
 
     Attributes:
         state: ``connecting`` until the first answer, ``ready`` after an answer, ``degraded`` after a failure,
             ``down`` after several in a row.
-        failures: how many outcomes in a row were failures.
-        reason: the last failure as a word; ``None`` when the last outcome was an answer.
+        failures: the number of consecutive failures.
+        reason: the reason of the last failure; ``None`` if the last outcome was an answer.
         answered_at: when the last answer came, in seconds of a monotonic clock.
     """
 
@@ -58,18 +58,18 @@ class Health(NamedTuple):
     answered_at: float | None = None
 
     def after_answer(self, now: float) -> Health:
-        """The health after an answer came."""
+        """The health after an answer."""
         return Health(State.READY, 0, None, now)
 
     def after_failure(self, reason: str) -> Health:
-        """The health after the connection failed."""
+        """The health after a failure of the connection."""
         failures = self.failures + 1
         state = State.CONNECTING if self.answered_at is None else State.DEGRADED
         return self._replace(state=State.DOWN if failures >= DOWN_AFTER else state, failures=failures, reason=reason)
 
 
 class MonitoredSession(Protocol):
-    """What is watched: the held session."""
+    """The monitored object: the shared session."""
 
     @property
     def held(self) -> object | None:
@@ -79,20 +79,20 @@ class MonitoredSession(Protocol):
         """Opens the session if there is none."""
 
     async def check(self) -> None:
-        """Asks for a sign of life."""
+        """Sends a check."""
 
 
 class Monitor:
-    """Folds outcomes into health, and makes one of its own when nobody else does.
+    """Computes health from outcomes, and runs checks if there are no requests.
 
     Parameters:
-        interval_seconds: the time between two checks while all is well.
+        interval_seconds: the time between two checks while the connection is ready.
         clock: a monotonic clock, in seconds.
 
     Attributes:
-        health: what the outcomes so far come to.
+        health: the health that results from the outcomes so far.
         failures: how often the connection failed, by reason.
-        reconnects: how often it came back.
+        reconnects: how often it recovered.
     """
 
     def __init__(self, interval_seconds: float, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -103,12 +103,12 @@ class Monitor:
         self._clock = clock
         self._wake = asyncio.Event()
         self._lost_at = 0.0
-        self._told_at = 0.0
-        self._told_reason = ""
+        self._logged_at = 0.0
+        self._logged_reason = ""
 
     @asynccontextmanager
     async def watching(self, connection: MonitoredSession) -> AsyncIterator[None]:
-        """Watches the connection in the background while the context lasts."""
+        """Monitors the connection in the background within the context."""
         tasks = Tasks()
         tasks.start(self._run(connection))
         try:
@@ -118,7 +118,7 @@ class Monitor:
 
     @property
     def ready(self) -> bool:
-        """Whether the last thing that was heard of Vestige was an answer."""
+        """Whether the last outcome was an answer."""
         return self.health.state is State.READY
 
     @property
@@ -128,7 +128,7 @@ class Monitor:
         return None if answered_at is None else round(self._clock() - answered_at, 3)
 
     def record(self, error: BridgeError | None) -> None:
-        """Takes an outcome in: an answer (``None``), or how the connection failed."""
+        """Records an outcome: an answer (``None``), or the failure of the connection."""
         before = self.health
         if error is None:
             self.health = before.after_answer(self._clock())
@@ -140,25 +140,25 @@ class Monitor:
         self.health = before.after_failure(reason_of(error))
         if before.failures == 0:
             self._lost_at = self._clock()
-            self._told_reason = ""
+            self._logged_reason = ""
             self._wake.set()
-        self._tell(error)
+        self._log_loss(error)
 
-    def _tell(self, error: BridgeError) -> None:
-        """Logs why the connection is lost: at once, when the cause changes, and from time to time while it lasts."""
+    def _log_loss(self, error: BridgeError) -> None:
+        """Logs why the connection is lost: at once, when the cause changes, and at intervals after that."""
         now, reason = self._clock(), reason_of(error)
-        since_told = now - self._told_at
-        changed = reason != self._told_reason and (since_told >= TELL_CHANGE_SECONDS or not self._told_reason)
-        if not changed and since_told < TELL_AGAIN_SECONDS:
+        since_logged = now - self._logged_at
+        changed = reason != self._logged_reason and (since_logged >= LOG_CHANGE_SECONDS or not self._logged_reason)
+        if not changed and since_logged < LOG_AGAIN_SECONDS:
             return
-        self._told_at, self._told_reason = now, reason
+        self._logged_at, self._logged_reason = now, reason
         what = "Vestige cannot be reached yet" if self.health.answered_at is None else "Vestige connection lost"
         since = f", for {now - self._lost_at:.0f} s now" if now - self._lost_at >= 1 else ""
         log.warning("%s%s: %s", what, since, error)
 
     async def step(self, connection: MonitoredSession) -> None:
-        """One check; an attempt to connect when there is no session, or the check finds it lost."""
-        # The session reports each outcome where it is found, since others may be waiting for the same one.
+        """Makes one check; connects if there is no session, or the check finds that it is lost."""
+        # The session reports each outcome where it occurs, since other tasks may wait for the same one.
         with suppress(BridgeError):
             if connection.held is not None:
                 with suppress(SessionLost):
@@ -179,8 +179,8 @@ class Monitor:
             try:
                 await self.step(connection)
             except Exception:
-                # Whatever a bug does to one check, the next one is made.
-                log.exception("A check failed in a way that nobody foresaw")
+                # A bug in one check must not prevent the next one.
+                log.exception("A check failed unexpectedly")
             try:
                 async with asyncio.timeout(self.delay_seconds()):
                     await self._wake.wait()

@@ -1,6 +1,6 @@
-"""How often an upstream session may be opened.
+"""The rate limit on opening upstream sessions.
 
-Invariant: whatever upstream answers, two sessions are opened at least a second apart, longer while they do not last.
+Invariant: two sessions are opened at least a second apart, and further apart while they do not last.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from collections.abc import Callable
 from typing import Final
 
 LEAST_SECONDS: Final = 1.0
-"""The least time between two openings."""
+"""The shortest time between two openings."""
 
 LONGEST_SECONDS: Final = 4.0
-"""The most that an opening waits after the one before it: less than a request waits for a session by default."""
+"""The longest wait after the previous opening: shorter than the default time that a request waits for a session."""
 
 LASTING_SECONDS: Final = 10.0
-"""A session that lasted this long was no repeated loss."""
+"""A session that lasted this long does not count as a repeated loss."""
 
 
 class Pacing:
-    """Exponential backoff with jitter for sessions that are lost soon after they were opened.
+    """Exponential backoff with jitter for sessions that are lost soon after they are opened.
 
     Parameters:
         clock: a monotonic clock, in seconds.
@@ -34,19 +34,19 @@ class Pacing:
         self._losses = 0
 
     def opened(self) -> None:
-        """Notes that upstream was asked for a session."""
+        """Records that upstream was asked for a session."""
         self._opened_before, self._opened_at = self._opened_at, self._clock()
 
     def lost(self) -> None:
-        """Notes that the session was lost, or could not be opened after all."""
+        """Records that the session was lost, or could not be opened."""
         lasted_seconds = self._clock() - self._opened_at
         self._losses = self._losses + 1 if lasted_seconds < LASTING_SECONDS else 0
 
     def failed(self, *, reached: bool) -> None:
-        """Notes that no session was opened.
+        """Records that no session was opened.
 
         Parameters:
-            reached: whether upstream may have seen the request; one that it never saw has opened nothing.
+            reached: whether upstream may have received the request; otherwise no session was opened.
         """
         if reached:
             self.lost()

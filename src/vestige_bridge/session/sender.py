@@ -1,7 +1,7 @@
-"""Requests on their way: each has an exchange, a deadline, and attempts, until it is over.
+"""Sends requests: each has an exchange, a deadline, and attempts, until its end.
 
-Invariant: whoever sends a request through here is told of its end exactly once. Nothing here decides whether a request
-may be sent, when its turn comes, or whether it is sent again: that is up to the exchange's owner.
+Invariant: the owner of an exchange is called exactly once at its end. This module does not decide whether or when a
+request is sent, or whether it is sent again: the exchange's owner does.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _BRIDGE = Caller("vestige-bridge")
 
 
 class Sender:
-    """Sends requests, watches their deadlines, and withdraws them.
+    """Sends requests, enforces their deadlines, and withdraws them.
 
     Parameters:
         attempts: makes the attempts.
         tasks: owner of the tasks that wait for a connection.
-        forget_seconds: how long upstream has to forget a request that ended without its answer.
-        serial: whether requests must not overlap: then upstream is not told to cancel, and the end of its answer shows
-            when it is done. Whether a server that answers a ``ping`` meanwhile still runs the request, nothing tells.
+        forget_seconds: the time limit for upstream to release a request that ended without its answer.
+        serial: whether requests must not overlap: then no cancellation is sent, and the end of the reply shows that the
+            request has ended. An answer to ``ping`` would not show whether the request still runs.
     """
 
     def __init__(self, attempts: Attempts, tasks: Tasks, forget_seconds: float, *, serial: bool) -> None:
@@ -48,7 +48,7 @@ class Sender:
         )
 
     def open(self, exchange: Exchange) -> None:
-        """Takes an exchange in and begins its time; nothing is sent yet."""
+        """Registers an exchange and starts its deadline; sends nothing."""
         self._attempts.open(exchange)
         seconds = exchange.timeout_seconds
         if seconds not in self._deadlines:
@@ -56,12 +56,12 @@ class Sender:
         self._deadlines[seconds].start(exchange)
 
     def progressed(self, exchange: Exchange) -> None:
-        """Begins the time of an exchange anew."""
+        """Restarts the deadline of an exchange."""
         if not exchange.ended:
             self._deadlines[exchange.timeout_seconds].start(exchange)
 
     def close(self, exchange: Exchange) -> None:
-        """Lets an ended exchange go."""
+        """Removes an ended exchange."""
         self._attempts.close(exchange)
         self._deadlines[exchange.timeout_seconds].stop(exchange)
 
@@ -82,14 +82,14 @@ class Sender:
         """Sends a request of the bridge's own, once, and waits for its answer.
 
         Errors:
-            BridgeError: there was none.
+            BridgeError: there was no answer.
         """
         exchange = self.open_once(build_request(method, params), timeout_seconds)
         self.send(exchange, held)
         return await exchange.result()
 
     def open_once(self, request: Request, timeout_seconds: float) -> Exchange:
-        """The exchange of a request of the bridge's own, which is never sent again."""
+        """Opens the exchange of a request of the bridge's own; it is never sent again."""
         loop = asyncio.get_running_loop()
         exchange = Exchange(
             request, _BRIDGE, header_lines="", timeout_seconds=timeout_seconds, owner=self._once, loop=loop
@@ -98,15 +98,15 @@ class Sender:
         return exchange
 
     def withdraw(self, exchange: Exchange, error: BridgeError, cancelled: bytes) -> None:
-        """Ends an exchange without an answer, and has upstream stop, too; ``forgetting`` says whether that takes time.
+        """Ends an exchange without an answer, and cancels it upstream; ``forgetting`` is set if that takes time.
 
         Parameters:
             exchange: the exchange.
-            error: how it ends.
+            error: the error that ends it.
             cancelled: the ``notifications/cancelled`` for upstream.
         """
-        under_way = self._attempts.under_way(exchange) is not None
-        # An initialize must not be cancelled (MCP 2025-11-25, basic/utilities/cancellation); its session is ended.
+        under_way = self._attempts.session_of(exchange) is not None
+        # initialize must not be cancelled (MCP 2025-11-25, basic/utilities/cancellation); its session is ended instead.
         exchange.forgetting = under_way and exchange.request.method != INITIALIZE
         exchange.fail(error)
         if exchange.forgetting:

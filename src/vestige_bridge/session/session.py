@@ -1,7 +1,7 @@
-"""The held MCP session: it is opened when somebody needs it, given up when it is lost, and opened again.
+"""The shared MCP session: it is opened when it is needed, given up when it is lost, and opened again.
 
-Invariant: there is one upstream session at a time, and whoever waits for it waits for the same handshake. A session
-that was given up is ended upstream, and a lost session is not replaced faster than `pacing` permits.
+Invariant: there is one upstream session at a time, and all that wait for it share one handshake. A session that is
+given up is ended upstream, and a lost session is not replaced faster than `pacing` permits.
 """
 
 from __future__ import annotations
@@ -47,28 +47,28 @@ LISTEN_AGAIN_SECONDS: Final = 1.0
 """How long to wait before the session's own stream is opened again after it ended."""
 
 LONGEST_LISTEN_AGAIN_SECONDS: Final = 60.0
-"""How long to wait at most, while upstream refuses it again and again."""
+"""The longest wait while upstream rejects the stream repeatedly."""
 
 
 class Session:
-    """The one session with upstream.
+    """The shared session with upstream.
 
     Parameters:
         upstream: the MCP server.
         settings: limits and timeouts.
-        report: called with each outcome: ``None`` for an answer, or how the connection failed.
-        file: where the upstream session is written down.
+        report: called with each outcome: ``None`` for an answer, or the failure of the connection.
+        file: the file that stores the upstream session.
 
     Attributes:
         held: the upstream session, while there is one.
-        catalog: the tools that upstream announced.
-        listeners: which client hears which notification.
-        subscriptions: what upstream is asked to tell on their behalf.
+        catalog: the tools that upstream listed.
+        listeners: the clients' streams of notifications.
+        subscriptions: the subscriptions that the bridge makes upstream for them.
         attempts: the attempts at requests, on this and on clients' own sessions.
         sender: sends requests on a session.
         report: called with each outcome.
-        sessions_opened: how many upstream sessions were opened so far.
-        stream_failures: how often the session's own event stream was refused or cut.
+        sessions_opened: how many upstream sessions were opened.
+        stream_failures: how often the session's own event stream was rejected or interrupted.
     """
 
     def __init__(
@@ -103,13 +103,13 @@ class Session:
         self._listening: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        """Opens nothing: the upstream session is opened when somebody needs it."""
+        """Opens nothing: the upstream session is opened when it is needed."""
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Ends what is still under way, then the upstream session."""
+        """Ends all tasks, then the upstream session."""
         await self._tasks.close()
         await self._endings.finish()
         if self.held is not None:
@@ -123,7 +123,7 @@ class Session:
         return self.held is not None and self.held.session_id is None
 
     async def connected(self) -> HeldSession:
-        """The upstream session; opens one if there is none. All who wait share one handshake.
+        """The upstream session; opens one if there is none. All that wait share one handshake.
 
         Errors:
             UpstreamUnavailable: none could be opened within the connect timeout.
@@ -136,33 +136,33 @@ class Session:
             async with asyncio.timeout(self._settings.connect_timeout_seconds):
                 return await asyncio.shield(self._connecting)
         except TimeoutError:
-            raise _unavailable("Vestige is still starting.", "the handshake takes its time") from None
+            raise _unavailable("Vestige is still starting.", "the handshake is not complete") from None
         except UpstreamConnectError as error:
             raise _unavailable(error.message, error.detail) from error
         except BridgeError as error:
             raise _unavailable("No session with Vestige could be opened.", str(error)) from error
 
     async def check(self) -> None:
-        """Asks upstream for a sign of life on the held session; opens none.
+        """Sends upstream a ``ping`` on the shared session; opens none.
 
         Errors:
-            BridgeError: there is none.
+            BridgeError: there is no session, or no answer.
         """
         await self._ask(self._require_held(), PING, None, self._settings.check_timeout_seconds)
 
     async def discover_tools(self) -> None:
-        """Asks upstream for its tools on the held session; opens none.
+        """Reads upstream's list of tools on the shared session; opens none.
 
         Errors:
-            BridgeError: upstream did not say.
+            BridgeError: upstream did not answer.
         """
         await self.catalog.read(self._require_held(), self._settings.check_timeout_seconds)
 
     def note_failure(self, held: HeldSession, error: BridgeError) -> None:
-        """Reports a failure of the connection where it is found; one that ends the session gives it up, too.
+        """Reports a connection failure where it occurs; a failure that ends the session also gives it up.
 
         Parameters:
-            held: the session on which it was found.
+            held: the session on which it occurred.
             error: the failure.
         """
         if isinstance(error, SessionLost):
@@ -176,25 +176,25 @@ class Session:
         return self.held
 
     def _answered(self) -> None:
-        # Before the handshake is over an answer promises nothing to anybody.
+        # An answer before the end of the handshake does not mean that the session is usable.
         if self.held is not None:
             self.report(None)
 
     def _opened(self, session_id: str) -> None:
-        """Writes the session down before its handshake is over, which may take minutes while models are loaded."""
+        """Stores the session before its handshake ends: that may take minutes while the server loads models."""
         self._file.keep(HeldSession(session_id))
 
     def _server_died(self, held: HeldSession) -> None:
         self._lose(held, UpstreamDisconnected("The MCP server process ended."))
 
     def _notified(self, notification: Notification) -> None:
-        """Hands a notification to those who listen, and asks for the tools again if they changed."""
+        """Publishes a notification, and reads the list of tools again if it changed."""
         self.listeners.publish(notification)
         if notification.method == TOOLS_CHANGED:
             self.catalog.refresh_soon(self.discover_tools)
 
     def _lose(self, held: HeldSession, error: BridgeError) -> None:
-        """Gives a session up, reports why, and has upstream end it."""
+        """Gives a session up, reports the reason, and ends the session upstream."""
         if self.held is not held:
             return
         self.held = None
@@ -228,10 +228,10 @@ class Session:
         return held
 
     async def _handshake(self) -> tuple[HeldSession, bool]:
-        """Opens an upstream session (MCP 2025-11-25, basic/lifecycle), and says whether its tools are other ones.
+        """Opens an upstream session (MCP 2025-11-25, basic/lifecycle); returns whether its tools differ.
 
-        It may take as long as a request may: an MCP server that loads its models first must not be started again and
-        again by those who cannot wait. What a bridge that was killed left open is ended first.
+        Its time limit is that of a request: an impatient client must not restart the handshake of an MCP server that
+        loads its models first. A session that was left open by a killed bridge is ended first.
         """
         if self._file.left_over is not None:
             await self._upstream.delete(self._file.left_over.headers)
@@ -257,7 +257,7 @@ class Session:
     async def _ask(
         self, held: HeldSession, method: str, params: Mapping[str, object] | None, timeout_seconds: float
     ) -> Answered:
-        """Sends a request of the bridge's own, outside the window, once."""
+        """Sends a request of the bridge's own, once, without a slot of the window."""
         try:
             return await self.sender.ask(held, method, params, timeout_seconds)
         except BridgeError as error:
@@ -281,20 +281,20 @@ class Session:
             except NoEventStream as error:
                 return log.debug("%s", error)
             except SessionLost:
-                # It says that there is no such stream, or no such session: an answer on the session tells.
+                # 404 means that there is no such stream, or no such session: a ping distinguishes them.
                 self.stream_failures += 1
                 if await self._answers(held):
                     return log.debug("Upstream has no event stream for GET")
                 position, refusals = None, refusals + 1
             except UpstreamError as error:
-                log.debug("Upstream's own stream was refused or cut: %s", error)
+                log.debug("Upstream's own stream was rejected or interrupted: %s", error)
                 self.stream_failures += 1
                 position, refusals = None, refusals + 1
             longest = min(LONGEST_LISTEN_AGAIN_SECONDS, LISTEN_AGAIN_SECONDS * 2.0 ** min(refusals, 16))
             await asyncio.sleep(random.uniform(LISTEN_AGAIN_SECONDS, longest))  # noqa: S311
 
     async def _answers(self, held: HeldSession) -> bool:
-        """Whether upstream answers on the session; if it does not know it any more, the session is given up."""
+        """Whether upstream answers on the session; a session that is unknown upstream is given up."""
         try:
             await self._ask(held, PING, None, self._settings.check_timeout_seconds)
         except BridgeError:
@@ -303,5 +303,5 @@ class Session:
 
 
 def _unavailable(message: str, detail: str) -> UpstreamUnavailable:
-    """What those are told who wait for a session: nothing was sent, so they may try again."""
+    """The error for requests that wait for a session: nothing was sent, so they may be retried."""
     return UpstreamUnavailable(message, detail=detail, data={"outcome": "not_sent", "retryable": True})

@@ -1,7 +1,7 @@
-"""The session that the next start has to end, should this bridge be killed: a small file in the state directory.
+"""A file in the state directory with the shared session, so that the next start can end it if the bridge was killed.
 
-Invariant: what the file holds is never trusted to be whole, is of use for the upstream that it names and
-for no other, and never keeps the bridge from serving.
+Invariant: the content of the file is validated, is used only for the upstream that it names, and never prevents the
+bridge from serving.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _header_value = re.compile(r"[\x21-\x7e]{1,1024}").fullmatch
 
 
 class SessionFile:
-    """The held session, written down where the next start finds it.
+    """The file with the shared session.
 
     Parameters:
-        directory: the state directory; ``None`` when nothing is to be kept.
-        mcp_url: the upstream that the session belongs to.
+        directory: the state directory; ``None`` to store nothing.
+        mcp_url: the upstream of the session.
 
     Attributes:
-        left_over: the session of a bridge that was killed, until another one takes its place.
+        left_over: the session of a killed bridge, until another one replaces it.
     """
 
     def __init__(self, directory: Path | None, mcp_url: str) -> None:
@@ -43,7 +43,7 @@ class SessionFile:
 
     @classmethod
     def from_settings(cls, settings: Settings) -> SessionFile:
-        """The file in the directory that the settings name, if they name one.
+        """The file in the configured state directory, if there is one.
 
         Errors:
             SettingsError: the directory does not exist or cannot be written.
@@ -61,7 +61,7 @@ class SessionFile:
         return cls(directory, settings.mcp_url)
 
     def keep(self, held: HeldSession) -> None:
-        """Writes the session down in place of any other; readable for its owner alone."""
+        """Stores the session and replaces any other; only the file's owner can read it."""
         self.left_over = None
         if self._path is None or held.session_id is None:
             return
@@ -73,16 +73,18 @@ class SessionFile:
                 json.dump(content, file)
             fresh.replace(self._path)
         except OSError as error:
-            log.warning("The session could not be written down (%s); if the bridge is killed, it stays open", error)
+            log.warning(
+                "The session file could not be written (%s); if the bridge is killed, the session stays open", error
+            )
 
     def forget(self) -> None:
-        """Takes the file away, because the session in it has ended; one that is still left over stays in it."""
+        """Removes the file after its session has ended; keeps a session of a killed bridge."""
         if self._path is None or self.left_over is not None:
             return
         try:
             self._path.unlink(missing_ok=True)
         except OSError as error:
-            log.warning("The file of the session could not be removed: %s", error)
+            log.warning("The session file could not be removed: %s", error)
 
     def _read(self) -> HeldSession | None:
         if self._path is None:
@@ -90,18 +92,18 @@ class SessionFile:
         try:
             content = json.loads(self._path.read_bytes())
             if content["mcp_url"] != self._mcp_url:
-                log.info("The session left over in %s belongs to another upstream", self._path)
+                log.info("The session in %s belongs to another upstream", self._path)
                 return None
             version = content["protocol_version"]
             return HeldSession(_header(content["session_id"]), None if version is None else _header(version))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
-            log.warning("%s is damaged and of no use: %s", self._path, error)
+            log.warning("The session file %s is not valid: %s", self._path, error)
             return None
 
 
 def _header(value: object) -> str:
     if not isinstance(value, str) or not _header_value(value):
-        raise ValueError("it holds something that cannot be sent")
+        raise ValueError("a field is not a valid header value")
     return value

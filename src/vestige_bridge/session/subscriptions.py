@@ -1,9 +1,9 @@
-"""What upstream is asked to tell: one reconciler for the resources and the log level that clients want to hear.
+"""A reconciler for the subscriptions and the log level that the bridge sets upstream for all clients.
 
-Invariants: what clients want is kept by `Listeners`, what upstream was asked for is kept here, and nobody else asks.
-For each resource, and for the level, one request is with upstream at a time, and the two are compared again when it is
-answered: however fast clients change their minds, upstream ends where they do. A new session was asked for nothing, so
-everything is asked again.
+Invariants: `Listeners` keeps what clients want, this module keeps what was requested upstream, and no other module
+requests it. For each resource, and for the level, one request is with upstream at a time. Wanted and requested state
+are compared again after its answer, so they become equal however fast clients change. A new session has no
+subscriptions, so all are requested again.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from vestige_bridge.session.listeners import LEVELS, Listeners
 log = logging.getLogger(__name__)
 
 MAX_ASKED_AT_ONCE: Final = 8
-"""How many of these requests may be with upstream at a time."""
+"""Maximum number of these requests with upstream at a time."""
 
 FIRST_RETRY_SECONDS: Final = 1.0
 LAST_RETRY_SECONDS: Final = 60.0
-"""How long to wait before upstream is asked again for what it did not answer; the time doubles."""
+"""The longest wait before an unanswered request is sent again; the wait doubles each time."""
 
 Ask = Callable[[HeldSession, str, Mapping[str, object]], Awaitable[Answered]]
 Connect = Callable[[], Awaitable[object]]
 Outcome = Response | BridgeError | None
-"""Upstream refused, upstream did not answer, or what is wanted is so."""
+"""A refusal by upstream, a failure, or ``None`` if the wanted state is reached."""
 
 
 class Interest(NamedTuple):
-    """What a client's request asks upstream to tell.
+    """The notifications that a client's request asks for.
 
     Attributes:
-        uri: the resource; ``None`` when it is about the log level.
-        value: the level, or whether the client wants to hear of the resource.
+        uri: the resource; ``None`` for the log level.
+        value: the level, or whether the client subscribes to the resource.
     """
 
     uri: str | None
@@ -51,7 +51,7 @@ class Interest(NamedTuple):
 
 
 class _Waiting(NamedTuple):
-    """Somebody who waits for upstream to be where they want it."""
+    """A client that waits until upstream has the wanted state."""
 
     wants: str | bool
     settle: Callable[[Outcome], None]
@@ -59,7 +59,7 @@ class _Waiting(NamedTuple):
 
 
 def interest_of(request: Request) -> Interest | None:
-    """What the request asks to hear; ``None`` for any other, and where upstream has to say what is wrong with it."""
+    """The interest of a request; ``None`` for other requests, and for invalid ones, which upstream answers."""
     if request.method not in MERGED_REQUESTS:
         return None
     uri, level = request.params.get("uri"), request.params.get("level")
@@ -71,10 +71,10 @@ def interest_of(request: Request) -> Interest | None:
 
 
 class Subscriptions:
-    """Keeps what upstream was asked to tell equal to what clients want to hear.
+    """Keeps the subscriptions upstream equal to those of the clients.
 
     Parameters:
-        listeners: what clients want.
+        listeners: the clients' subscriptions.
         tasks: owner of the requests.
         connect: opens an upstream session if there is none, and calls ``begin`` with it.
         ask: sends a request of the bridge's own, once.
@@ -97,23 +97,23 @@ class Subscriptions:
         listeners.changed = self._changed
 
     def begin(self, held: HeldSession) -> None:
-        """Asks a new session for all that is wanted."""
+        """Requests all subscriptions on a new session."""
         self._forget_session()
         self._held = held
         self._due = OrderedDict.fromkeys([*self._waiting, None, *self._listeners.uris])
         self._reconcile()
 
     def end(self) -> None:
-        """Takes note that the session was lost; another is opened only where a client waits for it."""
+        """Records that the session was lost; another is opened only if a client waits for it."""
         self._forget_session()
         if self._waiting:
             self._need_session()
 
     def serve(self, exchange: Exchange, interest: Interest) -> None:
-        """Answers a client's request once upstream is where the client wants it, or has refused.
+        """Answers a client's request when upstream has the wanted state, or has refused it.
 
         Parameters:
-            exchange: the request; the listeners knows its interest, if the client can hear anything.
+            exchange: the request; its interest is already in the listeners, if the client can get notifications.
             interest: what it asks for.
         """
 
@@ -126,11 +126,11 @@ class Subscriptions:
 
         self._wait(interest.uri, _Waiting(interest.value, settle, lambda: exchange.ended))
 
-    async def told(self, uris: frozenset[str]) -> frozenset[str]:
-        """Those of these resources of which upstream tells; waits until it has said so of each.
+    async def confirmed(self, uris: frozenset[str]) -> frozenset[str]:
+        """Waits until upstream has answered for each of these resources; returns those that it accepted.
 
         Parameters:
-            uris: resources that the listeners knows to be wanted.
+            uris: resources whose subscription is already in the listeners.
         """
         loop = asyncio.get_running_loop()
         outcomes: dict[str, asyncio.Future[Outcome]] = {uri: loop.create_future() for uri in sorted(uris)}
@@ -152,18 +152,18 @@ class Subscriptions:
             self._settle(key)
         else:
             self._due[key] = None
-            # Somebody waits, so this goes before what is only restored.
+            # A client waits, so this is sent before subscriptions that are only restored.
             self._due.move_to_end(key, last=False)
         self._reconcile()
 
     def _changed(self, key: str | None) -> None:
-        # A session that is still to come is asked for everything.
+        # A new session gets all requests.
         if self._held is not None:
             self._due[key] = None
             self._reconcile()
 
     def _reconcile(self) -> None:
-        """Asks for what differs, as much at once as may be."""
+        """Sends the requests for all differences, up to the limit."""
         held = self._held
         while held is not None and self._due and len(self._asking) < MAX_ASKED_AT_ONCE:
             key, _ = self._due.popitem(last=False)
@@ -177,7 +177,7 @@ class Subscriptions:
                 self._tasks.start(self._ask_for(held, key, *difference))
 
     def _difference(self, key: str | None) -> tuple[str, Mapping[str, str]] | None:
-        """The request that brings upstream where clients want it; ``None`` when it is there."""
+        """The request that makes upstream's state equal to the wanted one; ``None`` if they are equal."""
         if key is None:
             level = self._wanted_level()
             return None if level in (None, self._asked_level) else (SET_LEVEL, {"level": str(level)})
@@ -191,7 +191,7 @@ class Subscriptions:
     def _wanted_level(self) -> str | None:
         levels = [self._listeners.level, *(str(it.wants) for it in self._waiting.get(None, ()) if not it.over())]
         wanted = [level for level in levels if level is not None]
-        # Nobody can be un-asked for a level: the most severe one is the nearest to silence.
+        # MCP has no request that removes a level: the most severe one sends the fewest messages.
         silence = None if self._asked_level is None else LEVELS[-1]
         return min(wanted, key=LEVELS.index, default=silence)
 
@@ -213,7 +213,7 @@ class Subscriptions:
         self._reconcile()
 
     def _note(self, key: str | None, method: str, params: Mapping[str, str], refusal: Response | None) -> None:
-        """Keeps what upstream was asked for, or takes the interest for what it refused from all who have it."""
+        """Stores what upstream accepted, or removes the interest that it refused from all clients."""
         self._retry_seconds = FIRST_RETRY_SECONDS
         if key is None:
             level = params["level"]
@@ -233,7 +233,7 @@ class Subscriptions:
             self._listeners.drop(key)
 
     def _ask_again_later(self, key: str | None, error: BridgeError) -> None:
-        log.debug("Upstream did not answer what it is to tell: %s", error)
+        log.debug("Upstream did not answer a request for notifications: %s", error)
         for waiting in self._waiting.pop(key, ()):
             waiting.settle(None if waiting.wants is False else error)
         if not self._unanswered:
@@ -247,15 +247,15 @@ class Subscriptions:
         self._reconcile()
 
     def _settle(self, key: str | None) -> None:
-        """Answers who waits for a resource or the level, now that upstream is where it was wanted."""
+        """Answers the clients that wait for a resource or the level, if upstream has the wanted state."""
         for waiting in self._waiting.pop(key, ()):
             waiting.settle(None)
-        # Whoever only asked, and has no stream to hear anything on, wants it no more.
+        # A client without a stream cannot get notifications, so its interest ends here.
         if self._difference(key) is not None:
             self._due[key] = None
 
     def _answer(self, key: str | None, wants: str | bool, refusal: Response) -> None:
-        """Answers who waits for what upstream refused."""
+        """Answers the clients that wait for a request that upstream refused."""
         waiting = self._waiting.pop(key, [])
         rest = [it for it in waiting if it.wants != wants]
         if rest:

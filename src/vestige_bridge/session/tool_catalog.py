@@ -1,6 +1,6 @@
-"""The tools that upstream announces, and when it is asked for them again.
+"""The tools that upstream lists, and when the list is read again.
 
-Invariant: a list that could not be read leaves the tools that are known as they are.
+Invariant: a list that could not be read leaves the known tools unchanged.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from vestige_bridge.session.exchange import Answered
 log = logging.getLogger(__name__)
 
 REDISCOVERY_DELAY_SECONDS: Final = 1.0
-"""How long announcements of changed tools are gathered before upstream is asked for the list again."""
+"""The delay after a list-changed notification before the list is read, so that several cause one read."""
 
 _MAX_PAGES: Final = 100
 
@@ -31,14 +31,14 @@ Ask = Callable[[HeldSession, str, Mapping[str, object] | None, float], Awaitable
 
 
 class ToolCatalog:
-    """What upstream's tools announce about themselves.
+    """The tools of upstream and their annotations.
 
     Parameters:
         ask: sends a request of the bridge's own.
-        tasks: owner of the task that asks again.
+        tasks: owner of the task that reads the list again.
 
     Attributes:
-        tools: the tools that upstream announced, by name.
+        tools: the tools that upstream listed, by name.
     """
 
     def __init__(self, ask: Ask, tasks: Tasks) -> None:
@@ -50,15 +50,15 @@ class ToolCatalog:
         self._refreshing: asyncio.Task[None] | None = None
 
     async def read(self, held: HeldSession, timeout_seconds: float, *, opening: bool = False) -> bool:
-        """Asks upstream for all pages of its tool list (MCP 2025-11-25, server/tools).
+        """Reads all pages of upstream's tool list (MCP 2025-11-25, server/tools).
 
         Parameters:
-            held: the session to ask on.
-            timeout_seconds: how long each page may take.
-            opening: whether the session is being opened, so that the tools are logged and nothing is kept of before.
+            held: the session.
+            timeout_seconds: the time limit for each page.
+            opening: whether the session is being opened; then the tools are logged and no earlier tools are kept.
 
         Returns:
-            Whether the list differs from the one that was read before.
+            Whether the list differs from the one before.
 
         Errors:
             BridgeError: upstream did not answer.
@@ -68,7 +68,7 @@ class ToolCatalog:
             log.warning("%s", problem)
         self._problem = problem
         if problem and not listed and not opening:
-            # The tools that it announced before may still be there.
+            # The tools that were listed before may still exist.
             return False
         before, self._listed = self._listed, listed
         tools = {tool["name"]: read_tool(tool) for tool in listed}
@@ -78,17 +78,17 @@ class ToolCatalog:
         return before is not None and before != listed
 
     def refresh_soon(self, refresh: Callable[[], Awaitable[None]]) -> None:
-        """Has the list read again; announcements that follow each other closely are one.
+        """Reads the list again after a delay; notifications during the delay cause one read.
 
         Parameters:
-            refresh: reads the list on the session that is held by then.
+            refresh: reads the list on the session that is current then.
         """
         if self._refreshing is None or self._refreshing.done():
             self._refreshing = self._tasks.start(self._refresh(refresh))
 
     async def _refresh(self, refresh: Callable[[], Awaitable[None]]) -> None:
         await asyncio.sleep(REDISCOVERY_DELAY_SECONDS)
-        # What is announced from now on may not be in the list that is about to come, so it is asked for again.
+        # A change during the read may be missing from its result, so a later notification starts another read.
         self._refreshing = None
         with suppress(BridgeError):
             await refresh()

@@ -1,9 +1,9 @@
-"""The window: who has a place with upstream, who waits for one, and whose turn is next.
+"""The window: its slots, and the fair order in which waiting messages get one.
 
-Invariants: at most ``places`` places are taken at a time, and nobody waits while one is free. Places go round the
-principals that wait, and within a principal round its sessions; within a session the order of arrival stays. So a
-principal that sends one request now and then waits for one turn of another's, however many that one sends. What need
-not wait costs no more than an entry in a set.
+Invariants: at most ``slots`` slots are taken at a time, and no message waits while one is free. Slots go round-robin to
+the waiting principals, and within a principal round-robin to its sessions; within a session in the order of arrival. So
+a principal that sends a single request waits for at most one turn of each other principal, however many requests that
+principal sends. A message that need not wait costs one entry in a set.
 """
 
 from __future__ import annotations
@@ -23,42 +23,42 @@ LEAST_JOINING: Final = 64
 """How many keys may join a round, if it began with fewer."""
 
 MAX_PRINCIPALS_TOLD: Final = 256
-"""How many principals have metrics of their own; the waits of all others count as those of ``other``."""
+"""How many principals have their own metrics; the waits of all others are counted as ``other``."""
 
 _OTHER: Final = "other"
 
 
 class Rounds(Generic[K]):
-    """An order of keys that wait, in rounds: each key that waits has one turn in each round.
+    """A round-robin order of waiting keys: each has one turn in each round.
 
-    A key that begins to wait has its turn in the current round, unless it had one in it already; then it has it in the
-    next round. At most as many keys may join a round as waited when it began, or ``LEAST_JOINING`` if that is more. The
-    others join the next round, so that every round ends.
+    A key that begins to wait has its turn in the current round, or in the next one if it already had one. At most as
+    many keys may join a round as waited when it began, or ``LEAST_JOINING`` if that is more. The others join the next
+    round, so that every round ends.
     """
 
     def __init__(self) -> None:
         self._due: OrderedDict[K, None] = OrderedDict()
         self._later: OrderedDict[K, None] = OrderedDict()
         self._had_turn: set[K] = set()
-        self._room = LEAST_JOINING
+        self._joins_left = LEAST_JOINING
 
     def join(self, key: K) -> None:
-        """Begins to wait."""
-        if key in self._had_turn or not self._room:
+        """Adds a key."""
+        if key in self._had_turn or not self._joins_left:
             self._later[key] = None
         else:
             self._due[key] = None
-            self._room -= 1
+            self._joins_left -= 1
 
     def leave(self, key: K) -> None:
-        """Ceases to wait."""
+        """Removes a key."""
         self._due.pop(key, None)
         self._later.pop(key, None)
         if not self._due and not self._later:
             self._begin()
 
     def first(self) -> K:
-        """Whose turn it is, out of those who wait; it ceases to wait."""
+        """Removes and returns the key whose turn is next."""
         if not self._due:
             self._due, self._later = self._later, self._due
             self._begin()
@@ -68,17 +68,17 @@ class Rounds(Generic[K]):
 
     def _begin(self) -> None:
         self._had_turn.clear()
-        self._room = max(len(self._due), LEAST_JOINING)
+        self._joins_left = max(len(self._due), LEAST_JOINING)
 
 
 @dataclass(slots=True)
-class _Line(Generic[T]):
-    """What one principal waits for.
+class _Queue(Generic[T]):
+    """The waiting messages of one principal.
 
     Attributes:
-        sessions: what waits, by session, in the order of arrival.
+        sessions: the messages by session, in the order of arrival.
         rounds: the sessions.
-        arrivals: all that waits, the newest last.
+        arrivals: all messages, the newest last.
     """
 
     sessions: dict[str | None, OrderedDict[T, None]] = field(default_factory=dict)
@@ -87,7 +87,7 @@ class _Line(Generic[T]):
 
 
 class _Waiting(NamedTuple):
-    """Who waits, and since when, in seconds of ``time.perf_counter``."""
+    """The client of a waiting message, and when it began to wait, in seconds of ``time.perf_counter``."""
 
     caller: Caller
     since: float
@@ -95,12 +95,12 @@ class _Waiting(NamedTuple):
 
 @dataclass(slots=True)
 class Waits:
-    """What came of the waits of one principal, by now.
+    """Statistics of the waits of one principal.
 
     Attributes:
-        count: how many of its things got their place after they had to wait.
-        seconds: how long those waited, all together.
-        made_way: how many ceased to wait to make room for another principal's.
+        count: how many messages got a slot after a wait.
+        seconds: how long those waited in total.
+        made_way: how many were rejected for a message of another principal.
     """
 
     count: int = 0
@@ -109,61 +109,61 @@ class Waits:
 
 
 class Window(Generic[T]):
-    """The places with upstream.
+    """The slots of the window.
 
     Parameters:
-        places: how many there are.
-        begin: called with each thing that gets its place after it had to wait.
+        slots: the number of slots.
+        begin: called with each message that gets a slot after a wait.
 
     Attributes:
-        waits: what came of the waits of each principal; those beyond ``MAX_PRINCIPALS_TOLD`` are counted together.
+        waits: the statistics by principal; those beyond ``MAX_PRINCIPALS_TOLD`` are counted together.
     """
 
-    def __init__(self, places: int, begin: Callable[[T], None]) -> None:
+    def __init__(self, slots: int, begin: Callable[[T], None]) -> None:
         self.waits: dict[str, Waits] = {}
-        self._places = places
+        self._slots = slots
         self._begin = begin
         self._taken: set[T] = set()
         self._waiting: dict[T, _Waiting] = {}
-        self._lines: dict[str, _Line[T]] = {}
+        self._lines: dict[str, _Queue[T]] = {}
         self._rounds: Rounds[str] = Rounds()
 
     @property
     def taken(self) -> int:
-        """How many places are taken."""
+        """The number of taken slots."""
         return len(self._taken)
 
     @property
     def waiting(self) -> Mapping[str, int]:
-        """How many things of each principal wait."""
+        """The number of waiting messages by principal."""
         return {principal: len(line.arrivals) for principal, line in self._lines.items()}
 
     @property
     def waiting_told(self) -> Mapping[str, int]:
         """The same for the metrics: principals beyond ``MAX_PRINCIPALS_TOLD`` are counted together."""
-        told = Counter(dict.fromkeys(self.waits, 0))
+        counts = Counter(dict.fromkeys(self.waits, 0))
         for principal, count in self.waiting.items():
-            told[principal if principal in self.waits else _OTHER] += count
-        return told
+            counts[principal if principal in self.waits else _OTHER] += count
+        return counts
 
     def enter(self, thing: T, caller: Caller) -> bool:
-        """Takes a place if one is free, otherwise waits for a turn.
+        """Takes a slot if one is free, otherwise waits for one.
 
         Parameters:
-            thing: what needs the place.
-            caller: whose it is.
+            thing: the message that needs the slot.
+            caller: its client.
 
         Returns:
-            Whether it has its place already.
+            Whether it has a slot now.
         """
-        if len(self._taken) < self._places:
+        if len(self._taken) < self._slots:
             self._taken.add(thing)
             return True
         self._wait(thing, caller)
         return False
 
     def leave(self, thing: T) -> None:
-        """Gives a place back to who is next, or ceases to wait for one; nothing happens to what has neither."""
+        """Releases a slot, or stops waiting for one; does nothing for a message that does neither."""
         if thing in self._taken:
             self._taken.remove(thing)
             if self._lines:
@@ -171,19 +171,19 @@ class Window(Generic[T]):
         elif thing in self._waiting:
             self._forget(thing)
 
-    def make_way(self, principal: str) -> T:
-        """Has the newest thing of a principal that waits cease to wait, and returns it."""
+    def reject_newest(self, principal: str) -> T:
+        """Removes and returns the newest waiting message of a principal."""
         thing = next(reversed(self._lines[principal].arrivals))
         self._forget(thing)
-        self._told(principal).made_way += 1
+        self._waits_of(principal).made_way += 1
         return thing
 
     def _wait(self, thing: T, caller: Caller) -> None:
         self._waiting[thing] = _Waiting(caller, time.perf_counter())
-        self._told(caller.principal)
+        self._waits_of(caller.principal)
         line = self._lines.get(caller.principal)
         if line is None:
-            line = self._lines[caller.principal] = _Line()
+            line = self._lines[caller.principal] = _Queue()
             self._rounds.join(caller.principal)
         line.arrivals[thing] = None
         if caller.session_id not in line.sessions:
@@ -192,13 +192,13 @@ class Window(Generic[T]):
         line.sessions[caller.session_id][thing] = None
 
     def _next(self) -> T:
-        """What gets the place that is free, out of all that waits."""
+        """The waiting message that gets the free slot."""
         principal = self._rounds.first()
         line = self._lines[principal]
         session_id = line.rounds.first()
         thing = next(iter(line.sessions[session_id]))
         self._remove(thing, line, session_id)
-        # Whose turn it was waits for the next round with what is left.
+        # The principal and the session wait for the next round with their remaining messages.
         if session_id in line.sessions:
             line.rounds.join(session_id)
         if line.arrivals:
@@ -220,17 +220,17 @@ class Window(Generic[T]):
             del self._lines[caller.principal]
             self._rounds.leave(caller.principal)
 
-    def _remove(self, thing: T, line: _Line[T], session_id: str | None) -> None:
+    def _remove(self, thing: T, line: _Queue[T], session_id: str | None) -> None:
         del line.arrivals[thing]
         del line.sessions[session_id][thing]
         if not line.sessions[session_id]:
             del line.sessions[session_id]
 
     def _count(self, principal: str, seconds: float) -> None:
-        waits = self._told(principal)
+        waits = self._waits_of(principal)
         waits.count += 1
         waits.seconds += seconds
 
-    def _told(self, principal: str) -> Waits:
-        told = principal if principal in self.waits or len(self.waits) < MAX_PRINCIPALS_TOLD else _OTHER
-        return self.waits.setdefault(told, Waits())
+    def _waits_of(self, principal: str) -> Waits:
+        name = principal if principal in self.waits or len(self.waits) < MAX_PRINCIPALS_TOLD else _OTHER
+        return self.waits.setdefault(name, Waits())

@@ -1,4 +1,4 @@
-"""The MCP server: connections to it, and what only supergateway says.
+"""The MCP server: connections to it, and behavior that is specific to supergateway.
 
 Invariant: no exception of an HTTP client leaves this package.
 """

@@ -1,8 +1,8 @@
-"""The budget for large answers: those that arrive from upstream, and those that wait for slow clients.
+"""The memory budget for large answers: those that arrive from upstream, and those that wait for slow clients.
 
-Invariant: together they hold about as many bytes as the budget allows. Where it is full, an answer whose client takes
-nothing is ended, the largest first; if all clients make progress, upstream is read no further until there is room. An
-answer is never dropped in silence: its connection is reset, and that is logged and counted.
+Invariant: together they use about as many bytes as the budget allows. If it is full, answers whose clients read
+nothing are ended, the largest first; if all clients make progress, reading from upstream pauses until there is memory.
+An ended answer is never silent: its connection is reset, and that is logged and counted.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import logging
 from typing import Final, Protocol
 
 LARGE_BYTES: Final = 65_536
-"""Answers up to this size are not counted: the number of requests in flight and of connections bounds them."""
+"""Answers up to this size are not counted: the limits on requests in flight and connections bound them."""
 
 log = logging.getLogger(__name__)
 
@@ -21,17 +21,17 @@ class Source(Protocol):
     """A connection to upstream on which an answer arrives."""
 
     def pause_reading(self) -> None:
-        """Takes nothing more from upstream for now."""
+        """Pauses reading from upstream."""
 
     def resume_reading(self) -> None:
-        """Takes from upstream again."""
+        """Resumes reading from upstream."""
 
 
 class Sink(Protocol):
-    """A connection to a client that an answer waits for."""
+    """A client connection with a waiting answer."""
 
     def stalled(self, now: float) -> bool:
-        """Whether the client has taken nothing for a while."""
+        """Whether the client has read nothing for a while."""
 
     def give_up(self, reason: str) -> None:
         """Ends the answer and resets the connection."""
@@ -45,7 +45,7 @@ class AnswerBudget:
 
     Attributes:
         limit_bytes: the budget.
-        total_bytes: how many bytes are held now.
+        total_bytes: the bytes in use now.
     """
 
     def __init__(self, limit_bytes: int) -> None:
@@ -59,8 +59,8 @@ class AnswerBudget:
         """Counts an answer that arrives.
 
         Parameters:
-            source: the connection that it arrives on.
-            size: how many bytes of it are held by now; 0 when it is over.
+            source: its connection.
+            size: its bytes so far; 0 at its end.
         """
         self.total_bytes += size - self._arriving.get(source, 0)
         if size:
@@ -73,10 +73,10 @@ class AnswerBudget:
             self._let_arrive()
 
     def handed_over(self, size: int) -> None:
-        """Counts an answer that has come whole until the connection that it waits for counts it.
+        """Counts a complete answer until the client connection counts it.
 
-        That is the next turn of the event loop. Without it the others would be read on meanwhile: on a busy loop many
-        answers come whole within one turn.
+        That is the next event loop iteration. Otherwise reading of others would resume meanwhile: on a busy event loop
+        many answers complete within one iteration.
 
         Parameters:
             size: its bytes; more than ``LARGE_BYTES``.
@@ -88,8 +88,8 @@ class AnswerBudget:
         """Counts an answer that waits for its client.
 
         Parameters:
-            sink: the connection that it waits for.
-            size: its bytes; 0 when it is sent or given up.
+            sink: its client's connection.
+            size: its bytes; 0 when it is sent or ended.
         """
         self.total_bytes += size - self._waiting.pop(sink, 0)
         if size:
@@ -98,7 +98,7 @@ class AnswerBudget:
             self._let_arrive()
 
     def balance(self, now: float) -> None:
-        """Makes room where the budget is full; to be called from time to time.
+        """Frees memory if the budget is full; to be called periodically.
 
         Parameters:
             now: the time, in seconds of the event loop's clock.
@@ -118,7 +118,7 @@ class AnswerBudget:
         self._let_arrive()
 
     def _throttle(self) -> None:
-        """Stops reading large answers; if nothing else can make room, the one that has come furthest goes on."""
+        """Pauses reading of large answers; if nothing else can free memory, the largest one continues."""
         furthest = None if self._waiting else max(self._arriving, key=self._arriving.__getitem__)
         for source in self._arriving:
             if source is not furthest and source not in self._paused:
@@ -128,7 +128,7 @@ class AnswerBudget:
             self._resume(furthest)
 
     def _let_arrive(self) -> None:
-        """Reads on where there is room again, or where nothing else can make room."""
+        """Resumes reading if the budget allows it, or if nothing else can free memory."""
         if not self._paused:
             return
         if self.total_bytes > self.limit_bytes:

@@ -1,11 +1,11 @@
-"""Upstream over HTTP: the only module that knows aiohttp. It opens, sends, and translates failure.
+"""Upstream over HTTP: opens connections, sends, and translates failures; the only module that imports aiohttp's client.
 
-Invariant: no exception of the HTTP client leaves it, and each error says whether upstream can have seen
+Invariant: no exception of the HTTP client leaves it, and each error says whether upstream may have received
 the request. It never sends anything twice.
 
-Requests travel on connections that aiohttp's connector makes and a protocol of our own takes over, because its
-client spends most of a forwarded request's time on what this traffic has no use for (cookies, redirects, tracing, a
-timer and a stream for each reply). A session's own stream goes through aiohttp's session.
+Requests use connections that aiohttp's connector opens and the bridge's own protocol class takes over: aiohttp's client
+spends most of a forwarded request's time on features that are not needed here (cookies, redirects, tracing, a timer and
+a stream for each reply). A session's own stream uses aiohttp's client.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from vestige_bridge.upstream.connection import Receiver, UpstreamConnection
 from vestige_bridge.upstream.token import UpstreamToken
 
 KEEP_ALIVE_SECONDS: Final = 3.0
-"""Less than the five seconds after which Node.js closes an idle connection: a request must not meet that close."""
+"""Shorter than the five seconds after which Node.js closes an idle connection, so that no request meets the close."""
 
 DELETE_TIMEOUT_SECONDS: Final = 5.0
 
@@ -65,7 +65,7 @@ class EventStream:
         """Yields each JSON-RPC message as it arrives, its bytes as upstream wrote them.
 
         Errors:
-            UpstreamDisconnected: the stream was cut.
+            UpstreamDisconnected: the stream was interrupted.
             UpstreamProtocolError: a message is over the limit.
         """
         decoder = self._decoder
@@ -83,10 +83,10 @@ class Upstream:
     """One upstream and the connections to it.
 
     Parameters:
-        url: the address of upstream.
-        token: the bearer token to show there.
-        connect_timeout_seconds: how long making a connection may take.
-        max_answer_bytes: the largest message that is taken.
+        url: the URL of upstream.
+        token: the bearer token for it.
+        connect_timeout_seconds: the time limit for a connection.
+        max_answer_bytes: the size limit of a message.
         budget: counts the bytes of large answers.
     """
 
@@ -112,7 +112,7 @@ class Upstream:
         self._head = f"POST {self._url.raw_path_qs} HTTP/1.1\r\n{header_lines(always | self._headers)}"
 
     async def __aenter__(self) -> Self:
-        """Makes the HTTP client; connects to nothing yet."""
+        """Opens the HTTP client, but no connection."""
         self._http_client = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_SECONDS),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -132,7 +132,7 @@ class Upstream:
         await self._client.close()
 
     def take_connection(self) -> UpstreamConnection | None:
-        """A connection that is free, if there is one; it is to be sent on at once."""
+        """A free connection, if there is one; the caller must send on it at once."""
         oldest_usable = time.monotonic() - KEEP_ALIVE_SECONDS
         while self._idle:
             connection = self._idle.pop()
@@ -140,17 +140,17 @@ class Upstream:
                 continue
             if connection.idle_since >= oldest_usable:
                 return connection
-            # The rest have been idle for longer still, and upstream may be closing them at this moment.
+            # The others have been idle even longer, and upstream may be closing them now.
             for stale in (connection, *self._idle):
                 stale.close()
             self._idle.clear()
         return None
 
     async def open_connection(self) -> UpstreamConnection:
-        """A new connection; it is to be sent on at once.
+        """A new connection; the caller must send on it at once.
 
         Errors:
-            UpstreamConnectError: none could be made.
+            UpstreamConnectError: it could not be opened.
         """
         self._token.current()
         request = aiohttp.ClientRequest("POST", self._url, headers=self._headers)
@@ -159,7 +159,7 @@ class Upstream:
         except (aiohttp.ClientError, OSError) as error:
             raise UpstreamConnectError("Upstream cannot be reached.", detail=_reason(error)) from error
         if made.transport is None:
-            raise UpstreamConnectError("Upstream cannot be reached.", detail="it hung up at once")
+            raise UpstreamConnectError("Upstream cannot be reached.", detail="it closed the connection at once")
         connection = UpstreamConnection(
             made.transport, self._max_answer_bytes, self._budget, on_idle=self.free, on_closed=self._closed
         )
@@ -170,10 +170,10 @@ class Upstream:
         """Sends one message.
 
         Parameters:
-            connection: the connection to send it on.
+            connection: the connection.
             message: a JSON-RPC message, UTF-8.
-            headers: the header lines that go with it besides those of every request.
-            receiver: whom the reply is for.
+            headers: its header lines, without those of every request.
+            receiver: the receiver of the reply.
         """
         head = f"{self._head}{self._token.header_lines}{headers}Content-Length: {len(message)}\r\n\r\n"
         connection.send(head.encode("latin-1") + message, receiver, has_session=_SESSION_ID in headers)
@@ -187,16 +187,16 @@ class Upstream:
             last_event_id: the event after which a stream is resumed; ``None`` for the session's own stream.
 
         Errors:
-            UpstreamConnectError, UpstreamDisconnected: no connection, or it was cut.
-            SessionLost: HTTP 404: upstream has no such stream, or does not know the session.
+            UpstreamConnectError, UpstreamDisconnected: there is no connection, or it was closed.
+            SessionLost: HTTP 404: upstream has no such stream, or does not recognize the session.
             NoEventStream: HTTP 405 or 501: upstream has no such stream.
-            UpstreamProtocolError: upstream refused for another reason, which may pass.
+            UpstreamProtocolError: upstream refused for another reason, which may be temporary.
         """
         resumed = {} if last_event_id is None else {LAST_EVENT_ID.decode(): last_event_id}
         async with self._open("GET", {"Accept": sse.CONTENT_TYPE, **headers, **resumed}) as response:
             status = response.status
             if status == 404:
-                raise SessionLost("Upstream does not know the session any more.", detail="GET: HTTP 404")
+                raise SessionLost("Upstream no longer recognizes the session.", detail="GET: HTTP 404")
             if status in _NO_STREAM:
                 raise NoEventStream("Upstream has no event stream for GET.", detail=f"HTTP {status}")
             if status != 200 or response.content_type != sse.CONTENT_TYPE:
@@ -204,7 +204,7 @@ class Upstream:
             yield EventStream(response, self._max_answer_bytes)
 
     async def delete(self, headers: Mapping[str, str]) -> None:
-        """Ends the session that the headers name; an endpoint that is gone has ended it already."""
+        """Ends the session that the headers name; an upstream that has stopped has ended it already."""
         with contextlib.suppress(BridgeError, TimeoutError), _translated():
             async with asyncio.timeout(DELETE_TIMEOUT_SECONDS):
                 shown = {**self._token.headers, **headers}
@@ -212,7 +212,7 @@ class Upstream:
                     pass
 
     def free(self, connection: UpstreamConnection) -> None:
-        """Keeps a connection on which nothing is under way for the next message."""
+        """Keeps an unused connection for the next message."""
         connection.idle_since = time.monotonic()
         self._idle.append(connection)
 
@@ -233,35 +233,35 @@ class Upstream:
     @property
     def _connector(self) -> aiohttp.BaseConnector:
         if self._client.connector is None:
-            raise RuntimeError("the upstream was left")
+            raise RuntimeError("the upstream client is closed")
         return self._client.connector
 
     @property
     def _client(self) -> aiohttp.ClientSession:
         if self._http_client is None:
-            raise RuntimeError("the upstream was not entered")
+            raise RuntimeError("the upstream client is not open")
         return self._http_client
 
 
 @contextlib.contextmanager
 def _translated() -> Iterator[None]:
-    """Turns the HTTP client's exceptions into the bridge's, once."""
+    """Translates the HTTP client's exceptions to the bridge's, once."""
     try:
         yield
     except (aiohttp.ConnectionTimeoutError, aiohttp.ClientConnectorError) as error:
         raise UpstreamConnectError("Upstream cannot be reached.", detail=_reason(error)) from error
     except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError) as error:
-        raise UpstreamDisconnected("Upstream hung up.", detail=_reason(error)) from error
+        raise UpstreamDisconnected("Upstream closed the connection.", detail=_reason(error)) from error
     except aiohttp.ClientError as error:
-        raise UpstreamProtocolError("Upstream does not speak HTTP as it should.", detail=_reason(error)) from error
+        raise UpstreamProtocolError("Upstream sent invalid HTTP.", detail=_reason(error)) from error
 
 
 def _reason(error: Exception) -> str:
-    """What happened; where no connection came about, the address and the system's own words."""
+    """The cause; for a failed connection, the address and the operating system's error text."""
     if not isinstance(error, aiohttp.ClientConnectorError):
         return f"{type(error).__name__}: {error}"
     cause = error.os_error
-    # Where a name leads to several addresses, the error of each stands in the text of one that has no number.
+    # If a name has several addresses, the text of one exception without a number contains the error of each.
     numbers = [cause.errno or 0, *map(int, _error_numbers(str(cause)))]
     words = ", ".join(dict.fromkeys(os.strerror(number) for number in numbers if number > 0))
     return f"{error.host}:{error.port}: {words or cause.strerror or cause}"

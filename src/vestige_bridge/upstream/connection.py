@@ -1,7 +1,7 @@
-"""One HTTP/1.1 connection to upstream, on which one request follows another (RFC 9112).
+"""One HTTP/1.1 connection to upstream, with one request at a time (RFC 9112).
 
-Invariant: a request is written at once, and its reply is taken apart as it arrives. Nothing here waits, so
-no task stands behind a request. A reply ends exactly once, and its end says what was wrong with it.
+Invariant: a request is written at once, and its reply is parsed as it arrives. Nothing here waits, so a request needs
+no task. A reply ends exactly once, with an error if it failed.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from vestige_bridge.upstream.answer_budget import LARGE_BYTES, AnswerBudget
 from vestige_bridge.upstream.quirks import refuses_session
 
 MAX_HEAD_BYTES: Final = 65_536
-"""How many bytes may come without becoming the head of a reply or a part of its body."""
+"""Maximum bytes that may arrive without completing the head of a reply or a part of its body."""
 
 _REFUSED_UNREAD: Final = frozenset({401, 403, 405})
 _REFUSED_BODY: Final = frozenset({400, 406, 415, 422})
 
 
 class Receiver(Protocol):
-    """Whom a reply is for."""
+    """The receiver of a reply."""
 
     def begin(self, *, streamed: bool, session_id: str | None) -> None:
         """The head of the reply has come.
@@ -56,31 +56,31 @@ class Receiver(Protocol):
         """A JSON-RPC message has come, its bytes as upstream wrote them.
 
         Errors:
-            BridgeError: it is none; the reply ends by that error.
+            BridgeError: it is not a message; the reply ends with that error.
         """
 
     def end(self, failure: BridgeError | None, position: sse.Position | None) -> None:
-        """Nothing more will come.
+        """The reply has ended.
 
         Parameters:
-            failure: what its HTTP status means, or what cut it short; ``None`` for a good and whole reply.
+            failure: the error of its HTTP status, or of an interruption; ``None`` for a complete success.
             position: where an event stream can be resumed.
         """
 
 
 class UpstreamConnection(asyncio.Protocol):
-    """A connection that carries one request at a time.
+    """A connection with one request at a time.
 
     Parameters:
         transport: the connection, which this takes over.
-        max_answer_bytes: the largest message that is taken.
+        max_answer_bytes: the size limit of a message.
         held: counts the bytes of large answers.
         on_idle: called when the connection is free for another request.
-        on_closed: called when it is lost.
+        on_closed: called when it is closed.
 
     Attributes:
-        receiver: whom the reply under way is for; ``None`` while there is none.
-        idle_since: since when it is free, in seconds of a monotonic clock.
+        receiver: the receiver of the current reply; ``None`` while there is none.
+        idle_since: when it became free, in seconds of a monotonic clock.
     """
 
     def __init__(
@@ -111,12 +111,12 @@ class UpstreamConnection(asyncio.Protocol):
 
     @property
     def closed(self) -> bool:
-        """Whether no request can be sent any more."""
+        """Whether it can send no more requests."""
         return self._transport.is_closing()
 
     @property
     def unfinished(self) -> bool:
-        """Whether more of the reply under way is to come."""
+        """Whether the current reply is incomplete."""
         return not self._whole
 
     def send(self, message: bytes, receiver: Receiver, *, has_session: bool) -> None:
@@ -124,17 +124,17 @@ class UpstreamConnection(asyncio.Protocol):
 
         Parameters:
             message: its head and its body.
-            receiver: whom the reply is for.
-            has_session: whether it names a session, which upstream may have forgotten.
+            receiver: the receiver of the reply.
+            has_session: whether it names a session, which upstream may have lost.
         """
         self.receiver = receiver
         self._has_session = has_session
         self._transport.write(message)
 
     def cut(self, failure: BridgeError) -> None:
-        """Ends the reply under way by an error, and the connection with it."""
+        """Ends the current reply with an error, and closes the connection."""
         self._transport.abort()
-        # What is left of the connection lives until the garbage is collected: let that be little.
+        # The object lives until garbage collection, so its buffers are released now.
         self._body.clear()
         self._count(0)
         receiver, self.receiver = self.receiver, None
@@ -142,11 +142,11 @@ class UpstreamConnection(asyncio.Protocol):
             receiver.end(failure, None if self._decoder is None else self._decoder.position)
 
     def close(self) -> None:
-        """Closes the connection; a reply that is under way ends by that."""
+        """Closes the connection, which ends the current reply."""
         self._transport.close()
 
     def data_received(self, data: bytes) -> None:
-        """Takes the next bytes of the reply."""
+        """Parses the next bytes of the reply."""
         if self.receiver is None:
             return self._transport.abort()
         self._pending_bytes += len(data)
@@ -161,22 +161,22 @@ class UpstreamConnection(asyncio.Protocol):
             self.cut(_not_http(f"a head or trailers of over {MAX_HEAD_BYTES} bytes"))
 
     def connection_lost(self, error: Exception | None) -> None:
-        """Ends the reply under way: whole, if nothing but the end of the connection could end it."""
+        """Ends the current reply; it is complete if only the end of the connection could end it."""
         self._on_closed(self)
         if self._status and self._until_close and error is None and self.receiver is not None:
             try:
                 return self.on_message_complete()
             except BridgeError as failure:
                 return self.cut(failure)
-        self.cut(UpstreamDisconnected("Upstream hung up.", detail=str(error or "before its reply was whole")))
+        self.cut(UpstreamDisconnected("Upstream closed the connection.", detail=str(error or "before its reply ended")))
 
     def on_message_begin(self) -> None:
-        """Ends a connection on which upstream speaks unasked (called by the parser)."""
+        """Closes a connection on which upstream sends without a request (called by the parser)."""
         if self.receiver is None:
             self._transport.abort()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Keeps what is read of a header (called by the parser)."""
+        """Stores the headers that are needed (called by the parser)."""
         name = name.lower()
         if name == CONTENT_TYPE:
             self._content_type = media_type(value)
@@ -186,15 +186,15 @@ class UpstreamConnection(asyncio.Protocol):
             self._until_close = False
 
     def on_headers_complete(self) -> None:
-        """Decides by status and content type what the reply is (called by the parser).
+        """Determines the kind of reply by status and content type (called by the parser).
 
         Errors:
-            SessionLost, BodyTooLarge, UpstreamProtocolError: there is nothing to read.
+            SessionLost, BodyTooLarge, UpstreamProtocolError: the reply has no messages.
         """
         self._pending_bytes = 0
         status = self._parser.get_status_code()
         if status < 200:
-            # An interim reply (RFC 9110, section 15.2): the one that counts is still to come.
+            # An interim reply (RFC 9110, section 15.2): the final one follows.
             return self._forget_reply()
         self._status = status
         streamed = self._content_type == sse.CONTENT_TYPE
@@ -206,10 +206,10 @@ class UpstreamConnection(asyncio.Protocol):
             self.receiver.begin(streamed=streamed, session_id=self._session_id)
 
     def on_body(self, chunk: bytes) -> None:
-        """Hands out the messages that the chunk completes (called by the parser).
+        """Delivers the messages that the chunk completes (called by the parser).
 
         Errors:
-            BridgeError: what came is no message, or one over the limit.
+            BridgeError: a message is invalid, or over the limit.
         """
         self._pending_bytes = 0
         receiver = self.receiver
@@ -234,7 +234,7 @@ class UpstreamConnection(asyncio.Protocol):
         """Ends the reply, and frees the connection for another (called by the parser).
 
         Errors:
-            BridgeError: the whole body is no message.
+            BridgeError: the whole body is not a message.
         """
         receiver, refusal = self.receiver, self._refusal
         if self._status == 0 or receiver is None:
@@ -260,7 +260,7 @@ class UpstreamConnection(asyncio.Protocol):
         receiver.end(refusal, position)
 
     def _take_refusal(self, receiver: Receiver, body: bytes, refusal: BridgeError) -> BridgeError:
-        """Hands out a body that came with another status: a JSON-RPC error with the request's id is its answer."""
+        """Delivers the body of an error status: a JSON-RPC error with the request's id is its answer."""
         if self._status == 400 and self._has_session and refuses_session(body):
             return _session_lost(400)
         with suppress(BridgeError):
@@ -268,17 +268,17 @@ class UpstreamConnection(asyncio.Protocol):
         return refusal
 
     def pause_reading(self) -> None:
-        """Takes nothing more from upstream for now."""
+        """Pauses reading from upstream."""
         if not self._transport.is_closing():
             self._transport.pause_reading()
 
     def resume_reading(self) -> None:
-        """Takes from upstream again."""
+        """Resumes reading from upstream."""
         if not self._transport.is_closing():
             self._transport.resume_reading()
 
     def _count(self, size: int) -> None:
-        """Counts what is held of a large message that arrives."""
+        """Counts the bytes of a large message that arrives."""
         if self._counted or size > LARGE_BYTES:
             self._counted = size > LARGE_BYTES
             self._held.arriving(self, size if self._counted else 0)
@@ -294,7 +294,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._refusal = None
 
     def _refused(self) -> BridgeError:
-        """What a reply with another status means, unless its JSON turns out to answer the request."""
+        """The error for a reply with an error status, unless its JSON answers the request."""
         refusal = self._refusal_by_status()
         if self._content_type != JSON:
             raise refusal
@@ -310,7 +310,7 @@ class UpstreamConnection(asyncio.Protocol):
         if status in _REFUSED_BODY:
             return RequestRefused(message, detail=shown_media_type(self._content_type))
         if status < 400:
-            message = "Upstream answered something that is not MCP."
+            message = "Upstream sent something that is not MCP."
         return UpstreamProtocolError(
             message, detail=f"{detail}, {shown_media_type(self._content_type)}", sent=status not in _REFUSED_UNREAD
         )
@@ -320,8 +320,8 @@ class UpstreamConnection(asyncio.Protocol):
 
 
 def _session_lost(status: int) -> SessionLost:
-    return SessionLost("Upstream does not know the session any more.", detail=f"HTTP {status}")
+    return SessionLost("Upstream no longer recognizes the session.", detail=f"HTTP {status}")
 
 
 def _not_http(detail: str) -> UpstreamProtocolError:
-    return UpstreamProtocolError("Upstream does not speak HTTP as it should.", detail=detail)
+    return UpstreamProtocolError("Upstream sent invalid HTTP.", detail=detail)

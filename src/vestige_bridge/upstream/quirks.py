@@ -1,6 +1,6 @@
-"""What only supergateway says: the one place for the peculiarities of its releases 3 and 4.
+"""Recognizes two responses that only supergateway (releases 3 and 4) sends.
 
-Invariant: a peculiarity is recognized by status and shape, never by a phrase inside bytes that somebody else wrote.
+Invariant: they are recognized by status and structure, never by a phrase within bytes that another program wrote.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 SERVER_DIED: Final[Mapping[str, Any]] = {"code": -32603.0, "message": "MCP server process failed"}
-"""The error object with which supergateway 4 answers when the process of its MCP server ended."""
+"""The error object with which supergateway 4 answers when its MCP server process has ended."""
 
 _SESSION_REFUSAL: Final = {
     "jsonrpc": "2.0",
@@ -21,7 +21,7 @@ _MAX_REFUSAL_BYTES: Final = 1_024
 
 
 def refuses_session(body: bytes) -> bool:
-    """Whether a body with HTTP status 400 is the one by which supergateway 3 refuses an unknown session."""
+    """Whether a body with HTTP status 400 is supergateway 3's response for an unknown session."""
     if len(body) > _MAX_REFUSAL_BYTES:
         return False
     try:

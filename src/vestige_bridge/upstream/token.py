@@ -1,7 +1,7 @@
-"""The token that the bridge shows to upstream, and the file that it may come from.
+"""The token that the bridge sends to upstream, and its file.
 
-Invariant: a token that was read stays in use until another one is read, so a file that is emptied or lost by mistake
-changes nothing.
+Invariant: a token stays in use until another one is read, so a file that is emptied or deleted by mistake changes
+nothing.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ log = logging.getLogger(__name__)
 
 
 class UpstreamToken:
-    """The token to show to upstream.
+    """The token for upstream.
 
-    A Vestige that serves HTTP itself gets a new token at each start, and writes the file before it listens. The file is
-    therefore looked at before each connection is made: a connection to the new process never shows the old token.
+    A Vestige that serves HTTP itself generates a new token at each start, and writes the file before it listens. The
+    file is therefore checked before each connection is opened: a new process never gets the old token.
 
     Parameters:
         value: the token; empty for none.
-        path: the file to read it from instead; ``None`` when it is fixed.
+        path: the file to read it from instead; ``None`` if it is fixed.
 
     Attributes:
-        headers: the header that shows the token (RFC 6750, section 2.1); none when there is no token.
-        header_lines: the same as it stands in the head of a request.
+        headers: the header with the token (RFC 6750, section 2.1); none without a token.
+        header_lines: the same as text for the head of a request.
     """
 
     def __init__(self, value: str = "", path: Path | None = None) -> None:
@@ -39,26 +39,26 @@ class UpstreamToken:
 
     @classmethod
     def from_settings(cls, settings: Settings) -> UpstreamToken:
-        """The token that the settings give or point to; the file need not be there yet."""
+        """The token or token file of the settings; the file may not exist yet."""
         file = settings.upstream_token_file
         return cls(settings.upstream_token, Path(file) if file else None)
 
     def current(self) -> str:
-        """The token, read anew if its file has changed.
+        """The token, read again if its file has changed.
 
         Errors:
-            UpstreamConnectError: no token could be read so far, so upstream cannot be asked.
+            UpstreamConnectError: no token was read yet, so no request can be sent.
         """
         if self._file is None:
             return self._value
         if self._file.changed():
             self._read(self._file.path)
         if not self._value:
-            raise UpstreamConnectError("There is no token for Vestige yet.", detail=f"{self._file.path} holds none")
+            raise UpstreamConnectError("There is no token for Vestige yet.", detail=f"{self._file.path} contains none")
         return self._value
 
     def watching(self) -> AbstractAsyncContextManager[None]:
-        """Reads the file again whenever it changes, in the background, while the context lasts."""
+        """Reads the file again whenever it changes, in the background, within the context."""
         file = self._file
         if file is None:
             return nullcontext()
@@ -67,7 +67,7 @@ class UpstreamToken:
             if file.changed():
                 self._read(file.path)
                 if not self._value:
-                    log.warning("There is no token for Vestige yet: %s holds none", file.path)
+                    log.warning("There is no token for Vestige yet: %s contains none", file.path)
 
         return file.watching(check)
 
@@ -78,7 +78,7 @@ class UpstreamToken:
             value = ""
         if not value or not is_bearer_token(value):
             if self._value:
-                log.error("The file of the token for upstream changed and holds none; the one from before is kept")
+                log.error("The token file for upstream changed and contains no token; the previous token is kept")
             return
         if self._value and value != self._value:
             log.info("The token for upstream changed")

@@ -35,7 +35,7 @@ class Overheard:
         call = new_call(text)
         self.router.open(call)
         if hears:
-            self.router.hear(call)
+            self.router.accept_stream(call)
         return call, self.router.assign(call)
 
 

@@ -23,7 +23,7 @@ class Client:
     def watch(self, now: float) -> None:
         """Takes no time."""
 
-    def make_room(self) -> None:
+    def close_idle(self) -> None:
         self.closed = True
 
 

@@ -175,7 +175,7 @@ async def test_a_client_is_forgotten_for_another_of_the_principal_with_most_clie
 
 def room(it: Listeners, caller: Caller, *uris: str) -> bool:
     """Whether there is room for these resources; if so, the client wants them."""
-    if not it.make_room(caller.principal, frozenset(uris), caller):
+    if not it.free_quota(caller.principal, frozenset(uris), caller):
         return False
     for uri in uris:
         it.subscribe(caller, uri)
@@ -191,7 +191,7 @@ async def test_what_is_watched_is_bounded_for_each_and_for_all(monkeypatch: pyte
         it.listen(caller)
     assert room(it, ANN, "a", "b", "c")
     assert [room(it, ANN, uri) for uri in ("c", "d")] == [True, False]
-    assert not it.make_room("team", frozenset({"x" * (listeners.MAX_URI_CHARACTERS + 1)}), BOB)
+    assert not it.free_quota("team", frozenset({"x" * (listeners.MAX_URI_CHARACTERS + 1)}), BOB)
     assert [room(it, BOB, uri) for uri in ("a", "d")] == [True, False]
     assert room(it, OTTO, "o", "p")
     assert not room(it, OTTO, "q")

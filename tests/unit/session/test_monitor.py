@@ -208,7 +208,7 @@ async def test_a_failure_that_a_client_saw_wakes_the_watch_at_once(upstream: Scr
 
 
 class Broken:
-    """A connection whose checks fail in a way that nobody foresaw, until they do not."""
+    """A connection whose checks fail unexpectedly, until they do not."""
 
     def __init__(self) -> None:
         self.held: object | None = object()
@@ -229,4 +229,4 @@ async def test_a_bug_in_a_check_does_not_end_the_watch(caplog: pytest.LogCapture
     broken = Broken()
     async with asyncio.timeout(5), Monitor(0.001).watching(broken):
         await broken.enough.wait()
-    assert "A check failed in a way that nobody foresaw" in caplog.text
+    assert "A check failed unexpectedly" in caplog.text

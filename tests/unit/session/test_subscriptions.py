@@ -186,7 +186,7 @@ async def test_so_many_requests_and_no_more_are_with_upstream_at_a_time() -> Non
     # Whoever waits goes before what is only restored.
     listener = Listener(lambda _: True)
     it.add(listener, "team", frozenset({"now"}))
-    waiting = asyncio.ensure_future(told.told(frozenset({"now"})))
+    waiting = asyncio.ensure_future(told.confirmed(frozenset({"now"})))
     await turns()
     upstream.answer()
     await turns()
@@ -207,7 +207,7 @@ async def test_what_upstream_refuses_is_not_told_of_and_wanted_no_more() -> None
     for caller, level in zip(CALLERS, ("debug", "error"), strict=False):
         it.listen(caller)
         it.set_level(caller, level)
-    assert await told.told(frozenset({"good", "bad"})) == {"good"}
+    assert await told.confirmed(frozenset({"good", "bad"})) == {"good"}
     await turns()
     assert set(it.uris) == {"good"}
     assert (it.level, upstream.level) == ("error", "error")
@@ -237,7 +237,7 @@ async def test_what_upstream_does_not_answer_is_asked_for_again(monkeypatch: pyt
     upstream.silent = {"a", "b"}
     upstream.renew()
     it.add(Listener(lambda _: True), "team", frozenset({"a", "b"}))
-    assert await told.told(frozenset({"a"})) == frozenset()
+    assert await told.confirmed(frozenset({"a"})) == frozenset()
     await until(lambda: len(upstream.asked) >= 6)
     upstream.silent = set()
     await until(lambda: upstream.uris == {"a", "b"})
@@ -248,9 +248,9 @@ async def test_who_waits_for_a_session_that_cannot_be_opened_is_told_so() -> Non
     it, told = made(upstream)
     upstream.reachable = False
     it.add(Listener(lambda _: True), "team", frozenset({"a"}))
-    assert await told.told(frozenset({"a"})) == frozenset()
+    assert await told.confirmed(frozenset({"a"})) == frozenset()
     upstream.reachable = True
-    assert await told.told(frozenset({"a"})) == {"a"}
+    assert await told.confirmed(frozenset({"a"})) == {"a"}
 
 
 async def test_who_waits_when_the_session_is_lost_is_told_by_the_next_one() -> None:
@@ -259,7 +259,7 @@ async def test_who_waits_when_the_session_is_lost_is_told_by_the_next_one() -> N
     upstream.answers_at_once = False
     upstream.renew()
     it.add(Listener(lambda _: True), "team", frozenset({"a"}))
-    waiting = asyncio.ensure_future(told.told(frozenset({"a"})))
+    waiting = asyncio.ensure_future(told.confirmed(frozenset({"a"})))
     await turns()
     upstream.answers_at_once = True
     told.end()

@@ -42,16 +42,16 @@ class Model(RuleBasedStateMachine):
         self.counts: Counter[str] = Counter()
         self.numbers = itertools.count()
 
-    @initialize(places=st.integers(1, 3))
-    def open(self, places: int) -> None:
-        self.places = places
-        self.it: Window[int] = Window(places, self.begun.append)
+    @initialize(slots=st.integers(1, 3))
+    def open(self, slots: int) -> None:
+        self.slots = slots
+        self.it: Window[int] = Window(slots, self.begun.append)
 
     @rule(principal=st.sampled_from("abcdef"), session=st.sampled_from([None, *"rstuvw"]))
     def enter(self, principal: str, session: str | None) -> None:
         thing, caller = next(self.numbers), Caller(principal, session)
         at_once = self.it.enter(thing, caller)
-        assert at_once == (len(self.taken) < self.places)
+        assert at_once == (len(self.taken) < self.slots)
         if at_once:
             self.taken.append(thing)
             return
@@ -61,7 +61,7 @@ class Model(RuleBasedStateMachine):
 
     @precondition(lambda self: self.taken)
     @rule(data=st.data())
-    def give_back(self, data: st.DataObject) -> None:
+    def leave(self, data: st.DataObject) -> None:
         thing = data.draw(st.sampled_from(self.taken))
         self.taken.remove(thing)
         self.it.leave(thing)
@@ -82,7 +82,7 @@ class Model(RuleBasedStateMachine):
     def make_way(self, data: st.DataObject) -> None:
         _, (principal, _) = data.draw(st.sampled_from(self.waiting))
         newest = [pair for pair in self.waiting if pair[1].principal == principal][-1]
-        assert self.it.make_way(principal) == newest[0]
+        assert self.it.reject_newest(principal) == newest[0]
         self._waits_no_more(*newest)
 
     @rule()
@@ -91,8 +91,8 @@ class Model(RuleBasedStateMachine):
 
     @invariant()
     def nobody_waits_while_a_place_is_free(self) -> None:
-        assert self.it.taken == len(self.taken) <= self.places
-        assert self.it.taken == self.places or not self.waiting
+        assert self.it.taken == len(self.taken) <= self.slots
+        assert self.it.taken == self.slots or not self.waiting
         assert self.it.waiting == Counter(caller.principal for _, caller in self.waiting)
         assert not self.begun
 
@@ -261,7 +261,7 @@ def test_waits_are_told_by_principal() -> None:
     it.enter("second", Caller("b"))
     it.enter("third", Caller("b", "s"))
     assert it.waiting_told == {"b": 2}
-    assert it.make_way("b") == "third"
+    assert it.reject_newest("b") == "third"
     it.leave("first")
     assert it.waiting_told == {"b": 0}
     told = it.waits["b"]
@@ -277,7 +277,7 @@ def test_of_many_principals_the_rest_is_told_as_one() -> None:
         it.enter(number, Caller(f"principal-{number}"))
     assert len(it.waits) == window.MAX_PRINCIPALS_TOLD + 1
     assert it.waiting_told == {**{f"principal-{n}": 1 for n in range(1, window.MAX_PRINCIPALS_TOLD + 1)}, "other": 10}
-    it.make_way(f"principal-{principals}")
+    it.reject_newest(f"principal-{principals}")
     for number in range(principals):
         it.leave(number)
     by_name: defaultdict[str, int] = defaultdict(int, {name: waits.count for name, waits in it.waits.items()})
