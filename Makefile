@@ -293,7 +293,7 @@ compile = $(bin)/uv pip compile --quiet --no-config --upgrade --generate-hashes 
 
 .PHONY: requirements
 requirements: .venv/audit.stamp ## Pin anew, with hashes, what the bridge's image installs and is built with.
-	$(compile) setup.cfg --output-file docker/requirements.txt
+	$(compile) --extra oauth setup.cfg --output-file docker/requirements.txt
 	sed -nE 's/^requires = \["(.*)"\]$$/\1/p' pyproject.toml | $(compile) - --output-file docker/build-requirements.txt
 
 .PHONY: clean

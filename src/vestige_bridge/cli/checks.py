@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Final, Literal
 
+from vestige_bridge.cli.access_token import first_misfit, scopes_in
 from vestige_bridge.cli.bridge_client import Client
 from vestige_bridge.cli.http_client import ClientError, HttpReply, Members, NoAnswer, Refused, connect
+from vestige_bridge.cli.provider_probe import Provider
 from vestige_bridge.cli.upstream_probe import SUPERGATEWAY, Fault, ask_endpoint, shake_hands
 from vestige_bridge.errors import EXPIRED, RENDERINGS, BridgeError, Forbidden, SettingsError, UpstreamConnectError
 from vestige_bridge.jsonrpc.messages import INITIALIZED, PING
 from vestige_bridge.mcp.methods import CALL_TOOL, LIST_RESOURCES, LIST_TOOLS
 from vestige_bridge.session.session_file import SessionFile
-from vestige_bridge.settings import Settings
+from vestige_bridge.settings import Settings, has_jwt_form, is_bearer_token
 
 _TOKEN: Final = "VESTIGE_AUTH_TOKEN or VESTIGE_AUTH_TOKEN_FILE"  # noqa: S105
 _START: Final = f"Correct VESTIGE_MCP_URL, or start supergateway with Vestige behind it: {SUPERGATEWAY}"
@@ -53,10 +55,15 @@ class Layers:
         environ: environment variables.
         url: where a bridge answers whose settings are not those of this machine.
         timeout_seconds: how long a connection, and then each answer, may take.
+        token_env: the variable that holds the token to show, in place of the one that the settings give.
     """
 
-    def __init__(self, environ: Mapping[str, str], url: str | None, timeout_seconds: float) -> None:
+    def __init__(
+        self, environ: Mapping[str, str], url: str | None, timeout_seconds: float, token_env: str | None = None
+    ) -> None:
         self._environ = environ
+        self._token_env = token_env
+        self._provider: Provider | None = None
         self._url = url
         self._timeout_seconds = timeout_seconds
         self._settings: Settings | None = None
@@ -66,12 +73,20 @@ class Layers:
         self._passed: set[str] = set()
 
     def in_order(self) -> list[tuple[str, Callable[[], str]]]:
-        """Each layer's name and examination; upstream of a bridge elsewhere cannot be reached from here."""
+        """Each layer's name and examination.
+
+        Upstream of a bridge elsewhere cannot be reached from here. The provider is a layer if the settings name it, or
+        if the token to show comes from one.
+        """
+        shown = self._environ.get(self._token_env or "VESTIGE_AUTH_TOKEN", "").strip()
+        named = self._url is None and self._environ.get("VESTIGE_BRIDGE_OAUTH_ISSUER", "").strip()
+        provider = [("provider", self._examine_provider)] if named or has_jwt_form(shown.encode()) else []
         endpoint = [("upstream", self._examine_endpoint)] if self._url is None else []
         return [
             ("settings", self._examine_settings),
             ("address", self._examine_address),
             ("bridge", self._examine_bridge),
+            *provider,
             ("token", self._examine_token),
             *endpoint,
             ("Vestige", self._examine_vestige),
@@ -83,14 +98,23 @@ class Layers:
             if self._url is None:
                 self._settings = settings = Settings.from_environ(self._environ)
                 SessionFile.from_settings(settings)
-            self._client = client = Client.from_environ(self._environ, self._url, self._timeout_seconds)
+            self._client = client = self._client_to_be()
         except SettingsError as error:
             raise Fault(" ".join(error.problems), "Correct it in the environment or in .env.") from error
         if self._url is not None or self._settings is None:
             return f"the bridge on {client.url}, {'with a token' if client.token else 'without a token'}"
-        if not client.token and not self._settings.allow_anonymous:
+        if not client.token and not self._settings.allow_anonymous and not self._settings.oauth_issuer:
             raise Fault("neither a token nor anonymous access is set", f"Set {_TOKEN}.")
         return f"the bridge on {client.url}, upstream {self._settings.mcp_url}"
+
+    def _client_to_be(self) -> Client:
+        if self._token_env is None:
+            return Client.from_environ(self._environ, self._url, self._timeout_seconds)
+        client = Client.without_token(self._environ, self._url, self._timeout_seconds)
+        client.token = self._environ.get(self._token_env, "").strip()
+        if not is_bearer_token(client.token) or not client.token:
+            raise SettingsError([f"{self._token_env}: it holds no token, or something else than one."])
+        return client
 
     def _examine_address(self) -> str:
         client = self._require_client()
@@ -122,8 +146,15 @@ class Layers:
         self._bridge, self._connected = "serves", state == "ready"
         return f"it runs, and its connection to Vestige is {state}"
 
+    def _examine_provider(self) -> str:
+        client = self._require_client("bridge")
+        self._provider = provider = Provider.of(self._settings, client.url, self._timeout_seconds)
+        return f"{provider.issuer} shows {len(provider.kids)} signing keys"
+
     def _examine_token(self) -> str:
         client = self._require_client("bridge")
+        if not client.token and self._settings is not None and self._settings.oauth_issuer:
+            raise NotAsked("there is none to show; --token-env NAME names the variable that holds one")
         reply = client.notify(INITIALIZED)
         if reply.status == 202:
             self._passed.add("token")
@@ -132,6 +163,8 @@ class Layers:
             raise Fault("the bridge has no authentication configured and serves nobody", f"Set {_TOKEN} where it runs.")
         if reply.status == 401 and not client.token:
             raise Fault("the bridge wants one, and there is none", f"Set {_TOKEN} to what the bridge has.")
+        if reply.status in (401, 403, 503) and has_jwt_form(client.token.encode()):
+            raise self._fault_of_access_token(reply, client.token)
         if reply.status == 401 and _says_expired(reply):
             raise Fault(
                 "it has expired", "Make another with vestige-bridge token new, and put its entry into the file."
@@ -139,6 +172,22 @@ class Layers:
         if reply.status == 401:
             raise Fault("the bridge does not know it", f"Set {_TOKEN} to what the bridge has.")
         raise Fault(f"{client.url}/mcp answers {reply}", "Look at what stands before the bridge, and at its log.")
+
+    def _fault_of_access_token(self, reply: HttpReply, token: str) -> Fault:
+        """Why the bridge does not take an OAuth access token."""
+        provider = self._provider
+        if reply.status == 503:
+            return Fault("the bridge has no signing keys of the provider", "Look at its log: it says why.")
+        if provider is None:
+            return Fault(f"the bridge refuses it: {_message(reply)}", "Mend the provider first.")
+        if reply.status == 403:
+            scopes = ", ".join(scopes_in(token)) or "none"
+            remedy = f"Ask the provider for one of these: {', '.join(provider.scopes)}."
+            return Fault(f"it has no scope that permits anything (its scopes: {scopes})", remedy)
+        misfit = first_misfit(token, provider.issuer, provider.audience, provider.kids)
+        if misfit:
+            return Fault(misfit, "Get another from the provider, or correct the settings of the bridge.")
+        return Fault(f"all that it says fits, and the bridge refuses it: {_message(reply)}", "Look at its log.")
 
     def _examine_endpoint(self) -> str:
         if self._settings is None:
@@ -253,8 +302,13 @@ def _reads(tools: list[Members]) -> list[tuple[str, str, Members]]:
 
 
 def _says_expired(reply: HttpReply) -> bool:
+    return _message(reply) == EXPIRED
+
+
+def _message(reply: HttpReply) -> str:
+    """What the error object of an answer says."""
     error = reply.json().get("error")
-    return isinstance(error, dict) and error.get("message") == EXPIRED
+    return str(error.get("message")) if isinstance(error, dict) else str(reply)
 
 
 def _first_text(result: Members) -> str:

@@ -42,7 +42,9 @@ class Finding:
         return shown(f"{mark} {self.layer:13} {self.found}{took}{'. ' if self.remedy else ''}{self.remedy}")
 
 
-def run(environ: Mapping[str, str], *, url: str | None, timeout_seconds: float, as_json: bool) -> int:
+def run(
+    environ: Mapping[str, str], *, url: str | None, timeout_seconds: float, as_json: bool, token_env: str | None = None
+) -> int:
     """Examines each layer in turn, and prints a line for each, or one JSON document.
 
     Parameters:
@@ -50,12 +52,13 @@ def run(environ: Mapping[str, str], *, url: str | None, timeout_seconds: float, 
         url: where the bridge answers, if the settings here are not its settings.
         timeout_seconds: how long a connection, and then each answer, may take.
         as_json: whether a machine reads it.
+        token_env: the variable that holds the token to show, in place of the one that the settings give.
 
     Returns:
         The exit status: 0 when all is well, otherwise 1.
     """
     findings = []
-    for finding in _walk(Layers(environ, url, timeout_seconds)):
+    for finding in _walk(Layers(environ, url, timeout_seconds, token_env)):
         findings.append(finding)
         if not as_json:
             print(finding, flush=True)

@@ -169,7 +169,7 @@ class ClientSessions:
             except NoEventStream as error:
                 raise MethodNotAllowed("Upstream gives this session no stream.") from error
             try:
-                async with incoming.watched(listener.close):
+                async with incoming.listening(listener.close):
                     await incoming.writer.notifications(listener)
             finally:
                 own.stop_listening(listener)
