@@ -35,14 +35,12 @@ def first_misfit(token: str, issuer: str, audience: str, kids: Container[str]) -
             raise InvalidToken("unknown_key", "the issuer has no key of that id.")
         check_claims(claims, issuer, audience, time.time())
     except InvalidToken as error:
-        said = error.message.removeprefix("The token is not valid: ").rstrip(".")
-        wanted = {"issuer": issuer, "audience": audience}.get(error.reason)
-        name = _NAMES.get(error.reason)
-        more = "" if name is None else f" ({name} is {json.dumps(values.get(name))}"
-        more += f", and {wanted} is wanted)" if wanted else ")" if more else ""
         if error.reason == "expired_token":
-            more = f" ({timestamp(float(claims['exp']))})"
-        return said + more
+            return f"it has expired ({timestamp(float(claims['exp']))})"
+        said = error.message.removeprefix("The token is not valid: ").rstrip(".")
+        name, wanted = _NAMES.get(error.reason), {"issuer": issuer, "audience": audience}.get(error.reason)
+        shown = "" if name is None else f" ({name} is {json.dumps(values.get(name))}"
+        return f"{said}{shown}, and {wanted} is wanted)" if wanted else f"{said}{shown})" if shown else said
     return ""
 
 
