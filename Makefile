@@ -64,8 +64,9 @@ conformance: test-tools ## Run the public conformance suite directly and through
 	PYTHONPATH=tests $(bin)/python -m conformance $(WRITE)
 
 .PHONY: interop
-interop: test-tools interop-tools ## Put real MCP clients, in two releases each, through the same behaviours.
+interop: test-tools interop-tools ## Put real MCP clients, in two releases each, through the same behaviours, and have two sign in.
 	PYTHONPATH=tests $(bin)/python -m interop.connected
+	PYTHONPATH=tests $(bin)/python -m interop.oauth
 	PYTHONPATH=tests $(bin)/python -m interop $(WRITE)
 
 .PHONY: interop-all
@@ -74,6 +75,7 @@ interop-all: on-linux test-tools interop-tools tests/interop/agents/node_modules
 	cd tests/interop/go && go build -o interop-newest . && go build -modfile=previous.mod -o interop-previous .
 	$(with-node) node --input-type=module --eval "await (await import('./openclaw-plugin/e2e/openclaw.ts')).installOpenClaw()"
 	$(offline) env PYTHONPATH=tests $(bin)/python -m interop.connected --all
+	PYTHONPATH=tests $(bin)/python -m interop.oauth --all
 	PYTHONPATH=tests $(bin)/python -m interop --all $(WRITE)
 
 faults = PYTHONPATH=tests $(bin)/python -m chaos $@ $(if $(SEED),--seed $(SEED)) $(WRITE)

@@ -74,7 +74,7 @@ async def documents() -> Documents:
 
 @asynccontextmanager
 async def refreshing(keys: ProviderKeys) -> AsyncIterator[None]:
-    async with asyncio.timeout(10), keys.refreshing():
+    async with asyncio.timeout(30), keys.refreshing():
         await until(lambda: keys.age_seconds is not None)
         yield
 
