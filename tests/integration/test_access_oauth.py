@@ -591,11 +591,13 @@ async def test_neither_a_token_nor_a_subject_gets_into_the_log_or_the_audit_log(
         await until(lambda: is_served(served, provider))
         await served.call("write", headers=bearer(token))
         await served.call("write", headers=bearer(forged))
+        await served.get(f"{METADATA}/mcp")
         process.terminate()
         exit_status, log = await process.ended()
     principal = principal_of(provider.issuer, "carol@example.com")
     assert exit_status == 0
     assert f"tool=write principal={principal}" in log
+    assert f"http=GET path={METADATA} request_id" in log
     assert json.loads(audit.read_text().splitlines()[-1])["principal"] == principal
     for said in (log, audit.read_text()):
         assert "carol" not in said
