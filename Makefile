@@ -78,6 +78,11 @@ interop-all: on-linux test-tools interop-tools tests/interop/agents/node_modules
 	PYTHONPATH=tests $(bin)/python -m interop.oauth --all
 	PYTHONPATH=tests $(bin)/python -m interop --all $(WRITE)
 
+.PHONY: https
+https: on-linux test-tools .tools/bin/caddy ## Put nginx and Caddy, as docs/https.md sets them up, in front of a real bridge (Linux).
+	@dev/packages curl nginx-light
+	$(bin)/pytest --numprocesses=3 --dist=loadgroup tests/https
+
 faults = PYTHONPATH=tests $(bin)/python -m chaos $@ $(if $(SEED),--seed $(SEED)) $(WRITE)
 
 .PHONY: chaos-quick
@@ -250,27 +255,27 @@ logs: ## Follow the logs of both containers.
 port-forward: ## Lead port 8000 of this machine to the Service.
 	$(run) kubectl port-forward --namespace $(NAMESPACE) svc/$(RELEASE) 8000:8000
 
+# A command in Vestige's container: on Kubernetes, or with COMPOSE=docker/compose.yaml where compose runs it.
+compose = $(if $(filter docker,$(CONTAINER_TOOL)),docker compose,podman-compose) -f $(COMPOSE)
+in-vestige = $(if $(COMPOSE),$(compose) exec -T vestige-mcp,kubectl exec --namespace $(NAMESPACE) deploy/$(RELEASE) -c vestige-mcp --)
+BACKUP ?= backups/$(RELEASE)-$(shell date -u +%Y%m%dT%H%M%SZ).db
+
+.PHONY: backup
+backup: ## Make a backup and bring it here, into BACKUP=…; COMPOSE=docker/compose.yaml: of compose's memory.
+	$(run) docker/bring-backup $(BACKUP) $(in-vestige) vestige-backup -
+
 .PHONY: chart-lint
 chart-lint: on-linux chart-tools ## Lint the chart, test what it renders, and watch a bridge by its alerts (Linux).
 	$(HELM) lint --strict --kube-version $(KUBE_VERSION) charts/vestige --set auth.token=a-token-for-the-linter-alone
 	HELM='$(HELM)' .venv-e2e/bin/python -m pytest -c e2e/pytest.ini e2e/chart $(PYTEST_ARGS)
 
-.PHONY: version
-version: ## Print the version; make version NEW=0.2.0 sets it for package, chart and images.
-	@test -z '$(NEW)' || sed -i.old -E 's/^(version = |version: |appVersion: ")[0-9][^"]*/\1$(NEW)/' setup.cfg charts/vestige/Chart.yaml
-	@rm -f setup.cfg.old charts/vestige/Chart.yaml.old
-	@sed -n 's/^version = //p' setup.cfg
-
-.PHONY: chart-package
-chart-package: $(HELM) ## Package the chart into dist/.
-	$(HELM) package charts/vestige --destination dist
-
 .PHONY: deploy-lint
-deploy-lint: on-linux .venv-e2e/stamp .tools/bin/actionlint ## Check the Dockerfiles, shell scripts and workflows (Linux).
+deploy-lint: on-linux .venv-e2e/stamp .tools/bin/actionlint ## Check the Dockerfiles, shell scripts, workflows and the systemd unit (Linux).
 	@e2e/packages
 	.venv-e2e/bin/hadolint docker/Dockerfile.vestige docker/Dockerfile.bridge
 	shellcheck $$(git grep --cached -lE '^#!.*(ba)?sh')
 	.tools/bin/actionlint
+	dev/check-unit docs/systemd/vestige-bridge.service
 	.venv-e2e/bin/mypy --strict e2e
 
 .PHONY: e2e
@@ -278,6 +283,30 @@ e2e: on-linux $(HELM) .venv-e2e/stamp ## Build the images and walk through the g
 	@e2e/packages
 	HELM='$(abspath $(HELM))' CONTAINERS_CONF='$(CURDIR)/e2e/containers.conf' PATH="$(CURDIR)/.venv-e2e/bin:$$PATH" \
 		.venv-e2e/bin/python -m pytest -c e2e/pytest.ini e2e/walk $(PYTEST_ARGS)
+
+##@ Release
+
+.PHONY: release-check
+release-check: .venv/dev.stamp .venv/test.stamp $(HELM) openclaw-plugin/node_modules/stamp ## Build wheel, sdist, plugin and chart into dist/ as a release does, and look inside; needs Go.
+	@$(require-go)
+	@$(with-node) HELM='$(abspath $(HELM))' $(bin)/python dev/release_check.py
+
+.PHONY: version
+version: ## Print the version; make version NEW=0.3.0 sets it for package, plugin, chart and images.
+	@$(PYTHON) dev/version.py $(NEW)
+
+.PHONY: published
+published: .venv/dev.stamp .venv/test.stamp ## Have the documents name the releases of the GitHub account OWNER; with OWNER= they name none.
+	@sed -i.old 's/^OWNER: Final = .*/OWNER: Final = "$(OWNER)"/' src/vestige_bridge/cli/published.py
+	@rm src/vestige_bridge/cli/published.py.old
+	@$(bin)/python dev/generate.py
+
+.PHONY: chart-package
+chart-package: $(HELM) ## Package the chart into dist/; RUNBOOK_URL=… is where its alerts lead by default.
+	@rm -rf build/chart && mkdir -p build && cp -R charts/vestige build/chart
+	@sed -i.old -E 's|^( +runbookUrl: ).*|\1$(or $(RUNBOOK_URL),docs/operations.md)|' build/chart/values.yaml
+	@rm build/chart/values.yaml.old
+	$(HELM) package build/chart --destination dist
 
 ##@ Change
 
@@ -287,7 +316,7 @@ format: .venv/lint.stamp ## Rewrite the code in the house's format.
 	$(bin)/ruff format .
 
 .PHONY: generated
-generated: .venv/dev.stamp .venv/test.stamp ## Write anew what is made from the code: docs/clients.md and the completion for shells.
+generated: .venv/dev.stamp .venv/test.stamp ## Write anew the pages, the parts of pages and the completion for shells that are made from other files.
 	$(bin)/python dev/generate.py
 
 compile = $(bin)/uv pip compile --quiet --no-config --upgrade --generate-hashes --python-version 3.13 --python-platform linux \
@@ -327,7 +356,7 @@ bench-packages:
 	@dev/packages gcc iproute2 libc6-dev nginx-light valgrind wrk
 
 .PHONY: chart-tools
-chart-tools: $(HELM) .venv-e2e/stamp .tools/bin/prometheus .venv/dev.stamp docker/gateway/node_modules/stamp
+chart-tools: $(HELM) .venv-e2e/stamp .tools/bin/prometheus .tools/httproutes.yaml build/dashboard/check .venv/dev.stamp docker/gateway/node_modules/stamp
 
 .PHONY: interop-tools
 interop-tools: .venv-mcp-1-previous/stamp .venv-mcp-2-previous/stamp .venv-mcp-fastmcp/stamp .venv-mcp-fastmcp-previous/stamp
@@ -365,6 +394,11 @@ build/standin/vestige: $(wildcard e2e/standin/*)
 	@echo "Building what stands in for Vestige."
 	@cd e2e/standin && go build -o '$(abspath $@)' .
 
+build/dashboard/check: $(wildcard e2e/dashboard/*)
+	@$(require-go)
+	@echo "Building what holds the dashboard against Grafana's schema."
+	@cd e2e/dashboard && go build -o '$(abspath $@)' .
+
 .venv-e2e/stamp: e2e/requirements.txt
 	@PYTHON='$(PYTHON)' dev/make-venv.sh .venv-e2e
 	@echo "Installing what the deployment tests need."
@@ -372,10 +406,21 @@ build/standin/vestige: $(wildcard e2e/standin/*)
 	@touch $@
 
 .tools/bin/prometheus:
-	@e2e/prometheus $(@D)
+	@dev/extract $(@D) prometheus usr/bin/prometheus usr/bin/promtool
+
+.tools/bin/caddy:
+	@dev/extract $(@D) caddy usr/bin/caddy
+
+# The schema of HTTPRoute, from the standard channel; 1.7 asks for Go 1.27.
+.tools/httproutes.yaml: GATEWAY_API := sigs.k8s.io/gateway-api@v1.6.3
+.tools/httproutes.yaml: crd = config/crd/standard/gateway.networking.k8s.io_httproutes.yaml
+.tools/httproutes.yaml:
+	@$(require-go)
+	@install -D -m 644 "$$(cd / && go mod download -json $(GATEWAY_API) | sed -n 's/^\t"Dir": "\(.*\)",$$/\1/p')/$(crd)" $@
 
 .tools/bin/helm: GO_PACKAGE := helm.sh/helm/v3/cmd/helm@v3.22.0
 .tools/bin/syft: GO_PACKAGE := github.com/anchore/syft/cmd/syft@v1.57.0
+.tools/bin/publisher: GO_PACKAGE := github.com/modelcontextprotocol/registry/cmd/publisher@v1.8.9
 .tools/bin/actionlint: GO_PACKAGE := github.com/rhysd/actionlint/cmd/actionlint@v1.7.12
 # Releases from 0.55 on ask for Go 1.27.
 .tools/bin/thv: GO_PACKAGE := github.com/stacklok/toolhive/cmd/thv@v0.47.0

@@ -1,146 +1,169 @@
-"""The charts of the documents, drawn from results; SVG, the same bytes for the same figures."""
+"""The charts of the documents, drawn from results; SVG, the same bytes for the same figures.
+
+Invariants: each chart reads well on a light and on a dark page, because it brings its own background and a style sheet
+that exchanges the colours; a logarithmic scale is labelled as one; no line crosses a number.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib import pyplot as plt
 
-from bench.targets import MEMORY, VESTIGE, number
+from bench.captions import FORMS, JOB, LATENCY, Caption, Part, bars, calls_by_clients, captions, jobs, latencies
+from bench.targets import number
 
-OURS, OTHERS, PALE = "#1f6feb", "#8b949e", "#d0d7de"
+INK, PAPER, OURS, OTHERS, PALE = "#1f2328", "#ffffff", "#0969da", "#59636e", "#8c959f"
+DARK = {INK: "#e6edf3", PAPER: "#0d1117", OURS: "#4493f8", OTHERS: "#9198a1", PALE: "#6e7681"}
+LOGARITHMIC = "logarithmic scale"
+PLAIN = "{x:,g}"
 mpl.use("svg")
 mpl.rcParams.update(
     {
+        "axes.edgecolor": INK,
+        "axes.facecolor": PAPER,
+        "axes.labelcolor": INK,
         "axes.spines.right": False,
         "axes.spines.top": False,
         "axes.titlelocation": "left",
         "axes.titlesize": "medium",
-        "figure.facecolor": "white",
+        "figure.facecolor": PAPER,
         "font.size": 10,
+        "savefig.facecolor": PAPER,
         "svg.fonttype": "none",
         "svg.hashsalt": "vestige-bridge",
+        "text.color": INK,
+        "xtick.color": INK,
+        "ytick.color": INK,
     }
 )
 
 
-def draw(results: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
+def draw(results: Mapping[str, Part], folder: Path) -> None:
     """Draws every chart whose figures there are."""
-    charts: dict[str, tuple[str, Callable[[Mapping[str, Any]], Any]]] = {
-        "cpu.svg": ("throughput", _cpu),
-        "requests.svg": ("throughput", _requests),
-        "latency.svg": ("throughput", _latency),
-        "job.svg": ("memory", _job),
-        "clients.svg": ("memory", _clients),
+    charts: dict[str, Callable[[Mapping[str, Part], str], Any]] = {
+        "cpu.svg": lambda found, title: _bars(found["throughput"], "cpu_us", title, "µs"),
+        "requests.svg": lambda found, title: _bars(found["throughput"], "requests_per_second", title, "requests/s"),
+        "latency.svg": lambda found, title: _latency(found["throughput"], title),
+        "job.svg": lambda found, title: _job(found["memory"], title),
+        "clients.svg": lambda found, title: _clients(found["memory"], title),
     }
-    for name, (part, chart) in charts.items():
-        if part in results:
-            figure = chart(results[part])
-            figure.savefig(folder / name, metadata={"Date": None}, bbox_inches="tight")
-            plt.close(figure)
+    for name, caption in captions(results).items():
+        figure = charts[name](results, caption.title)
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(folder / name, metadata=nothing, bbox_inches="tight")
+        plt.close(figure)
+        (folder / name).write_text(_told((folder / name).read_text(), caption))
 
 
-def _cpu(part: Mapping[str, Any]) -> Any:
-    return _bars(part, "cpu_us", "CPU time a request takes in the proxy (µs, less is better)")
+def _told(svg: str, caption: Caption) -> str:
+    """The picture with its caption for those who do not see it, and with the colours of a dark page."""
+    head, tag, rest = svg.partition("<svg ")
+    attributes, _, content = rest.partition(">")
+    title, description = (escape(text, quote=False) for text in caption)
+    rules = "".join(
+        f'[style*="{use}: {light}"]{{{use}: {dark} !important}}\n'
+        for light, dark in DARK.items()
+        for use in ("fill", "stroke")
+    )
+    return (
+        f'{head}{tag}role="img" aria-labelledby="title description" {attributes}>\n'
+        f' <title id="title">{title}</title>\n <desc id="description">{description}</desc>\n'
+        f" <style>@media (prefers-color-scheme: dark) {{\n{rules}}}</style>{content}"
+    )
 
 
-def _requests(part: Mapping[str, Any]) -> Any:
-    return _bars(part, "requests_per_second", "Requests a second through one process (more is better)")
-
-
-def _bars(part: Mapping[str, Any], name: str, title: str) -> Any:
-    """One bar for each contender and form at 32 connections, with its spread, on a scale of powers of ten."""
-    figure, panels = plt.subplots(1, 2, figsize=(9, 3.2), sharey=True)
+def _bars(part: Part, name: str, title: str, unit: str) -> Any:
+    """One row for each contender and form: the median as a dot, the rounds as a line, and the figure behind both."""
+    figure, panels = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True)
     figure.suptitle(f"{title}: 32 connections, 200 B", x=0.02, ha="left")
-    for panel, form in zip(panels, ("json", "sse"), strict=True):
-        cells = [
-            cell
-            for cell in part["cells"]
-            if (cell["form"], cell["connections"], cell["bytes"]) == (form, 32, 200) and name in cell["figures"]
-        ]
-        figures = [cell["figures"][name] for cell in cells]
-        names = [cell["contender"] for cell in cells]
-        _barh(panel, names, [it["median"] for it in figures])
-        for row, it in enumerate(figures):
-            panel.plot([it["low"], it["high"]], [row, row], color="black", linewidth=1)
+    for panel, (form, answers) in zip(panels, FORMS.items(), strict=True):
+        rows = bars(part, name, form)
+        for row, (contender, it) in enumerate(rows):
+            colour = _colour(contender)
+            panel.plot([it["low"], it["high"]], [row, row], color=colour, linewidth=2)
+            panel.plot(it["median"], row, marker="o", color=colour)
+            _figure_behind(panel, it["high"], row, it["median"])
+        panel.set_yticks(range(len(rows)), [contender for contender, _ in rows])
         panel.set_xscale("log")
-        panel.set_xlim(min(it["low"] for it in figures) / 2, max(it["high"] for it in figures) * 6)
-        panel.set_title({"json": "JSON answers", "sse": "answers as one event"}[form])
+        panel.xaxis.set_major_formatter(PLAIN)
+        panel.set_xlim(min(it["low"] for _, it in rows) / 1.5, max(it["high"] for _, it in rows) * 6)
+        panel.set_xlabel(f"{unit}, {LOGARITHMIC}")
+        panel.set_title(answers)
+        panel.margins(y=0.08)
         panel.invert_yaxis() if form == "json" else None
     figure.tight_layout()
     return figure
 
 
-def _latency(part: Mapping[str, Any]) -> Any:
+def _latency(part: Part, title: str) -> Any:
     """The middle and the tail of three ways, over the number of connections."""
-    figure, panel = plt.subplots(figsize=(6.5, 3.2))
-    for contender, colour in {"none": PALE, "floor": OTHERS, "bridge": OURS}.items():
-        cells = sorted(
-            (
-                cell
-                for cell in part["cells"]
-                if (cell["contender"], cell["form"], cell["bytes"]) == (contender, "json", 200)
-            ),
-            key=lambda cell: cell["connections"],
-        )
-        connections = [cell["connections"] for cell in cells]
-        for name, style in {"p50_us": "-", "p99_us": ":"}.items():
-            values = [cell["figures"][name]["median"] / 1000 for cell in cells]
-            panel.plot(connections, values, style, marker="o", color=colour, label=f"{contender}, {name[:3]}")
+    figure, panel = plt.subplots(figsize=(6.5, 3.4))
+    for contender, colour in zip(LATENCY, (PALE, OTHERS, OURS), strict=True):
+        connections, *figures = zip(*latencies(part, contender), strict=True)
+        for name, style, values in zip(("p50", "p99"), ("-", ":"), figures, strict=True):
+            panel.plot(connections, values, style, marker="o", color=colour, label=f"{contender}, {name}")
     panel.set_xscale("log", base=2)
     panel.set_yscale("log")
-    panel.set_xticks([1, 32, 256], ["1", "32", "256"])
-    panel.set_xlabel("connections, each with a request under way all the time")
-    panel.set_title("Latency (ms, less is better): JSON, 200 B")
+    panel.yaxis.set_major_formatter(PLAIN)
+    panel.set_xticks(connections, map(str, connections))
+    panel.set_xlabel(f"connections, each with a request under way all the time; {LOGARITHMIC}")
+    panel.set_ylabel(f"ms, {LOGARITHMIC}")
+    panel.set_title(title)
     panel.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
-def _job(part: Mapping[str, Any]) -> Any:
-    """The real job with 20 clients, one row for each memory server."""
-    servers = [server for server in (MEMORY, VESTIGE) if any(job["server"] == server for job in part["jobs"])]
-    figure, rows = plt.subplots(len(servers), 4, figsize=(11, 2.9 * len(servers)), sharey=True, squeeze=False)
-    panels: dict[str, Callable[[Mapping[str, Any]], float]] = {
-        "calls/s": lambda job: job["calls_per_second"],
-        "memory of the MCP servers, MiB": lambda job: job["servers_mib"],
-        "acknowledged writes kept, %": lambda job: 100 * job["kept"] / max(1, job["acknowledged"]),
-        "clients that go on after a restart, %": lambda job: 100 * job["went_on"] / job["clients"],
-    }
-    for server, row in zip(servers, rows, strict=True):
-        jobs = [job for job in part["jobs"] if (job["server"], job["clients"]) == (server, 20)]
-        for panel, (title, value) in zip(row, panels.items(), strict=True):
-            _barh(panel, [job["contender"] for job in jobs], [value(job) for job in jobs])
-            panel.set_title(title)
+def _job(part: Part, title: str) -> Any:
+    """The real job with 20 clients, one row of panels for each memory server."""
+    servers = jobs(part)
+    figure, rows = plt.subplots(len(servers), len(JOB), figsize=(12, 2.9 * len(servers)), sharey=True, squeeze=False)
+    for (server, found), row in zip(servers.items(), rows, strict=True):
+        for panel, (name, value) in zip(row, JOB.items(), strict=True):
+            _bars_with_figures(panel, [job["contender"] for job in found], [value(job) for job in found])
+            panel.set_title(name)
             panel.margins(x=0.3)
+            if name.endswith("%"):
+                panel.set_xticks([0, 50, 100])
         row[0].set_ylabel(server)
         row[0].invert_yaxis()
-    figure.suptitle(f"20 agents write {part['writes']} memories each", x=0.02, ha="left")
+    figure.suptitle(title, x=0.02, ha="left")
     figure.tight_layout()
     return figure
 
 
-def _clients(part: Mapping[str, Any]) -> Any:
+def _clients(part: Part, title: str) -> Any:
     """Calls a second over the number of clients."""
-    figure, panel = plt.subplots(figsize=(6.5, 3.2))
-    jobs = [job for job in part["jobs"] if job["server"] == MEMORY]
-    ways = dict.fromkeys(job["contender"] for job in jobs)
-    for way, marker in zip(ways, "osv^D*", strict=False):
-        points = [(job["clients"], job["calls_per_second"]) for job in jobs if job["contender"] == way]
-        colour = OURS if way == "bridge" else OTHERS
-        panel.plot(*zip(*points, strict=True), marker=marker, color=colour, label=way)
+    figure, panel = plt.subplots(figsize=(6.5, 3.4))
+    for (way, points), marker in zip(calls_by_clients(part).items(), "osv^D*", strict=False):
+        clients, rates = zip(*points, strict=True)
+        panel.plot(clients, rates, marker=marker, color=_colour(way), label=way)
     panel.set_yscale("log")
-    panel.set_xticks(sorted({job["clients"] for job in jobs}))
+    panel.yaxis.set_major_formatter(PLAIN)
+    panel.set_xticks(clients)
     panel.set_xlabel("agents at once")
-    panel.set_title(f"Calls a second (more is better): {MEMORY}")
+    panel.set_ylabel(f"calls/s, {LOGARITHMIC}")
+    panel.set_title(title)
     panel.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
-def _barh(panel: Any, names: Sequence[str], values: Sequence[float]) -> None:
-    """Bars with their figures behind them; the bridge's in its own colour."""
-    bars = panel.barh(range(len(names)), values, color=[OURS if name.startswith("bridge") else PALE for name in names])
+def _bars_with_figures(panel: Any, names: Sequence[str], values: Sequence[float]) -> None:
+    """Bars from zero with their figures behind them; the bridge's in its own colour."""
+    panel.barh(range(len(names)), values, color=[_colour(name) for name in names])
     panel.set_yticks(range(len(names)), names)
-    panel.bar_label(bars, [f" {number(value)}" for value in values], padding=4)
+    for row, value in enumerate(values):
+        _figure_behind(panel, value, row, value)
+
+
+def _figure_behind(panel: Any, end: float, row: int, value: float) -> None:
+    """A figure to the right of what is drawn in a row, which ends there."""
+    panel.annotate(number(value), (end, row), xytext=(6, 0), textcoords="offset points", va="center")
+
+
+def _colour(contender: str) -> str:
+    return OURS if contender.startswith("bridge") else PALE

@@ -28,36 +28,42 @@ def publish() -> None:
 
 
 def filled(document: str, found: Mapping[str, Mapping[str, Any]]) -> str:
-    """The document with the tables of these results between its markers."""
+    """The document with the tables of these results between its markers; a run is described once."""
+    described: set[str] = set()
 
     def section(match: re.Match[str]) -> str:
         before, name, after = match.groups()
-        return f"{before}\n{_section(name, found)}\n\n{after}"
+        return f"{before}\n{_section(name, found, described)}\n\n{after}"
 
     return _MARKED.sub(section, document)
 
 
-def _section(name: str, found: Mapping[str, Mapping[str, Any]]) -> str:
+def _section(name: str, found: Mapping[str, Mapping[str, Any]], described: set[str]) -> str:
     if name == "targets":
         return report.markdown(report.targets(found))
     if name == "carries":
         return report.markdown(carries(found))
     if name not in found:
         return "Not measured yet."
-    parts = [report.markdown(report.TABLES[name](found[name])), report.source(found[name])]
+    source = report.source(found[name])
+    parts = [
+        report.markdown(report.TABLES[name](found[name])),
+        report.run(found[name]) if source in described else source,
+    ]
+    described.add(source)
     if name == "tricks":
         parts.insert(1, report.tricks_sentence(found[name]))
     return "\n\n".join(parts)
 
 
 def carries(found: Mapping[str, Mapping[str, Any]]) -> report.Table:
-    """What one process carries, in a few lines."""
+    """The capacity of one process, in a few lines."""
     rows: list[tuple[str, ...]] = []
     for cell in found.get("throughput", {}).get("cells", ()):
         if cell["contender"] == "bridge" and cell["bytes"] == 200:
-            what = f"{cell['form']} answers, {cell['connections']} connections"
+            connections = cell["connections"]
+            what = f"{cell['form']} responses, {connections} connection{'' if connections == 1 else 's'}"
             figures = {name: it["median"] for name, it in cell["figures"].items()}
             rate, p99_ms = number(figures["requests_per_second"]), number(figures["p99_us"] / 1000)
-            rows.append((what, f"{rate} requests/s, p99 {p99_ms} ms, RSS {number(figures['rss_mib'])} MiB"))
-    rows += [(row["what"], row["measured"]) for row in found.get("streams", {}).get("rows", ())]
+            rows.append((what, f"{rate} requests/s, p99 {p99_ms} ms, resident memory {number(figures['rss_mib'])} MiB"))
     return ("one process", "measured"), rows

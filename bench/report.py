@@ -17,10 +17,10 @@ TITLES = {
     "streams": "Idle, slow and large",
     "memory": "The real job",
     "instructions": "Instructions per request",
-    "tricks": "What each trick is worth",
-    "unread": "Answers that nobody reads",
-    "calls": "Python calls of one warm tools/call",
-    "crosscheck": "The load tool beside wrk",
+    "tricks": "What each optimisation saves",
+    "unread": "Responses that clients do not read",
+    "calls": "Python function calls of one warm tools/call",
+    "crosscheck": "The load tool compared with wrk",
     "profile": "Where the CPU time goes",
 }
 
@@ -28,13 +28,13 @@ TITLES = {
 def throughput(part: Mapping[str, Any]) -> Table:
     """Every cell, one row each."""
     heads = (
-        "in front",
-        "answers",
+        "proxy",
+        "responses",
         "connections",
-        "bytes",
+        "body bytes",
         "requests/s",
-        "CPU µs",
-        "× floor",
+        "CPU µs per request",
+        "CPU / floor",
         "p50 ms",
         "p99 ms",
         "p99.9 ms",
@@ -74,16 +74,16 @@ def memory(part: Mapping[str, Any]) -> Table:
     """One row for each job."""
     heads: tuple[str, ...] = (
         "server",
-        "in front",
+        "proxy",
         "clients",
         "calls/s",
         "p50 ms",
         "MCP servers",
-        "their MiB",
+        "their memory, MiB",
         "processes",
-        "MiB in all",
+        "total memory, MiB",
         "wrong",
-        "hung",
+        "no answer",
         "failed",
         "kept",
         "go on",
@@ -125,7 +125,7 @@ def instructions(part: Mapping[str, Any]) -> Table:
     if "with_jwt" in part:
         floor, bridge = counts["floor, json"], counts[f"{WITH_OAUTH}, json"]
         rows.append(("json, with a verified JWT", f"{floor:,.0f}", f"{bridge:,.0f}", f"{bridge / floor:.3f}"))
-    return ("answers", "floor", "bridge", "bridge × floor"), rows
+    return ("responses", "floor", "bridge", "bridge / floor"), rows
 
 
 def tricks(part: Mapping[str, Any]) -> Table:
@@ -137,11 +137,11 @@ def tricks(part: Mapping[str, Any]) -> Table:
     for name in dict.fromkeys(cell["contender"] for cell in part["cells"]):
         pairs = [cells[name, form] for form in forms]
         figures = [_spread(it) for cell in pairs for it in (cell["figures"]["cpu_us"], cell["against"]["cpu_us"])]
-        verdict = f"under {LEAST_WORTH:.0%}: to be removed" if name in small else "stays"
+        verdict = f"under {LEAST_WORTH:.0%}: to be removed" if name in small else "kept"
         rows.append((name, *figures, verdict))
-    rows[0] = ("(the bridge as it is)", *rows[0][1:-1], "")
-    heads = [head for form in forms for head in (f"{form}: CPU µs", f"{form}: × the bridge")]
-    return ("without", *heads, ""), rows
+    rows[0] = ("none", *rows[0][1:-1], "")
+    heads = [head for form in forms for head in (f"{form}: CPU µs per request", f"{form}: CPU / bridge")]
+    return ("disabled optimisation", *heads, "verdict"), rows
 
 
 LEAST_WORTH = 0.03
@@ -162,8 +162,8 @@ def tricks_sentence(part: Mapping[str, Any]) -> str:
     """Which tricks are worth too little."""
     small = worth_too_little(part)
     if not small:
-        return f"Each trick is worth {LEAST_WORTH:.0%} or more."
-    return f"Worth less than {LEAST_WORTH:.0%} with every upstream, and to be removed: {'; '.join(small)}."
+        return f"Each optimisation saves {LEAST_WORTH:.0%} or more with at least one upstream."
+    return f"Saves less than {LEAST_WORTH:.0%} with every upstream, and is to be removed: {'; '.join(small)}."
 
 
 def calls(part: Mapping[str, Any]) -> Table:
@@ -172,7 +172,7 @@ def calls(part: Mapping[str, Any]) -> Table:
         (form, *(f"{it[name]:,}" for name in ("calls", "modules", "changes", "calls_with_libraries")))
         for form, it in part["forms"].items()
     ]
-    return ("answers", "calls", "modules", "changes between modules", "calls, libraries included"), rows
+    return ("responses", "function calls", "modules", "changes between modules", "with libraries"), rows
 
 
 def crosscheck(part: Mapping[str, Any]) -> Table:
@@ -181,12 +181,14 @@ def crosscheck(part: Mapping[str, Any]) -> Table:
         (cell["contender"], cell["form"], *(_spread(cell[name]) for name in ("load", "wrk", "load_to_wrk")))
         for cell in part["cells"]
     ]
-    return ("in front", "answers", "load: requests/s", "wrk: requests/s", "load × wrk"), rows
+    return ("proxy", "responses", "load tool: requests/s", "wrk: requests/s", "load tool / wrk"), rows
 
 
 def profile(part: Mapping[str, Any]) -> Table:
     """One row for each place where a stack ends."""
-    return ("where", "share of the CPU time"), [(place, f"{share:.0%}") for place, share in part["shares"].items()]
+    return ("innermost Python frame", "share of the CPU time"), [
+        (place, f"{share:.0%}") for place, share in part["shares"].items()
+    ]
 
 
 TABLES = {
@@ -205,7 +207,7 @@ TABLES = {
 
 def targets(results: Results) -> Table:
     """P1 to P8."""
-    return ("", "what", "target", "moonshot", "measured", ""), [target.row(results) for target in TARGETS]
+    return ("", "what", "target", "stretch goal", "measured", "result"), [target.row(results) for target in TARGETS]
 
 
 def terminal(table: Table) -> str:
@@ -229,6 +231,11 @@ def source(part: Mapping[str, Any]) -> str:
     made = part["made"]
     versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
     return f"`{made['command']}`, {made['date']}, {made['machine']}; {versions}."
+
+
+def run(part: Mapping[str, Any]) -> str:
+    """The same for a run that was described before."""
+    return f"`{part['made']['command']}`, {part['made']['date']}, machine and versions as above."
 
 
 def everything(results: Results, names: Sequence[str]) -> str:

@@ -146,9 +146,9 @@ async def _idle(bench: Bench) -> tuple[dict[str, Any], Row]:
     kib = (rss - before) / IDLE / 1024
     figures = {"kib_each": kib, "rss_mib": rss / 2**20, "cpu_share": busy}
     return figures, {
-        f"{IDLE:,} idle streams: memory each": f"{number(kib)} KiB",
-        "the same: RSS": f"{number(rss / 2**20)} MiB",
-        "the same: CPU at rest, heartbeats included": f"{busy:.1%} of a core",
+        f"{IDLE:,} idle streams: memory per stream": f"{number(kib)} KiB",
+        f"{IDLE:,} idle streams: resident memory": f"{number(rss / 2**20)} MiB",
+        f"{IDLE:,} idle streams: CPU, heartbeats included": f"{busy:.1%} of a core",
     }
 
 
@@ -176,10 +176,11 @@ async def _slow(bench: Bench) -> tuple[dict[str, Any], Row]:
     ratio = await bench.compared(everybody)
     kib = (max(rss) - before) / SLOW / 1024
     figures = {"kib_each": kib, "p99_ratio": ratio.as_json(), "late_seconds": max(late)}
+    what = f"{SLOW} calls that report progress for {steps * pause / 1000:.1f} s"
     return figures, {
-        f"{SLOW} calls that report progress for {steps * pause / 1000:.1f} s: memory each": f"{number(kib)} KiB",
-        "the same: the last answer later than upstream gave it": f"{number(max(late))} s",
-        "the same: the others' p99 meanwhile": _times(ratio),
+        f"{what}: memory per call": f"{number(kib)} KiB",
+        f"{what}: delay of the last response": f"{number(max(late))} s",
+        f"{what}: p99 of the others": _times(ratio),
     }
 
 
@@ -211,10 +212,10 @@ async def _large(bench: Bench) -> tuple[dict[str, Any], Row]:
         kept.append((await bench.at_rest() - rest) / LARGE)
         ratios.append(await bench.compared(one_by_one))
         rows |= {
-            f"an answer of 10 MB, {form}: first byte, whole": f"{first * 1000:.0f} ms, {whole * 1000:.0f} ms",
-            f"the same, {form}: RSS above rest": f"{number(peaks[-1] * LARGE / 1e6)} MB",
-            f"the same, {form}: RSS above rest when it is over": f"{number(kept[-1] * LARGE / 1e6)} MB",
-            f"the same, {form}: the others' p99 meanwhile": _times(ratios[-1]),
+            f"10 MB response, {form}: time to first byte, to the end": f"{first * 1000:.0f} ms, {whole * 1000:.0f} ms",
+            f"10 MB response, {form}: peak memory increase": f"{number(peaks[-1] * LARGE / 1e6)} MB",
+            f"10 MB response, {form}: memory increase that remains": f"{number(kept[-1] * LARGE / 1e6)} MB",
+            f"10 MB response, {form}: p99 of the others": _times(ratios[-1]),
         }
     worst = max(ratios, key=lambda ratio: ratio.median)
     return {"peak_in_sizes": max(peaks), "kept_in_sizes": max(kept), "p99_ratio": worst.as_json()}, rows
@@ -237,10 +238,11 @@ async def _readers(bench: Bench) -> tuple[dict[str, Any], Row]:
 
     # The answers have come from upstream by then, and are being read.
     ratio = await bench.compared(everybody, under_way=3)
+    what = f"{READERS} clients that read 10 MB at 1 MB/s"
     peak = bench.process.peak_rss_bytes() - rest
     return {"peak_mb_each": peak / READERS / 1e6, "p99_ratio": ratio.as_json()}, {
-        f"{READERS} clients that read 10 MB at 1 MB/s: RSS above rest, each": f"{number(peak / READERS / 1e6)} MB",
-        "the same: the others' p99 meanwhile": _times(ratio),
+        f"{what}: peak memory increase per client": f"{number(peak / READERS / 1e6)} MB",
+        f"{what}: p99 of the others": _times(ratio),
     }
 
 

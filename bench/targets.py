@@ -18,7 +18,7 @@ class Target:
         what: what is measured.
         unit: behind each value.
         target: what it has to be.
-        moonshot: what it should be; none where there is no more to ask.
+        moonshot: the stretch goal; none if there is none.
         at_most: whether less is better.
         part: the result that has it.
         value: takes it out of that part; KeyError where the run had no such contender.
@@ -49,7 +49,7 @@ class Target:
             return measured <= goal if self.at_most else measured >= goal
 
         if self.moonshot is not None and met(self.moonshot):
-            return "moonshot"
+            return "stretch goal met"
         return "met" if met(self.target) else "missed"
 
 
@@ -90,7 +90,7 @@ def _with_vestige(what: str, target: float, at_most: bool, value: Callable[[Mapp
 
 
 def _against_floor(language: str, log: str, figure: str) -> Target:
-    what = f"CPU per request against the floor, upstream in {language}, {log} log"
+    what = f"CPU per request / floor, upstream in {language}, {log} log"
     target, moonshot = {"C": (0.66, 0.58), "Go": (0.72, 0.62)}[language]
     return Target("P1", what, " ×", target, moonshot, True, "throughput", _target(figure))
 
@@ -112,14 +112,21 @@ TARGETS = (
     _against_floor("C", "text", "P1 text"),
     _against_floor("Go", "JSON", "P1 Go"),
     _against_floor("Go", "text", "P1 Go text"),
-    Target("P2", "requests/s against a FastMCP proxy", " ×", 100, 250, False, "throughput", _target("P2")),
-    Target("P2b", "CPU per request against ToolHive", " ×", 0.62, 0.55, True, "throughput", _target("P2b")),
+    Target("P2", "requests/s / FastMCP", " ×", 100, 250, False, "throughput", _target("P2")),
+    Target("P2b", "CPU per request / ToolHive", " ×", 0.62, 0.55, True, "throughput", _target("P2b")),
     Target(
-        "P3", "added p50 at 1 connection", " ms", 0.25, 0.2, True, "throughput", lambda it: _target("P3")(it) / 1000
+        "P3",
+        "added latency (p50) at 1 connection",
+        " ms",
+        0.25,
+        0.2,
+        True,
+        "throughput",
+        lambda it: _target("P3")(it) / 1000,
     ),
     Target(
         "P4",
-        "real job, 20 clients: MCP servers",
+        "real job, 20 clients: MCP server processes",
         "",
         1,
         None,
@@ -129,7 +136,7 @@ TARGETS = (
     ),
     Target(
         "P4",
-        "the same: MCP servers' memory against a session each",
+        "real job, 20 clients: memory of the MCP servers / direct",
         " ×",
         0.125,
         None,
@@ -139,7 +146,7 @@ TARGETS = (
     ),
     Target(
         "P4",
-        "the same: calls/s against stateless",
+        "real job, 20 clients: calls/s / stateless",
         " ×",
         10,
         None,
@@ -150,10 +157,10 @@ TARGETS = (
     _with_vestige("clients that connect", 20, False, lambda job: job["connected"]),
     _with_vestige("acknowledged writes lost", 0, True, lambda job: job["acknowledged"] - job["kept"]),
     _with_vestige("clients that go on after a restart", 20, False, lambda job: job["went_on"]),
-    _with_vestige("MCP servers", 1, True, lambda job: job["servers"]),
+    _with_vestige("MCP server processes", 1, True, lambda job: job["servers"]),
     Target(
         "P4",
-        "with Vestige: calls/s against a session each, median of three",
+        "with Vestige, 20 clients: calls/s / direct, median of three",
         " ×",
         0.85,
         None,
@@ -161,14 +168,23 @@ TARGETS = (
         "memory",
         _job_ratio(VESTIGE, "direct", "calls_per_second"),
     ),
-    Target("P5", "memory of an idle stream", " KiB", 40, 16, True, "streams", lambda it: it["idle"]["kib_each"]),
-    Target("P5", "RSS with 1,000 of them", " MiB", 128, None, True, "streams", lambda it: it["idle"]["rss_mib"]),
+    Target("P5", "memory per idle stream", " KiB", 40, 16, True, "streams", lambda it: it["idle"]["kib_each"]),
+    Target(
+        "P5",
+        "resident memory with 1,000 idle streams",
+        " MiB",
+        128,
+        None,
+        True,
+        "streams",
+        lambda it: it["idle"]["rss_mib"],
+    ),
     Target(
         "P6", "start to ready with a warm upstream", " s", 1, 0.4, True, "start", lambda it: it["seconds"]["median"]
     ),
     Target(
         "P7",
-        "10 MB answer: RSS above rest, in its size",
+        "10 MB response: peak memory increase / its size",
         " ×",
         3,
         None,
@@ -178,7 +194,7 @@ TARGETS = (
     ),
     Target(
         "P7",
-        "the same: not given back afterwards",
+        "10 MB response: memory increase that remains / its size",
         " ×",
         1,
         None,
@@ -188,7 +204,7 @@ TARGETS = (
     ),
     Target(
         "P7",
-        "the same: the others' p99 meanwhile",
+        "10 MB response: p99 of the others, during / before",
         " ×",
         2,
         None,
@@ -198,7 +214,7 @@ TARGETS = (
     ),
     Target(
         "P8",
-        f"{UNREAD_CLIENTS} clients that do not read an answer of 8 MB: RSS above rest",
+        f"{UNREAD_CLIENTS} clients that do not read an 8 MB response: peak memory increase",
         " MiB",
         96,
         None,

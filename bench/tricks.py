@@ -7,13 +7,14 @@ where others work, too, the speed of a CPU changes within seconds by more than a
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
 from bench import progress
 from bench.contenders import BRIDGE, PROXIES, Command, Started, started
-from bench.figures import Cell, summary
+from bench.figures import Cell, Round, summary
 from bench.processes import ROOT, Failed, upstream
 from bench.throughput import FORMS, Plan, Scenario, turn
 
@@ -23,12 +24,12 @@ PLAN = Plan((Scenario("sse", 32, 200), Scenario("sse, Go", 32, 200)), 25, 0.4, 1
 """What SDK clients send and supergateway answers, with both upstreams: the one in C favours what gathers work."""
 
 TRICKS = {
-    "messages are read at a glance": "walk_through_members",
+    "messages are read by one call of the JSON decoder": "walk_through_members",
     "no task for a request": "make_a_task",
     "one timer for many deadlines": "arm_timers",
     "lines of the log are gathered": "write_each_line",
     "no log record for an access line": "make_log_records",
-    "the garbage collector looks seldom": "collect_garbage_often",
+    "the garbage collector runs rarely": "collect_garbage_often",
 }
 """The tricks, and the function in that file that undoes each."""
 
@@ -40,22 +41,32 @@ def measure() -> dict[str, Any]:
         Failed: a trick is no longer in the tree.
     """
     require_all(list(TRICKS.values()))
+    pairs: dict[Cell, list[Round]] = {}
     with ExitStack() as stack:
         bridges = {scenario: _bridges(stack, FORMS[scenario.form].upstream) for scenario in PLAN.scenarios}
-        pairs: dict[tuple[Scenario, str], list[dict[Cell, dict[str, float]]]] = {}
         for number in range(PLAN.rounds):
             for scenario, them in bridges.items():
                 for trick in TRICKS:
                     progress.say(f"round {number + 1}/{PLAN.rounds}: {scenario.form}, without: {trick}")
                     pair = {_cell(name, scenario): turn(them[name], scenario, PLAN) for name in (BRIDGE.name, trick)}
-                    pairs.setdefault((scenario, trick), []).append(pair)
+                    pairs.setdefault(_cell(trick, scenario), []).append(pair)
     progress.done()
-    as_it_is = [
-        summary([it for (of, _), them in pairs.items() if of is scenario for it in them], BRIDGE.name)[0]
-        for scenario in bridges
-    ]
-    undone = [summary(them, BRIDGE.name)[1] for them in pairs.values()]
-    return {"rounds": PLAN.rounds, "seconds": PLAN.seconds, "cells": [*as_it_is, *undone]}
+    return {"rounds": PLAN.rounds, "seconds": PLAN.seconds, "cells": cells(pairs)}
+
+
+def cells(pairs: Mapping[Cell, Sequence[Round]]) -> list[dict[str, Any]]:
+    """The bridge as it is, over all its turns of a scenario, and without each trick, against the turns before those.
+
+    Parameters:
+        pairs: for the cell of each trick, rounds that hold this cell and the one of the bridge as it is.
+    """
+    as_it_is: dict[Cell, list[Round]] = {}
+    for (_, form, connections, size), rounds in pairs.items():
+        base = (BRIDGE.name, form, connections, size)
+        as_it_is.setdefault(base, []).extend({base: it[base]} for it in rounds)
+    alone = [entry for rounds in as_it_is.values() for entry in summary(rounds, BRIDGE.name)]
+    without = [entry for rounds in pairs.values() for entry in summary(rounds, BRIDGE.name)]
+    return alone + [entry for entry in without if entry["contender"] != BRIDGE.name]
 
 
 def _cell(name: str, scenario: Scenario) -> Cell:

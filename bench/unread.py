@@ -34,8 +34,8 @@ def measure(clients: int = UNREAD_CLIENTS) -> dict[str, Any]:
         with upstream() as port, started(BRIDGE, f"http://127.0.0.1:{port}/mcp") as it:
             peak, begun = _peak(it, scenario, clients)
         peaks.append(peak / 2**20)
-        what = f"{clients} clients that do not read an answer of 8 MB, {form}"
-        rows |= {f"{what}: RSS above rest": f"{number(peaks[-1])} MiB", f"the same, {form}: answers begun": f"{begun}"}
+        what = f"{clients} clients that do not read an 8 MB response, {form}"
+        rows |= {f"{what}: peak memory increase": f"{number(peaks[-1])} MiB", f"{what}: responses started": f"{begun}"}
     progress.done()
     return {
         "clients": clients,

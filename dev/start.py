@@ -230,9 +230,25 @@ def announce(address: str, token: str, environ: Mapping[str, str]) -> None:
         f"\nReady: any MCP client, or curl, can call {address}/mcp with{'' if token else 'out'} a token.{hint} Try:\n\n"
         f"  {shlex.join(curl)}\n\n"
         f"Claude Code:\n\n  {claude_code(f'{address}/mcp', token)}\n\n"
-        "Other clients: .venv/bin/vestige-bridge connect\n\nCtrl-C ends both.\n",
+        f"Other clients:\n\n  {command(environ, 'connect')}\n\n"
+        f"If something does not work:\n\n  {command(environ, 'doctor')}\n\n"
+        "Ctrl-C ends both.\n",
         flush=True,
     )
+
+
+def command(environ: Mapping[str, str], name: str) -> str:
+    """A command of the bridge to paste, with the settings that it would not find in its defaults.
+
+    The commands read .env, but not the environment of this process, and VESTIGE_MCP_PORT is known here only.
+    """
+    defaults = {
+        "VESTIGE_BRIDGE_HOST": "127.0.0.1",
+        "VESTIGE_BRIDGE_PORT": "8000",
+        "VESTIGE_MCP_URL": "http://127.0.0.1:3100/mcp",
+    }
+    changed = [f"{it}={shlex.quote(environ[it])}" for it, default in defaults.items() if environ[it] != default]
+    return " ".join([*changed, ".venv/bin/vestige-bridge", name])
 
 
 def end(sentence: str) -> NoReturn:

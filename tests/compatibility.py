@@ -20,7 +20,7 @@ def package_version(folder: Path) -> str:
 
 
 def write_section(name: str, report: str, versions: Iterable[str], page: Path = PAGE) -> None:
-    """Puts a report, with today's date and the versions it is about, between the page's two marks of that name."""
+    """Puts a report, with today's date and the versions that it tested, between the page's two marks of that name."""
     today = dt.datetime.now(tz=dt.UTC).date()
     text = f"Measured on {today} with {', '.join(versions)}.\n\n{report}"
     begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"

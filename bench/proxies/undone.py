@@ -86,7 +86,7 @@ def arm_timers() -> None:
 
 
 def collect_garbage_often() -> None:
-    """The garbage collector looks as often as Python has it, at everything."""
+    """The garbage collector looks as often as Python does by default, on all objects."""
     replaced("server.process:GARBAGE_THRESHOLDS", gc.get_threshold())
     gc.freeze = lambda: None
 

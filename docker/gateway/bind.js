@@ -11,7 +11,7 @@ function fail(sentence) {
   process.exit(1)
 }
 
-if (!isIP(host)) fail(`GATEWAY_HOST is ${JSON.stringify(host)}; it takes an IP address such as 127.0.0.1.`)
+if (!isIP(host)) fail(`GATEWAY_HOST is ${JSON.stringify(host)}; it must be an IP address such as 127.0.0.1.`)
 const asked = new BlockList()
 asked.addAddress(host, family(host))
 

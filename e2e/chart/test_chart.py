@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml
@@ -88,7 +89,7 @@ def test_vestige_is_a_sidecar_that_starts_first_and_ends_last(default: dict[str,
 
 @pytest.mark.parametrize("count", ["0", "2"])
 def test_another_number_of_replicas_refuses_with_the_reason(count: str) -> None:
-    assert "one Vestige process owns the SQLite file" in refusal(
+    assert "only one Vestige process may use the SQLite file" in refusal(
         "--set", f"auth.token={TOKEN}", "--set", f"replicaCount={count}"
     )
 
@@ -190,6 +191,85 @@ def test_own_ingress_annotations_win() -> None:
     ingress = render("-f", str(VALUES_PROD), "--set-string",
                      r"ingress.annotations.alb\.ingress\.kubernetes\.io/scheme=internet-facing")["Ingress"]  # fmt: skip
     assert ingress["metadata"]["annotations"]["alb.ingress.kubernetes.io/scheme"] == "internet-facing"
+
+
+ROUTE = ("--set", "httpRoute.parentRefs[0].name=public,httpRoute.parentRefs[0].namespace=gateways")
+
+
+def test_there_is_no_route_without_a_gateway(default: dict[str, Manifest]) -> None:
+    assert "HTTPRoute" not in default
+
+
+def test_a_route_leads_from_the_gateway_to_the_service_and_its_open_port() -> None:
+    objects = render(
+        *ROUTE, "--set", "httpRoute.hostnames[0]=a.example,httpRoute.annotations.note=outer,service.port=80",
+        "--set", "httpRoute.parentRefs[0].sectionName=https",
+        "--set", "networkPolicy.from[0].namespaceSelector.matchLabels.team=gateways",
+    )  # fmt: skip
+    route, service, policy = objects["HTTPRoute"], objects["Service"], objects["NetworkPolicy"]["spec"]["ingress"]
+    assert route["metadata"]["annotations"] == {"note": "outer"}
+    assert route["spec"]["parentRefs"] == [{"name": "public", "namespace": "gateways", "sectionName": "https"}]
+    assert route["spec"]["hostnames"] == ["a.example"]
+    [rule] = route["spec"]["rules"]
+    assert rule["backendRefs"] == [{"name": service["metadata"]["name"], "port": service["spec"]["ports"][0]["port"]}]
+    assert policy[0]["ports"] == [{"protocol": "TCP", "port": containers(objects)[1]["ports"][0]["containerPort"]}]
+    assert policy[0]["from"][0] == {"namespaceSelector": {"matchLabels": {"team": "gateways"}}}
+
+
+def test_a_route_sets_no_limit_to_the_time_of_a_stream_unless_it_is_told_to() -> None:
+    def timeouts(*values: str) -> object:
+        return render(*ROUTE, *values)["HTTPRoute"]["spec"]["rules"][0].get("timeouts")
+
+    assert timeouts() == {"request": "0s", "backendRequest": "0s"}
+    assert timeouts("--set", "httpRoute.timeouts.request=1h") == {"request": "1h", "backendRequest": "0s"}
+    assert timeouts("--set", "httpRoute.timeouts=null") is None
+
+
+def closed(schema: Any) -> Any:
+    """The schema of a CRD, in which what it does not name is wrong, as it is for the server with strict validation."""
+    if isinstance(schema, list):
+        return [closed(it) for it in schema]
+    if not isinstance(schema, dict):
+        return schema
+    open_map = "additionalProperties" in schema or schema.get("x-kubernetes-preserve-unknown-fields")
+    named = isinstance(schema.get("properties"), dict) and schema.get("type") == "object"
+    inner = {key: closed(value) for key, value in schema.items()}
+    return inner | {"additionalProperties": False} if named and not open_map else inner
+
+
+@pytest.fixture(scope="module")
+def route_schema() -> jsonschema.Draft7Validator:
+    """The schema of HTTPRoute in the newest release of the Gateway API."""
+    crd = yaml.safe_load((ROOT / ".tools/httproutes.yaml").read_text())
+    [version] = [it for it in crd["spec"]["versions"] if it["name"] == "v1"]
+    schema = closed(version["schema"]["openAPIV3Schema"])
+    schema["properties"]["metadata"] = {"type": "object"}
+    return jsonschema.Draft7Validator(schema)
+
+
+FULL_ROUTE = {
+    "parentRefs": [
+        {"group": "gateway.networking.k8s.io", "kind": "Gateway", "namespace": "gateways", "name": "public"},
+        {"name": "internal", "sectionName": "https", "port": 443},
+    ],
+    "hostnames": ["vestige.example.com", "*.example.org"],
+    "timeouts": {"request": "1h30m", "backendRequest": "500ms"},
+    "annotations": {"note": "outer"},
+}
+
+
+@pytest.mark.parametrize(
+    "values", [ROUTE, ("--set-json", f"httpRoute={json.dumps(FULL_ROUTE)}")], ids=["default", "full"]
+)
+def test_a_route_satisfies_the_schema_of_the_gateway_api(
+    values: tuple[str, ...], route_schema: jsonschema.Draft7Validator
+) -> None:
+    route = render(*values)["HTTPRoute"]
+    assert [error.message for error in route_schema.iter_errors(route)] == []
+    route["spec"]["rules"][0]["timeout"] = "1s"
+    route["spec"]["hostnames"] = ["a host"]
+    wrong = {".".join(map(str, error.absolute_path)) for error in route_schema.iter_errors(route)}
+    assert wrong == {"spec.rules.0", "spec.hostnames.0"}
 
 
 def test_no_token_refuses_with_the_ways_out() -> None:
@@ -344,22 +424,28 @@ HASH = hashlib.sha256(TOKEN.encode()).hexdigest()
     [
         ([{"name": "agents"}], "auth.tokens[0] (agents) needs either token or sha256"),
         ([entry(sha256=HASH)], "auth.tokens[0] (agents) needs either token or sha256"),
-        ([entry(token="an-open secret-of-enough-letters")], "token of auth.tokens[0] (agents) has to be visible ASCII"),
+        ([entry(token="an-open secret-of-enough-letters")], "token of auth.tokens[0] (agents) must be visible ASCII"),
         ([entry(token="hunter2")], "token of auth.tokens[0] (agents) is shorter than 16 characters"),
-        ([{"name": "agents", "sha256": "hunter2"}], "sha256 of auth.tokens[0] (agents) has to be the 64 hexadecimal"),
-        ([entry(expires="2027-01-31")], "expires of auth.tokens[0] (agents) has to be a date and time with its offset"),
-        ([entry(expires="2027-02-31T00:00:00Z")], "expires of auth.tokens[0] (agents) has to be a date and time"),
-        ([entry(), entry(name="job")], "The token of auth.tokens[1] (job) stands in auth.tokens already"),
+        ([{"name": "agents", "sha256": "hunter2"}], "sha256 of auth.tokens[0] (agents) must be the 64 hexadecimal"),
+        ([entry(expires="2027-01-31")], "expires of auth.tokens[0] (agents) must be a date and time with an offset"),
+        ([entry(expires="2027-02-31T00:00:00Z")], "expires of auth.tokens[0] (agents) must be a date and time"),
+        ([entry(), entry(name="job")], "The token of auth.tokens[1] (job) is already in auth.tokens"),
         (
             [entry(), {"name": "job", "sha256": HASH.upper()}],
-            "The token of auth.tokens[1] (job) stands in auth.tokens already",
+            "The token of auth.tokens[1] (job) is already in auth.tokens",
         ),
         (
             [entry(), entry(expires="2027-01-31T00:00:00Z")],
-            "The token of auth.tokens[1] (agents) stands in auth.tokens already",
+            "The token of auth.tokens[1] (agents) is already in auth.tokens",
         ),
-        ([entry(), entry(token=TOKEN[::-1], tools=[])], "auth.tokens[1] (agents) has other rights than an entry"),
-        ([entry(rate=5), entry(token=TOKEN[::-1], rate=6)], "auth.tokens[1] (agents) has other rights than an entry"),
+        (
+            [entry(), entry(token=TOKEN[::-1], tools=[])],
+            "auth.tokens[1] (agents) has other permissions than an earlier entry",
+        ),
+        (
+            [entry(rate=5), entry(token=TOKEN[::-1], rate=6)],
+            "auth.tokens[1] (agents) has other permissions than an earlier entry",
+        ),
     ],
 )
 def test_an_entry_that_the_bridge_would_refuse_is_refused_before(entries: list[Any], sentence: str) -> None:
@@ -469,7 +555,7 @@ def test_natively_vestige_hands_the_bridge_a_token_in_memory_and_nobody_else() -
 
 
 def test_natively_a_clients_token_is_refused_to_vestige_as_well() -> None:
-    assert "a client's token never goes to Vestige" in refusal(
+    assert "a client's token is never given to Vestige" in refusal(
         "--set", f"auth.token={TOKEN},vestige.gateway=none", "--set", "vestige.extraEnv[0].name=VESTIGE_AUTH_TOKEN"
     )
 
@@ -589,6 +675,40 @@ def test_a_pod_monitor_finds_the_pod_by_the_port_and_the_labels_that_it_has() ->
     assert monitor["metadata"]["labels"]["release"] == "prometheus"
 
 
+RUNBOOKS = "https://wiki.example.com/vestige/operations"
+
+
+def anchors(document: Path) -> set[str]:
+    """The anchors that GitHub gives the headings of a page."""
+    text = re.sub(r"^```.*?^```$", "", document.read_text(), flags=re.MULTILINE | re.DOTALL)
+    found: set[str] = set()
+    for heading in re.findall(r"^#+ (.*)$", text, re.MULTILINE):
+        anchor = re.sub(r"[^\w\- ]", "", re.sub(r"\]\(.*?\)", "", heading).lower()).strip().replace(" ", "-")
+        numbered = (f"{anchor}-{number}" for number in itertools.count(1))
+        found.add(anchor if anchor not in found else next(it for it in numbered if it not in found))
+    return found
+
+
+@pytest.mark.parametrize("where", ["docs/operations.md", RUNBOOKS])
+def test_every_alert_leads_to_a_heading_with_commands(where: str) -> None:
+    chosen = [] if where == "docs/operations.md" else ["--set", f"metrics.alerts.runbookUrl={where}"]
+    rule = render("--set", "metrics.enabled=true,metrics.alerts.enabled=true", *chosen)["PrometheusRule"]
+    alerts = [it for group in rule["spec"]["groups"] for it in group["rules"] if "alert" in it]
+    page = ROOT / "docs/operations.md"
+    assert alerts
+    for alert in alerts:
+        address, _, anchor = alert["annotations"]["runbook_url"].partition("#")
+        assert (address, anchor) == (where, alert["alert"].lower())
+        assert anchor in anchors(page)
+        runbook = page.read_text().partition(f"\n### {alert['alert']}\n")[2].partition("\n#")[0]
+        assert re.search(r"^```(bash|promql)$", runbook, re.MULTILINE), alert["alert"]
+
+
+@pytest.mark.parametrize("url", ["", "wiki.example.com", "https://a.example/#top", "https://a.example/{{ 1 }}"])
+def test_a_runbook_url_that_could_not_be_followed_is_refused(url: str) -> None:
+    assert "runbookUrl" in refusal("--set", f"auth.token={TOKEN}", "--set-string", f"metrics.alerts.runbookUrl={url}")
+
+
 def test_alerts_reach_prometheus_as_they_stand_in_their_file() -> None:
     rule = render("--set", "metrics.enabled=true,metrics.alerts.enabled=true",
                   "--set", "metrics.alerts.labels.release=prometheus")["PrometheusRule"]  # fmt: skip
@@ -633,7 +753,7 @@ def test_the_git_tag_of_the_version_is_the_default_tag() -> None:
 @pytest.mark.parametrize("group", ["vestigeImage", "bridgeImage"])
 def test_a_digest_for_a_tag_is_refused_and_shown_its_place(group: str) -> None:
     sentence = refusal("--set", f"auth.token={TOKEN},{group}.tag=sha256:{'0' * 64}")
-    assert f"a digest goes to {group}.digest" in sentence
+    assert f"set a digest as {group}.digest" in sentence
 
 
 def test_options_of_scheduling_and_environment_reach_the_pod() -> None:
@@ -664,6 +784,94 @@ def test_options_of_scheduling_and_environment_reach_the_pod() -> None:
     assert environment(bridge)["VESTIGE_BRIDGE_LOG_FORMAT"] == "text"
 
 
+UPLOAD = ("--set", "backup.enabled=true,backup.upload.image=aws-cli:2,backup.upload.command={aws,s3}")
+
+
+def backup_containers(*arguments: str) -> list[Manifest]:
+    others: list[Manifest]
+    bridge, *others = pod(render(*arguments))["containers"]
+    assert bridge["name"] == "bridge"
+    return others
+
+
+def test_backups_are_made_by_a_hardened_container_of_vestiges_image_once_they_are_asked_for(
+    default: dict[str, Manifest],
+) -> None:
+    assert "backup" not in json.dumps(default).lower()
+    objects = render("--set", "backup.enabled=true,backup.schedule=*/30 8-18 * * 1-5,backup.keep=48",
+                     "--set", "backup.resources.limits.memory=1Gi,vestigeImage.tag=v9")  # fmt: skip
+    assert objects.keys() == default.keys()
+    [vestige] = pod(objects)["initContainers"]
+    bridge, backup = pod(objects)["containers"]
+    assert (backup["name"], backup["image"]) == ("backup", vestige["image"])
+    assert backup["command"][-2:] == ["vestige-backup", "--schedule"]
+    assert backup["securityContext"] == vestige["securityContext"] == containers(default)[0]["securityContext"]
+    assert environment(backup) == {"BACKUP_SCHEDULE": "*/30 8-18 * * 1-5", "BACKUP_KEEP": "48"}
+    assert backup["resources"]["limits"] == {"cpu": "500m", "memory": "1Gi"}
+    assert backup["volumeMounts"] == [
+        {"name": "data", "mountPath": "/data"},
+        {"name": "backup-status", "mountPath": "/run/vestige-backup"},
+    ]
+    assert {"name": "backup-status", "mountPath": "/run/vestige-backup", "readOnly": True} in bridge["volumeMounts"]
+    assert environment(bridge)["VESTIGE_BRIDGE_BACKUP_STATUS_FILE"] == "/run/vestige-backup/status.json"
+    assert {"name": "backup-status", "emptyDir": {"sizeLimit": "1Mi"}} in pod(objects)["volumes"]
+    for kind in objects.keys() - {"Deployment"}:
+        assert objects[kind] == default[kind]
+
+
+def test_an_upload_is_a_container_of_ones_own_image_that_sees_the_volume_and_cannot_change_it() -> None:
+    backup, upload = backup_containers(*UPLOAD, "--set", "backup.upload.timeoutSeconds=60",
+                                       "--set", "backup.upload.env[0].name=AWS_REGION",
+                                       "--set", "backup.upload.env[0].value=us-west-2",
+                                       "--set", "backup.upload.resources.limits.memory=1Gi")  # fmt: skip
+    assert environment(backup)["BACKUP_UPLOAD_SECONDS"] == "60"
+    assert (upload["name"], upload["image"], upload["args"]) == ("upload", "aws-cli:2", ["aws", "s3"])
+    shell, flag, script, name = upload["command"]
+    assert (shell, flag, name) == ("sh", "-c", "upload")
+    assert script == (CHART / "files" / "upload.sh").read_text()
+    assert environment(upload) == {"HOME": "/tmp", "AWS_REGION": "us-west-2"}
+    assert upload["securityContext"] == backup["securityContext"]
+    assert upload["resources"]["limits"]["memory"] == "1Gi"
+    assert {"name": "data", "mountPath": "/data", "readOnly": True} in upload["volumeMounts"]
+    assert {"name": "auth"} not in [{"name": mount["name"]} for mount in upload["volumeMounts"]]
+
+
+def test_an_upload_without_what_it_needs_refuses() -> None:
+    assert "backup.upload.image requires backup.enabled" in refusal(
+        "--set", f"auth.token={TOKEN},backup.upload.image=x,backup.upload.command[0]=y"
+    )
+    for half in ("image=x", "command[0]=x"):
+        assert "backup.upload.image and backup.upload.command must be set together" in refusal(
+            "--set", f"auth.token={TOKEN},backup.enabled=true,backup.upload.{half}"
+        )
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    ["* * * * *", "0 3 * * *", "*/5 */2 * * *", "00 08-18 1,15,28-31 1-6 *", "59 23 31 12 *", "0 0 * * 1-5,7"],
+)
+def test_a_schedule_of_five_fields_is_taken(schedule: str) -> None:
+    [backup] = backup_containers("--set-json", f"backup.enabled=true,backup.schedule={json.dumps(schedule)}")
+    assert environment(backup)["BACKUP_SCHEDULE"] == schedule
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    ["", "@daily", "0 3 * *", "0 3 * * * *", "60 3 * * *", "0 24 * * *", "0 3 0 * *", "0 3 32 * *", "0 3 * 13 *",
+     "0 3 * * 8", "0 3 * * MON", "0 3 1 * 1", "0 3 */2 * *", "1-9/2 3 * * *", "*/0 * * * *", "0  3 * * *",
+     "0 3 * * *\n"],
+)  # fmt: skip
+def test_another_schedule_is_refused_by_the_schema(schedule: str) -> None:
+    assert "schedule" in refusal(
+        "--set", f"auth.token={TOKEN}", "--set-json", f"backup.schedule={json.dumps(schedule)}"
+    )
+
+
+def test_a_range_that_ends_before_it_begins_is_refused() -> None:
+    for schedule in ("0 18-08 * * *", "30-5 * * * *"):
+        assert "ends before it begins" in refusal("--set", f"auth.token={TOKEN},backup.schedule={schedule}")
+
+
 def strings_only(node: object, path: str = "") -> list[str]:
     """The paths of names, labels and annotations that YAML takes for something else than a string."""
     if isinstance(node, dict):
@@ -689,13 +897,13 @@ def test_names_that_look_like_other_types_stay_strings(word: str) -> None:
         f"auth.existingSecret={word},auth.secretKey={word},persistence.existingClaim={word},fullnameOverride={word}",
         "--set-string", f"nameOverride={word},priorityClassName={word},ingress.className={word}",
         "--set-string", f"ingress.hosts[0].host={word}",
+        "--set-string", f"httpRoute.hostnames[0]={word},httpRoute.parentRefs[0].name={word}",
         "--set", f"ingress.hosts[0].paths[0].path=/,ingress.hosts[0].paths[0].pathType=Prefix,{monitored}",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     objects = [document for document in yaml.safe_load_all(result.stdout) if document]
-    assert {"Deployment", "Service", "Ingress", "NetworkPolicy", "Pod", "PodMonitor", "PrometheusRule"} == {
-        manifest["kind"] for manifest in objects
-    }
+    kinds = {"Deployment", "Service", "Ingress", "HTTPRoute", "NetworkPolicy", "Pod", "PodMonitor", "PrometheusRule"}
+    assert {manifest["kind"] for manifest in objects} == kinds
     for manifest in objects:
         assert strings_only(manifest, manifest["kind"]) == []
         assert manifest["metadata"]["namespace"] == word
@@ -805,6 +1013,9 @@ def test_the_test_pod_is_not_behind_the_service(default: dict[str, Manifest]) ->
         ("auth.token=1234567890123456", "token"),
         ("metrics.podMonitor.interval=often", "interval"),
         ("metrics.alert.enabled=true", "alert"),
+        ("httpRoute.parentRefs[0].namespace=gateways", "name"),
+        ("httpRoute.parentRefs[0].section=https", "section"),
+        ("httpRoute.timeouts.request=60", "request"),
         ("vestige.gateway=nginx", "gateway"),
         ("persistence.size=5gi", "size"),
         ("auth.tokens[0].name=a b", "name"),
@@ -815,6 +1026,9 @@ def test_the_test_pod_is_not_behind_the_service(default: dict[str, Manifest]) ->
         ("auth.tokens[0].name=agents,auth.tokens[0].read_only=perhaps", "read_only"),
         ("audit.enabled=perhaps", "enabled"),
         ("audit.file=/data/audit.log", "file"),
+        ("backup.keep=0", "keep"),
+        ("backup.upload.timeoutSeconds=0", "timeoutSeconds"),
+        ("backup.upload.imag=x", "imag"),
     ],
 )
 def test_the_schema_refuses_and_names_what_it_refuses(setting: str, named: str) -> None:
@@ -851,8 +1065,9 @@ def test_the_schema_knows_every_value() -> None:
         ["-f", str(VALUES_PROD)],
         ["--set", "metrics.enabled=true,metrics.dashboard.enabled=true"],
         ["--set", "vestige.gateway=none"],
+        [*UPLOAD],
     ],
-    ids=["default", "guide", "metrics", "native"],
+    ids=["default", "guide", "metrics", "native", "backup"],
 )
 def test_objects_satisfy_the_schemas_of_kubernetes(version: str, values: list[str]) -> None:
     for manifest in render(*values, version=version).values():

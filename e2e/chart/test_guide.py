@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from test_chart import HELM, ROOT
+from test_chart import CHART, HELM, ROOT, pod, render
 
 TEXT = (ROOT / "docs" / "deployment.md").read_text()
 ECR = "123456789.dkr.ecr.us-west-2.amazonaws.com"
@@ -17,6 +17,7 @@ ENVIRONMENT = {
     "ECR_VESTIGE": f"{ECR}/vestige-mcp",
     "ECR_BRIDGE": f"{ECR}/vestige-bridge",
     "PATH": "/usr/local/bin:/usr/bin:/bin",
+    "TEAM": "red",
     "DRY_RUN": "1",
     "ALLOW_DIRTY": "1",
 }
@@ -30,7 +31,7 @@ HELM_COMMANDS = [command for command in COMMANDS if re.match("helm (install|upgr
 MAKE_COMMANDS = [
     command
     for command in [*COMMANDS, *re.findall(r"`(make [^`]+)`", TEXT)]
-    if re.match("make (?!dev|e2e|chart-lint|audit|sbom)", command)
+    if re.match("make (?!dev|e2e|chart-lint|deploy-lint|audit|sbom|https)", command)
 ]
 
 
@@ -41,7 +42,7 @@ def shell(command: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_every_command_is_known_to_a_test() -> None:
-    known = ("export ", "make ", "docker ", "helm ", "kubectl ", "curl ", "printf ")
+    known = ("export ", "make ", "docker ", "helm ", "kubectl ", "curl ", "printf ", "sudo ")
     assert [command for command in COMMANDS if not command.startswith(known)] == []
 
 
@@ -70,6 +71,36 @@ def test_helm_renders_the_tokens_that_the_guide_gives_as_values(tmp_path: Path) 
     done = shell(f"{shlex.quote(HELM)} template v charts/vestige --kube-version 1.35.0 -f {tmp_path}/values.yaml")
     assert done.returncode == 0, done.stderr
     assert "tokens.toml: " in done.stdout
+
+
+@pytest.mark.parametrize("page", ["deployment", "doctor", "operations", "troubleshooting"])
+def test_the_commands_for_kubectl_name_what_the_chart_makes(page: str) -> None:
+    objects = render("--set", "metrics.enabled=true,backup.enabled=true")
+    lines = (ROOT / f"docs/{page}.md").read_text().replace("\\\n", " ").splitlines()
+    known = "kubectl (exec|logs|port-forward|get|top|describe) "
+    commands = [re.split(r" (?:--|\|) ", line)[0] for line in lines if re.match(known, line)]
+    kinds = {"deploy": "Deployment", "deployment": "Deployment", "svc": "Service", "service": "Service"}
+    containers = {it["name"]: it for it in (*pod(objects)["initContainers"], *pod(objects)["containers"])}
+    labels = objects["Deployment"]["spec"]["template"]["metadata"]["labels"]
+    assert commands
+    for command in commands:
+        assert re.search(r" (-n|--namespace) \S", command), command
+        for kind, name in re.findall(r" (deploy|deployment|svc|service)/(\S+)", command):
+            assert objects[kinds[kind]]["metadata"]["name"] == name, command
+        for container in re.findall(r" -c (\S+)", command):
+            assert container in containers, command
+        for label, value in re.findall(r" -l (\S+?)=(\S+)", command):
+            assert labels[label] == value, command
+        for port in re.findall(r"port-forward .* \d+:(\d+)", command):
+            assert int(port) in [it["containerPort"] for it in containers["bridge"]["ports"]], command
+
+
+def test_helm_renders_the_route_that_the_guide_gives_as_values(tmp_path: Path) -> None:
+    values = re.search(r"```yaml\n(httpRoute:.*?)```", TEXT, re.DOTALL)
+    assert values
+    (tmp_path / "values.yaml").write_text(values[1])
+    route = render("-f", str(tmp_path / "values.yaml"))["HTTPRoute"]
+    assert route["spec"]["hostnames"] == ["vestige.example.com"]
 
 
 @pytest.mark.parametrize("command", MAKE_COMMANDS)
@@ -103,6 +134,22 @@ def test_a_push_of_uncommitted_changes_is_refused(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode != 0
     assert "uncommitted changes" in done.stderr
+
+
+def test_the_alerts_of_a_release_lead_to_the_page_of_that_release(tmp_path: Path) -> None:
+    workflow = (ROOT / ".github/workflows/release.yml").read_text()
+    page = '"$GITHUB_SERVER_URL/$GITHUB_REPOSITORY/blob/$GITHUB_REF_NAME/docs/operations.md"'
+    assert f"make release-check RUNBOOK_URL={page}" in workflow
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    shutil.copytree(CHART, tmp_path / "charts/vestige")
+    page = "https://git.example.com/memory/vestige-bridge/blob/v0.2.0/docs/operations.md"
+    helm = shutil.which(HELM) or HELM
+    for given, expected in ((f"RUNBOOK_URL={page}", page), ("RUNBOOK_URL=", "docs/operations.md")):
+        subprocess.run(["make", "chart-package", given, f"HELM={helm}"], cwd=tmp_path, capture_output=True, check=True)
+        [package] = (tmp_path / "dist").glob("vestige-*.tgz")
+        values = subprocess.run([helm, "show", "values", package], capture_output=True, text=True, check=True).stdout
+        assert yaml.safe_load(values)["metrics"]["alerts"]["runbookUrl"] == expected
+    assert "runbookUrl: docs/operations.md\n" in (tmp_path / "charts/vestige/values.yaml").read_text()
 
 
 def test_compose_images_are_the_dockerfiles_of_this_repository() -> None:
@@ -175,6 +222,18 @@ def test_with_compose_the_file_for_an_identity_provider_refuses_without_one() ->
 
 
 @pytest.mark.parametrize("file", ["compose.yaml", "compose.tokens.yaml", "compose.oauth.yaml"])
+def test_with_compose_https_is_a_profile_that_cannot_reach_vestige(file: str) -> None:
+    https, bridge, vestige = (compose_service(name, file) for name in ("https", "bridge", "vestige-mcp"))
+    assert https["profiles"] == ["https"]
+    assert set(https["networks"]) & set(bridge["networks"])
+    assert not set(https["networks"]) & set(vestige["networks"])
+    assert (https["read_only"], https["cap_drop"], https["cap_add"]) == (True, ["ALL"], ["NET_BIND_SERVICE"])
+    assert "./Caddyfile:/etc/caddy/Caddyfile:ro" in https["volumes"]
+    assert compose_environment("https", file)["VESTIGE_HTTPS_HOST"] == "localhost"
+    assert "VESTIGE_AUTH_TOKEN" not in https["environment"]
+
+
+@pytest.mark.parametrize("file", ["compose.yaml", "compose.tokens.yaml", "compose.oauth.yaml"])
 def test_with_compose_the_audit_goes_where_the_shell_says(file: str) -> None:
     audit = ("VESTIGE_BRIDGE_AUDIT_LOG", "VESTIGE_BRIDGE_AUDIT_REQUIRED")
     for given in (("", ""), ("-", "true")):
@@ -187,6 +246,22 @@ def test_with_compose_the_audit_goes_where_the_shell_says(file: str) -> None:
 def test_with_compose_the_autopilot_is_off_unless_it_is_asked_for() -> None:
     assert compose_environment("vestige-mcp")["VESTIGE_AUTOPILOT_ENABLED"] == "0"
     assert compose_environment("vestige-mcp", VESTIGE_AUTOPILOT_ENABLED="1")["VESTIGE_AUTOPILOT_ENABLED"] == "1"
+
+
+def test_with_compose_backups_are_made_by_a_container_as_hardened_as_the_others() -> None:
+    backup, bridge = (compose_service(name, "compose.backup.yaml") for name in ("backup", "bridge"))
+    vestige = compose_service("vestige-mcp")
+    for key in ("image", "restart", "read_only", "cap_drop", "security_opt"):
+        assert backup[key] == vestige[key]
+    assert backup["network_mode"] == "none"
+    assert backup["volumes"][0] == vestige["volumes"][0] == "data:/data"
+    mount = "backup-status:/run/vestige-backup"
+    assert backup["volumes"][1:] == [mount] and bridge["volumes"] == [f"{mount}:ro"]
+    assert bridge["environment"] == {"VESTIGE_BRIDGE_BACKUP_STATUS_FILE": "/run/vestige-backup/status.json"}
+    told = compose_environment("backup", "compose.backup.yaml")
+    assert told == {"BACKUP_SCHEDULE": "0 3 * * *", "BACKUP_KEEP": "7"}
+    told = compose_environment("backup", "compose.backup.yaml", BACKUP_SCHEDULE="0 * * * *", BACKUP_KEEP="24")
+    assert told == {"BACKUP_SCHEDULE": "0 * * * *", "BACKUP_KEEP": "24"}
 
 
 def test_there_is_one_version() -> None:

@@ -1,4 +1,4 @@
-"""docker/compose.tokens.yaml: tokens with rights from a folder, rotated while the containers run."""
+"""docker/compose.tokens.yaml with compose.backup.yaml: tokens with rights from a folder that change, and backups."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def put(folder: Path, *entries: str) -> None:
 @pytest.fixture(scope="module")
 def command(tool: str) -> list[str]:
     compose = ["docker", "compose"] if tool == "docker" else ["podman-compose"]
-    return [*compose, "-f", str(ROOT / "docker" / "compose.tokens.yaml")]
+    return [*compose, "-f", str(ROOT / "docker/compose.tokens.yaml"), "-f", str(ROOT / "docker/compose.backup.yaml")]
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +46,7 @@ def address(command: list[str], folder: Path, images: Images) -> Iterator[tuple[
         "VESTIGE_BRIDGE_PUBLISH": f"127.0.0.1:{port}",
         "VESTIGE_IMAGE": f"{images.vestige}:{images.tag}",
         "BRIDGE_IMAGE": f"{images.bridge}:{images.tag}",
+        "BACKUP_KEEP": "1",
     }
     os.environ.update(variables)
     run(*command, "up", "--detach", "--no-build", timeout=300)
@@ -85,6 +86,32 @@ def test_the_audit_is_in_the_log_of_the_container(address: tuple[str, int], comm
         ("refusal", "nightly-job", "smart_ingest"),
     ]
     saw("\n".join(lines))
+
+
+def test_backups_are_made_and_the_bridge_tells_of_them(address: tuple[str, int], command: list[str]) -> None:
+    for _ in range(2):
+        run(*command, "exec", "-T", "backup", "vestige-backup")
+    [made] = run(*command, "exec", "-T", "backup", "ls", "/data/backups").stdout.split()
+    ask = "import urllib.request as u; print(u.urlopen('http://localhost:9464/metrics').read().decode())"
+    told = run(*command, "exec", "-T", "bridge", "python3", "-c", ask).stdout
+    assert "vestige_bridge_backup_failing 0.0" in told
+    assert "vestige_bridge_backup_last_success_timestamp_seconds" in told
+    status = json.loads(run(*command, "exec", "-T", "backup", "cat", "/run/vestige-backup/status.json").stdout)
+    assert status["due_at"] % 86400 == 3 * 3600
+    saw(f"{made}; {status}")
+
+
+def test_make_backup_brings_one_here_and_a_restore_takes_it_back(
+    address: tuple[str, int], command: list[str], tool: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "backup.db"
+    where = ("COMPOSE=docker/compose.tokens.yaml", f"CONTAINER_TOOL={tool}", f"BACKUP={file}")
+    saw(run("make", "backup", *where, cwd=ROOT).stderr)
+    agents = Client(*address, OLD)
+    agents.remember("compose wrote this after the backup").result  # noqa: B018 -- asks for the result
+    saw(run("sh", "-c", f'{" ".join(command)} exec -T vestige-mcp vestige-restore - <"{file}"').stdout)
+    eventually("the bridge", agents.is_answered)
+    assert agents.search("compose") == ["compose keeps this"]
 
 
 def test_another_file_in_the_folder_takes_effect_without_a_restart(address: tuple[str, int], folder: Path) -> None:

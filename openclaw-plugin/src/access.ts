@@ -1,18 +1,18 @@
 /**
- * Which agents may use the memory, and which token the calls of each show.
+ * Which agents may use the memory, and the token of each.
  *
- * Invariants: where `authTokens` is set, an agent shows its own token and no other, so an agent without one is refused
- * rather than given the rights of another principal. A setting that cannot be understood gives access to nobody. No
- * message contains a token.
+ * Invariants: if `authTokens` is set, an agent uses its own token and no other, so an agent without one is rejected
+ * and does not get the permissions of another principal. An invalid setting gives no agent access. No message contains
+ * a token.
  */
 
 import { ToolAuthorizationError } from "./errors.ts";
 import { asObject, asString, asTexts } from "./json.ts";
 import { CONFIG_PATH, SettingsError } from "./settings.ts";
 
-/** What a call shows to the bridge. */
+/** The token of a call. */
 export interface Credential {
-  /** Absent for a bridge that lets everybody in. */
+  /** Absent for a bridge that requires none. */
   token: string | undefined;
   /** The setting that it comes from, for messages. */
   setting: string;
@@ -22,7 +22,7 @@ const SHARED = `${CONFIG_PATH}.authToken`;
 const OWN = `${CONFIG_PATH}.authTokens`;
 const ALLOWED = `${CONFIG_PATH}.allowedAgents`;
 
-/** Stands for a token when two keys mean the same agent. */
+/** The value of an agent that has two entries. */
 const AMBIGUOUS = Symbol("ambiguous");
 
 export class Access {
@@ -30,7 +30,7 @@ export class Access {
   readonly #own: Map<string, unknown> | undefined;
   readonly #allowed: Set<string> | undefined;
 
-  /** `config` is the plugin's; nothing in it is refused before it is needed. */
+  /** `config` is the plugin's; it is checked when a call needs it. */
   constructor(config: unknown) {
     const { authToken, authTokens, allowedAgents } = asObject(config);
     this.#shared = authToken;
@@ -38,12 +38,12 @@ export class Access {
     this.#allowed = isSet(allowedAgents) ? new Set(asTexts(allowedAgents).map(normalizeAgentId)) : undefined;
   }
 
-  /** Whether it depends on the agent what a call may do. */
+  /** Whether the permissions of a call depend on its agent. */
   get perAgent(): boolean {
     return this.#own !== undefined || this.#allowed !== undefined;
   }
 
-  /** Whether all agents show the same token. */
+  /** Whether all agents use the same token. */
   get sharesToken(): boolean {
     return this.#own === undefined;
   }
@@ -63,13 +63,13 @@ export class Access {
   }
 
   /**
-   * What the calls of an agent show; throws a ToolAuthorizationError for an agent that has no access, and a SettingsError
-   * when its token is of no use. Both say what to set.
+   * The credential of an agent's calls. Throws a ToolAuthorizationError if the agent has no access, and a SettingsError
+   * if its token is invalid. Both messages name the setting.
    */
   credentialOf(agentId: string | undefined): Credential {
     if (agentId === undefined) {
       if (!this.perAgent) return this.#sharedCredential();
-      throw new ToolAuthorizationError(`OpenClaw did not say which agent calls, and ${this.#own === undefined ? ALLOWED : OWN} is set.`);
+      throw new ToolAuthorizationError(`OpenClaw gave no agent id for this call, and ${this.#own === undefined ? ALLOWED : OWN} requires one.`);
     }
     const id = normalizeAgentId(agentId);
     if (!this.isAllowed(id)) throw new ToolAuthorizationError(describeNotAllowed(id));
@@ -77,14 +77,14 @@ export class Access {
     const setting = `${OWN}.${id}`;
     const value = this.#own.get(id);
     if (value === AMBIGUOUS) {
-      throw new SettingsError(`${OWN} has several entries for the agent ${id}, whose names differ in case only: keep one of them.`);
+      throw new SettingsError(`${OWN} has several entries for the agent ${id}, which differ only in upper and lower case: keep one of them.`);
     }
     const token = readToken(value, setting);
     if (token === undefined) throw new ToolAuthorizationError(this.#describeMissingToken(id, setting));
     return { token, setting };
   }
 
-  /** What a command in a terminal shows when it names no agent; throws a SettingsError that says what to do. */
+  /** The credential of a command in a terminal that names no agent; throws a SettingsError if there is none. */
   terminalCredential(): Credential {
     const credential = this.#sharedCredential();
     if (credential.token === undefined && this.#own !== undefined) {
@@ -98,17 +98,17 @@ export class Access {
   }
 
   #describeMissingToken(id: string, setting: string): string {
-    const hint = this.hasSharedToken ? " While authTokens is set, authToken serves commands in a terminal only." : "";
-    return `The agent ${id} has no token for the memory: put one into ${setting}.${hint}`;
+    const hint = this.hasSharedToken ? " While authTokens is set, authToken is used only by commands in a terminal." : "";
+    return `The agent ${id} has no token for the memory: set ${setting}.${hint}`;
   }
 }
 
-/** Why an agent gets nothing of the memory. */
+/** Why an agent may not use the memory. */
 export function describeNotAllowed(agentId: string): string {
   return `The agent ${agentId} may not use the memory: ${ALLOWED} does not name it.`;
 }
 
-/** OpenClaw tells agents apart by their ids in lower case. */
+/** OpenClaw compares the ids of agents in lower case. */
 export function normalizeAgentId(id: string): string {
   return id.trim().toLowerCase();
 }
@@ -131,19 +131,19 @@ function readToken(configured: unknown, setting: string): string | undefined {
   if (value === undefined || value === null) return undefined;
   if (typeof value !== "string") {
     throw new SettingsError(
-      `${setting} is a secret reference that was not resolved: in a terminal set the variable that it names; a reference ` +
-        `to a file or a program is resolved by the gateway only ("openclaw secrets audit" checks it).`,
+      `${setting} is a SecretRef that was not resolved. In a terminal, set the environment variable that it names. Only ` +
+        `OpenClaw's gateway resolves references to files and programs; "openclaw secrets audit" checks them.`,
     );
   }
   const token = value.trim();
-  // A header with such a character would fail later, in words that repeat the token.
+  // A header with such a character would fail later, with a message that contains the token.
   if (/[^\x21-\x7e]/.test(token)) {
-    throw new SettingsError(`${setting} contains a character that no token has (a space or a line break?).`);
+    throw new SettingsError(`${setting} contains a character that a token cannot have, such as a space or a line break.`);
   }
   return token === "" ? undefined : token;
 }
 
-/** The gateway resolves secret references before it loads the plugin; a command in a terminal does not. */
+/** The gateway resolves SecretRefs before it loads the plugin; a command in a terminal does not. */
 function fromEnvironment(value: unknown): string | undefined {
   const { source, id } = asObject(value);
   return source === "env" && typeof id === "string" ? process.env[id] : undefined;

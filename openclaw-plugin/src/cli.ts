@@ -1,4 +1,4 @@
-/** `openclaw vestige …`: what a person asks from a terminal. */
+/** `openclaw vestige …`: the commands for a terminal. */
 
 import { normalizeAgentId } from "./access.ts";
 import type { VestigeClient } from "./client.ts";
@@ -10,7 +10,7 @@ import { perform } from "./memory.ts";
 import type { Command, PluginApi } from "./openclaw.ts";
 
 const NAME = "vestige";
-const DESCRIPTION = "Look at and search the shared memory";
+const DESCRIPTION = "Show the status of the shared memory, and search it";
 const AS_AGENT = ["--agent <id>", "use the token of this agent"] as const;
 
 export function registerCommands(api: PluginApi, clients: Clients): void {
@@ -23,18 +23,18 @@ function addCommands(program: Command, clients: Clients, agents: string[]): void
   const vestige = program.command(NAME).description(DESCRIPTION);
   vestige
     .command("status")
-    .description("Show the bridge, Vestige behind it, its tools, and whether the token of each agent is good")
+    .description("Show the bridge, Vestige, its tools, and whether the bridge accepts the token of each agent")
     .option(...AS_AGENT)
     .action((options) => print(() => describeStatus(clients, agents, asString(asObject(options)["agent"]))));
   vestige
     .command("search <query...>")
     .description("Search the memory")
-    .option("--limit <number>", "most results to show")
+    .option("--limit <number>", "maximum number of results")
     .option(...AS_AGENT)
     .action((words, options) => print(() => search(clients, words as string[], asObject(options))));
 }
 
-/** Prints what `lines` gives, and why it ends early if it does, with exit status 1. */
+/** Prints the lines; if they end with an error, prints its message and sets exit status 1. */
 async function print(lines: () => AsyncGenerator<string>): Promise<void> {
   try {
     for await (const line of lines()) process.stdout.write(`${line}\n`);
@@ -52,10 +52,10 @@ async function* search(clients: Clients, words: string[], options: Record<string
 }
 
 /**
- * What can be said, from the nearest part to the farthest; throws at the part that fails, and at the end when an agent
- * cannot use the memory that should.
+ * The status of each part, from the nearest to the farthest. Throws at the part that fails, and at the end if an
+ * allowed agent cannot use the memory.
  *
- * `agents` are those that OpenClaw has. With `agentId` the status is that of one agent.
+ * `agents` are those of OpenClaw. With `agentId` it is the status of one agent.
  */
 export async function* describeStatus(clients: Clients, agents: string[], agentId?: string): AsyncGenerator<string> {
   const health = await clients.health();
@@ -65,10 +65,10 @@ export async function* describeStatus(clients: Clients, agents: string[], agentI
   const { access } = clients;
   const failed = agentId === undefined && access.perAgent ? yield* describeAgents(clients, agents) : 0;
   if (agentId !== undefined || access.sharesToken || access.hasSharedToken) yield* describeTools(clients.ofTerminal(agentId));
-  if (failed > 0) throw new VestigeError(`${failed} of the agents that may use the memory cannot.`);
+  if (failed > 0) throw new VestigeError(`${failed} of the allowed agents cannot use the memory.`);
 }
 
-/** A line for each agent that OpenClaw or the settings name; returns how many should work and do not. */
+/** A line for each agent of OpenClaw or the settings; returns how many allowed agents cannot use the memory. */
 async function* describeAgents(clients: Clients, configured: string[]): AsyncGenerator<string, number> {
   const { access } = clients;
   let failed = 0;
@@ -80,7 +80,7 @@ async function* describeAgents(clients: Clients, configured: string[]): AsyncGen
         const { length } = await client.listTools({});
         yield `agent     ${id}${unknown}: ${access.sharesToken ? "shared" : "own"} token ${describeToken(client)}, tools: ${length}`;
       } else {
-        yield `agent     ${id}${unknown}: not on allowedAgents`;
+        yield `agent     ${id}${unknown}: not in allowedAgents`;
       }
     } catch (error) {
       failed += 1;
@@ -105,12 +105,12 @@ async function* describeTools(client: VestigeClient): AsyncGenerator<string> {
   }
 }
 
-/** What became of the token of a request that was served. */
+/** The result of the token check for a request that succeeded. */
 function describeToken({ hasToken }: VestigeClient): string {
-  return hasToken ? "accepted" : "none, and none is wanted";
+  return hasToken ? "accepted" : "none, and none is required";
 }
 
-/** The agents of OpenClaw's own config; `main` is there even when none is configured. */
+/** The agents of OpenClaw's configuration; `main` exists even if none is configured. */
 function configuredAgents(config: unknown): string[] {
   const ids = Object.keys(asObject(asObject(asObject(config)["agents"])["entries"])).map(normalizeAgentId);
   return ids.length === 0 ? ["main"] : ids;

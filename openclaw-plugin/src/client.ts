@@ -19,14 +19,14 @@ export interface ToolResult {
   failed: boolean;
 }
 
-/** How long a request may take. */
+/** The limits of a request's duration. */
 export interface Caller {
   signal?: AbortSignal | undefined;
-  /** Less than the settings' time limit, when the caller cannot wait that long. */
+  /** Less than the timeout of the settings, if the caller cannot wait that long. */
   timeoutSeconds?: number | undefined;
 }
 
-/** How long an answer to `tools/list` is believed. */
+/** How long a response to `tools/list` is cached. */
 const TOOLS_FRESH_MS = 60_000;
 /** The longest that a retry waits, whatever `Retry-After` says. */
 const RETRY_WAIT_MS = 5_000;
@@ -37,14 +37,14 @@ export class VestigeClient {
   readonly #agentId: string | undefined;
   #tools: { list: Tool[]; at: number } | undefined;
 
-  /** `agentId` says for which agent the requests are made, if it is one. */
+  /** `agentId` is the agent that the requests are for, if there is one. */
   constructor(settings: Settings, credential: Credential, agentId?: string) {
     this.settings = settings;
     this.#credential = credential;
     this.#agentId = agentId;
   }
 
-  /** Whether the requests show a token. */
+  /** Whether the requests have a token. */
   get hasToken(): boolean {
     return this.#credential.token !== undefined;
   }
@@ -69,7 +69,7 @@ export class VestigeClient {
       const failed = result["isError"] === true;
       return { text: failed ? this.#redact(readText(result)) : readText(result), failed };
     } catch (error) {
-      // Another version of Vestige may stand behind the bridge by now.
+      // The bridge may have another version of Vestige by now.
       this.#tools = undefined;
       throw error;
     }
@@ -94,7 +94,7 @@ export class VestigeClient {
       await sleep(first.retryAfterMs, undefined, { signal });
       return this.#read(await this.#post(method, params, signal));
     } catch (error) {
-      // No cause is attached: OpenClaw would append it to the sentence that the agent reads.
+      // No cause is attached: OpenClaw would append it to the message for the agent.
       if (caller.signal?.aborted) throw new VestigeError("The call was cancelled.");
       if (timeout.aborted) throw new VestigeError(describeTimeout(seconds));
       throw error;
@@ -109,7 +109,7 @@ export class VestigeClient {
     if (token !== undefined) headers["authorization"] = `Bearer ${token}`;
     if (this.#agentId !== undefined) headers["x-agent-id"] = encodeURIComponent(this.#agentId);
     const body = JSON.stringify({ jsonrpc: "2.0", id, method, params });
-    // A redirect is never followed: it would carry the token to an address that nobody wrote down.
+    // A redirect is never followed: it would send the token to an address that is not in the settings.
     const response = await this.#fetch(endpoint, { method: "POST", headers, body, redirect: "manual", signal }, signal);
     const text = await response.text().catch((error: unknown) => this.#failed(error, signal));
     const answer = parseJson(text);
@@ -120,7 +120,7 @@ export class VestigeClient {
     return fetch(url, init).catch((error: unknown) => this.#failed(error, signal));
   }
 
-  /** An abort goes on as it is, so that whoever set the signal can say which it was. */
+  /** An abort is rethrown as it is, so that the caller can see which signal caused it. */
   #failed(error: unknown, signal: AbortSignal): never {
     if (signal.aborted) throw error;
     throw new VestigeError(describeFetchFailure(error, this.settings.endpoint));
@@ -133,7 +133,7 @@ export class VestigeClient {
     throw status === 403 ? new ToolAuthorizationError(why) : new VestigeError(why);
   }
 
-  /** What a server says is passed on, but never with the token in it. */
+  /** The text of a server without the token. */
   #redact(text: string): string {
     const { token } = this.#credential;
     return token === undefined ? text : text.replaceAll(token, "***");
@@ -144,7 +144,7 @@ interface Answer {
   id: string;
   status: number;
   body: unknown;
-  /** Present when the bridge says that a repeat cannot run anything twice. */
+  /** Present if the bridge says that the request can be repeated safely. */
   retryAfterMs: number | undefined;
 }
 

@@ -1,8 +1,8 @@
 /**
  * A client for each agent.
  *
- * Invariant: a client belongs to one agent. Its token, and the list of tools that the bridge gives for that token, are
- * never used for another.
+ * Invariant: a client belongs to one agent. Its token, and the bridge's list of tools for that token, are never used
+ * for another agent.
  */
 
 import { Access, normalizeAgentId } from "./access.ts";
@@ -16,7 +16,7 @@ export class Clients {
   readonly #byAgent = new Map<string | undefined, VestigeClient>();
   #settings: Settings | undefined;
 
-  /** `config` is the plugin's; what is wrong with it is thrown when a call needs it. */
+  /** `config` is the plugin's; mistakes in it are thrown when a call needs it. */
   constructor(config: unknown) {
     this.#config = config;
     this.access = new Access(config);
@@ -36,13 +36,13 @@ export class Clients {
     return client;
   }
 
-  /** The client of a command in a terminal, which may act for an agent. */
+  /** The client of a command in a terminal, which may use the token of an agent. */
   ofTerminal(agentId: string | undefined): VestigeClient {
-    // Not kept: no call of an agent may find it.
+    // Not cached: no call of an agent may use it.
     return agentId === undefined ? new VestigeClient(this.settings, this.access.terminalCredential()) : this.ofAgent(agentId);
   }
 
-  /** The bridge's health document, for which it wants no token. */
+  /** The bridge's health document, which requires no token. */
   async health(): Promise<JsonObject> {
     return new VestigeClient(this.settings, { token: undefined, setting: "" }).health();
   }

@@ -1,6 +1,6 @@
 /**
- * Moves settings from `plugins.vestige.settings`, where the deployment guide shows them, to where OpenClaw
- * wants them. OpenClaw refuses to start with the former; `openclaw doctor --fix` calls this.
+ * Moves settings from `plugins.vestige.settings`, where the deployment guide has them, to where OpenClaw expects them.
+ * OpenClaw does not start with the former; `openclaw doctor --fix` calls this.
  */
 
 import { isObject, type JsonObject } from "./json.ts";
@@ -14,11 +14,11 @@ interface LegacyConfigRule {
 export const legacyConfigRules: LegacyConfigRule[] = [
   {
     path: ["plugins", "vestige"],
-    message: `plugins.vestige belongs at ${CONFIG_PATH}. Run "openclaw doctor --fix".`,
+    message: `The settings in plugins.vestige belong in ${CONFIG_PATH}. Run "openclaw doctor --fix" to move them.`,
   },
 ];
 
-/** Settings that already stand in the right place win; what was there besides `settings` is kept too. */
+/** Settings that are already in the right place are kept, and so are other members beside `settings`. */
 export function normalizeCompatibilityConfig({ cfg }: { cfg: JsonObject }): { config: JsonObject; changes: string[] } {
   const plugins = cfg["plugins"];
   if (!isObject(plugins) || !isObject(plugins["vestige"])) return { config: cfg, changes: [] };

@@ -19,14 +19,14 @@ export function asString(value: unknown): string | undefined {
   return typeof value === "string" ? value : undefined;
 }
 
-/** The texts in a list. */
+/** The strings of a list. */
 export function asTexts(value: unknown): string[] {
   return asArray(value).filter((item) => typeof item === "string");
 }
 
 /**
- * The first `count` characters of the text, by code points. Cut by its length, a text can end in half a character:
- * strict JSON parsers, Vestige's among them, refuse that.
+ * The first `count` characters of the text, by code points. A text that is cut by UTF-16 length can end in an unpaired
+ * surrogate, which strict JSON parsers such as Vestige's reject.
  */
 export function firstCharacters(text: string, count: number): string {
   let end = 0;

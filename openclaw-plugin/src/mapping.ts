@@ -1,8 +1,8 @@
 /**
- * What the plugin's stable tool names become on the memory server that stands behind the bridge.
+ * Maps the plugin's stable tool names to the tools of the memory server behind the bridge.
  *
- * Vestige renames its tools from release to release, so nothing here asks for a version: a rule applies when
- * the tool that it names is announced with the properties that it needs. The first rule that applies wins.
+ * Vestige renames its tools from release to release, so the rules do not depend on a version: a rule applies if the
+ * server lists its tool with the properties that it needs. The first rule that applies is used.
  */
 
 import { ToolInputError } from "./errors.ts";
@@ -21,11 +21,11 @@ export type Intent = keyof Intents;
 
 export interface Plan {
   tool: string;
-  /** One set of arguments for each call; several when the server can look for one word at a time only. */
+  /** The arguments of each call; several calls if the server can search for only one word at a time. */
   calls: JsonObject[];
-  /** Present when the answers are lists of memories, to be put together and ranked here. */
+  /** Present if the results are lists of memories, which are merged and ranked here. */
   rank: Ranking | undefined;
-  /** The server finds a memory by its id or its tag, and not by what it says. */
+  /** The server finds a memory by its id or its tag, not by its content. */
   byHandle: boolean;
 }
 
@@ -36,7 +36,7 @@ export interface Ranking {
 
 interface Rule<Input> {
   tool: string;
-  /** Properties that the announced input schema must have. */
+  /** Properties that the tool's input schema must have. */
   needs: string[];
   /** Any further condition on the input schema or the input. */
   when?: (schema: JsonObject, input: Input) => boolean;
@@ -45,18 +45,18 @@ interface Rule<Input> {
   byHandle?: true;
 }
 
-/** Tokens that a session's opening context may take. */
+/** The maximum number of (language model) tokens of a session's initial context. */
 const CONTEXT_TOKENS = 1500;
 
 const RULES: { [I in Intent]: Rule<Intents[I]>[] } = {
   search: [
     // Vestige up to 2.1
     { tool: "search", needs: ["query"], calls: wordsOnly },
-    // Vestige 4.x, which resolves exact handles and never ranks text
+    // Vestige 4.x, which finds exact handles and does not rank text
     { tool: "recall", needs: ["handle"], calls: ({ query }) => [{ handle: query }], byHandle: true },
     // Vestige 2.2 to 3.x
     { tool: "recall", needs: ["query"], calls: wordsOnly },
-    // server-memory, which looks for its query as one piece of text
+    // server-memory, which searches for its query as one string
     {
       tool: "search_nodes",
       needs: ["query"],
@@ -65,7 +65,7 @@ const RULES: { [I in Intent]: Rule<Intents[I]>[] } = {
     },
   ],
   remember: [
-    // Vestige of every line
+    // every version of Vestige
     {
       tool: "smart_ingest",
       needs: ["content"],
@@ -90,7 +90,7 @@ const RULES: { [I in Intent]: Rule<Intents[I]>[] } = {
     { tool: "read_graph", needs: [], calls: () => [{}] },
   ],
   forget: [
-    // Vestige 3.x, where erasing has a tool of its own
+    // Vestige 3.x, which has a tool for deletion
     { tool: "purge", needs: ["id"], calls: ({ id, reason }) => [{ id, reason, confirm: true }] },
     // Vestige 2.x and 3.x
     {
@@ -112,7 +112,7 @@ const RULES: { [I in Intent]: Rule<Intents[I]>[] } = {
   ],
 };
 
-/** How `intent` is carried out with the tools that are announced; throws when it cannot be. */
+/** The calls for `intent` with the tools of the server; throws if it has none for it. */
 export async function plan<I extends Intent>(intent: I, input: Intents[I], tools: Tool[]): Promise<Plan> {
   for (const rule of RULES[intent]) {
     const tool = tools.find(({ name }) => name === rule.tool);
@@ -122,14 +122,14 @@ export async function plan<I extends Intent>(intent: I, input: Intents[I], tools
     return { tool: tool.name, calls, rank: rule.rank?.(input), byHandle: rule.byHandle ?? false };
   }
   throw new ToolInputError(
-    `The memory offers no tool for that. It offers: ${tools.map(({ name }) => name).join(", ") || "none"}.`,
+    `The memory server has no tool for this. It has: ${tools.map(({ name }) => name).join(", ") || "none"}.`,
   );
 }
 
-/** Names that change or remove what is stored, for servers that announce no hints. */
+/** Names of tools and actions that change or remove memories, for servers without annotations. */
 const DESTRUCTIVE = /(^|_)(delete|purge|erase|forget|suppress|remove|clear|gc|restore|merge|supersede)(_|$)/;
 
-/** Whether a call can destroy something, by the tool's own hints if it gives any. */
+/** Whether a call can delete memories, by the tool's annotations, its name and its action. */
 export function isDestructive(tool: Tool, args: JsonObject): boolean {
   const { readOnlyHint, destructiveHint } = tool.annotations;
   if (readOnlyHint === true) return false;
@@ -142,29 +142,29 @@ function wordByWord(texts: string[]): JsonObject[] {
   return [...queries].slice(0, 12).map((query) => ({ query }));
 }
 
-/** What separates words. Vestige's full-text search takes some of it for operators, and answers with a syntax error. */
+/** Characters between words. Vestige's full-text search treats some as operators, and reports a syntax error. */
 const OPERATORS = /[^\p{L}\p{M}\p{N}_]+/gu;
 
-/** The words of a text, without what separates them; undefined where there is none. */
+/** The words of a text, separated by spaces; undefined if there are none. */
 function words(text: string): string | undefined {
   const found = text.replace(OPERATORS, " ").trim();
   return /[\p{L}\p{N}]/u.test(found) ? found : undefined;
 }
 
-/** One search for the words of a query; none where it holds no word. */
+/** One search for the words of a query; none if it has no words. */
 function wordsOnly({ query, limit }: Intents["search"]): JsonObject[] {
   const found = words(query);
   return found === undefined ? [] : [{ query: found, limit }];
 }
 
-/** The queries go to the full-text search, so they are words alone; the context is passed on as it was given. */
+/** The queries go to the full-text search, so they have only words; the context is passed on unchanged. */
 function sessionArguments({ topics, codebase }: Intents["recallContext"]): JsonObject[] {
   const context = topics === undefined && codebase === undefined ? undefined : { topics, codebase };
   const queries = topics?.map(words).filter((query) => query !== undefined);
   return [{ queries, token_budget: CONTEXT_TOKENS, context }];
 }
 
-/** The name ends in a digest of the content: the same memory twice is one, two that begin alike are two. */
+/** The name ends in a digest of the content: equal memories get one name, and memories that only begin alike do not. */
 async function asEntity({ content, tags, type }: Intents["remember"]): Promise<JsonObject> {
   const digest = Buffer.from(await crypto.subtle.digest("SHA-256", new TextEncoder().encode(content)));
   const start = firstCharacters(content.replace(/\s+/g, " ").trim(), 48).trim();
@@ -179,7 +179,7 @@ function properties(tool: Tool): JsonObject {
   return asObject(tool.inputSchema["properties"]);
 }
 
-/** The arguments that have a value and that the tool knows. */
+/** The arguments that have a value and are in the tool's input schema. */
 function announced(args: JsonObject, tool: Tool): JsonObject {
   const known = properties(tool);
   return Object.fromEntries(Object.entries(args).filter(([name, value]) => value !== undefined && name in known));

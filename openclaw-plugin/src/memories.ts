@@ -1,19 +1,19 @@
-/** Memories as the servers list them, put into one shape. */
+/** Converts the memories of all servers to one form. */
 
 import { asArray, asObject, asString, isObject, parseJson, type JsonObject } from "./json.ts";
 
 export interface Memory {
   id: string;
   content: string;
-  /** Between 0 and 1: the server's own score, or the part of the query's words that the memory contains. */
+  /** Between 0 and 1: the server's score, or the fraction of the query's words that the memory contains. */
   score: number;
 }
 
-/** Where the servers put their lists, and what they call a score. */
+/** The members of the servers' results that have the list and the score. */
 const LISTS = ["results", "nodes", "entities"];
 const SCORES = ["combinedScore", "score"];
 
-/** The memories in the texts of some answers, each once, the best first. */
+/** The memories in the texts of results, each once, the best first. */
 export function readMemories(texts: string[], query: string): Memory[] {
   const memories = new Map<string, Memory>();
   for (const text of texts) {
@@ -26,7 +26,7 @@ export function readMemories(texts: string[], query: string): Memory[] {
   return [...memories.values()].sort((a, b) => b.score - a.score);
 }
 
-/** The words of a text that are worth looking for, the longest first. */
+/** The words of a text that a search uses, the longest first. */
 export function significantWords(text: string): string[] {
   const words = text.toLowerCase().match(/[\p{L}\p{N}_]{4,}/gu) ?? [];
   return [...new Set(words)].sort((a, b) => b.length - a.length).slice(0, 8);
@@ -34,7 +34,7 @@ export function significantWords(text: string): string[] {
 
 function readMemory(entry: JsonObject, query: string): Memory | undefined {
   const id = asString(entry["id"]) ?? asString(entry["name"]);
-  // An entity of server-memory that nothing was observed of is its name and its type.
+  // An entity of server-memory without observations is represented by its name and its type.
   const named = [asString(entry["name"]), asString(entry["entityType"])].filter((it) => it !== undefined).join(", ");
   const content = asString(entry["content"]) ?? (asArray(entry["observations"]).join("\n") || named);
   if (id === undefined || content === "") return undefined;

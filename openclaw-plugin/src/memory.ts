@@ -1,4 +1,4 @@
-/** What agents and people do with the memory, said in the plugin's own terms. */
+/** The operations of agents and commands on the memory. */
 
 import type { Caller, Tool, ToolResult, VestigeClient } from "./client.ts";
 import { ToolInputError, VestigeError } from "./errors.ts";
@@ -8,15 +8,15 @@ import { readMemories, type Memory } from "./memories.ts";
 
 export interface Outcome {
   text: string;
-  /** The tool of the memory server that did it. */
+  /** The tool of the memory server that was called. */
   tool: string;
 }
 
 const FIND_BY_HANDLE =
-  "This Vestige finds a memory by its exact id or tag only, never by words: " +
-  "pass one of those, or call vestige_recall_context for an overview.";
+  "This version of Vestige finds memories only by exact id or tag, not by words: " +
+  "pass one of these, or call vestige_recall_context for an overview.";
 
-/** Carries out `intent`; throws when the server has no tool for it or the tool fails. */
+/** Performs `intent`; throws if the server has no tool for it or the tool fails. */
 export async function perform<I extends Intent>(
   client: VestigeClient,
   intent: I,
@@ -34,7 +34,7 @@ export async function perform<I extends Intent>(
   return { tool, text: byHandle && text.includes('"error"') ? `${text}\n${FIND_BY_HANDLE}` : text };
 }
 
-/** The memories that fit `query`; undefined when the server cannot look for words at all. */
+/** The memories that match `query`; undefined if the server cannot search by words. */
 export async function findMemories(
   client: VestigeClient,
   query: string,
@@ -46,7 +46,7 @@ export async function findMemories(
   return readMemories(await callAll(client, tool, calls, caller), query).slice(0, limit);
 }
 
-/** Calls any announced tool by its own name. A call that can destroy something must be confirmed. */
+/** Calls a tool of the server by its own name. A call that can delete memories must be confirmed. */
 export async function callAny(
   client: VestigeClient,
   name: string,
@@ -57,22 +57,22 @@ export async function callAny(
   const tools = await client.listTools(caller);
   const tool = tools.find((candidate) => candidate.name === name);
   if (tool === undefined) {
-    throw new ToolInputError(`There is no tool named ${name}. There are: ${tools.map((t) => t.name).join(", ")}.`);
+    throw new ToolInputError(`There is no tool named ${name}. The tools are: ${tools.map((t) => t.name).join(", ")}.`);
   }
   if (isDestructive(tool, args) && !confirm) {
-    throw new ToolInputError(`${name} can destroy memories for good: repeat the call with confirm set to true if you mean it.`);
+    throw new ToolInputError(`${name} can delete memories permanently: repeat the call with confirm set to true if that is intended.`);
   }
   return { tool: name, text: succeeded(await client.callTool(name, args, caller)) };
 }
 
-/** The announced tools, one a line; or everything about the one that is named. */
+/** The tools of the server, one per line, or the full description of the one with this name. */
 export function describeTools(tools: Tool[], name: string | undefined): string {
   if (name === undefined) {
     return tools.map((tool) => `${tool.name}: ${firstSentence(tool.description)}`).join("\n");
   }
   const tool = tools.find((candidate) => candidate.name === name);
   if (tool === undefined) {
-    throw new ToolInputError(`There is no tool named ${name}. There are: ${tools.map((t) => t.name).join(", ")}.`);
+    throw new ToolInputError(`There is no tool named ${name}. The tools are: ${tools.map((t) => t.name).join(", ")}.`);
   }
   return JSON.stringify(tool, undefined, 2);
 }
@@ -82,7 +82,7 @@ async function callAll(client: VestigeClient, tool: string, calls: JsonObject[],
 }
 
 function succeeded({ text, failed }: ToolResult): string {
-  if (failed) throw new VestigeError(`Vestige could not do that: ${firstCharacters(text, 2000)}`);
+  if (failed) throw new VestigeError(`Vestige reported an error: ${firstCharacters(text, 2000)}`);
   return text;
 }
 

@@ -1,8 +1,8 @@
 /**
- * The slice of OpenClaw's plugin API that this plugin touches.
+ * The part of OpenClaw's plugin API that this plugin uses.
  *
- * OpenClaw hands the API to `register()` at run time, so nothing is imported from it and the plugin has no
- * dependency; these types name only what is used here.
+ * OpenClaw passes the API to `register()` at run time, so nothing is imported from it and the plugin has no
+ * dependency.
  */
 
 export interface Logger {
@@ -24,14 +24,14 @@ export interface AgentTool {
   label: string;
   description: string;
   parameters: Record<string, unknown>;
-  /** Marks results as text that others wrote. */
+  /** Marks results as text from others. */
   resultContentSource?: "network";
   execute(callId: string, params: unknown, signal?: AbortSignal): Promise<AgentToolResult>;
 }
 
 export interface BeforePromptBuildEvent {
   prompt: string;
-  /** The user's own request before history is added; an empty string means that there is none. */
+  /** The user's request without the history; empty if there is none. */
   currentUserMessage?: string;
 }
 
@@ -55,7 +55,7 @@ export interface PluginApi {
   registrationMode: string;
   logger: Logger;
   registerTool(
-    /** Gives null for an agent that is not offered the tool. */
+    /** Returns null for an agent that does not get the tool. */
     tool: (context: ToolContext) => AgentTool | null,
     options: { name: string; optional?: boolean },
   ): void;

@@ -1,8 +1,8 @@
 /**
  * The operator's settings, from `plugins.entries.vestige.config`; access.ts reads those about agents and tokens.
  *
- * They are read when something is called, not when the plugin loads: an agent then learns what is wrong with
- * them in one sentence, and OpenClaw itself always starts.
+ * They are read when something is called, not when the plugin loads: OpenClaw starts even if they are wrong, and each
+ * call fails with a message that names the mistake.
  */
 
 import { asObject } from "./json.ts";
@@ -14,16 +14,16 @@ export interface Settings {
   endpoint: string;
   /** The bridge's health document. */
   health: string;
-  /** Bounds a whole call, its retry included. */
+  /** The timeout of a whole call, including its retry. */
   timeoutSeconds: number;
   recall: RecallSettings;
 }
 
 export interface RecallSettings {
   enabled: boolean;
-  /** Length of everything that a recall may put before a prompt. */
+  /** The maximum length of what a recall adds before a prompt. */
   maxChars: number;
-  /** Between 0 and 1; a memory that scores less is left out. */
+  /** Between 0 and 1; a memory with a lower score is left out. */
   minScore: number;
   timeoutSeconds: number;
 }
@@ -32,7 +32,7 @@ export class SettingsError extends Error {
   override readonly name = "SettingsError";
 }
 
-/** Validates `config`; throws a SettingsError whose message tells the operator what to set. */
+/** Validates `config`; throws a SettingsError whose message names the setting. */
 export function readSettings(config: unknown): Settings {
   const values = asObject(config);
   const base = readServerUrl(values["serverUrl"]);
@@ -44,7 +44,7 @@ export function readSettings(config: unknown): Settings {
   };
 }
 
-/** The recall settings by themselves: whether to hook into prompts is decided before any address is needed. */
+/** Only the recall settings: the hook for prompts is registered before an address is needed. */
 export function readRecallSettings(config: unknown): RecallSettings {
   const values = asObject(config);
   return {
@@ -59,7 +59,7 @@ export function readRecallSettings(config: unknown): RecallSettings {
 function readServerUrl(value: unknown): string {
   if (typeof value !== "string" || value.trim() === "") {
     throw new SettingsError(
-      `Vestige has no address: set ${CONFIG_PATH}.serverUrl to the bridge, for example http://localhost:8000.`,
+      `The address of vestige-bridge is missing: set ${CONFIG_PATH}.serverUrl, for example to http://localhost:8000.`,
     );
   }
   const wrong = (problem: string): SettingsError =>
@@ -68,9 +68,9 @@ function readServerUrl(value: unknown): string {
   if (url === null) throw wrong("is not a URL");
   if (url.protocol !== "http:" && url.protocol !== "https:") throw wrong("must start with http:// or https://");
   if (url.username !== "" || url.password !== "") {
-    throw wrong("must not carry a user name or password (the token belongs in authToken)");
+    throw wrong("must not contain a user name or password (set the token in authToken)");
   }
-  if (url.search !== "" || url.hash !== "") throw wrong("must not carry a query or a fragment");
+  if (url.search !== "" || url.hash !== "") throw wrong("must not contain a query or a fragment");
   const path = url.pathname.replace(/\/+$/, "").replace(/\/mcp$/, "").replace(/\/+$/, "");
   return url.origin + path;
 }

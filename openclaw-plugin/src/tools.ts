@@ -1,4 +1,4 @@
-/** The tools that agents get. Their names never change, whatever version of Vestige stands behind them. */
+/** The tools that agents get. Their names are the same for all versions of Vestige. */
 
 import { describeNotAllowed } from "./access.ts";
 import type { Caller, VestigeClient } from "./client.ts";
@@ -15,7 +15,7 @@ interface ToolDefinition {
   parameters: JsonObject;
   /** The operator has to allow it by name. */
   optional?: true;
-  /** It returns what others wrote, so OpenClaw wraps it as untrusted. */
+  /** It returns text from others, so OpenClaw marks it as untrusted. */
   resultContentSource?: "network";
   run: (client: VestigeClient, params: Params, caller: Caller) => Promise<Outcome>;
 }
@@ -27,7 +27,7 @@ const TOOLS: ToolDefinition[] = [
     description:
       "Search the long-term memory that all agents share. Use it before you answer from what the user may have said, " +
       "decided or preferred earlier, and before you store something that may already be known. Changes nothing.",
-    parameters: object({ query: string("What to look for, in a few plain words."), limit: integer("Most results to return.") }, [
+    parameters: object({ query: string("What to look for, in a few plain words."), limit: integer("Maximum number of results.") }, [
       "query",
     ]),
     resultContentSource: "network",
@@ -39,7 +39,7 @@ const TOOLS: ToolDefinition[] = [
     label: "Remember",
     description:
       "Store one fact, preference or decision in the long-term memory that all agents share. Use it when the user asks " +
-      "you to remember, or when something will matter in later sessions. Write it so that it is clear by itself. " +
+      "you to remember, or when something will matter in later sessions. Write it so that it can be understood without context. " +
       "Never store passwords, keys or other secrets: every agent can read what is stored.",
     parameters: object(
       {
@@ -61,8 +61,8 @@ const TOOLS: ToolDefinition[] = [
     name: "vestige_recall_context",
     label: "Recall context",
     description:
-      "Get what the long-term memory holds for the work at hand, in one call. Use it once, when a session starts or the " +
-      "subject changes. Changes nothing.",
+      "Get the memories that matter for the current task, in one call. Use it once, when a session starts or the subject " +
+      "changes. Changes nothing.",
     parameters: object({
       topics: strings("What the session is about."),
       codebase: string("Name of the project or repository, if there is one."),
@@ -76,19 +76,19 @@ const TOOLS: ToolDefinition[] = [
     label: "Forget",
     description:
       "Remove one memory, for all agents. This cannot be undone. Use it only when the user asks for it, with the id " +
-      "that vestige_search returned. On a Vestige that cannot erase, the memory is hidden for good instead.",
+      "that vestige_search returned. A Vestige that cannot delete a memory hides it permanently instead.",
     parameters: object(
       {
         id: string("The memory's id, exactly as vestige_search returned it."),
-        confirm: { type: "boolean", description: "Must be true: says that the user wants this memory gone." },
-        reason: string("Why, for Vestige's own record."),
+        confirm: { type: "boolean", description: "Must be true, as confirmation that the user wants to remove this memory." },
+        reason: string("The reason, which Vestige records."),
       },
       ["id", "confirm"],
     ),
     optional: true,
     run: (client, params, caller) => {
       if (!params.flag("confirm")) {
-        throw new ToolInputError("Forgetting cannot be undone: repeat the call with confirm set to true if the user wants it.");
+        throw new ToolInputError("Removing a memory cannot be undone: repeat the call with confirm set to true if the user wants it.");
       }
       return perform(client, "forget", { id: params.text("id"), ...params.optionalText("reason") }, caller);
     },
@@ -97,9 +97,9 @@ const TOOLS: ToolDefinition[] = [
     name: "vestige_tools",
     label: "List memory tools",
     description:
-      "List every tool that this version of Vestige offers beyond the vestige_* ones; with a name, everything about that " +
-      "one, its input schema included. Use it before vestige_call. Changes nothing.",
-    parameters: object({ name: string("One tool to describe in full.") }),
+      "List the tools of this version of Vestige. With a name, describe that tool in full, including its input schema. " +
+      "Use it before vestige_call. Changes nothing.",
+    parameters: object({ name: string("The tool to describe in full.") }),
     run: async (client, params, caller) => ({
       tool: "tools/list",
       text: describeTools(await client.listTools(caller), params.optionalText("name").name),
@@ -109,13 +109,13 @@ const TOOLS: ToolDefinition[] = [
     name: "vestige_call",
     label: "Call a memory tool",
     description:
-      "Call any tool that vestige_tools lists, by its own name and with its own arguments. Use it for what the other " +
-      "vestige_* tools do not cover. What some of these tools do cannot be undone; they need confirm.",
+      "Call any tool that vestige_tools lists, by its own name and with its own arguments. Use it if no other vestige_* " +
+      "tool does what you need. Some of these tools cannot be undone; they need confirm.",
     parameters: object(
       {
         tool: string("The tool's name, from vestige_tools."),
         arguments: { type: "object", description: "The tool's arguments.", additionalProperties: true },
-        confirm: { type: "boolean", description: "Must be true for a tool that can destroy memories." },
+        confirm: { type: "boolean", description: "Must be true for a tool that can delete memories." },
       },
       ["tool"],
     ),
@@ -127,8 +127,8 @@ const TOOLS: ToolDefinition[] = [
 ];
 
 /**
- * Registers every tool. An agent that may not use the memory is offered none; what else is wrong with the settings is
- * thrown at each call.
+ * Registers all tools. An agent that may not use the memory gets none. Other mistakes in the settings are thrown at each
+ * call.
  */
 export function registerTools(api: PluginApi, clients: Clients): void {
   const logged = new Set<string>();
@@ -167,7 +167,7 @@ class Params {
 
   text(name: string): string {
     const value = this.#values[name];
-    if (typeof value !== "string" || value.trim() === "") throw new ToolInputError(`${name} must be a text that is not empty.`);
+    if (typeof value !== "string" || value.trim() === "") throw new ToolInputError(`${name} must be a non-empty string.`);
     return value;
   }
 
@@ -179,7 +179,7 @@ class Params {
     if (!this.#has(name)) return {};
     const value = this.#values[name];
     if (!Array.isArray(value) || !value.every((item) => typeof item === "string")) {
-      throw new ToolInputError(`${name} must be a list of texts.`);
+      throw new ToolInputError(`${name} must be a list of strings.`);
     }
     return { [name]: value } as Record<Name, string[]>;
   }

@@ -33,7 +33,7 @@ test("an empty token is none", () => {
 
 for (const settings of [{ authToken: "secret-of x" }, { authTokens: { writer: "secret-of\nx" } }]) {
   test(`a token in ${Object.keys(settings).join()} that no header can carry is refused without being shown`, () => {
-    assert.match(refusal(() => new Access(settings).credentialOf("writer")), /contains a character that no token has/);
+    assert.match(refusal(() => new Access(settings).credentialOf("writer")), /contains a character that a token cannot have/);
   });
 }
 
@@ -46,9 +46,9 @@ test("a reference to the environment is resolved where OpenClaw did not", () => 
 
 test("an unresolved secret reference is named as one, and leaves the other agents alone", () => {
   const reference = { source: "env", provider: "default", id: "VESTIGE_TOKEN_THAT_IS_NOT_SET" };
-  assert.match(refusal(() => new Access({ authToken: reference }).credentialOf("writer")), /authToken is a secret reference/);
+  assert.match(refusal(() => new Access({ authToken: reference }).credentialOf("writer")), /authToken is a SecretRef that was not resolved/);
   const access = new Access({ authToken: "secret-of-all", authTokens: { writer: reference, reader: "secret-of-reader" } });
-  assert.match(refusal(() => access.credentialOf("writer")), /authTokens\.writer is a secret reference/);
+  assert.match(refusal(() => access.credentialOf("writer")), /authTokens\.writer is a SecretRef that was not resolved/);
   assert.equal(access.credentialOf("reader").token, "secret-of-reader");
 });
 
@@ -69,8 +69,8 @@ for (const agent of ["guest", "constructor", "__proto__", "toString", "writer2",
     const message = refusal(() => new Access(PER_AGENT).credentialOf(agent));
     assert.equal(
       message,
-      `The agent ${agent.toLowerCase()} has no token for the memory: put one into ${CONFIG}.authTokens.${agent.toLowerCase()}. ` +
-        "While authTokens is set, authToken serves commands in a terminal only.",
+      `The agent ${agent.toLowerCase()} has no token for the memory: set ${CONFIG}.authTokens.${agent.toLowerCase()}. ` +
+        "While authTokens is set, authToken is used only by commands in a terminal.",
     );
   });
 }
@@ -87,7 +87,7 @@ test("two entries for one agent are refused", () => {
 });
 
 test("with authTokens a call without an agent is refused", () => {
-  assert.match(refusal(() => new Access(PER_AGENT).credentialOf(undefined)), /did not say which agent calls, and .*\.authTokens is set/);
+  assert.match(refusal(() => new Access(PER_AGENT).credentialOf(undefined)), /gave no agent id for this call, and .*\.authTokens requires one/);
 });
 
 test("an agent that allowedAgents does not name is refused, although it has a token", () => {
@@ -104,7 +104,7 @@ test("allowedAgents also limits who shows authToken, and a call without an agent
   const access = new Access({ authToken: "secret-of-all", allowedAgents: ["writer"] });
   assert.equal(access.credentialOf("writer").token, "secret-of-all");
   assert.match(refusal(() => access.credentialOf("reader")), /may not use the memory/);
-  assert.match(refusal(() => access.credentialOf(undefined)), /did not say which agent calls, and .*\.allowedAgents is set/);
+  assert.match(refusal(() => access.credentialOf(undefined)), /gave no agent id for this call, and .*\.allowedAgents requires one/);
 });
 
 for (const allowedAgents of [[], [7], "writer", { writer: true }]) {

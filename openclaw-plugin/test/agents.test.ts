@@ -85,14 +85,14 @@ test("each agent gets the list of tools of its own token, whoever asked first", 
 
 test("what a token may not see is not offered, and the message names what is", async () => {
   const message = await failure(Host.load(config), "vestige_remember", { content: "x" }, "reader");
-  assert.match(message, /^The memory offers no tool for that\. It offers: (read_graph, search_nodes|search_nodes, read_graph)\.$/);
+  assert.match(message, /^The memory server has no tool for this\. It has: (read_graph, search_nodes|search_nodes, read_graph)\.$/);
 });
 
 test("a call that the bridge forbids is answered with the setting of the token, and the bridge writes it down", async () => {
   const settings = { ...config, authTokens: { visitor: TOKENS.terminal } };
   const message = await failure(Host.load(settings), "vestige_remember", { content: "x" }, "visitor");
   assert.match(message, /^vestige-bridge does not allow this: This token is read-only, and /);
-  assert.ok(message.endsWith(`Whoever runs it decides what the token in ${SETTING}.authTokens.visitor may do.`), message);
+  assert.ok(message.endsWith(`The operator of vestige-bridge sets what the token in ${SETTING}.authTokens.visitor may do.`), message);
   await audited({ audit: "refusal", principal: "terminal", agent: "visitor", tool: "create_entities", outcome: "refused" });
 });
 
@@ -107,7 +107,7 @@ test("an agent without a token is told where to put one, and nothing is sent", a
 
 test("a token that the bridge does not accept is answered with the setting of that agent", async () => {
   const message = await failure(Host.load({ ...config, authTokens: { writer: "wrong" } }), "vestige_tools", {}, "writer");
-  assert.equal(message, `Put a valid token into ${SETTING}.authTokens.writer, since vestige-bridge does not accept this one.`);
+  assert.equal(message, `Set a valid token in ${SETTING}.authTokens.writer, because vestige-bridge does not accept this one.`);
 });
 
 test("an agent that is not allowed is offered no tools, which the log says once", () => {
@@ -130,7 +130,7 @@ test("recall uses the token of the agent whose prompt it is, and leaves the prom
   assert.equal(await recall("main"), undefined);
   assert.deepEqual(host.warnings, []);
   assert.equal(await recall("guest"), undefined);
-  assert.match(host.warnings.join("\n"), /^autoRecall left the prompt as it was: The agent guest has no token/);
+  assert.match(host.warnings.join("\n"), /^autoRecall added nothing to the prompt: The agent guest has no token/);
 });
 
 test("many agents at once are kept apart", async () => {
@@ -166,14 +166,14 @@ test("the status shows each agent, whether the bridge accepts its token, and who
   };
   const { lines, failure } = await status(settings, ["main", "writer", "reader", "guest", "late"]);
   const agents = lines.filter((line) => line.startsWith("agent "));
-  assert.equal(agents[0], "agent     main: not on allowedAgents");
+  assert.equal(agents[0], "agent     main: not in allowedAgents");
   assert.match(agents[1] ?? "", /^agent {5}writer: own token accepted, tools: \d+$/);
   assert.equal(agents[2], "agent     reader: own token accepted, tools: 2");
   assert.match(agents[3] ?? "", /^agent {5}guest: The agent guest has no token .*authTokens\.guest\./);
-  assert.equal(agents[4], `agent     late: Put a valid token into ${SETTING}.authTokens.late, since vestige-bridge does not accept this one.`);
+  assert.equal(agents[4], `agent     late: Set a valid token in ${SETTING}.authTokens.late, because vestige-bridge does not accept this one.`);
   assert.equal(agents[5], "agent     ghost (not in agents.entries): own token accepted, tools: 2");
   assert.equal(agents.length, 6);
-  assert.equal(failure, "2 of the agents that may use the memory cannot.");
+  assert.equal(failure, "2 of the allowed agents cannot use the memory.");
   assert.ok(lines.includes("token     accepted"), "the token of the terminal is shown, too");
 });
 
@@ -200,6 +200,6 @@ test("the status of a bridge with tokens for agents alone needs no token for the
 test("with allowedAgents alone the status says that the agents share a token", async () => {
   const settings = { serverUrl: stack.url, authToken: TOKENS.writer, allowedAgents: ["writer"] };
   const { lines } = await status(settings, ["main", "writer"]);
-  assert.equal(lines[2], "agent     main: not on allowedAgents");
+  assert.equal(lines[2], "agent     main: not in allowedAgents");
   assert.match(lines[3] ?? "", /^agent {5}writer: shared token accepted, tools: \d+$/);
 });

@@ -46,13 +46,13 @@ test("the announced tools are listed, and a tool is called", async () => {
 test("a wrong token is answered with where to put a valid one", async () => {
   assert.equal(
     await failure(clientOf(stack.url, "wrong").listTools({})),
-    "Put a valid token into plugins.entries.vestige.config.authToken, since vestige-bridge does not accept this one.",
+    "Set a valid token in plugins.entries.vestige.config.authToken, because vestige-bridge does not accept this one.",
   );
 });
 
 test("a missing token is answered with where to put one", async () => {
   const client = new Clients({ serverUrl: stack.url }).ofAgent("writer");
-  assert.match(await failure(client.listTools({})), /^Put a token into plugins\.entries\.vestige\.config\.authToken/);
+  assert.match(await failure(client.listTools({})), /^Set plugins\.entries\.vestige\.config\.authToken, because vestige-bridge requires a token\.$/);
 });
 
 test("an unknown host is answered with which setting to check", async () => {
@@ -63,11 +63,11 @@ test("an unknown host is answered with which setting to check", async () => {
 });
 
 test("an address where nothing listens is answered so", async () => {
-  assert.match(await failure(clientOf(`http://127.0.0.1:${await freePort()}`).listTools({})), /Nothing answers at http/);
+  assert.match(await failure(clientOf(`http://127.0.0.1:${await freePort()}`).listTools({})), /Cannot connect to http/);
 });
 
 test("an address with a wrong path is answered with which setting to check", async () => {
-  assert.match(await failure(clientOf(`${stack.url}/memory`).listTools({})), /has no such address: .*Check .*serverUrl\.$/);
+  assert.match(await failure(clientOf(`${stack.url}/memory`).listTools({})), /has no such path: .*Check .*serverUrl\.$/);
 });
 
 test("a request that Vestige refuses carries Vestige's own words", async () => {
@@ -106,7 +106,7 @@ test("an answer is repeated once when the bridge says that nothing can run twice
     response.writeHead(503, { "content-type": "application/json", "retry-after": "0" });
     response.end(JSON.stringify({ jsonrpc: "2.0", id: null, error }));
   });
-  assert.match(await failure(clientOf(bridge.url).listTools({})), /^Vestige is starting or away: no session\. .*try again/);
+  assert.match(await failure(clientOf(bridge.url).listTools({})), /^Vestige is not available: no session\. .*try again/);
   assert.equal(posts, 2);
   bridge.close();
 });
@@ -120,7 +120,7 @@ test("an answer whose outcome is unknown is not repeated, and says so", async ()
     response.writeHead(502).end(JSON.stringify({ jsonrpc: "2.0", id: null, error }));
   });
   const message = await failure(clientOf(bridge.url).callTool("smart_ingest", { content: "x" }, {}));
-  assert.match(message, /the upstream hung up\. The call may have been carried out all the same/);
+  assert.match(message, /the upstream hung up\. The call may have run/);
   assert.equal(posts, 1);
   bridge.close();
 });
@@ -145,7 +145,7 @@ test("a server that repeats the token in its error does not make the plugin repe
   const bridge = await scripted((_request, response) => {
     response.writeHead(400).end(JSON.stringify({ jsonrpc: "2.0", id: null, error: { code: -32600, message: `bad ${TOKEN}` } }));
   });
-  assert.equal(await failure(clientOf(bridge.url).listTools({})), "Vestige refused the call: bad ***.");
+  assert.equal(await failure(clientOf(bridge.url).listTools({})), "Vestige rejected the call: bad ***.");
   bridge.close();
 });
 
@@ -169,10 +169,10 @@ test("a bridge killed in the middle of a call is told in a sentence, and once it
   await new Promise((resolve) => setTimeout(resolve, 300));
   const gone = once(stack.bridge, "exit");
   stack.bridge.kill("SIGKILL");
-  assert.match(await call, /^vestige-bridge hung up before it answered; it may be restarting\./);
+  assert.match(await call, /^vestige-bridge closed the connection before it answered; it may be restarting\./);
   await gone;
   stack.upstream.kill("SIGCONT");
-  assert.match(await failure(client.callTool("read_graph", {}, {})), /^Nothing answers at /);
+  assert.match(await failure(client.callTool("read_graph", {}, {})), /^Cannot connect to /);
   await stack.startBridge();
   assert.equal((await client.callTool("read_graph", {}, {})).failed, false);
 });

@@ -82,7 +82,7 @@ test("an older memory tool that knows only delete is told to delete", async () =
 
 test("an intent that no tool serves is answered with the tools that are offered", async () => {
   const tools = [{ name: "echo", description: "", annotations: {}, inputSchema: {} }];
-  await assert.rejects(plan("search", { query: "x" }, tools), /no tool for that\. It offers: echo\./);
+  await assert.rejects(plan("search", { query: "x" }, tools), /no tool for this\. It has: echo\./);
 });
 
 test("a call that can destroy something is recognised on every line", async () => {

@@ -96,7 +96,7 @@ for (const [who, context] of Object.entries(NOT_A_USER)) {
 test("a recall that fails is logged, and the prompt goes on without it", async () => {
   const away = Host.load({ ...config, serverUrl: `http://127.0.0.1:${await freePort()}` }, ALLOWED);
   assert.equal(await recall(away), undefined);
-  assert.match(away.warnings[0] ?? "", /autoRecall left the prompt as it was: Nothing answers/);
+  assert.match(away.warnings[0] ?? "", /autoRecall added nothing to the prompt: Cannot connect to/);
 });
 
 test("a prompt waits no longer than the recall's own time limit", async () => {

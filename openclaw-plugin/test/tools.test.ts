@@ -99,15 +99,15 @@ test("any announced tool can be called, and a destructive one only when confirme
 
 test("a tool's own failure is thrown with its words", async () => {
   const call = host.call("vestige_call", { tool: "add_observations", arguments: { observations: [{ entityName: "Nobody", contents: ["x"] }] } });
-  await assert.rejects(call, { name: "VestigeError", message: /could not do that: .*Nobody/ });
+  await assert.rejects(call, { name: "VestigeError", message: /reported an error: .*Nobody/ });
 });
 
 const WRONG: [tool: string, params: unknown, message: RegExp][] = [
-  ["vestige_search", {}, /query must be a text/],
-  ["vestige_search", { query: " " }, /query must be a text/],
+  ["vestige_search", {}, /query must be a non-empty string/],
+  ["vestige_search", { query: " " }, /query must be a non-empty string/],
   ["vestige_search", { query: "x", limit: 0 }, /limit must be a whole number/],
   ["vestige_remember", { content: "x", tags: "y" }, /tags must be a list/],
-  ["vestige_forget", { confirm: true }, /id must be a text/],
+  ["vestige_forget", { confirm: true }, /id must be a non-empty string/],
   ["vestige_call", { tool: "read_graph", arguments: [] }, /arguments must be an object/],
 ];
 for (const [tool, params, message] of WRONG) {
@@ -133,6 +133,6 @@ test("on a Vestige that finds by handle only, a search that finds nothing says h
   await once(server, "listening");
   const { port } = server.address() as { port: number };
   const text = await Host.load({ serverUrl: `http://127.0.0.1:${port}` }).text("vestige_search", { query: "free words" });
-  assert.match(text, /handle_required.*\nThis Vestige finds a memory by its exact id or tag only/);
+  assert.match(text, /handle_required.*\nThis version of Vestige finds memories only by exact id or tag/);
   server.close().closeAllConnections();
 });

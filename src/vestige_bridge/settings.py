@@ -1,7 +1,7 @@
 """The settings: read once from a mapping, checked, and frozen.
 
 Every mistake is one line that names the variable, what is wrong with its value, and what is allowed. An empty value
-counts as none, because that is what an unset variable of a compose file or a chart becomes.
+means that the variable is not set, because compose files and charts turn unset variables into empty ones.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ PREFIX: Final = "VESTIGE_BRIDGE_"
 _of_kubernetes = re.compile(
     r".*_SERVICE_(?:HOST|PORT(?:_.+)?)|.*_PORT_\d+_(?:TCP|UDP|SCTP)(?:_PROTO|_PORT|_ADDR)?"
 ).fullmatch
-"""The variables that Kubernetes makes of a Service, which may be called vestige-bridge."""
+"""The variables that Kubernetes sets for a Service, whose name may be vestige-bridge."""
 
 
 def _setting(variable: str, default: str, parse: Callable[[str], Any], help_text: str) -> Any:  # noqa: ANN401
@@ -58,12 +58,12 @@ def _host(value: str) -> str:
 
 
 def parse_url(value: str) -> str:
-    """The address of something that speaks HTTP, as it is spelled.
+    """The URL of an HTTP server, unchanged.
 
     Errors:
-        ValueError: it is none, or holds what has no place in a setting.
+        ValueError: it is no such URL, or contains a user name, a password or a fragment.
     """
-    # urlsplit would pass over line breaks, and the first request would stumble over spaces.
+    # urlsplit ignores line breaks, and a request to a URL with spaces would fail.
     if not value.isprintable() or " " in value:
         raise ValueError
     parts = urlsplit(value)
@@ -148,7 +148,7 @@ def has_jwt_form(token: bytes) -> bool:
 
 
 def is_bearer_token(value: str) -> bool:
-    """Whether the text can be sent as a bearer token: visible ASCII without spaces."""
+    """Whether the text is a valid bearer token: visible ASCII without spaces."""
     return value.isascii() and value.isprintable() and " " not in value
 
 
@@ -213,12 +213,12 @@ _session_mode = _one_of(_SESSION_MODES)
 _ALLOWED: Final[Mapping[Callable[[str], Any], str]] = {
     _text: "any text",
     _host: "a host name or an IP address, without a port",
-    parse_url: "an address such as http://localhost:3100/mcp, without user name and fragment",
+    parse_url: "a URL such as http://localhost:3100/mcp, without user name and fragment",
     _switch: "true/false, 1/0, yes/no or on/off",
     _port: "a whole number from 0 to 65535",
     _port_or_off: "a whole number from 0 to 65535, or off",
-    _count: "a whole number from 1 on",
-    _seconds: "a number of seconds over 0 and up to 86400",
+    _count: "a whole number of at least 1",
+    _seconds: "a number of seconds greater than 0 and at most 86400",
     _networks: "addresses or networks such as 10.0.0.0/8, separated by commas",
     _origins: "origins such as https://app.example.com, separated by commas",
     _log_level: " or ".join(_LOG_LEVELS),
@@ -235,26 +235,26 @@ _ALLOWED: Final[Mapping[Callable[[str], Any], str]] = {
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What the bridge was told: one attribute for each environment variable."""
+    """The settings of the bridge: one attribute for each environment variable."""
 
     mcp_url: str = _setting(
         "VESTIGE_MCP_URL",
         "http://localhost:3100/mcp",
         parse_url,
-        "Upstream: where supergateway, or a Vestige that serves HTTP itself, answers.",
+        "The URL of upstream: supergateway with Vestige behind it, or Vestige's own HTTP server.",
     )
     auth_token: str = _setting(
-        "VESTIGE_AUTH_TOKEN", "", _text, "The token that clients show as `Authorization: Bearer …`."
+        "VESTIGE_AUTH_TOKEN", "", _text, "The token that clients send as `Authorization: Bearer …`."
     )
     auth_token_file: str = _setting(
         "VESTIGE_AUTH_TOKEN_FILE",
         "",
         _text,
-        "A file of such tokens instead, one a line, each optionally as `name token`; or TOML, which says the rights of "
-        "each, if its name ends in .toml; read anew when it changes.",
+        "A file of tokens instead. Each line has a token, or `name token`. If the name of the file ends in .toml, it "
+        "is TOML and has the rights of each token. The bridge reads it again when it changes.",
     )
     allow_anonymous: bool = _setting(
-        "VESTIGE_ALLOW_ANONYMOUS", "false", _switch, "Lets everybody in without a token. Not for production."
+        "VESTIGE_ALLOW_ANONYMOUS", "false", _switch, "Admits everybody without a token. Not for production."
     )
     public_url: str = _setting(
         "VESTIGE_BRIDGE_PUBLIC_URL",
@@ -288,42 +288,46 @@ class Settings:
         "Where the provider's signing keys are; its metadata say it if this is not set.",
     )
     host: str = _setting("VESTIGE_BRIDGE_HOST", "127.0.0.1", _host, "The address to listen on.")
-    port: int = _setting("VESTIGE_BRIDGE_PORT", "8000", _port, "The port to listen on; 0 takes a free one.")
+    port: int = _setting("VESTIGE_BRIDGE_PORT", "8000", _port, "The port to listen on; 0 chooses a free one.")
     metrics_port: int | None = _setting(
         "VESTIGE_BRIDGE_METRICS_PORT",
         "9464",
         _port_or_off,
-        "The port on which GET /metrics is answered; 0 takes a free one, off answers nowhere.",
+        "The port of GET /metrics; 0 chooses a free one, off turns metrics off.",
     )
     session_mode: str = _setting(
         "VESTIGE_BRIDGE_SESSION_MODE",
         "shared",
         _session_mode,
-        "One upstream session for all, or one for each legacy client, for an upstream that holds many in one process.",
+        "shared: one upstream session for all clients. per-client: one for each client that uses sessions; only for an "
+        "upstream that serves many sessions in one process.",
     )
     max_client_sessions: int = _setting(
-        "VESTIGE_BRIDGE_MAX_CLIENT_SESSIONS", "64", _count, "How many sessions per-client mode holds at a time."
+        "VESTIGE_BRIDGE_MAX_CLIENT_SESSIONS", "64", _count, "How many client sessions may be open in per-client mode."
     )
     client_session_idle_seconds: float = _setting(
         "VESTIGE_BRIDGE_CLIENT_SESSION_IDLE_SECONDS",
         "1800",
         _seconds,
-        "How long a client's own session may be idle in per-client mode before it is ended.",
+        "How long a client session may be idle in per-client mode before the bridge ends it.",
     )
     request_timeout_seconds: float = _setting(
         "VESTIGE_BRIDGE_REQUEST_TIMEOUT_SECONDS",
         "120",
         _seconds,
-        "How long a request may take from its acceptance; each progress notification starts the time anew.",
+        "How long a request may take, including the wait for a turn; each progress notification starts the time again.",
     )
     connect_timeout_seconds: float = _setting(
         "VESTIGE_BRIDGE_CONNECT_TIMEOUT_SECONDS",
         "5",
         _seconds,
-        "How long a request waits for a session to be opened.",
+        "How long a request waits for a session with Vestige.",
     )
     check_interval_seconds: float = _setting(
-        "VESTIGE_BRIDGE_CHECK_INTERVAL_SECONDS", "10", _seconds, "The time between two checks of the held session."
+        "VESTIGE_BRIDGE_CHECK_INTERVAL_SECONDS",
+        "10",
+        _seconds,
+        "The time between two checks of the session with Vestige.",
     )
     check_timeout_seconds: float = _setting(
         "VESTIGE_BRIDGE_CHECK_TIMEOUT_SECONDS", "5", _seconds, "How long a check may take."
@@ -332,93 +336,110 @@ class Settings:
         "VESTIGE_BRIDGE_HEARTBEAT_SECONDS",
         "15",
         _seconds,
-        "How long an event stream may be silent before a comment is sent to keep it open.",
+        "How long an event stream may be silent before the bridge sends a comment to keep it open.",
     )
     drain_seconds: float = _setting(
-        "VESTIGE_BRIDGE_DRAIN_SECONDS", "20", _seconds, "How long requests in flight may take to finish on SIGTERM."
+        "VESTIGE_BRIDGE_DRAIN_SECONDS",
+        "20",
+        _seconds,
+        "After SIGTERM, how long the bridge waits for requests in flight.",
     )
     keep_alive_seconds: float = _setting(
         "VESTIGE_BRIDGE_KEEP_ALIVE_SECONDS",
         "650",
         _seconds,
-        "How long a client's connection may idle once it carried an authenticated request; longer than the load "
-        "balancer in front waits.",
+        "How long a connection may be idle after an authenticated request. Set it higher than the idle timeout of the "
+        "load balancer.",
     )
     send_timeout_seconds: float = _setting(
         "VESTIGE_BRIDGE_SEND_TIMEOUT_SECONDS",
         "60",
         _seconds,
-        "How long a client may read nothing of an answer that waits for it.",
+        "How long a client may read nothing of a waiting answer before the bridge resets the connection.",
     )
     unsent_bytes: int = _setting(
         "VESTIGE_BRIDGE_UNSENT_BYTES",
         "67108864",
         _count,
-        "How many bytes of large answers may be held for clients at a time.",
+        "How many bytes of large answers the bridge holds at a time.",
     )
     max_body_bytes: int = _setting(
-        "VESTIGE_BRIDGE_MAX_BODY_BYTES", "1048576", _count, "The largest body that a client may send."
+        "VESTIGE_BRIDGE_MAX_BODY_BYTES", "1048576", _count, "The largest request body; a larger one gets 413."
     )
     max_answer_bytes: int = _setting(
-        "VESTIGE_BRIDGE_MAX_ANSWER_BYTES", "67108864", _count, "The largest answer that is taken from upstream."
+        "VESTIGE_BRIDGE_MAX_ANSWER_BYTES",
+        "67108864",
+        _count,
+        "The largest answer from upstream; a larger one gets 502.",
     )
     max_in_flight: int = _setting(
-        "VESTIGE_BRIDGE_MAX_IN_FLIGHT", "512", _count, "How many requests may be in flight; more get 503 at once."
+        "VESTIGE_BRIDGE_MAX_IN_FLIGHT", "512", _count, "How many requests may be in flight; more get 503."
     )
     upstream_concurrency: int = _setting(
         "VESTIGE_BRIDGE_UPSTREAM_CONCURRENCY",
         "64",
         _count,
-        "How many requests may be with upstream at a time, the rest waiting in order; "
-        "1 for an MCP server that is not safe against overlapping calls.",
+        "How many requests the bridge sends to upstream at a time; the others wait, and principals take turns. Use 1 "
+        "for a server that loses overlapping writes.",
     )
     allowed_origins: frozenset[str] = _setting(
-        "VESTIGE_BRIDGE_ALLOWED_ORIGINS", "", _origins, "Web origins whose pages may call the bridge."
+        "VESTIGE_BRIDGE_ALLOWED_ORIGINS",
+        "",
+        _origins,
+        "Origins of web pages that may call the bridge, separated by commas.",
     )
     trusted_proxies: tuple[Network, ...] = _setting(
         "VESTIGE_BRIDGE_TRUSTED_PROXIES",
         "",
         _networks,
-        "Addresses or networks of the proxies whose X-Forwarded-For says where a refused request came from.",
+        "Addresses or networks of reverse proxies, separated by commas. Their X-Forwarded-For names the client in the "
+        "log line of a refused token.",
     )
     upstream_token: str = _setting(
-        "VESTIGE_BRIDGE_UPSTREAM_TOKEN", "", _text, "The token that the bridge itself shows to upstream."
+        "VESTIGE_BRIDGE_UPSTREAM_TOKEN", "", _text, "The token that the bridge sends to upstream."
     )
     upstream_token_file: str = _setting(
         "VESTIGE_BRIDGE_UPSTREAM_TOKEN_FILE",
         "",
         _text,
-        "A file with that token instead, read anew when it changes; it may appear after the start.",
+        "A file with that token instead. The bridge reads it again when it changes. It may be created after the start.",
     )
     audit_log: str = _setting(
         "VESTIGE_BRIDGE_AUDIT_LOG",
         "",
         _text,
-        "A file to which a line of JSON is added for each call of a tool and each refusal; - for standard output.",
+        "A file that gets a JSON line for each tool call and each refusal; - for standard output.",
     )
     audit_required: bool = _setting(
         "VESTIGE_BRIDGE_AUDIT_REQUIRED",
         "false",
         _switch,
-        "Whether a call is refused while the audit log cannot be written, and its answer waits for its line.",
+        "true refuses tool calls while the audit log cannot be written, and sends an answer only after its line.",
     )
     state_dir: str = _setting(
         "VESTIGE_BRIDGE_STATE_DIR",
         "",
         _text,
-        "A directory for the id of the upstream session, so that the start after a kill ends the session left over.",
+        "A directory for the id of the upstream session. If the bridge was killed, it ends that session at the next "
+        "start.",
     )
-    log_level: str = _setting("VESTIGE_BRIDGE_LOG_LEVEL", "info", _log_level, "The least severe message to log.")
+    backup_status_file: str = _setting(
+        "VESTIGE_BRIDGE_BACKUP_STATUS_FILE",
+        "",
+        _text,
+        "The file to which the backup container writes the result of its backups, for the metrics.",
+    )
+    log_level: str = _setting("VESTIGE_BRIDGE_LOG_LEVEL", "info", _log_level, "The lowest level to log.")
     log_format: str = _setting(
-        "VESTIGE_BRIDGE_LOG_FORMAT", "text", _log_format, "Log lines for people, or one JSON object a line."
+        "VESTIGE_BRIDGE_LOG_FORMAT", "text", _log_format, "text for people, or json with one object in each line."
     )
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Settings:
-        """The settings that the variables spell.
+        """The settings in the variables.
 
         Parameters:
-            environ: environment variables; those that are no settings are passed over.
+            environ: environment variables; those that are not settings are ignored.
 
         Errors:
             SettingsError: with a line for each mistake.
@@ -435,7 +456,9 @@ class Settings:
         for name in ("auth_token", "upstream_token"):
             if values[name] and not is_bearer_token(values[name]):
                 variable = "VESTIGE_AUTH_TOKEN" if name == "auth_token" else "VESTIGE_BRIDGE_UPSTREAM_TOKEN"
-                problems.append(f"{variable}: a token is visible ASCII without spaces; this one holds something else.")
+                problems.append(
+                    f"{variable}: a token is visible ASCII without spaces; this one contains other characters."
+                )
         if values["upstream_token"] and values["upstream_token_file"]:
             problems.append(
                 "VESTIGE_BRIDGE_UPSTREAM_TOKEN: set together with VESTIGE_BRIDGE_UPSTREAM_TOKEN_FILE; "
@@ -443,7 +466,7 @@ class Settings:
             )
         if values.get("audit_required") and not values["audit_log"]:
             problems.append(
-                "VESTIGE_BRIDGE_AUDIT_REQUIRED: true without VESTIGE_BRIDGE_AUDIT_LOG; say where the audit log goes."
+                "VESTIGE_BRIDGE_AUDIT_REQUIRED: true without VESTIGE_BRIDGE_AUDIT_LOG; set both, or neither."
             )
         problems += _oauth_problems(values)
         ways = [
@@ -501,7 +524,7 @@ def _oauth_problems(values: Mapping[str, Any]) -> list[str]:
 
 
 def describe() -> list[tuple[str, str, str]]:
-    """Each variable with its default and what it does, in the order in which people meet them."""
+    """Each variable with its default and what it does, in the order of ``--help``."""
     return [
         (field.metadata["variable"], field.metadata["default"], field.metadata["help"])
         for field in dataclasses.fields(Settings)
@@ -509,20 +532,22 @@ def describe() -> list[tuple[str, str, str]]:
 
 
 def unknown_settings(environ: Mapping[str, str]) -> list[str]:
-    """A sentence for each variable that looks like a setting and is none, with the nearest name if there is one.
+    """A sentence for each variable that looks like a setting and is not one, with the most similar name.
 
     Parameters:
-        environ: environment variables; those that Kubernetes makes of a Service are passed over.
+        environ: environment variables; those that Kubernetes sets for a Service are ignored.
     """
     names = [variable for variable, _, _ in describe()]
     sentences = []
     for variable in sorted(environ):
         if variable.startswith(PREFIX) and variable not in names and not _of_kubernetes(variable):
             close = difflib.get_close_matches(variable, names, n=1)
-            sentences.append(f"{variable} is no setting and is ignored.{f' Did you mean {close[0]}?' if close else ''}")
+            sentences.append(
+                f"{variable} is not a setting and is ignored.{f' Did you mean {close[0]}?' if close else ''}"
+            )
     return sentences
 
 
 def _shown(variable: str, value: str) -> str:
-    # What stands before an "@" in an address may be a password.
+    # The part before an "@" in a URL may contain a password.
     return "the value" if "TOKEN" in variable or "@" in value else repr(value)

@@ -1,1 +1,1 @@
-"""Faults by the thousand: real parts are killed, cut, slowed and lied to, and every call is accounted for."""
+"""Fault injection: parts are killed, cut, slowed or fed invalid data, and every call is accounted for."""

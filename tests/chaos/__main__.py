@@ -78,7 +78,7 @@ async def measure(run: Run, faults: list[str]) -> list[Figures]:
 
 def table(results: list[Figures]) -> str:
     """A row for each fault, then what else was measured."""
-    rows = [["fault", "what was done", "calls", "answered", "told the truth", *(f"**{it}**" for it in ZEROS)]]
+    rows = [["fault", "what was done", "calls", "answered", "correct error", *(f"**{it}**" for it in ZEROS)]]
     rows.append(["---"] * 2 + ["---:"] * (len(rows[0]) - 2))
     for it in results:
         numbers = [it.calls, it.answered, it.told, *(it.zeros[column] for column in ZEROS)]

@@ -14,12 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-ZEROS = ("wrong", "lied", "twice", "unanswered", "failed", "grown", "leaked")
+ZEROS = ("wrong", "misreported", "twice", "unanswered", "failed", "grown", "leaked")
 """The columns that must be zero.
 
-wrong: not this call's answer, or one that nobody may have. lied: an error, or the audit log, that says what is not so.
-twice: a write that ran again. unanswered: no answer in time, or one cut short. failed: a 500, a traceback, a process
-that ended. grown: memory, descriptors, tasks or sessions over their bound. leaked: a secret where none may be.
+wrong: another call's answer, or one that no client may get. misreported: an error or an audit line that contradicts
+what the server ran. twice: a write that ran again. unanswered: no answer in time, or one cut short. failed: a 500, a
+traceback, a process that ended. grown: memory, descriptors, tasks or sessions over their bound. leaked: a secret in a
+log, a metric or another client's answer.
 """
 
 HARMLESS = frozenset({"set", "read"})
@@ -148,12 +149,12 @@ class Call:
         if self.got == "answer":
             return ("answered", "") if runs else ("wrong", f"{self.key} was answered and never ran")
         if self.got == "error":
-            lies = (
+            false = (
                 outcome not in ("not_sent", "unknown")
                 or (outcome == "not_sent" and runs)
                 or (retryable and outcome != "not_sent" and self.tool not in HARMLESS)
             )
-            return ("lied" if lies else "told"), f"{self.key} ran {runs} times and was told {self.error}"
+            return ("misreported" if false else "told"), f"{self.key} ran {runs} times and got {self.error}"
         return "told", ""
 
 

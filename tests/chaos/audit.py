@@ -33,13 +33,13 @@ def check_audit(path: Path, account: Account, figures: Figures) -> None:
     for text in path.read_text().splitlines():
         line = _parsed(text)
         if line is None or line["request_id"] not in calls:
-            figures.blame("lied", f"a line of the audit log that is no call: {text}")
+            figures.blame("misreported", f"a line of the audit log that is no call: {text}")
         else:
             lines[line["request_id"]].append(line)
     runs = account.runs()
     for request_id, of_request in calls.items():
         for complaint in _complaints(of_request, lines[request_id], runs):
-            figures.blame("lied", f"the audit log of {request_id}: {complaint}")
+            figures.blame("misreported", f"the audit log of {request_id}: {complaint}")
     outcomes = Counter(line["outcome"] for of_request in lines.values() for line in of_request)
     writes = sum(call.got == "answer" and call.tool == "write" for call in account.calls.values())
     counts = ", ".join(f"{outcomes[it]:,} {it}" for it in ("answered", "unknown", "not_sent"))

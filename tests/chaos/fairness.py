@@ -142,8 +142,8 @@ async def fairness(run: Run) -> Figures:
     """F11: whoever makes one call at a time waits for one turn of the other, and the other loses nothing by it."""
     posts = max(LEAST_POSTS, run.times(POSTS))
     windows = " and ".join(map(str, PLACES))
-    done = f"{posts:,} calls of {CALL_MILLISECONDS} ms posted at once, beside one at a time of another principal"
-    figures = Figures("F11 fair turns", f"{done}, with a window of {windows}, again and again")
+    done = f"{posts:,} calls of {CALL_MILLISECONDS} ms posted at once by one principal, one at a time by another"
+    figures = Figures("F11 fair turns", f"{done}, in windows of {windows}, repeated")
     for places in PLACES:
         async with (
             _two_principals(run, "", places, posts) as in_turns,
@@ -198,13 +198,14 @@ async def _beside(it: Stack, places: int, posts: int) -> None:
             await batch
     times = _within(beside, 99) / _within(alone, 99)
     it.figures.notes.append(
-        f"window of {places}: alone half of {len(alone)} calls within {_within(alone, 50) * 1000:.1f} ms, "
-        f"99 % within {_within(alone, 99) * 1000:.1f} ms; beside {batches} times {posts:,} posts half of {len(beside)} "
-        f"within {_within(beside, 50) * 1000:.1f} ms, 99 % within {_within(beside, 99) * 1000:.1f} ms, "
-        f"{times:.1f} times as long"
+        f"window of {places}: without a batch {len(alone)} calls, p50 {_within(alone, 50) * 1000:.1f} ms, "
+        f"p99 {_within(alone, 99) * 1000:.1f} ms; with {batches} times {posts:,} posts {len(beside)} calls, "
+        f"p50 {_within(beside, 50) * 1000:.1f} ms, p99 {_within(beside, 99) * 1000:.1f} ms, {times:.1f} times as long"
     )
     if times > (MOST_TIMES if it.run.scale >= 1 else SHORT_MOST_TIMES):
-        it.figures.blame("unanswered", f"window of {places}: 99 % of the calls beside took {times:.1f} times as long")
+        it.figures.blame(
+            "unanswered", f"window of {places}: the p99 of the other principal is {times:.1f} times as long"
+        )
 
 
 async def _batch(it: Stack, posts: int) -> None:
@@ -224,8 +225,8 @@ async def _alone(in_turns: Stack, by_arrival: Stack, places: int) -> None:
             seconds[it.figures.fault] += await _seconds(it, calls // STRETCHES, at_once=4 * places)
     fair, before = (calls / it for it in seconds.values())
     in_turns.figures.notes.append(
-        f"window of {places}: the batch alone gets {fair:.1f} calls a second in turns, "
-        f"{before:.1f} in the order of arrival"
+        f"window of {places}: throughput of the batch alone {fair:.1f} calls/s in turns, "
+        f"{before:.1f} calls/s in the order of arrival"
     )
     if fair < (LEAST_RATE if in_turns.run.scale >= 1 else SHORT_LEAST_RATE) * before:
         in_turns.figures.blame("failed", f"window of {places}: {fair:.1f} calls a second, {before:.1f} before")

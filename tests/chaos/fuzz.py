@@ -44,7 +44,7 @@ async def fuzz_per_client(run: Run) -> Figures:
 
 async def _fuzz(run: Run, mode: str, kinds: Iterable[str], callers: type[Caller]) -> Figures:
     times = max(LEAST_TIMES, run.times(TIMES))
-    done = f"{times} kills, faults of the link and salvoes of no messages, in {mode} mode, under {CALLERS} callers"
+    done = f"{times} kills, network faults and series of invalid bodies, in {mode} mode, under {CALLERS} clients"
     link = Link()
     async with stack(
         run,

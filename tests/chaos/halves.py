@@ -10,7 +10,7 @@ from harness import until
 async def halves(run: Run) -> Figures:
     """F9: every call is answered, in time, and nobody waits for a place."""
     requests = run.times(20_000)
-    done = "halves of characters in keys and values of all requests of 32 callers, to a server as strict as Vestige"
+    done = "half characters (unpaired surrogates) in all requests of 32 clients, to a server that rejects them"
     async with stack(run, "F9 halves", done, UPSTREAM_CONCURRENCY="8", REQUEST_TIMEOUT_SECONDS="5") as it:
         async with it.load(kinds=("cutter",)):
             await until(lambda: len(it.account.calls) >= requests, 3600)

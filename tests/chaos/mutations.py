@@ -268,8 +268,8 @@ async def mutations(run: Run) -> Figures:
     """F4: a million mutated bodies, headers and requests."""
     inputs = run.times(PACKAGE_INPUTS), run.times(SERVER_INPUTS)
     done = (
-        f"{inputs[0]:,} mutated bodies and headers to the packages without I/O, "
-        f"{inputs[1]:,} raw requests to the server"
+        f"{inputs[0]:,} mutated bodies and headers passed to the parsers directly, "
+        f"{inputs[1]:,} raw requests sent to the bridge"
     )
     with ProcessPoolExecutor(2) as pool:
         loop, seeds = asyncio.get_running_loop(), (f"{run.seed} left", f"{run.seed} right")
@@ -312,7 +312,7 @@ async def _attack(it: Stack, inputs: int) -> None:
         if value > bound:
             it.figures.blame("grown", f"{value} {name}, {bound} allowed")
     answers = ", ".join(f"{status}: {count:,}" for status, count in sorted(statuses.items()))
-    it.figures.notes.append(f"answers of the server by status: {answers}")
+    it.figures.notes.append(f"responses of the bridge by HTTP status: {answers}")
 
 
 async def _throw(it: Stack, attack: bytes, statuses: Counter[str], gate: asyncio.Semaphore) -> None:

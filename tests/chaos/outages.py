@@ -21,7 +21,7 @@ LONG_CALL_MS = 7000
 async def kills(run: Run) -> Figures:
     """F1: supergateway and its child are killed at random moments under 32 callers; the audit log knows each call."""
     times = run.times(100)
-    done = f"supergateway killed {times} times, the MCP server {times} times, under 32 callers"
+    done = f"supergateway killed {times} times, the MCP server {times} times, under 32 clients"
     recoveries = []
     async with stack(run, "F1 kills", done, audited=True) as it:
         async with it.load():
@@ -40,7 +40,7 @@ async def kills(run: Run) -> Figures:
         await it.one_server()
         typical, longest = statistics.median(recoveries), max(recoveries)
         it.figures.notes.append(
-            f"answers again {typical:.1f} s after a kill that nothing followed, {longest:.1f} s at most"
+            f"answers again after a kill, if no other follows: median {typical:.1f} s, at most {longest:.1f} s"
         )
     return it.figures
 
@@ -65,9 +65,7 @@ async def kill_server(it: Stack) -> None:
 async def restarts(run: Run) -> Figures:
     """F2: the bridge is told to stop under load; half of the times the next one stands ready behind a front."""
     times = max(2, run.times(20))
-    done = (
-        f"{times} SIGTERMs to the bridge under 32 callers, {times // 2} of them with the next one ready behind a front"
-    )
+    done = f"{times} SIGTERMs to the bridge under 32 clients, {times // 2} with the next bridge ready behind a proxy"
     front = Link()
     async with stack(run, "F2 restarts", done) as it, front.open():
         front.target = it.bridge.port
@@ -79,7 +77,7 @@ async def restarts(run: Run) -> Figures:
         await it.good_request()
         await it.one_server()
         refused = sum(call.got in ("refused", "cut") for call in it.account.calls.values())
-        it.figures.notes.append(f"{refused} calls found no bridge while there was none; none of them ran")
+        it.figures.notes.append(f"{refused:,} calls found no running bridge; none of them ran")
     return it.figures
 
 
@@ -108,7 +106,7 @@ async def _restart(it: Stack, front: Link, *, rolling: bool, long_calls: int) ->
 async def network(run: Run) -> Figures:
     """The link between the bridge and supergateway is late, cut, reset, and silent."""
     times = run.times(10)
-    done = f"the link to supergateway delayed, cut, reset and silenced {times} times each, under 32 callers"
+    done = f"the link to supergateway delayed, cut, reset and silenced {times} times each, under 32 clients"
     link = Link()
     async with stack(run, "Network", done, link=link, REQUEST_TIMEOUT_SECONDS="3", CHECK_TIMEOUT_SECONDS="1") as it:
         async with it.load():

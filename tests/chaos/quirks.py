@@ -27,7 +27,7 @@ DESCRIPTORS = 2 * WINDOW + 2 * AT_ONCE + 16
 async def streams(run: Run) -> Figures:
     """Upstream answers GET with each status under load; no answer makes the bridge open sessions without end."""
     seconds = max(3.0, 10 * run.scale)
-    done = f"GET answered with {', '.join(map(str, GET_STATUSES))} for {seconds:.0f} s each, under 8 callers"
+    done = f"GET answered with {', '.join(map(str, GET_STATUSES))} for {seconds:.0f} s each, under 8 clients"
     status = GET_STATUSES[0]
 
     async def answer_get(chunk: bytes, writer: asyncio.StreamWriter) -> bool:
@@ -59,7 +59,7 @@ async def _with_status(it: Stack, status: int, seconds: float) -> None:
 async def cancellations(run: Run) -> Figures:
     """Calls are cancelled by the thousand, and upstream neither answers nor forgets them."""
     times = run.times(4000)
-    figures = Figures("Cancelled calls", f"{times} calls cancelled that upstream never settles, {AT_ONCE} at a time")
+    figures = Figures("Cancelled calls", f"{times} calls cancelled that upstream never ends, {AT_ONCE} at a time")
     settled = asyncio.Event()
     async with scripted_upstream() as upstream:
 

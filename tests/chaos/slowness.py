@@ -74,7 +74,7 @@ UPSTREAM_FAULTS: dict[str, Callable[[asyncio.StreamWriter], Awaitable[None]]] = 
 
 async def slowness(run: Run) -> Figures:
     """F7: slow parties beside a few callers whose calls are timed."""
-    done = f"slow readers, writers and upstreams, {AT_ONCE} at a time, beside {PROBES} callers"
+    done = f"slow readers, writers and upstreams, {AT_ONCE} at a time, beside {PROBES} clients"
     link = Link(misbehave)
     seconds = max(1, 6 * run.scale)
     limit = str(MAX_ANSWER_BYTES)
@@ -87,7 +87,7 @@ async def slowness(run: Run) -> Figures:
             async with peak(it) as most, all_the_time(party, number):
                 probed = await probe(it, max(seconds, LEAST_SECONDS))
             grown = most[0] - before
-            it.figures.notes.append(f"beside {number} of *{name}*: {probed}, {grown:.0f} MB more")
+            it.figures.notes.append(f"with {number} of *{name}*: {probed}, memory +{grown:.0f} MB")
             if grown > GROWTH_MEGABYTES:
                 it.figures.blame("grown", f"{name}: {grown:.0f} MB more, {GROWTH_MEGABYTES} allowed")
         await it.good_request()
@@ -143,7 +143,7 @@ async def probe(it: Stack, seconds: float) -> str:
         if late > LATE_SECONDS:
             it.figures.blame("unanswered", f"a call beside took {late:.1f} s")
     median, *_, last = statistics.quantiles(took, n=100)[49:]
-    return f"half of {len(took):,} calls within {median * 1000:.1f} ms, 99 % within {last * 1000:.1f} ms"
+    return f"{len(took):,} calls, p50 {median * 1000:.1f} ms, p99 {last * 1000:.1f} ms"
 
 
 @asynccontextmanager

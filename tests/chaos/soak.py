@@ -19,7 +19,7 @@ GROWTH_MEGABYTES = 16
 async def soak(run: Run) -> Figures:
     """F6: callers of every kind, and the MCP server killed and killed again, with a rest now and then to count."""
     minutes = f"{run.soak_seconds / 60:.1f}"
-    done = f"16 callers for {minutes} minutes, the MCP server or supergateway killed every few seconds"
+    done = f"16 clients for {minutes} minutes, the MCP server or supergateway killed every few seconds"
     async with stack(run, "F6 soak", done) as it:
         rests = []
         stretches = min(RESTS, max(2, int(run.soak_seconds / SHORTEST_SECONDS)))
@@ -34,7 +34,7 @@ async def soak(run: Run) -> Figures:
             if grown > bound:
                 it.figures.blame("grown", f"{grown} more {name}, {bound} allowed")
             values = ", ".join(f"{rest[names.index(name)]:.0f}" for rest in rests)
-            it.figures.notes.append(f"{name} of the bridge at each rest: {values}")
+            it.figures.notes.append(f"{name} of the bridge at each pause without load: {values}")
         await it.good_request()
     return it.figures
 

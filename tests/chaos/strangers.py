@@ -199,7 +199,7 @@ async def _behind_a_front(it: Stack, front: str, port: int, table: list[Attack])
     late = statistics.quantiles(took, n=100)[-1]
     it.figures.notes.append(
         f"{front}: {own:,} of {len(calls):,} calls of clients with a token got their own answer, "
-        f"99 % within {late * 1000:.0f} ms"
+        f"p99 {late * 1000:.0f} ms"
     )
 
 
@@ -234,7 +234,7 @@ def _id(it: Stack) -> str:
 async def floods(run: Run) -> Figures:
     """Clients without a token send as much and as slowly as they can on many connections."""
     seconds = max(LEAST_FLOOD_SECONDS, FLOOD_SECONDS * run.scale)
-    done = f"floods on {FLOOD_CONNECTIONS} connections without a token, {seconds:.1f} s each, beside 4 callers"
+    done = f"floods on {FLOOD_CONNECTIONS} connections without a token, {seconds:.1f} s each, beside 4 clients"
     async with stack(run, "Floods", done) as it:
         await probe(it, 1)
         it.figures.notes.append(f"alone: {await probe(it, seconds)}")
@@ -243,7 +243,7 @@ async def floods(run: Run) -> Figures:
             async with peak(it) as most, all_the_time(functools.partial(_flood, it, forms), FLOOD_CONNECTIONS):
                 probed = await probe(it, seconds)
             grown = most[0] - before
-            it.figures.notes.append(f"beside {FLOOD_CONNECTIONS} of *{name}*: {probed}, {grown:.0f} MB more")
+            it.figures.notes.append(f"with {FLOOD_CONNECTIONS} of *{name}*: {probed}, memory +{grown:.0f} MB")
             if grown > GROWTH_MEGABYTES:
                 it.figures.blame("grown", f"{name}: {grown:.0f} MB more, {GROWTH_MEGABYTES} allowed")
         await it.good_request()

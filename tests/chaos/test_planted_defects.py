@@ -11,7 +11,7 @@ from chaos.launch import DEFECTS
 from chaos.stack import Run
 
 CAUGHT_BY = {
-    "replay_always": ("F1", 0.05, "lied"),
+    "replay_always": ("F1", 0.05, "misreported"),
     "no_drain": ("F2", 0.05, "unanswered"),
     "ids_as_they_are": ("F3", 0.001, "wrong"),
     "duplicates_as_they_are": ("fuzz-per-client", 0.01, "wrong"),
@@ -23,8 +23,8 @@ CAUGHT_BY = {
     "bodies_in_the_log": ("F8", 0.01, "leaked"),
     "halves_pass": ("F9", 0.001, "failed"),
     "tasks_pass": ("F10", 0.01, "wrong"),
-    "lines_twice": ("F1", 0.05, "lied"),
-    "no_line_for_a_replay": ("F1", 0.05, "lied"),
+    "lines_twice": ("F1", 0.05, "misreported"),
+    "no_line_for_a_replay": ("F1", 0.05, "misreported"),
     "first_come_first_served": ("F11", 0.01, "unanswered"),
 }
 

@@ -13,7 +13,18 @@ from pathlib import Path
 
 from compatibility import package_version, write_section
 from conformance.suite import SUITE, VERSIONS, native_server, reached, run_suite
-from conformance.verdict import DIRECT, MODES, Outcome, Scenario, Target, judge, parse_excuses, table
+from conformance.verdict import (
+    DIRECT,
+    MODES,
+    Outcome,
+    Scenario,
+    Target,
+    excuse_lines,
+    gain_lines,
+    judge,
+    parse_excuses,
+    table,
+)
 from harness import ROOT, SERVER_EVERYTHING, SUPERGATEWAY, Gateway
 
 EXCUSES = Path(__file__).parent / "exceptions.txt"
@@ -55,17 +66,14 @@ def main() -> int:
     results = asyncio.run(measure())
     excuses = parse_excuses(EXCUSES.read_text())
     verdict = judge(results, excuses, COMPLETE)
-    lines = [table(results), "", "Gains, which fail directly and pass through the bridge:", ""]
-    for target, scenarios in verdict.gains.items():
-        names = ", ".join(f"{scenario.name} ({scenario.version})" for scenario in scenarios)
-        lines.append(f"- {target.server}, {target.way}: {names or 'none'}")
-    lines += ["", "Exceptions:", ""]
-    reasons: dict[str, list[str]] = {}
-    for it in excuses:
-        name = f"{it.scenario.name} ({it.scenario.version}), {it.mode}"
-        reasons.setdefault(it.reason, []).append(name)
-    lines += [f"- {reason}: {'; '.join(names)}." for reason, names in reasons.items()]
-    report = "\n".join(lines)
+    report = "\n".join(
+        [
+            *(table(results), "", "Scenarios that fail directly and pass through the bridge:", ""),
+            *gain_lines(verdict.gains),
+            *("", "Exceptions:", ""),
+            *excuse_lines(excuses),
+        ]
+    )
     print(report)
     if arguments.write:
         parts = (SUITE.parents[1], SUPERGATEWAY.parents[1], SERVER_EVERYTHING.parents[1])

@@ -7,7 +7,7 @@ reason.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -45,7 +45,7 @@ class Outcome(NamedTuple):
         """One cell of the table."""
         if self.failed:
             return f"✗ {self.passed}/{self.passed + self.failed}"
-        return "✓" if self.passed else "nothing checked"
+        return "✓" if self.passed else "no check"
 
 
 Results = Mapping[Target, Mapping[Scenario, Outcome]]
@@ -130,3 +130,30 @@ def table(results: Results) -> str:
         rows.append([scenario.version, scenario.name, *cells])
     rows.insert(1, ["---"] * len(rows[0]))
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def gain_lines(gains: Mapping[Target, Sequence[Scenario]]) -> list[str]:
+    """A line for each server, or for each of its session modes where these differ."""
+    modes: dict[tuple[str, str], list[str]] = {}
+    for target, scenarios in gains.items():
+        modes.setdefault((target.server, _names(scenarios)), []).append(target.way)
+    return [f"- {server}, {' and '.join(ways)}: {names or 'none'}." for (server, names), ways in modes.items()]
+
+
+def excuse_lines(excuses: Iterable[Excuse]) -> list[str]:
+    """A line for each reason and the session modes in which it holds."""
+    modes: dict[tuple[str, Scenario], list[str]] = {}
+    for it in excuses:
+        modes.setdefault((it.reason, it.scenario), []).append(it.mode)
+    scenarios: dict[tuple[str, str], list[Scenario]] = {}
+    for (reason, scenario), where in modes.items():
+        scenarios.setdefault((reason, " and ".join(where)), []).append(scenario)
+    return [f"- {reason} ({where}): {_names(those)}." for (reason, where), those in scenarios.items()]
+
+
+def _names(scenarios: Iterable[Scenario]) -> str:
+    """The names of scenarios after the version of MCP that they belong to."""
+    by_version: dict[str, list[str]] = {}
+    for scenario in sorted(scenarios):
+        by_version.setdefault(scenario.version, []).append(scenario.name)
+    return "; ".join(f"{version}: {', '.join(names)}" for version, names in by_version.items())

@@ -176,12 +176,6 @@ async def _(tmp: Path) -> AsyncIterator[Patient]:
     yield near(nobody(), VESTIGE_AUTH_TOKEN="", VESTIGE_AUTH_TOKEN_FILE=str(tmp / "token"))
 
 
-@broken("settings", "the token file holds only hashes")
-async def _(tmp: Path) -> AsyncIterator[Patient]:
-    (tmp / "tokens.toml").write_text(entry("agents", HASHED))
-    yield near(nobody(), VESTIGE_AUTH_TOKEN="", VESTIGE_AUTH_TOKEN_FILE=str(tmp / "tokens.toml"))
-
-
 @broken("settings", "the state directory does not exist")
 async def _(tmp: Path) -> AsyncIterator[Patient]:
     yield near(nobody(), STATE_DIR=str(tmp / "state"))
@@ -213,7 +207,7 @@ async def _(tmp: Path) -> AsyncIterator[Patient]:
         yield far(f"http://127.0.0.1:{listener.getsockname()[1]}")
 
 
-@broken("address", "the port is left to chance")
+@broken("address", "VESTIGE_BRIDGE_PORT is 0")
 async def _(tmp: Path) -> AsyncIterator[Patient]:
     yield Patient(environment(nobody(), PORT="0"))
 
@@ -230,37 +224,37 @@ async def _(tmp: Path) -> AsyncIterator[Patient]:
         yield far(f"http://{authority}")
 
 
-@broken("bridge", "a page for logging in stands before it")
+@broken("bridge", "a login page is in front of the bridge")
 async def _(tmp: Path) -> AsyncIterator[Patient]:
     async with listening(lead_away) as authority:
         yield far(f"http://{authority}")
 
 
-@broken("bridge", "https is said, and it speaks plain HTTP")
+@broken("bridge", "the URL has https, but the server uses plain HTTP")
 async def _(tmp: Path) -> AsyncIterator[Patient]:
     async with bridge(nobody()) as served:
         yield far(served.origin.replace("http:", "https:"))
 
 
-@broken("bridge", "http is said, and TLS is spoken there")
+@broken("bridge", "the URL has http, but the server uses TLS")
 async def _(tmp: Path) -> AsyncIterator[Patient]:
     async with listening(hang, tls_context()) as authority:
         yield far(f"http://{authority}")
 
 
-@broken("bridge", "its certificate is none that this machine trusts")
+@broken("bridge", "this machine does not trust the certificate")
 async def _(tmp: Path) -> AsyncIterator[Patient]:
     async with listening(hang, tls_context()) as authority:
         yield far(f"https://{authority}")
 
 
-@broken("bridge", "it hangs")
+@broken("bridge", "the bridge does not respond")
 async def _(tmp: Path) -> AsyncIterator[Patient]:
     async with listening(hang) as authority:
         yield far(f"http://{authority}")
 
 
-@broken("bridge", "it is shutting down")
+@broken("bridge", "the bridge is shutting down")
 async def _(tmp: Path) -> AsyncIterator[Patient]:
     async with scripted_upstream() as upstream, bridge(upstream.url) as served:
         assert served.drain is not None
@@ -268,7 +262,7 @@ async def _(tmp: Path) -> AsyncIterator[Patient]:
         yield near(upstream.url, served)
 
 
-@broken("token", "the token is a wrong one")
+@broken("token", "the token is wrong")
 async def _(tmp: Path) -> AsyncIterator[Patient]:
     async with scripted_upstream() as upstream, bridge(upstream.url) as served:
         await until(served.ready)
@@ -283,7 +277,7 @@ async def _(tmp: Path) -> AsyncIterator[Patient]:
         yield near(upstream.url, served, VESTIGE_AUTH_TOKEN=HASHED)
 
 
-@broken("token", "there is no token to show")
+@broken("token", "no token is set")
 async def _(tmp: Path) -> AsyncIterator[Patient]:
     async with scripted_upstream() as upstream, bridge(upstream.url) as served:
         await until(served.ready)
@@ -418,14 +412,14 @@ async def _(tmp: Path) -> AsyncIterator[Patient]:
         yield near(upstream, served)
 
 
-@broken("upstream", "its name does not resolve")
+@broken("upstream", "the name of upstream does not resolve")
 async def _(tmp: Path) -> AsyncIterator[Patient]:
     upstream = "http://vestige-mcp.invalid:3100/mcp"
     async with bridge(upstream) as served:
         yield near(upstream, served)
 
 
-@broken("upstream", "the path is a wrong one")
+@broken("upstream", "the path is wrong")
 async def _(tmp: Path) -> AsyncIterator[Patient]:
     async with gateway(SERVER_MEMORY) as running:
         upstream = running.url.replace("/mcp", "/message")
@@ -439,14 +433,14 @@ async def _(tmp: Path) -> AsyncIterator[Patient]:
         yield near(running.url, served)
 
 
-@broken("upstream", "supergateway of version 3 runs in its default mode, SSE")
+@broken("upstream", "supergateway 3 runs in its default mode, SSE")
 async def _(tmp: Path) -> AsyncIterator[Patient]:
     old = gateway(SERVER_MEMORY, supergateway=SUPERGATEWAY_3, stateful=False, transport="sse")
     async with old as running, bridge(running.url) as served:
         yield near(running.url, served)
 
 
-@broken("upstream", "nothing is at its path, which is the usual one")
+@broken("upstream", "nothing exists at the usual path")
 async def _(tmp: Path) -> AsyncIterator[Patient]:
     async def be_elsewhere(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -463,7 +457,7 @@ async def _(tmp: Path) -> AsyncIterator[Patient]:
         yield near(f"http://{authority}/mcp", served)
 
 
-@broken("upstream", "https is said, and it speaks plain HTTP")
+@broken("upstream", "the URL has https, but the server uses plain HTTP")
 async def _(tmp: Path) -> AsyncIterator[Patient]:
     async with gateway(SERVER_MEMORY) as running:
         upstream = running.url.replace("http:", "https:")
@@ -471,13 +465,13 @@ async def _(tmp: Path) -> AsyncIterator[Patient]:
             yield near(upstream, served)
 
 
-@broken("upstream", "http is said, and TLS is spoken there")
+@broken("upstream", "the URL has http, but the server uses TLS")
 async def _(tmp: Path) -> AsyncIterator[Patient]:
     async with listening(hang, tls_context()) as authority, bridge(f"http://{authority}/mcp") as served:
         yield near(f"http://{authority}/mcp", served)
 
 
-@broken("upstream", "it hangs")
+@broken("upstream", "upstream does not respond")
 async def _(tmp: Path) -> AsyncIterator[Patient]:
     async with listening(hang) as authority, bridge(f"http://{authority}/mcp") as served:
         yield near(f"http://{authority}/mcp", served)
@@ -492,7 +486,7 @@ def answering(status: int) -> Callable[[Received], Awaitable[web.StreamResponse]
     return answer
 
 
-@broken("upstream", "it wants a token of its own")
+@broken("upstream", "upstream requires a token")
 async def _(tmp: Path) -> AsyncIterator[Patient]:
     async with scripted_upstream() as upstream:
         upstream.on("ping", answering(401))
@@ -501,7 +495,7 @@ async def _(tmp: Path) -> AsyncIterator[Patient]:
             yield near(upstream.url, served)
 
 
-@broken("upstream", "it fails")
+@broken("upstream", "upstream answers 500")
 async def _(tmp: Path) -> AsyncIterator[Patient]:
     async with scripted_upstream() as upstream:
         upstream.on("ping", answering(500))
@@ -510,14 +504,14 @@ async def _(tmp: Path) -> AsyncIterator[Patient]:
             yield near(upstream.url, served)
 
 
-@broken("upstream", "supergateway is one of version 3")
+@broken("upstream", "supergateway has version 3")
 async def _(tmp: Path) -> AsyncIterator[Patient]:
     async with gateway(SERVER_MEMORY, supergateway=SUPERGATEWAY_3) as running, bridge(running.url) as served:
         await until(served.ready)
         yield near(running.url, served)
 
 
-@broken("upstream", "supergateway keeps no sessions")
+@broken("upstream", "supergateway runs without --stateful")
 async def _(tmp: Path) -> AsyncIterator[Patient]:
     async with gateway(SERVER_MEMORY, stateful=False) as running, bridge(running.url) as served:
         await until(served.ready)
@@ -536,7 +530,7 @@ async def _(tmp: Path) -> AsyncIterator[Patient]:
         yield near(running.url, served)
 
 
-@broken("Vestige", "Vestige hangs")
+@broken("Vestige", "Vestige does not respond")
 async def _(tmp: Path) -> AsyncIterator[Patient]:
     async with gateway(SERVER_EVERYTHING) as running, bridge(running.url, CHECK_TIMEOUT_SECONDS="0.5") as served:
         await until(served.ready)
@@ -558,7 +552,7 @@ async def _(tmp: Path) -> AsyncIterator[Patient]:
             yield near(upstream.url, served)
 
 
-@broken("Vestige", "the bridge elsewhere does not reach supergateway")
+@broken("Vestige", "a remote bridge does not reach supergateway")
 async def _(tmp: Path) -> AsyncIterator[Patient]:
     async with bridge(nobody()) as served:
         await until(lambda: reason(served))
@@ -588,7 +582,7 @@ async def _(tmp: Path) -> AsyncIterator[Patient]:
         yield near(upstream.url, served)
 
 
-@broken("read", "Vestige takes too long over a read")
+@broken("read", "Vestige takes too long for a read")
 async def _(tmp: Path) -> AsyncIterator[Patient]:
     async def take_long(received: Received) -> web.StreamResponse:
         await asyncio.sleep(60)

@@ -129,12 +129,34 @@ async def test_more_requests_in_flight_than_allowed_are_429_and_others_are_not_c
 async def test_a_batch_that_would_be_too_many_in_flight_is_429_as_a_whole(
     upstream: ScriptedUpstream, tmp_path: Path, era: str
 ) -> None:
+    hanging = Hanging(upstream)
+    upstream.on("tools/call", hanging)
     async with limited(upstream, tmp_path, "max_in_flight = 2", SESSION_MODE=mode_of(era)) as (served, free):
-        batch = [call_body("write", id=number) for number in range(3)]
+        batch = [call_body("write", id=number) for number in range(2)]
+        first = asyncio.create_task(served.post(call_body("write", id=9), await headers_of(era, served)))
+        await until(lambda: served.metric("requests_in_flight") == 1)
         assert too_much(await served.post(batch, await headers_of(era, served)), None) == 1
-        assert upstream.count("tools/call") == 0
-        assert (await served.post(batch[:2], await headers_of(era, served))).status == 200
+        assert upstream.count("tools/call") == 1
+        hanging.released.set()
+        assert (await first).status == 200
+        assert (await served.post(batch, await headers_of(era, served))).status == 200
         assert (await free.post(batch, await headers_of(era, free))).status == 200
+    assert upstream.count("tools/call") == 5
+
+
+@pytest.mark.parametrize("era", BATCHES)
+async def test_a_batch_that_can_never_be_in_flight_is_invalid_and_not_to_be_repeated(
+    upstream: ScriptedUpstream, tmp_path: Path, era: str
+) -> None:
+    mode = {"SESSION_MODE": mode_of(era), "MAX_IN_FLIGHT": "3"}
+    async with limited(upstream, tmp_path, "max_in_flight = 2", **mode) as (served, free):
+        for client, most in ((served, 2), (free, 3)):
+            batch = [call_body("write", id=number) for number in range(most + 1)]
+            answer = await client.post(batch, await headers_of(era, client))
+            assert (answer.status, answer.error["code"]) == (400, -32600)
+            assert f"At most {most} messages" in answer.error["message"]
+            assert "Retry-After" not in answer.headers
+            assert (await client.post(batch[:-1], await headers_of(era, client))).status == 200
     assert upstream.count("tools/call") == 5
 
 
@@ -289,7 +311,7 @@ async def test_a_start_with_a_file_of_no_use_is_a_sentence_and_exit_status_2(tmp
         status, log = await BridgeProcess(environment("http://127.0.0.1:9/mcp", **variables)).ended(60)
         assert status == 2, kind
         assert len(log.splitlines()) == 1, (kind, log)
-        assert log.startswith(f"VESTIGE_AUTH_TOKEN_FILE: {file} is of no use: {why}"), (kind, log)
+        assert log.startswith(f"VESTIGE_AUTH_TOKEN_FILE: {file} cannot be used: {why}"), (kind, log)
         assert "secret" not in log
         assert token_of("limited") not in log
 

@@ -99,7 +99,7 @@ async def test_a_person_gets_a_table_of_what_each_tool_needs_and_does(everything
     done = await see(everything, "tools")
     lines = done.out.splitlines()
     assert done.status == 0
-    assert lines[0].split() == ["TOOL", "NEEDS", "WHAT", "IT", "DOES"]
+    assert lines[0].split() == ["TOOL", "REQUIRED", "DESCRIPTION"]
     assert [line.split() for line in lines if line.startswith("get-sum")] == [
         ["get-sum", "a,", "b", "Returns", "the", "su…"],
     ]
@@ -129,7 +129,7 @@ async def test_one_tool_is_shown_with_its_arguments(everything: Bridge) -> None:
 
 
 async def test_a_tool_without_arguments_and_one_that_is_none(everything: Bridge) -> None:
-    assert "It names no arguments." in (await ask(everything, "call", "get-env", "-h")).out
+    assert "The schema names no arguments." in (await ask(everything, "call", "get-env", "-h")).out
     done = await ask(everything, "tools", "get-smu")
     assert (done.status, done.err.partition(".")[0]) == (2, "There is no tool 'get-smu'")
 
@@ -138,14 +138,14 @@ async def test_call_alone_says_that_a_tool_is_missing_and_nothing_of_its_argumen
     done = await run("call")
     assert done.status == 2
     assert done.err.splitlines()[-1] == (
-        "vestige-bridge call: error: say which TOOL; `vestige-bridge tools` lists them"
+        "vestige-bridge call: error: TOOL is missing; `vestige-bridge tools` lists the tools"
     )
     assert "vestige-bridge call recall --help" in (await run("call", "--help")).out
 
 
 async def test_without_a_token_it_says_which_variable_takes_one(everything: Bridge) -> None:
     done = await run("tools", "--url", everything.origin)
-    sentence = "A token is needed: set VESTIGE_AUTH_TOKEN or VESTIGE_AUTH_TOKEN_FILE to what the bridge has."
+    sentence = "The bridge requires a token: set VESTIGE_AUTH_TOKEN to one that the bridge accepts."
     assert (done.status, done.err.splitlines()[0]) == (1, f"{everything.origin}: {sentence}")
 
 
@@ -181,9 +181,9 @@ async def test_values_are_typed_by_the_schema_of_the_tool(everything: Bridge) ->
 @pytest.mark.parametrize(
     ("words", "stdin", "said"),
     [
-        ([b"message=-"], b"caf\xe9", "byte 4 of it is 0xe9"),
-        ([b"--json", b"-"], b'{"message":"\xff"}', "byte 13 of it is 0xff"),
-        ([b"-"], b"\xc3", "byte 1 of it is 0xc3"),
+        ([b"message=-"], b"caf\xe9", "byte 4 is 0xe9"),
+        ([b"--json", b"-"], b'{"message":"\xff"}', "byte 13 is 0xff"),
+        ([b"-"], b"\xc3", "byte 1 is 0xc3"),
         ([b"message=caf\xe9"], b"", "the byte 0xe9"),
         ([b"--json", b'{"message":"\xe9"}'], b"", "the byte 0xe9"),
     ],
@@ -221,13 +221,13 @@ async def test_arguments_come_as_words_as_json_or_on_standard_input(
     ("words", "sentence"),
     [
         (["reed"], "There is no tool 'reed'. Did you mean read?"),
-        (["read", "x"], "'x' is no argument; write key=value."),
+        (["read", "x"], "'x' is not an argument; write key=value."),
         (["typed"], "count is missing."),
         (["typed", "cuont=1"], "There is no argument 'cuont'. Did you mean count?"),
         (["typed", "count=many"], "count: 'many' is not of the type integer; write count=5."),
-        (["typed", "--json", "[]"], "The arguments are no JSON object."),
-        (["mv"], "There is no tool 'mv'. There is read, typed, m\ufffd[2Jve."),
-        (["typed", "count=1", "--json", "{}"], "The arguments are given twice: as words, and by --json."),
+        (["typed", "--json", "[]"], "The arguments are not a JSON object."),
+        (["mv"], "There is no tool 'mv'. The names are: read, typed, m\ufffd[2Jve."),
+        (["typed", "count=1", "--json", "{}"], "Give the arguments either as key=value or by --json, not both."),
     ],
 )
 async def test_a_call_that_cannot_be_meant_is_one_sentence_and_nothing_is_sent(
@@ -261,7 +261,7 @@ async def test_an_error_of_the_tool_is_printed_and_is_exit_status_1(
 
     upstream.on("tools/call", fail)
     done = await ask(scripted, "call", "write")
-    assert (done.status, done.json, done.err) == (1, result, "write ended with an error.\n")
+    assert (done.status, done.json, done.err) == (1, result, "write returned an error.\n")
     assert "The disk is full." in (await see(scripted, "call", "write")).out
 
 
@@ -272,7 +272,10 @@ async def test_a_write_that_was_cut_may_have_run_and_is_said_to(upstream: Script
     upstream.on("tools/call", cut)
     done = await ask(scripted, "call", "write")
     assert (done.status, done.out) == (1, "")
-    assert done.err.splitlines()[1:] == ["Vestige may have run it all the same.", "`vestige-bridge doctor` says more."]
+    assert done.err.splitlines()[1:] == [
+        "Vestige may have run the call.",
+        "Run `vestige-bridge doctor` to find the cause.",
+    ]
     assert upstream.count("tools/call") == 1
 
 
@@ -317,15 +320,15 @@ async def test_a_bridge_that_is_none_or_refuses_is_named_and_is_exit_status_1(ev
     nowhere = f"http://127.0.0.1:{free_port()}"
     done = await run("tools", "--url", nowhere)
     assert (done.status, done.out) == (1, "")
-    assert done.err.splitlines()[0] == f"{nowhere}: nobody listens there"
+    assert done.err.splitlines()[0] == f"{nowhere}: connection refused, nothing listens there"
     done = await run("tools", "--url", everything.origin, VESTIGE_AUTH_TOKEN="wrong")
     assert done.err.splitlines()[0] == f"{everything.origin}: The token is not valid."
     async with listening(answer_html) as authority:
         done = await run("tools", "--url", f"http://{authority}", VESTIGE_AUTH_TOKEN=TOKEN)
-        assert "what answers there does not speak MCP: HTTP 200, text/html" in done.err
+        assert "the answer is not MCP: HTTP 200, text/html" in done.err
     async with listening(greet) as authority:
         done = await run("call", "x", "--url", f"http://{authority}", VESTIGE_AUTH_TOKEN=TOKEN)
-        assert (done.status, done.err.splitlines()[0]) == (1, f"http://{authority}: it does not speak HTTP")
+        assert (done.status, done.err.splitlines()[0]) == (1, f"http://{authority}: the server does not use HTTP")
 
 
 async def test_a_list_of_tools_that_is_none_is_said(upstream: ScriptedUpstream, scripted: Bridge) -> None:
@@ -336,7 +339,7 @@ async def test_a_list_of_tools_that_is_none_is_said(upstream: ScriptedUpstream, 
     upstream.on("tools/list", list_odd)
     done = await ask(scripted, "tools")
     assert done.status == 1
-    assert "no list of tools" in done.err
+    assert "not a list of tools" in done.err
 
 
 async def test_a_stream_that_ends_before_the_answer_is_no_answer(upstream: ScriptedUpstream) -> None:
@@ -386,7 +389,7 @@ async def test_a_result_is_readable_whatever_is_in_it(upstream: ScriptedUpstream
         *("{", '  "a": [', "    1", "  ]", "}"),
         "two",
         "lines\tand \ufffd[31mred\ufffd",
-        "[image of the type image/png; its bytes are in the JSON]",
+        "[image, image/png; the data is in the JSON output]",
         "[resource_link file:///a]",
         "what is in b",
         "[resource file:///c]",
@@ -450,8 +453,8 @@ async def test_a_pipe_that_closes_early_is_no_traceback(upstream: ScriptedUpstre
 
 
 ONLY_HASHES = (
-    "holds no valid token but by its hash; to speak to the bridge, set VESTIGE_AUTH_TOKEN to yours and "
-    "VESTIGE_AUTH_TOKEN_FILE to nothing."
+    "contains no valid token in plain text. For this command only, and not in .env, set VESTIGE_AUTH_TOKEN to your "
+    "token and VESTIGE_AUTH_TOKEN_FILE to an empty value."
 )
 
 

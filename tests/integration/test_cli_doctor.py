@@ -22,7 +22,7 @@ from vestige_bridge.cli.parser import main
 from vestige_bridge.server.probes import SHARED_SECONDS
 
 PAGE = ROOT / "docs/doctor.md"
-HEADING = "| layer | what is wrong | what is said |\n|---|---|---|\n"
+HEADING = "| layer | problem | message |\n|---|---|---|\n"
 LAYERS = ["settings", "address", "bridge", "token", "upstream", "Vestige", "read"]
 PROVIDER = "provider"
 """A layer only where OAuth matters."""
@@ -144,10 +144,10 @@ async def test_an_oauth_token_is_examined_here_and_from_elsewhere(
             assert await examine(Patient(here, None, "NOT_SET")) == 1
     assert marks(near_by) == dict.fromkeys(layers, "✓")
     assert marks(elsewhere) == {layer: "✓" for layer in layers if layer != "upstream"}
-    assert f"{provider.issuer} shows 1 signing keys" in near_by
+    assert f"{provider.issuer} has 1 signing keys" in near_by
     assert marks(without) == {**dict.fromkeys(layers, "✓"), "token": "-", "read": "-"}
     assert "--token-env NAME" in without
-    assert "NOT_SET: it holds no token" in capsys.readouterr().out
+    assert "NOT_SET: it contains no token" in capsys.readouterr().out
     assert provider.token().split(".")[1] not in near_by + elsewhere
 
 
@@ -170,6 +170,19 @@ async def test_the_first_token_of_a_file_is_shown_to_the_bridge(
         await until(served.ready)
         assert await examine(near(upstream.url, served, **file)) == 0
     assert "the-first" not in capsys.readouterr().out
+
+
+async def test_a_file_of_hashes_leaves_only_the_token_unexamined(
+    upstream: ScriptedUpstream, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tokens.toml").write_text(entry("agents", HASHED))
+    file = {"VESTIGE_AUTH_TOKEN": "", "VESTIGE_AUTH_TOKEN_FILE": str(tmp_path / "tokens.toml")}
+    async with bridge(upstream.url, **file) as served:
+        await until(served.ready)
+        assert await examine(near(upstream.url, served, **file)) == 0
+    said = capsys.readouterr().out
+    assert marks(said) == {**dict.fromkeys(LAYERS, "✓"), "token": "-", "read": "-"}
+    assert "VESTIGE_AUTH_TOKEN set to it and VESTIGE_AUTH_TOKEN_FILE empty" in said
 
 
 @pytest.mark.parametrize(
@@ -305,7 +318,8 @@ async def test_quiet_says_by_its_exit_status_alone_whether_the_bridge_is_healthy
 
 
 @pytest.mark.parametrize(
-    ("status", "found"), [(429, "/mcp answers HTTP 429, text/plain"), (None, "it hung up without an answer")]
+    ("status", "found"),
+    [(429, "/mcp answers HTTP 429, text/plain"), (None, "the connection was closed without an answer")],
 )
 async def test_what_stands_before_the_bridge_and_lets_no_token_through_is_told(
     capsys: pytest.CaptureFixture[str], status: int | None, found: str
@@ -336,4 +350,20 @@ async def test_a_doctor_that_is_not_told_where_upstream_is_leaves_it_to_the_brid
         assert await examine(Patient(told)) == 0
         said = capsys.readouterr().out
         assert marks(said) == {**dict.fromkeys(LAYERS, "✓"), "upstream": "-"}
-        assert "VESTIGE_MCP_URL would name" in said
+        assert "VESTIGE_MCP_URL is not set here" in said
+
+
+async def test_a_token_that_only_a_connected_bridge_has_is_no_fault_of_upstream(
+    upstream: ScriptedUpstream, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def ping(received: Received) -> web.StreamResponse:
+        known = received.http.headers.get("Authorization") == "Bearer of-upstream"
+        return received.result({}) if known else web.Response(status=401)
+
+    upstream.on("ping", ping)
+    async with bridge(upstream.url, UPSTREAM_TOKEN="of-upstream") as served:
+        await until(served.ready)
+        assert await examine(near(upstream.url, served)) == 0
+        assert "upstream requires a token that the doctor does not have" in capsys.readouterr().out
+        assert await examine(near(upstream.url, served, UPSTREAM_TOKEN="another")) == 1
+    assert "does not accept the token (HTTP 401)" in capsys.readouterr().out

@@ -237,7 +237,7 @@ async def test_what_is_no_bridge_is_an_error_that_says_so() -> None:
     async with listening(answer_html) as authority, started(f"http://{authority}") as pipe:
         answer = await pipe.ask("tools/list", id=9)
         assert (answer["id"], answer["error"]["code"]) == (9, -32011)
-        assert "does not speak MCP: HTTP 200" in answer["error"]["message"]
+        assert "the answer is not MCP: HTTP 200" in answer["error"]["message"]
 
 
 async def test_a_name_that_does_not_resolve_is_an_error_and_nothing_was_sent() -> None:

@@ -7,7 +7,17 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from conformance.suite import run_suite
-from conformance.verdict import Excuse, Outcome, Scenario, Target, judge, parse_excuses, table
+from conformance.verdict import (
+    Excuse,
+    Outcome,
+    Scenario,
+    Target,
+    excuse_lines,
+    gain_lines,
+    judge,
+    parse_excuses,
+    table,
+)
 from harness import Gateway, bridge
 
 LEGACY = Scenario("2025-11-25", "ping")
@@ -58,7 +68,23 @@ def test_the_table_has_a_row_for_each_scenario_and_a_column_for_each_target() ->
         "| version | scenario | memory, direct | memory, shared |",
         "| --- | --- | --- | --- |",
         "| 2025-11-25 | ping | ✓ | ✗ 1/2 |",
-        "| 2026-07-28 | tools-list |  | nothing checked |",
+        "| 2026-07-28 | tools-list |  | no check |",
+    ]
+
+
+def test_gains_and_exceptions_that_both_session_modes_have_are_named_once() -> None:
+    per_client = Target("memory", "per-client")
+    assert gain_lines({SHARED: [MODERN, LEGACY], per_client: [LEGACY, MODERN]}) == [
+        "- memory, shared and per-client: 2025-11-25: ping; 2026-07-28: tools-list."
+    ]
+    assert gain_lines({SHARED: [MODERN], per_client: []}) == [
+        "- memory, shared: 2026-07-28: tools-list.",
+        "- memory, per-client: none.",
+    ]
+    excuses = parse_excuses("both | 2025-11-25 | ping | because\nshared | 2026-07-28 | tools-list | because\n")
+    assert excuse_lines(excuses) == [
+        "- because (shared and per-client): 2025-11-25: ping.",
+        "- because (shared): 2026-07-28: tools-list.",
     ]
 
 

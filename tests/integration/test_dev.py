@@ -117,6 +117,15 @@ def paste(screen: str, change: Callable[[Any], Any] = lambda body: body) -> Any:
         return json.load(response)
 
 
+def run_printed(screen: str, checkout: Path, name: str) -> subprocess.CompletedProcess[str]:
+    """What the line on the screen that ends in this command of the bridge comes to, typed into a new terminal."""
+    (line,) = [line for line in screen.splitlines() if line.endswith(f".venv/bin/vestige-bridge {name}")]
+    environ = clean_environment({})
+    return subprocess.run(
+        line, shell=True, cwd=checkout, env=environ, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
 def calling(tool: str, arguments: dict[str, Any]) -> Callable[[Any], Any]:
     """The pasted line with another body: a call of a tool."""
     return lambda body: {**body, "method": "tools/call", "params": {"name": tool, "arguments": arguments}}
@@ -169,6 +178,18 @@ def test_the_first_lines_are_a_line_a_part_and_nothing_to_worry_about(checkout: 
         *("claude", "mcp", "add", "--scope", "user", "--transport", "http", "vestige", url),
         *("--header", f"Authorization: Bearer {token}"),
     ]
+
+
+def test_the_printed_commands_find_this_bridge_and_its_upstream_on_whatever_ports(
+    checkout: Path, ports: dict[str, str]
+) -> None:
+    with running(checkout, ports) as terminal:
+        doctor = run_printed(terminal.screen, checkout, "doctor")
+        clients = run_printed(terminal.screen, checkout, "connect")
+    assert doctor.returncode == 0, doctor.stdout
+    assert f"http://127.0.0.1:{ports['VESTIGE_MCP_PORT']}/mcp" in doctor.stdout
+    assert [line[0] for line in doctor.stdout.splitlines()] == ["✓"] * 7
+    assert clients.returncode == 0
 
 
 @pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])

@@ -14,7 +14,17 @@ import pytest
 from harness import ROOT
 from integration.test_dev import clean_environment
 
-LINUX_ONLY = ("bench-quick", "bench-smoke", "chaos-quick", "soak", "chart-lint", "deploy-lint", "e2e", "interop-all")
+LINUX_ONLY = (
+    "bench-quick",
+    "bench-smoke",
+    "chaos-quick",
+    "soak",
+    "chart-lint",
+    "deploy-lint",
+    "e2e",
+    "https",
+    "interop-all",
+)
 
 
 def script(folder: Path, name: str, text: str) -> None:

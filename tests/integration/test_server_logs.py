@@ -199,7 +199,7 @@ async def test_a_variable_that_is_no_setting_is_a_warning_and_the_bridge_serves(
         status, log = await process.ended()
     assert status in (0, -15)
     (warning,) = [line for line in log.splitlines() if "WARNING" in line and "no setting" in line]
-    assert warning.endswith("VESTIGE_BRIDGE_PROT is no setting and is ignored. Did you mean VESTIGE_BRIDGE_PORT?")
+    assert warning.endswith("VESTIGE_BRIDGE_PROT is not a setting and is ignored. Did you mean VESTIGE_BRIDGE_PORT?")
     assert "SERVICE_HOST" not in log
 
 

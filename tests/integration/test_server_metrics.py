@@ -301,3 +301,24 @@ async def test_the_process_is_told_too(scripted: Bridge) -> None:
     opened = scripted.metrics.registry.get_sample_value("process_open_fds")
     assert opened is not None
     assert 0 < opened <= psutil.Process().num_fds() + 5
+
+
+async def test_backups_are_told_as_the_file_says_at_each_scrape(upstream: ScriptedUpstream, tmp_path: Path) -> None:
+    file = tmp_path / "status.json"
+    async with bridge(upstream.url, VESTIGE_BRIDGE_BACKUP_STATUS_FILE=str(file)) as served:
+        assert _backups(served) == {"failing": 1}
+        file.write_text('{"failing": false, "succeeded_at": null, "due_at": 1795748400}')
+        assert _backups(served) == {"failing": 0, "due_timestamp_seconds": 1795748400}
+        file.write_text('{"failing": true, "succeeded_at": 1795689412, "due_at": null}')
+        assert _backups(served) == {"failing": 1, "last_success_timestamp_seconds": 1795689412}
+
+
+async def test_without_backups_there_are_no_metrics_of_them(scripted: Bridge) -> None:
+    assert _backups(scripted) == {}
+
+
+def _backups(served: Bridge) -> dict[str, float]:
+    assert served.metrics is not None
+    samples = [sample for family in served.metrics.collect() for sample in family.samples]
+    prefix = "vestige_bridge_backup_"
+    return {it.name.removeprefix(prefix): it.value for it in samples if it.name.startswith(prefix)}

@@ -9,12 +9,14 @@ from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from harness import ROOT
 
 PINNED = [ROOT / "docker/requirements.txt", ROOT / "docker/build-requirements.txt"]
+WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
 PIN = re.compile(r"^([a-z0-9-]+)==(\S+) \\\n((?:    --hash=sha256:[0-9a-f]{64}(?: \\)?\n)+)", re.MULTILINE)
 
 
@@ -70,11 +72,52 @@ def test_the_gateway_is_installed_from_its_lockfile_and_runs_no_script_of_a_pack
     assert [name for name, package in packages.items() if name and not package["integrity"].startswith("sha512-")] == []
 
 
-@pytest.mark.parametrize("workflow", sorted((ROOT / ".github/workflows").glob("*.yml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.stem)
 def test_a_workflow_calls_only_targets_that_exist_and_may_do_only_what_it_must(workflow: Path) -> None:
     text = workflow.read_text()
     targets = set(re.findall(r"^([a-z0-9-]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"\bmake (?:--\w+ )*([a-z0-9-]+)", text)) <= targets
-    permissions = re.search(r"^permissions:\n((?:  .*\n)+)", text, re.MULTILINE)
-    assert permissions is not None
-    assert workflow.stem == "release" or permissions[1] == "  contents: read\n"
+    assert yaml.safe_load(text)["permissions"] == ({} if workflow.stem == "release" else {"contents": "read"})
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.stem)
+def test_every_action_is_pinned_by_its_commit_and_says_its_version(workflow: Path) -> None:
+    used = re.findall(r"\buses: (.*)", workflow.read_text())
+    assert used
+    assert [it for it in used if not re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", it)] == []
+
+
+def test_an_action_has_one_commit_in_all_workflows() -> None:
+    used = {it for path in WORKFLOWS for it in re.findall(r"\buses: (.*)", path.read_text())}
+    assert len(used) == len({it.partition("@")[0] for it in used})
+
+
+def test_each_job_of_a_release_has_a_registry_of_its_own_and_no_right_that_it_does_not_need() -> None:
+    jobs = yaml.safe_load((ROOT / ".github/workflows/release.yml").read_text())["jobs"]
+    assert {name: job["permissions"] for name, job in jobs.items()} == {
+        "build": {"contents": "read"},
+        "images": {"contents": "read", "packages": "write", "id-token": "write"},
+        "chart": {"packages": "write", "id-token": "write", "attestations": "write"},
+        "pypi": {"id-token": "write"},
+        "npm": {"id-token": "write"},
+        "mcp-registry": {"contents": "read", "id-token": "write"},
+        "github": {"contents": "write"},
+        "documents": {"contents": "write", "pull-requests": "write"},
+    }
+    # Nothing is published unless everything was built and looked at.
+    for name, job in jobs.items():
+        before = {job["needs"]} if isinstance(job.get("needs"), str) else set(job.get("needs", ()))
+        assert name == "build" or before, name
+
+
+def test_a_release_signs_what_it_pushes_and_keeps_no_token_but_npms() -> None:
+    text = (ROOT / ".github/workflows/release.yml").read_text()
+    assert set(re.findall(r"\bsecrets\.(\w+)", text)) == {"NPM_TOKEN"}
+    assert "cosign sign --yes --recursive" in text
+    assert "--provenance=mode=max --sbom=true" in text
+    assert re.search(r"npm publish .* --provenance ", text)
+    assert text.count("cosign sign") == text.count("--push ") + text.count("helm push")
+    both = re.findall(r"/modelcontextprotocol/registry(?:/cmd/publisher)?@(v[\d.]+)",
+                      (ROOT / "Makefile").read_text() + (ROOT / "dev/release_check.py").read_text())  # fmt: skip
+    assert len(both) == 2
+    assert len(set(both)) == 1

@@ -107,7 +107,7 @@ async def test_the_doctor_finds_a_native_vestige_well(
         told = {**patient.environ, "VESTIGE_BRIDGE_UPSTREAM_TOKEN_FILE": str(file)}
         await examine(Patient(told))
         said = capsys.readouterr().out
-        assert "speaks MCP and keeps sessions" in said
+        assert "is an MCP server that keeps sessions" in said
         assert "of-this-start" not in said
         file.unlink()
         assert await examine(Patient(told)) == 1

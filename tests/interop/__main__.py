@@ -69,23 +69,23 @@ async def measure(kinds: Iterable[Kind]) -> dict[str, dict[str, str]]:
 
 
 def judge(results: dict[str, dict[str, str]]) -> tuple[str, list[str]]:
-    """The table with what a client cannot show, and the cells that break the bar."""
+    """The table with the behaviours that a client does not have, and the cells that break the bar."""
     columns = [*BEHAVIOURS, BRIDGE_RESTARTED, UPSTREAM_RESTARTED]
     rows = [["client", *columns], ["---"] * (len(columns) + 1)]
-    failures, reasons = [], []
+    failures: list[str] = []
+    reasons: dict[tuple[str, str], list[str]] = {}
     for name, answers in results.items():
         words = []
         for column in columns:
             word, _, reason = answers.get(column, "failed it did not answer").partition(" ")
             words.append({"ok": "✓", "failed": "✗"}.get(word, word))
             if word == "n/a":
-                reasons.append(f"{name} cannot show *{column}*: {reason}")
+                reasons.setdefault((column, reason), []).append(name)
             elif word != "ok":
                 failures.append(f"{name}, {column}: {reason or word}")
         rows.append([name, *words])
-    return "\n".join(
-        [*(f"| {' | '.join(row)} |" for row in rows), "", *(f"- {reason}." for reason in reasons)]
-    ), failures
+    notes = [f"- *{column}*: n/a for {', '.join(names)}: {reason}." for (column, reason), names in reasons.items()]
+    return "\n".join([*(f"| {' | '.join(row)} |" for row in rows), "", *notes]), failures
 
 
 def main() -> int:

@@ -172,7 +172,7 @@ class _Inspector:
             case "200 kB":
                 done = await self._call("large", "characters=200000") == "x" * 200_000
             case "20 at once":
-                return "n/a its load test shows times, not answers"
+                return "n/a its load test prints times, not responses"
             case _:
                 return "n/a its command line has no option for it"
         return "ok" if done else "failed another answer"

@@ -46,6 +46,7 @@ DEFAULTS = {
     "upstream_token_file": "",
     "audit_log": "",
     "audit_required": False,
+    "backup_status_file": "",
     "state_dir": "",
     "log_level": "info",
     "log_format": "text",
@@ -129,6 +130,7 @@ GOOD: dict[str, tuple[str, dict[str, object]]] = {
     "VESTIGE_BRIDGE_UPSTREAM_TOKEN_FILE": ("upstream_token_file", {"/run/upstream/token": "/run/upstream/token"}),
     "VESTIGE_BRIDGE_AUDIT_LOG": ("audit_log", {"/var/log/my audit": "/var/log/my audit", " - ": "-"}),
     "VESTIGE_BRIDGE_AUDIT_REQUIRED": ("audit_required", dict(SWITCH)),
+    "VESTIGE_BRIDGE_BACKUP_STATUS_FILE": ("backup_status_file", {"/run/backup/status.json": "/run/backup/status.json"}),
     "VESTIGE_BRIDGE_STATE_DIR": ("state_dir", {"/var/lib/my state": "/var/lib/my state"}),
     "VESTIGE_BRIDGE_LOG_LEVEL": ("log_level", {"DEBUG": "debug", "warning": "warning", "Error": "error"}),
     "VESTIGE_BRIDGE_LOG_FORMAT": ("log_format", {"JSON": "json", "text": "text"}),
@@ -239,6 +241,7 @@ def test_every_variable_is_described_and_tested() -> None:
         *("VESTIGE_AUTH_TOKEN_FILE", "VESTIGE_BRIDGE_UPSTREAM_TOKEN_FILE", "VESTIGE_BRIDGE_STATE_DIR"),
         "VESTIGE_BRIDGE_AUDIT_LOG",
         "VESTIGE_BRIDGE_OAUTH_AUDIENCE",
+        "VESTIGE_BRIDGE_BACKUP_STATUS_FILE",
     }
     assert all(help_text.endswith(".") for _, _, help_text in describe())
 
@@ -248,7 +251,8 @@ def test_every_variable_is_described_and_tested() -> None:
 )
 def test_a_variable_sets_its_setting_and_no_other(variable: str, value: str) -> None:
     name, values = GOOD[variable]
-    needed, also = {}, {}
+    needed: dict[str, str] = {}
+    also: dict[str, object] = {}
     if name == "audit_required":
         # An audit log that is required has to go somewhere.
         needed, also = {"VESTIGE_BRIDGE_AUDIT_LOG": "-"}, {"audit_log": "-"}
@@ -397,8 +401,11 @@ def test_a_log_level_is_numbered_as_the_logging_module_does(level: str) -> None:
 @pytest.mark.parametrize(
     ("variable", "sentence"),
     [
-        ("VESTIGE_BRIDGE_PROT", "VESTIGE_BRIDGE_PROT is no setting and is ignored. Did you mean VESTIGE_BRIDGE_PORT?"),
-        ("VESTIGE_BRIDGE_", "VESTIGE_BRIDGE_ is no setting and is ignored."),
+        (
+            "VESTIGE_BRIDGE_PROT",
+            "VESTIGE_BRIDGE_PROT is not a setting and is ignored. Did you mean VESTIGE_BRIDGE_PORT?",
+        ),
+        ("VESTIGE_BRIDGE_", "VESTIGE_BRIDGE_ is not a setting and is ignored."),
     ],
 )
 def test_a_variable_that_looks_like_a_setting_is_told_with_the_nearest_name(variable: str, sentence: str) -> None:

@@ -32,12 +32,12 @@ app.kubernetes.io/managed-by: {{ .Release.Service | quote }}
 app.kubernetes.io/part-of: vestige
 {{- end }}
 
-{{/* The chart's labels and the user's, of which the user's win: (list $ LABELS). */}}
+{{/* The chart's labels and the user's, which override them: (list $ LABELS). */}}
 {{- define "vestige.labelsWith" -}}
 {{- merge (deepCopy (index . 1)) (include "vestige.labels" (index . 0) | fromYaml) | toYaml }}
 {{- end }}
 
-{{/* The chart's environment variables and the user's, of which the user's win: (list OWN EXTRA). */}}
+{{/* The chart's environment variables and the user's, which override them: (list OWN EXTRA). */}}
 {{- define "vestige.env" -}}
 {{- $names := list }}
 {{- range index . 1 }}
@@ -96,6 +96,10 @@ app.kubernetes.io/part-of: vestige
 {{- end }}
 - name: VESTIGE_BRIDGE_STATE_DIR
   value: /var/lib/vestige-bridge
+{{- if .Values.backup.enabled }}
+- name: VESTIGE_BRIDGE_BACKUP_STATUS_FILE
+  value: /run/vestige-backup/status.json
+{{- end }}
 - name: VESTIGE_BRIDGE_DRAIN_SECONDS
   value: {{ .Values.bridge.drainSeconds | quote }}
 - name: VESTIGE_BRIDGE_LOG_FORMAT
@@ -107,7 +111,7 @@ app.kubernetes.io/part-of: vestige
 {{- if or .Values.auth.token .Values.auth.tokens .Values.auth.existingSecret }}true{{ end }}
 {{- end }}
 
-{{/* The image that a group of values names: (list $ GROUP). Image tags are git tags: a v and the version. */}}
+{{/* The image of a group of values: (list $ GROUP). Image tags are git tags: v and the version. */}}
 {{- define "vestige.image" -}}
 {{- $image := index (index . 0).Values (index . 1) }}
 {{- if $image.digest -}}
@@ -133,7 +137,7 @@ app.kubernetes.io/part-of: vestige
 {{- end }}
 {{- end }}
 
-{{/* How the file of tokens is called in the container: the bridge tells its form by that. */}}
+{{/* The name of the token file in the container; the bridge reads its format from the name. */}}
 {{- define "vestige.tokenFile" -}}
 {{- ternary "tokens.toml" "token" (hasSuffix ".toml" (include "vestige.secretKey" .)) }}
 {{- end }}
@@ -146,7 +150,7 @@ token: {{ .Values.auth.token | trim | b64enc | quote }}
 {{- end }}
 {{- end }}
 
-{{/* auth.tokens as TOML, in which a string is spelled as in JSON. */}}
+{{/* auth.tokens as TOML. A JSON string is a valid TOML string. */}}
 {{- define "vestige.tokensToml" -}}
 {{- range .Values.auth.tokens -}}
 [[token]]
@@ -183,7 +187,7 @@ rate = {{ int64 . }}
 vestige-bridge/rendered-sha256
 {{- end }}
 
-{{/* A quantity of Kubernetes as a number: 5Gi and 5120Mi are the same. */}}
+{{/* A Kubernetes quantity as a number: 5Gi and 5120Mi are equal. */}}
 {{- define "vestige.quantity" -}}
 {{- $units := dict "m" 0.001 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "P" 1e15 "E" 1e18
   "Ki" 1024.0 "Mi" 1048576.0 "Gi" 1073741824.0 "Ti" 1099511627776.0 "Pi" 1125899906842624.0 "Ei" 1152921504606846976.0 }}
@@ -195,7 +199,7 @@ vestige-bridge/rendered-sha256
 {{- default (include "vestige.fullname" .) .Values.persistence.existingClaim }}
 {{- end }}
 
-{{/* Refuses what would undo or delete what is in the cluster. Where nothing can be looked up nothing is refused. */}}
+{{/* Fails if the release would overwrite or delete objects in the cluster. Without a cluster to look up, it never fails. */}}
 {{- define "vestige.validateCluster" -}}
 {{- if .Values.auth.existingSecret }}
 {{- $used := lookup "v1" "Secret" .Release.Namespace .Values.auth.existingSecret }}
@@ -204,7 +208,7 @@ vestige-bridge/rendered-sha256
 {{- $ours := and (eq (get $annotations "meta.helm.sh/release-name") .Release.Name)
   (eq (get $annotations "meta.helm.sh/release-namespace") .Release.Namespace) }}
 {{- if and $ours (ne (get $annotations "helm.sh/resource-policy") "keep") }}
-{{- fail (printf "auth.existingSecret names the Secret %s, which belongs to this release: Helm would delete it. Make it your own first: kubectl annotate secret -n %s %s helm.sh/resource-policy=keep" .Values.auth.existingSecret .Release.Namespace .Values.auth.existingSecret) }}
+{{- fail (printf "auth.existingSecret is the Secret %s, which belongs to this release, so Helm would delete it. Make it your own first: kubectl annotate secret -n %s %s helm.sh/resource-policy=keep" .Values.auth.existingSecret .Release.Namespace .Values.auth.existingSecret) }}
 {{- end }}
 {{- end }}
 {{- else }}
@@ -225,7 +229,7 @@ vestige-bridge/rendered-sha256
 {{- end }}
 {{- if $changed }}
 {{- $instead := ternary ", and auth.tokens to nothing (--set-json 'auth.tokens=[]')" "" (gt (len .Values.auth.tokens) 0) }}
-{{- fail (printf "The Secret %s in the cluster holds something else than the chart gave it, and this would undo that change: put the tokens into a Secret of your own under another name, and set auth.existingSecret to it%s." $name $instead) }}
+{{- fail (printf "The Secret %s in the cluster was changed by hand, and this release would overwrite that change. Put the tokens into a Secret of your own with another name, and set auth.existingSecret to it%s." $name $instead) }}
 {{- end }}
 {{- end }}
 {{- if not .Values.persistence.existingClaim }}
@@ -234,30 +238,30 @@ vestige-bridge/rendered-sha256
 {{- if $claim }}
 {{- $size := $claim.spec.resources.requests.storage }}
 {{- if ne (include "vestige.quantity" $size) (include "vestige.quantity" .Values.persistence.size) }}
-{{- fail (printf "The claim %s has %s, and persistence.size is %s: set persistence.size=%s, or grow the claim first where its StorageClass allows it: kubectl patch pvc -n %s %s -p '{\"spec\":{\"resources\":{\"requests\":{\"storage\":\"%s\"}}}}'" $name $size .Values.persistence.size $size .Release.Namespace $name .Values.persistence.size) }}
+{{- fail (printf "The claim %s has the size %s, but persistence.size is %s: set persistence.size=%s, or enlarge the claim first, if its StorageClass allows it: kubectl patch pvc -n %s %s -p '{\"spec\":{\"resources\":{\"requests\":{\"storage\":\"%s\"}}}}'" $name $size .Values.persistence.size $size .Release.Namespace $name .Values.persistence.size) }}
 {{- end }}
 {{- end }}
 {{- end }}
 {{- end }}
 
-{{/* Refuses to leave it open who may call. No sentence quotes a token, nor what could be one. */}}
+{{/* Fails if auth is missing or ambiguous. No message quotes a token, or a value that could be one. */}}
 {{- define "vestige.validateAuth" -}}
 {{- $auth := .Values.auth }}
 {{- if not (or (include "vestige.hasTokens" .) $auth.oauth.issuer) }}
 {{- if .Release.IsUpgrade }}
-{{- fail "No token: helm upgrade forgets the values of the installation unless it is told to keep them. Add --reset-then-reuse-values, or give auth.token, auth.tokens, auth.existingSecret or auth.oauth again." }}
+{{- fail "No token: without --reset-then-reuse-values helm upgrade discards the values of the installation. Add that option, or set auth.token, auth.tokens, auth.existingSecret or auth.oauth again." }}
 {{- end }}
-{{- fail "No token: set auth.token to 16 characters or more (--set auth.token=\"$(openssl rand -hex 32)\"), auth.tokens to a list of tokens, auth.existingSecret to the name of a Secret that holds one, or auth.oauth.issuer to your identity provider." }}
+{{- fail "No token: set auth.token to 16 characters or more (--set auth.token=\"$(openssl rand -hex 32)\"), auth.tokens to a list of tokens, auth.existingSecret to the name of a Secret with a token, or auth.oauth.issuer to your identity provider." }}
 {{- end }}
 {{- include "vestige.validateOauth" . }}
 {{- if and $auth.tokens $auth.existingSecret }}
-{{- fail "auth.tokens and auth.existingSecret are both set, and only one can say who may call: add --set-json 'auth.tokens=[]' or --set auth.existingSecret=." }}
+{{- fail "auth.tokens and auth.existingSecret are both set, but only one of them is allowed: add --set-json 'auth.tokens=[]' or --set auth.existingSecret=." }}
 {{- end }}
 {{- if and $auth.tokens $auth.token }}
-{{- fail "auth.tokens and auth.token are both set, and only one can say who may call: add --set auth.token= or --set-json 'auth.tokens=[]'." }}
+{{- fail "auth.tokens and auth.token are both set, but only one of them is allowed: add --set auth.token= or --set-json 'auth.tokens=[]'." }}
 {{- end }}
 {{- if and $auth.token (not $auth.existingSecret) (lt (len (trim $auth.token)) 16) }}
-{{- fail "auth.token is shorter than 16 characters: take one that cannot be guessed, such as the output of openssl rand -hex 32." }}
+{{- fail "auth.token is shorter than 16 characters: use one that cannot be guessed, such as the output of openssl rand -hex 32." }}
 {{- end }}
 {{- $names := list }}
 {{- range .Values.bridge.extraEnv }}
@@ -266,7 +270,7 @@ vestige-bridge/rendered-sha256
 {{- end }}
 {{- range $name := list "VESTIGE_AUTH_TOKEN" "VESTIGE_ALLOW_ANONYMOUS" }}
 {{- if and (has $name $names) (not (has "VESTIGE_AUTH_TOKEN_FILE" $names)) }}
-{{- fail (printf "bridge.extraEnv must not set %s: the bridge has the tokens from auth, and takes only one of the two." $name) }}
+{{- fail (printf "bridge.extraEnv must not set %s: the bridge gets its tokens from auth, and accepts only one source of tokens." $name) }}
 {{- end }}
 {{- end }}
 {{- include "vestige.validateTokens" . }}
@@ -296,7 +300,7 @@ vestige-bridge/rendered-sha256
 {{- end }}
 {{- end }}
 
-{{/* Refuses what the bridge would refuse at its start, when the pod from before is gone already. */}}
+{{/* Fails for entries that the bridge would reject at its start, when the previous pod has already stopped. */}}
 {{- define "vestige.validateTokens" -}}
 {{- $owners := dict }}
 {{- $rights := dict }}
@@ -308,67 +312,68 @@ vestige-bridge/rendered-sha256
 {{- fail (printf "%s needs either token or sha256." $where) }}
 {{- end }}
 {{- if and $token (not (regexMatch "^[\\x21-\\x7e]+$" $token)) }}
-{{- fail (printf "token of %s has to be visible ASCII without spaces." $where) }}
+{{- fail (printf "token of %s must be visible ASCII without spaces." $where) }}
 {{- end }}
 {{- if and $token (lt (len $token) 16) }}
-{{- fail (printf "token of %s is shorter than 16 characters: take one that cannot be guessed, such as vestige-bridge token new makes." $where) }}
+{{- fail (printf "token of %s is shorter than 16 characters: use one that cannot be guessed, such as vestige-bridge token new prints." $where) }}
 {{- end }}
 {{- if and $sha256 (not (regexMatch "^[0-9A-Fa-f]{64}$" $sha256)) }}
-{{- fail (printf "sha256 of %s has to be the 64 hexadecimal digits of the token's SHA-256." $where) }}
+{{- fail (printf "sha256 of %s must be the 64 hexadecimal digits of the token's SHA-256." $where) }}
 {{- end }}
 {{- $expires := 0 }}
 {{- with $entry.expires }}
 {{- $expires = toDate "2006-01-02T15:04:05Z07:00" . | unixEpoch | int64 }}
 {{- if not (and (regexMatch "^2[0-9]{3}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\\.[0-9]+)?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$" .) (gt $expires 0)) }}
-{{- fail (printf "expires of %s has to be a date and time with its offset, such as 2027-01-31T00:00:00Z." $where) }}
+{{- fail (printf "expires of %s must be a date and time with an offset, such as 2027-01-31T00:00:00Z." $where) }}
 {{- end }}
 {{- end }}
 {{- $digest := lower (default (sha256sum $token) $sha256) }}
 {{- $owner := printf "%s %d" $entry.name $expires }}
 {{- if ne (default $owner (get $owners $digest)) $owner }}
-{{- fail (printf "The token of %s stands in auth.tokens already, with another name or another time of expiry." $where) }}
+{{- fail (printf "The token of %s is already in auth.tokens, with another name or another expiry." $where) }}
 {{- end }}
 {{- $_ := set $owners $digest $owner }}
 {{- $may := dict "read_only" (default false $entry.read_only) "resources" (ne (toString $entry.resources) "false")
   "tools" (ternary $entry.tools "all" (hasKey $entry "tools")) "max_in_flight" (int64 $entry.max_in_flight) "rate" (int64 $entry.rate) | toJson }}
 {{- if ne (default $may (get $rights $entry.name)) $may }}
-{{- fail (printf "%s has other rights than an entry of the same name before it." $where) }}
+{{- fail (printf "%s has other permissions than an earlier entry with the same name." $where) }}
 {{- end }}
 {{- $_ := set $rights $entry.name $may }}
 {{- end }}
 {{- end }}
 
-{{/* Refuses what could not work, each with the sentence that says the way out. */}}
+{{/* Fails for values that cannot work, each with a message that names the fix. */}}
 {{- define "vestige.validate" -}}
 {{- include "vestige.validateAuth" . }}
 {{- if and .Values.audit.required (not .Values.audit.enabled) }}
-{{- fail "audit.required needs audit.enabled: without it there is nothing to be written." }}
+{{- fail "audit.required needs audit.enabled: without it no audit lines are written." }}
 {{- end }}
 {{- if ne (int .Values.replicaCount) 1 }}
-{{- fail "replicaCount must be 1: one Vestige process owns the SQLite file, and two pods on it would damage the memory." }}
+{{- fail "replicaCount must be 1: only one Vestige process may use the SQLite file, and two pods would damage it." }}
 {{- end }}
 {{- if le (int .Values.terminationGracePeriodSeconds) (int .Values.bridge.drainSeconds) }}
-{{- fail "terminationGracePeriodSeconds must be larger than bridge.drainSeconds: the bridge drains first, then Vestige ends." }}
+{{- fail "terminationGracePeriodSeconds must be larger than bridge.drainSeconds: the bridge drains first, then Vestige stops." }}
 {{- end }}
 {{- range $object := list "podMonitor" "alerts" "dashboard" }}
 {{- if and (index $.Values.metrics $object).enabled (not $.Values.metrics.enabled) }}
-{{- fail (printf "metrics.%s.enabled needs metrics.enabled: without it nobody can reach the metrics." $object) }}
+{{- fail (printf "metrics.%s.enabled needs metrics.enabled: without it the metrics port is closed." $object) }}
 {{- end }}
 {{- end }}
 {{- range $group := list "vestigeImage" "bridgeImage" }}
 {{- if contains ":" (index $.Values $group).tag }}
-{{- fail (printf "%s.tag is %s, which is no tag: a digest goes to %s.digest." $group (index $.Values $group).tag $group) }}
+{{- fail (printf "%s.tag is %s, which is not a tag: set a digest as %s.digest." $group (index $.Values $group).tag $group) }}
 {{- end }}
 {{- end }}
 {{- range $label := keys (include "vestige.selectorLabels" . | fromYaml) | sortAlpha }}
 {{- if hasKey $.Values.podLabels $label }}
-{{- fail (printf "podLabels must not set %s: the Service and the Deployment select the pod by it." $label) }}
+{{- fail (printf "podLabels must not set %s: the Service and the Deployment select the pod by this label." $label) }}
 {{- end }}
 {{- end }}
 {{- range .Values.vestige.extraEnv }}
 {{- if eq .name "VESTIGE_AUTH_TOKEN" }}
-{{- fail "vestige.extraEnv must not set VESTIGE_AUTH_TOKEN: a client's token never goes to Vestige. The bridge has it from auth, and with vestige.gateway=none Vestige gets one of its own at each start." }}
+{{- fail "vestige.extraEnv must not set VESTIGE_AUTH_TOKEN: a client's token is never given to Vestige. The bridge gets client tokens from auth, and with vestige.gateway=none Vestige gets its own token at each start." }}
 {{- end }}
 {{- end }}
+{{- include "vestige.validateBackup" . }}
 {{- include "vestige.validateCluster" . }}
 {{- end }}

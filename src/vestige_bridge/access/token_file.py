@@ -89,7 +89,7 @@ def read_tokens(path: Path) -> tuple[Token, ...]:
 
     Errors:
         OSError: it cannot be read.
-        ValueError: it is of no use, in words that follow "it is of no use:" and quote no token.
+        ValueError: it cannot be used, in words that follow "it cannot be used:" and quote no token.
     """
     with path.open("rb") as file:
         data = file.read(MAX_FILE_BYTES + 1)

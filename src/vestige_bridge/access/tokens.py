@@ -73,7 +73,7 @@ class Tokens:
         try:
             return cls(read(path), file, read)
         except (OSError, ValueError) as error:
-            raise SettingsError([f"VESTIGE_AUTH_TOKEN_FILE: {path} is of no use: {_why(error)}."]) from error
+            raise SettingsError([f"VESTIGE_AUTH_TOKEN_FILE: {path} cannot be used: {_why(error)}."]) from error
 
     def __bool__(self) -> bool:
         """Whether there is any."""

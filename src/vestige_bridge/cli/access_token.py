@@ -27,7 +27,7 @@ def first_misfit(token: str, issuer: str, audience: str, kids: Container[str]) -
     try:
         header, claims = (_members(part) for part in token.split(".")[:2])
     except ValueError:
-        return "it is no signed JWT"
+        return "the token is not a signed JWT"
     values: Mapping[str, Any] = {**header, **claims}
     try:
         check_header(header)
@@ -36,7 +36,7 @@ def first_misfit(token: str, issuer: str, audience: str, kids: Container[str]) -
         check_claims(claims, issuer, audience, time.time())
     except InvalidToken as error:
         if error.reason == "expired_token":
-            return f"it has expired ({timestamp(float(claims['exp']))})"
+            return f"the token has expired ({timestamp(float(claims['exp']))})"
         said = error.message.removeprefix("The token is not valid: ").rstrip(".")
         name, wanted = _NAMES.get(error.reason), {"issuer": issuer, "audience": audience}.get(error.reason)
         shown = "" if name is None else f" ({name} is {json.dumps(values.get(name))}"

@@ -1,7 +1,7 @@
-"""A client of a running bridge, for the commands of a person: one question, one answer.
+"""A client of a running bridge, for the commands.
 
-Invariant: it is a client like any other and needs nothing of the server. A token goes to the bridge that it
-is meant for and nowhere else: no redirect is followed, and no error quotes it.
+Invariants: it uses nothing of the server. A token is sent only to the bridge: no redirect is followed, and no error
+contains a token.
 """
 
 from __future__ import annotations
@@ -31,18 +31,22 @@ _EVERYWHERE: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 _MAX_TOOL_PAGES: Final = 100
 
 _ONLY_HASHES: Final = (
-    "holds no valid token but by its hash; to speak to the bridge, set VESTIGE_AUTH_TOKEN to yours and "
-    "VESTIGE_AUTH_TOKEN_FILE to nothing."
+    "contains no valid token in plain text. For this command only, and not in .env, set VESTIGE_AUTH_TOKEN to your "
+    "token and VESTIGE_AUTH_TOKEN_FILE to an empty value."
 )
+
+
+class NoTokenInPlainText(SettingsError):
+    """The token file contains no valid token in plain text."""
 
 
 class Client:
     """A client of one bridge.
 
     Parameters:
-        url: where the bridge answers, without the path of an endpoint.
-        token: the token to show; empty for none.
-        timeout_seconds: how long a connection, and an answer that needs no work, may take.
+        url: the address of the bridge, without the path of an endpoint.
+        token: the token to send; empty for none.
+        timeout_seconds: how long a connection, or an answer that needs no call of a tool, may take.
 
     Attributes:
         url: as given.
@@ -58,17 +62,18 @@ class Client:
     def from_environ(
         cls, environ: Mapping[str, str], url: str | None = None, timeout_seconds: float = TIMEOUT_SECONDS
     ) -> Self:
-        """The client of the bridge that the variables describe; no other variable is looked at.
+        """The client of the bridge in the settings; only the settings of the address and the token are read.
 
         Parameters:
             environ: environment variables.
-            url: where the bridge answers instead of where these say.
+            url: the address of the bridge instead of the one in the settings.
             timeout_seconds: as for the client.
 
         Errors:
-            SettingsError: a variable that matters holds a mistake.
+            NoTokenInPlainText: the token file contains no valid token in plain text.
+            SettingsError: one of these settings has a mistake.
         """
-        # The tokens bring asyncio along, which a health check, run every few seconds, has no use for.
+        # This imports asyncio, which a health check, run every few seconds, does not need.
         from vestige_bridge.access.tokens import Tokens  # noqa: PLC0415
 
         matter = ["VESTIGE_AUTH_TOKEN", "VESTIGE_AUTH_TOKEN_FILE"]
@@ -77,29 +82,29 @@ class Client:
         tokens = Tokens.from_settings(settings)
         token = tokens.first
         if tokens and not token:
-            raise SettingsError([f"VESTIGE_AUTH_TOKEN_FILE: {settings.auth_token_file} {_ONLY_HASHES}"])
+            raise NoTokenInPlainText([f"VESTIGE_AUTH_TOKEN_FILE: {settings.auth_token_file} {_ONLY_HASHES}"])
         return cls(local_url(settings) if url is None else url, token, timeout_seconds)
 
     @classmethod
     def without_token(cls, environ: Mapping[str, str], url: str | None, timeout_seconds: float) -> Self:
-        """The same client, for the paths that need no token.
+        """The same client without a token, for the paths that require none.
 
         Errors:
-            SettingsError: a variable that says where the bridge is holds a mistake.
+            SettingsError: a setting of the address has a mistake.
         """
         where = {name: environ[name] for name in ("VESTIGE_BRIDGE_HOST", "VESTIGE_BRIDGE_PORT") if name in environ}
         return cls(local_url(Settings.from_environ(where)) if url is None else url, "", timeout_seconds)
 
     def get(self, path: str) -> HttpReply:
-        """Asks a path that needs no token.
+        """Sends GET to a path that requires no token.
 
         Errors:
-            NoAnswer: nothing there speaks HTTP.
+            NoAnswer: no HTTP server answers.
         """
         return fetch("GET", self.url + path, timeout_seconds=self._timeout_seconds)
 
     def healthy(self) -> bool:
-        """Whether the bridge says that Vestige just listed its tools; one question."""
+        """Whether the bridge reaches Vestige; one GET /health."""
         try:
             return self.get("/health").status == 200
         except NoAnswer:
@@ -109,13 +114,13 @@ class Client:
         """Sends a notification.
 
         Errors:
-            NoAnswer: nothing there speaks HTTP.
+            NoAnswer: no HTTP server answers.
         """
         notification = {"jsonrpc": "2.0", "method": method, **({} if params is None else {"params": params})}
         return fetch("POST", f"{self.url}/mcp", notification, token=self.token, timeout_seconds=self._timeout_seconds)
 
     def tools(self) -> list[Members]:
-        """Every tool as Vestige announces it, from all pages of the list.
+        """Every tool as Vestige lists it, from all pages of the list.
 
         Errors:
             ClientError: they could not be listed.
@@ -126,7 +131,7 @@ class Client:
             page = self.ask(LIST_TOOLS, params, timeout_seconds=self._timeout_seconds)
             listed = page.get("tools")
             if not isinstance(listed, list) or not all(isinstance(tool, dict) and "name" in tool for tool in listed):
-                raise NotMcp("tools/list was answered with something that is no list of tools")
+                raise NotMcp("the answer to tools/list is not a list of tools")
             tools += listed
             params = {"cursor": page.get("nextCursor")}
             if not isinstance(params["cursor"], str):
@@ -141,12 +146,12 @@ class Client:
         timeout_seconds: float | None = None,
         on_progress: Callable[[Members], None] = lambda _: None,
     ) -> Members:
-        """Sends a request and waits for its result; a request that the person gives up is cancelled.
+        """Sends a request and waits for its result; Ctrl-C cancels the request.
 
         Parameters:
             method: the method.
             params: its parameters.
-            timeout_seconds: how long to wait for each sign of life; ``None`` leaves it to the bridge to give up.
+            timeout_seconds: how long the bridge may send nothing; ``None`` for no limit but that of the bridge.
             on_progress: called with the params of each progress notification.
 
         Errors:
@@ -173,12 +178,12 @@ class Client:
                     on_progress(message["params"])
         except KeyboardInterrupt:
             with suppress(ClientError):
-                self.notify(CANCELLED, {"requestId": request_id, "reason": "The person gave up."})
+                self.notify(CANCELLED, {"requestId": request_id, "reason": "The user cancelled the call."})
             raise
         raise NoAnswer("the stream ended before the answer", "cut")
 
 
 def local_url(settings: Settings) -> str:
-    """Where a process on this machine reaches the bridge that these settings start."""
+    """The address at which a process on this machine reaches the bridge with these settings."""
     host = _EVERYWHERE.get(settings.host, settings.host)
     return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"

@@ -1,6 +1,6 @@
-"""How each MCP client is connected: the data behind ``vestige-bridge connect`` and ``docs/clients.md``.
+"""How to connect each MCP client: the data of ``vestige-bridge connect`` and ``docs/clients.md``.
 
-Invariant: no text holds a token. It names the environment variable that holds one, or has the client ask for it.
+Invariant: no text contains a token. It names the environment variable of the token, or the client asks for the token.
 """
 
 from __future__ import annotations
@@ -11,27 +11,32 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
 
+import vestige_bridge
+
 TOKEN_VARIABLE: Final = "VESTIGE_AUTH_TOKEN"  # noqa: S105
 NAME: Final = "vestige"
-"""What the bridge is called in the configuration of a client."""
+"""The name of the bridge in the configuration of a client."""
+
+ENVIRONMENT: Final = "environment variable"
+"""Where most clients read the token."""
 
 _TOKEN_FILE: Final = "~/.config/vestige-bridge/token"  # noqa: S105
 
 
 PROXIES: Final = ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY")
-"""The variables from which curl takes a proxy for http."""
+"""The environment variables in which curl looks for an HTTP proxy."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What is filled into the texts.
+    """The values of the placeholders in the texts.
 
     Attributes:
         url: the endpoint of the bridge, with its path.
         token_variable: the environment variable that holds the token.
-        command: the path of ``vestige-bridge``, for clients that start it.
-        home: the home directory, for files that a client finds only by a whole path.
-        past_proxy: curl's option that keeps a request from a proxy, with a space behind it; empty for none.
+        command: the path of ``vestige-bridge``, for clients that start it as a stdio server.
+        home: the home directory, for clients that need absolute paths.
+        past_proxy: the option with which curl uses no proxy, followed by a space; empty if it is not needed.
     """
 
     url: str
@@ -41,18 +46,20 @@ class Target:
     past_proxy: str = ""
 
     def filled(self, text: str) -> str:
-        """The text with these values."""
+        """The text with the placeholders replaced."""
         origin = self.url.removesuffix("/mcp")
         values = {"%url%": self.url, "%origin%": origin, "%token%": self.token_variable}
         values |= {"%command%": self.command, "%token-file%": _TOKEN_FILE.replace("~", self.home)}
         values["%past-proxy%"] = self.past_proxy
+        if "%version%" in text:
+            values["%version%"] = vestige_bridge.__version__
         for placeholder, value in values.items():
             text = text.replace(placeholder, value)
         return text
 
 
 def past_proxy(url: str, environ: Mapping[str, str]) -> str:
-    """Curl's option for an address of this machine where the environment names a proxy; empty where none is needed.
+    """The option with which curl uses no proxy for a loopback address; empty if the environment names no proxy.
 
     Parameters:
         url: the address.
@@ -64,42 +71,53 @@ def past_proxy(url: str, environ: Mapping[str, str]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Something to do.
+    """One instruction.
 
     Attributes:
-        says: what it is for, a sentence.
-        text: what is run, or put into a file.
+        says: the instruction, in sentences.
+        text: the commands to run, or the text of a file.
         language: the language of the text.
-        files: where the file is, by platform; none if the text is to be run.
+        files: the path of the file, by platform; none if the text is to be run.
+        needs_release: whether it installs a published package; it is left out until there is one.
     """
 
     says: str
     text: str
     language: str = "sh"
     files: Mapping[str, str] | None = None
+    needs_release: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class McpClient:
-    """A client, and how it is connected.
+    """A client, and how to connect it.
 
     Attributes:
-        key: the name by which the command knows it.
-        title: its own name.
-        steps: what to do, in order.
-        tried: by which part of the tests this text is tried, a sentence; empty if it is not.
-        source: the address of the page that the text comes from, where it is not tried.
-        in_command: whether ``vestige-bridge connect`` names it.
-        needs_variable: whether it reads the environment variable of the token when it starts.
+        key: its name on the command line.
+        title: its name in texts.
+        steps: the instructions, in order.
+        tested: how the tests use these instructions, a sentence that begins with ``Tested`` or ``Partly tested``; empty
+            if they do not.
+        source: the address of the vendor's page, for instructions that are not, or only partly, tested.
+        in_command: whether ``vestige-bridge connect`` has it.
+        reads_from: where the client reads the token.
     """
 
     key: str
     title: str
     steps: tuple[Step, ...]
-    tried: str = ""
+    tested: str = ""
     source: str = ""
     in_command: bool = True
-    needs_variable: bool = True
+    reads_from: str = ENVIRONMENT
+
+    def steps_for(self, owner: str) -> list[Step]:
+        """The instructions that can be followed.
+
+        Parameters:
+            owner: who publishes the releases; empty while there is none.
+        """
+        return [step for step in self.steps if owner or not step.needs_release]
 
 
 def claude_code(url: str, token: str) -> str:
@@ -107,7 +125,7 @@ def claude_code(url: str, token: str) -> str:
 
     Parameters:
         url: the endpoint of the bridge.
-        token: what stands for the token, such as ``${VESTIGE_AUTH_TOKEN}``; empty where none is needed.
+        token: the token, or its placeholder, such as ``${VESTIGE_AUTH_TOKEN}``; empty if none is needed.
     """
     header = ["--header", f"Authorization: Bearer {token}"] if token else []
     return shlex.join(["claude", "mcp", "add", "--scope", "user", "--transport", "http", NAME, url, *header])
@@ -118,24 +136,29 @@ _CLAUDE_CODE = McpClient(
     "Claude Code",
     (
         Step(
-            "Get it by `npm install -g @anthropic-ai/claude-code` where it is missing, and add the bridge for all your "
-            "projects. Claude Code stores the variable's name, and reads it at each start. Where it says that the name "
-            "exists, run `claude mcp remove vestige --scope user` first.",
+            "If Claude Code is not installed, run `npm install -g @anthropic-ai/claude-code`. Then add the bridge for "
+            "all your projects. Claude Code stores the name of the variable and reads its value at each start. "
+            "Therefore start Claude Code from a shell in which the variable is set. If the command reports that a "
+            "server named `vestige` exists, run `claude mcp remove vestige --scope user` and repeat it.",
             claude_code("%url%", "${%token%}"),
         ),
-        Step("Check it; the line ends in `Connected`.", "claude mcp list"),
+        Step("Check the connection. The line of `vestige` ends with `Connected`.", "claude mcp list"),
     ),
-    tried="`make interop-all` runs both commands.",
+    tested="Tested: `make interop-all` runs `claude mcp add` and `claude mcp list`.",
 )
 
 _CODEX = McpClient(
     "codex",
     "Codex CLI",
     (
-        Step("Add it.", "codex mcp add vestige --url %url% --bearer-token-env-var %token%"),
-        Step("Check what was stored.", "codex mcp get vestige"),
+        Step(
+            "If Codex is not installed, run `npm install -g @openai/codex`. Then add the bridge. Codex stores the "
+            "name of the variable, so start Codex from a shell in which the variable is set.",
+            "codex mcp add vestige --url %url% --bearer-token-env-var %token%",
+        ),
+        Step("Check the stored entry.", "codex mcp get vestige"),
     ),
-    tried="`make interop-all` runs the first command and reads the configuration back.",
+    tested="Partly tested: `make interop-all` runs both commands, but Codex does not connect to the bridge.",
 )
 
 _CURSOR = McpClient(
@@ -143,7 +166,8 @@ _CURSOR = McpClient(
     "Cursor",
     (
         Step(
-            "Put this into the file and restart Cursor from a shell that has the variable.",
+            "Add this to the configuration file of Cursor. Then quit Cursor and start it from a shell in which the "
+            "variable is set.",
             """\
 {
   "mcpServers": {
@@ -165,8 +189,9 @@ _VS_CODE = McpClient(
     "VS Code",
     (
         Step(
-            "Put this into the file; *MCP: Open User Configuration* opens the one for all projects. "
-            "VS Code asks for the token once and keeps it in its secret storage.",
+            "For one project, add this to the file below. For all projects, run *MCP: Open User Configuration* from "
+            "the Command Palette and add it to the file that opens. VS Code asks for the token once and keeps it in "
+            "its secret storage.",
             """\
 {
   "inputs": [
@@ -181,24 +206,49 @@ _VS_CODE = McpClient(
   }
 }""",
             "json",
-            {"in the project": ".vscode/mcp.json"},
+            {"one project": ".vscode/mcp.json"},
         ),
     ),
     source="https://code.visualstudio.com/docs/copilot/chat/mcp-servers",
-    needs_variable=False,
+    reads_from="prompt of VS Code",
 )
+
+_CLAUDE_DESKTOP_FILES: Final = {
+    "macOS": "~/Library/Application Support/Claude/claude_desktop_config.json",
+    "Linux": "~/.config/Claude/claude_desktop_config.json",
+    "Windows": r"%APPDATA%\Claude\claude_desktop_config.json",
+}
 
 _CLAUDE_DESKTOP = McpClient(
     "claude-desktop",
     "Claude Desktop",
     (
         Step(
-            "Its configuration takes commands only, and it sees no variable of your shell: keep the token in a file.",
+            "The configuration file of Claude Desktop takes only stdio servers, and Claude Desktop does not get the "
+            "variables of your shell. Therefore store the token in a file (macOS, Linux):",
             f"""\
 (umask 077 && mkdir -p {_TOKEN_FILE.rpartition("/")[0]} && printf '%s\\n' "$%token%" > {_TOKEN_FILE})""",
         ),
         Step(
-            "Put this into the file and restart Claude Desktop.",
+            "With uv: add this to the configuration file of Claude Desktop and restart Claude Desktop. The path of the "
+            "token's file must be absolute. If Claude Desktop does not find `uvx`, write its absolute path.",
+            """\
+{
+  "mcpServers": {
+    "vestige": {
+      "command": "uvx",
+      "args": ["vestige-bridge", "stdio", "--url", "%origin%"],
+      "env": { "VESTIGE_AUTH_TOKEN_FILE": "%token-file%" }
+    }
+  }
+}""",
+            "json",
+            _CLAUDE_DESKTOP_FILES,
+            needs_release=True,
+        ),
+        Step(
+            "Add this to the configuration file of Claude Desktop and restart Claude Desktop. Both paths must be "
+            "absolute; `command -v vestige-bridge` prints the first.",
             """\
 {
   "mcpServers": {
@@ -210,16 +260,12 @@ _CLAUDE_DESKTOP = McpClient(
   }
 }""",
             "json",
-            {
-                "macOS": "~/Library/Application Support/Claude/claude_desktop_config.json",
-                "Linux": "~/.config/Claude/claude_desktop_config.json",
-                "Windows": r"%APPDATA%\Claude\claude_desktop_config.json",
-            },
+            _CLAUDE_DESKTOP_FILES,
         ),
     ),
-    tried="`make interop` starts the command as the file says, with the SDKs' stdio clients; the app is not tried.",
+    tested="Partly tested: `make interop` starts this command from the SDKs, not from Claude Desktop.",
     source="https://modelcontextprotocol.io/docs/develop/connect-local-servers",
-    needs_variable=False,
+    reads_from="file",
 )
 
 _INSPECTOR = McpClient(
@@ -227,31 +273,38 @@ _INSPECTOR = McpClient(
     "MCP Inspector",
     (
         Step(
-            "List the tools from the command line; it needs Node.",
+            "This command lists the tools. It needs Node.",
             "npx -y @modelcontextprotocol/inspector --cli %url% --transport http "
             '--header "Authorization: Bearer $%token%" --method tools/list',
         ),
     ),
-    tried="`make interop` runs it, from the checkout's own packages.",
+    tested="Tested: `make interop` runs this command with the version of the Inspector that is pinned in the checkout.",
 )
 
 _OPENCLAW_PLUGIN = McpClient(
     "openclaw-plugin",
-    "OpenClaw, by the plugin",
+    "OpenClaw with the plugin",
     (
         Step(
-            "You need OpenClaw 2026.9.6 or newer (`npm install -g openclaw`) on a Node 24.16 or newer of your own: the "
-            "one in `.venv/bin` has no npm that OpenClaw can use. Build the plugin in a checkout of vestige-bridge and "
-            "install it.",
+            "Install the plugin from npm, or build it as the next step describes. You need OpenClaw 2026.9.6 or newer. "
+            "The two options accept the plugin's capabilities without a question.",
+            "openclaw plugins install npm:openclaw-plugin-vestige --force --accept-capabilities",
+            needs_release=True,
+        ),
+        Step(
+            "You need OpenClaw 2026.9.6 or newer (`npm install -g openclaw`) and Node 24.16 or newer. Do not use the "
+            "Node in `.venv/bin`, because OpenClaw cannot use its npm. In a checkout of vestige-bridge, build the "
+            "plugin and install it. The two options accept the plugin's capabilities without a question.",
             """\
 cd openclaw-plugin
 npm ci --ignore-scripts
 npm pack
-openclaw plugins install npm-pack:./openclaw-plugin-vestige-0.2.0.tgz --force --accept-capabilities""",
+openclaw plugins install npm-pack:./openclaw-plugin-vestige-%version%.tgz --force --accept-capabilities""",
         ),
         Step(
-            "Give the entry that the install made in the file its `config`; keep the other entries. Or run "
-            "`openclaw config set plugins.entries.vestige.config` with the object as JSON.",
+            "The installation added the entry `vestige` to the configuration file. Add `config` to that entry and "
+            "keep the other entries. `serverUrl` may end with `/mcp` or not. Instead of editing the file, you can run "
+            "`openclaw config set plugins.entries.vestige.config` with the value of `config` as JSON.",
             """\
 {
   "plugins": {
@@ -267,19 +320,21 @@ openclaw plugins install npm-pack:./openclaw-plugin-vestige-0.2.0.tgz --force --
             {"all platforms": "~/.openclaw/openclaw.json"},
         ),
         Step(
-            "Check it; OpenClaw takes some seconds to start. `openclaw vestige search WORD` reads what others wrote.",
+            "Check the connection. OpenClaw takes a few seconds to start. `openclaw vestige search WORD` searches the "
+            "shared memory, which includes what other clients stored.",
             "openclaw vestige status",
         ),
     ),
-    tried="`make e2e-openclaw` installs and uses the plugin on a real OpenClaw.",
+    tested="Tested: `make e2e-openclaw` installs and uses the plugin in OpenClaw.",
 )
 
 _OPENCLAW = McpClient(
     "openclaw",
-    "OpenClaw, without the plugin",
+    "OpenClaw without the plugin",
     (
         Step(
-            "Add this to the file; keep its other entries.",
+            "Without the plugin, agents get the tools of Vestige under their own names, and all agents share one "
+            "token. Add this to the configuration file and keep its other entries.",
             """\
 {
   "mcp": {
@@ -295,9 +350,9 @@ _OPENCLAW = McpClient(
             "json",
             {"all platforms": "~/.openclaw/openclaw.json"},
         ),
-        Step("Check it.", "openclaw mcp probe vestige"),
+        Step("Check the connection. The command prints the number of tools.", "openclaw mcp probe vestige"),
     ),
-    tried="`make interop-all` puts it into a new configuration and runs the probe.",
+    tested="Tested: `make interop-all` writes this to a new configuration file and runs `openclaw mcp probe vestige`.",
 )
 
 _PYTHON_2 = McpClient(
@@ -305,7 +360,9 @@ _PYTHON_2 = McpClient(
     "Python, mcp 2.x",
     (
         Step(
-            "In an environment of its own (`python3 -m venv ~/mcp && ~/mcp/bin/pip install mcp`), run:",
+            "Make a virtual environment: `python3 -m venv ~/mcp2 && ~/mcp2/bin/pip install 'mcp>=2,<3'` (this also "
+            "installs httpx2). Save the script as `tools.py` and run it with `~/mcp2/bin/python tools.py`. It lists "
+            "the tools.",
             """\
 import asyncio
 import os
@@ -330,7 +387,7 @@ asyncio.run(main())""",
             "python",
         ),
     ),
-    tried="`make interop` runs it.",
+    tested="Tested: `make interop` runs this script.",
 )
 
 _PYTHON_1 = McpClient(
@@ -338,7 +395,8 @@ _PYTHON_1 = McpClient(
     "Python, mcp 1.x",
     (
         Step(
-            "In an environment of its own (`python3 -m venv ~/mcp && ~/mcp/bin/pip install 'mcp<2'`), run:",
+            "Make a virtual environment: `python3 -m venv ~/mcp1 && ~/mcp1/bin/pip install 'mcp<2'`. Save the script "
+            "as `tools.py` and run it with `~/mcp1/bin/python tools.py`. It lists the tools.",
             """\
 import asyncio
 import os
@@ -363,7 +421,7 @@ asyncio.run(main())""",
             "python",
         ),
     ),
-    tried="`make interop` runs it.",
+    tested="Tested: `make interop` runs this script.",
 )
 
 _FASTMCP = McpClient(
@@ -371,7 +429,8 @@ _FASTMCP = McpClient(
     "Python, FastMCP",
     (
         Step(
-            "In an environment of its own (`python3 -m venv ~/mcp && ~/mcp/bin/pip install fastmcp`), run:",
+            "Make a virtual environment: `python3 -m venv ~/fastmcp && ~/fastmcp/bin/pip install fastmcp`. Save the "
+            "script as `tools.py` and run it with `~/fastmcp/bin/python tools.py`. It lists the tools.",
             """\
 import asyncio
 import os
@@ -389,7 +448,7 @@ asyncio.run(main())""",
             "python",
         ),
     ),
-    tried="`make interop` runs it.",
+    tested="Tested: `make interop` runs this script.",
 )
 
 _TYPESCRIPT = McpClient(
@@ -397,7 +456,9 @@ _TYPESCRIPT = McpClient(
     "TypeScript",
     (
         Step(
-            "`npm install @modelcontextprotocol/client`, then, in a module (`tools.mjs`):",
+            "Run `npm install @modelcontextprotocol/client`. Save the script as `tools.mjs` and run it with `node "
+            "tools.mjs`. It lists the tools. In the mode `auto`, the client uses the newest protocol version that the "
+            "bridge supports.",
             """\
 import { Client, StreamableHTTPClientTransport } from '@modelcontextprotocol/client'
 
@@ -409,7 +470,7 @@ await client.close()""",
             "js",
         ),
     ),
-    tried="`make interop` runs it.",
+    tested="Tested: `make interop` runs this script.",
 )
 
 _CURL = McpClient(
@@ -417,14 +478,14 @@ _CURL = McpClient(
     "curl",
     (
         Step(
-            "One request, one answer; no handshake is needed.",
+            "Send one POST request. You need no `initialize` and no session id.",
             """\
 curl -sS %past-proxy%%url% \\
   -H "Authorization: Bearer $%token%" -H 'Content-Type: application/json' \\
   -d '{"jsonrpc": "2.0", "id": 1, "method": "tools/list"}'""",
         ),
     ),
-    tried="`make test` sends it.",
+    tested="Tested: `make test` sends this request.",
 )
 
 _ZED = McpClient(
@@ -432,7 +493,7 @@ _ZED = McpClient(
     "Zed",
     (
         Step(
-            "Add this to the file.",
+            "Add this to the settings file. It contains the token in plain text: do not commit or share the file.",
             """\
 {
   "context_servers": {
@@ -448,6 +509,7 @@ _ZED = McpClient(
     ),
     source="https://zed.dev/docs/ai/mcp",
     in_command=False,
+    reads_from="settings file, in plain text",
 )
 
 _WINDSURF = McpClient(
@@ -455,7 +517,8 @@ _WINDSURF = McpClient(
     "Windsurf",
     (
         Step(
-            "Put this into the file.",
+            "Add this to the configuration file. Then quit Windsurf and start it from a shell in which the variable "
+            "is set.",
             """\
 {
   "mcpServers": {
@@ -481,7 +544,7 @@ _GEMINI = McpClient(
     "Gemini CLI",
     (
         Step(
-            "Put this into the file. `httpUrl` is Streamable HTTP; `url` would be SSE.",
+            "Add this to the settings file. Use `httpUrl` (Streamable HTTP), not `url` (SSE).",
             """\
 {
   "mcpServers": {
@@ -504,14 +567,16 @@ _CLAUDE_AI = McpClient(
     "claude.ai",
     (
         Step(
-            "The bridge must be reachable from the internet by https. Add a custom connector in the settings, with the "
-            "bridge's address and a request header of this form.",
+            "claude.ai must reach the bridge over HTTPS from the internet, through an ingress or a reverse proxy that "
+            "terminates TLS. In the settings of claude.ai, add a custom connector. Enter the URL of the bridge with "
+            "the path `/mcp`, and this request header:",
             "Authorization: Bearer YOUR-TOKEN",
             "text",
         ),
     ),
     source="https://support.claude.com/en/articles/11175166-getting-started-with-custom-connectors-using-remote-mcp",
     in_command=False,
+    reads_from="settings of claude.ai",
 )
 
 CLIENTS: Final = (
@@ -533,7 +598,7 @@ CLIENTS: Final = (
     _GEMINI,
     _CLAUDE_AI,
 )
-"""Every client, in the order in which they are shown."""
+"""Every client, in the order of the page."""
 
 BY_KEY: Final = {client.key: client for client in CLIENTS if client.in_command}
-"""Those that the command names."""
+"""The clients of ``vestige-bridge connect``."""

@@ -1,96 +1,128 @@
-"""The command ``connect``: how a client is connected, printed for a person; it writes nothing.
+"""The command ``connect``: prints how to connect a client. It changes no file.
 
-The page ``docs/clients.md`` is made from the same data.
+The page ``docs/clients.md`` is generated from the same data.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 import textwrap
 from pathlib import Path
 from typing import Final
 
-from vestige_bridge.cli.client_catalog import BY_KEY, CLIENTS, TOKEN_VARIABLE, McpClient, Step, Target, past_proxy
+from vestige_bridge.cli.client_catalog import (
+    BY_KEY,
+    CLIENTS,
+    ENVIRONMENT,
+    TOKEN_VARIABLE,
+    McpClient,
+    Step,
+    Target,
+    past_proxy,
+)
+from vestige_bridge.cli.published import OWNER
 
 _WIDTH: Final = 100
 _DOCUMENTED: Final = Target("http://127.0.0.1:8000/mcp", TOKEN_VARIABLE, "/path/to/vestige-bridge", "/home/you")
 
 _PREAMBLE: Final = """\
+<!-- Generated from src/vestige_bridge/cli/client_catalog.py by `make generated`; do not edit. -->
+
 # Connect a client
 
-`vestige-bridge connect CLIENT` prints what stands here with the address of your bridge filled in; without `CLIENT` it
-lists the clients. This page is made from the same data, by `make generated`.
+`vestige-bridge connect CLIENT` prints the section for one client, with the address of your bridge and the paths of
+your machine. `vestige-bridge connect` lists the clients. The command is in `.venv/bin` of the checkout.
 
-Each example has the address that `make dev` serves, `http://127.0.0.1:8000/mcp`. The token comes from the environment
-variable `VESTIGE_AUTH_TOKEN`; `--token-env NAME` names another. After `make dev` it is in `.env` of the
-checkout; run this in its folder:
+The examples use `http://127.0.0.1:8000/mcp`, the address of `make dev`. Replace it with the address of your bridge.
+
+## Set the token
+
+Most examples read the token from the environment variable `VESTIGE_AUTH_TOKEN`. `connect CLIENT --token-env NAME` uses
+another variable. `make dev` writes the token to `.env` in the checkout. Run this in the checkout:
 
 ```sh
 export VESTIGE_AUTH_TOKEN="$(sed -n 's/^VESTIGE_AUTH_TOKEN=//p' .env)"
 ```
 
-A client that is started from a menu or a dock does not see what a shell exports: start it from that shell, or set the
-variable for your desktop. Where `HTTP_PROXY` is set, set `NO_PROXY=127.0.0.1,localhost` as well; otherwise a client
-asks the proxy for this machine.
+- A client that you start from a menu or a dock does not get the variables of your shell. Start it from the shell. Or
+  set the variable for your desktop session: with `launchctl setenv` on macOS, in `~/.config/environment.d/` on Linux
+  with systemd, or as a user variable on Windows.
+- If `HTTP_PROXY` is set, also set `NO_PROXY=127.0.0.1,localhost`. Otherwise clients send requests for the local bridge
+  to the proxy.
+- If a configuration file exists, add the entry to it and keep its other entries.
 
-[compatibility.md](compatibility.md) shows what was measured with the SDKs and the Inspector.
+## Which clients are tested
+
+[compatibility.md](compatibility.md) has the test results of the SDKs and the Inspector. Instructions that are not
+tested come from the page of the vendor that each section names.
 """
 
-_UNTRIED: Final = """\
-# Clients that were not tried
+_OTHERS: Final = """\
+## Other clients
 
-These cannot be installed where the tests run. What stands here comes from the page that each names.
+`vestige-bridge connect` does not have these clients. They cannot be installed in the test environment.
 """
 
 
 def print_clients() -> None:
-    """Prints the clients that the command names."""
+    """Prints the clients of the command."""
     width = max(map(len, BY_KEY))
     for client in BY_KEY.values():
         print(f"{client.key:{width}}  {client.title}")
-    print("\n`vestige-bridge connect CLIENT` says how it is connected; docs/clients.md has these and more.")
+    print("\n`vestige-bridge connect CLIENT` prints how to connect it. docs/clients.md has more clients.")
 
 
 def print_client(key: str, url: str, token_variable: str) -> None:
-    """Prints how a client is connected.
+    """Prints how to connect a client.
 
     Parameters:
         key: the client.
-        url: where the bridge answers, without the path of its endpoint.
+        url: the address of the bridge, without the path of its endpoint.
         token_variable: the environment variable that holds the token.
     """
     direct = past_proxy(url, os.environ)
     target = Target(f"{url}/mcp", token_variable, _command(), str(Path.home()), direct)
-    print(described(BY_KEY[key], target, has_token=bool(os.environ.get(token_variable))))
+    print(described(BY_KEY[key], target, has_token=bool(os.environ.get(token_variable)), owner=OWNER))
 
 
-def described(client: McpClient, target: Target, *, has_token: bool = False) -> str:
-    """How a client is connected, for a terminal.
+def described(client: McpClient, target: Target, *, owner: str, has_token: bool = False) -> str:
+    """How to connect a client, for a terminal.
 
     Parameters:
         client: the client.
-        target: what is filled in.
-        has_token: whether the variable that holds the token is set already.
+        target: the values of the placeholders.
+        owner: who publishes the releases; empty while there is none.
+        has_token: whether the variable that holds the token is set.
     """
     parts = [client.title]
-    if client.needs_variable and not has_token:
-        parts.append(
-            f"The token is in an environment variable, which the client needs when it starts:\n\n"
-            f"export {target.token_variable}=…"
-        )
-    parts += [_step_for_terminal(step, target) for step in client.steps]
-    if not client.tried:
-        parts.append(_filled_paragraph(f"Not tried here; from {client.source}"))
+    if client.reads_from == ENVIRONMENT and not has_token:
+        parts.append(f"Set the token before you start the client:\n\nexport {target.token_variable}=…")
+    parts += [_step_for_terminal(step, target) for step in client.steps_for(owner)]
+    if not client.tested:
+        parts.append(_filled_paragraph(f"Not tested. Source: {client.source}"))
     return "\n\n".join(parts)
 
 
-def page() -> str:
-    """The page ``docs/clients.md``."""
-    named = [_section(client) for client in CLIENTS if client.in_command]
-    others = [_section(client) for client in CLIENTS if not client.in_command]
-    return "\n".join([_PREAMBLE, *named, _UNTRIED, *others])
+def page(owner: str = OWNER) -> str:
+    """The page ``docs/clients.md``.
+
+    Parameters:
+        owner: who publishes the releases; empty while there is none.
+    """
+    named = [_section(client, owner) for client in CLIENTS if client.in_command]
+    others = [f"#{_section(client, owner)}" for client in CLIENTS if not client.in_command]
+    return "\n".join([_PREAMBLE, _overview(), *named, _OTHERS, *others])
+
+
+def _overview() -> str:
+    rows = ["| client | tested | reads the token from |", "|---|---|---|"]
+    for client in CLIENTS:
+        tested = {"Tested": "yes", "Partly tested": "partly"}.get(client.tested.partition(":")[0], "no")
+        rows.append(f"| [{client.title}](#{_anchor(client.title)}) | {tested} | {client.reads_from} |")
+    return "\n".join(rows) + "\n"
 
 
 def _step_for_terminal(step: Step, target: Target) -> str:
@@ -101,12 +133,12 @@ def _step_for_terminal(step: Step, target: Target) -> str:
     return "\n".join(lines) + "\n\n" + target.filled(step.text)
 
 
-def _section(client: McpClient) -> str:
-    parts = [f"## {client.title}", *(_step_for_page(step) for step in client.steps)]
-    if client.tried:
-        parts.append(f"Tried: {client.tried}")
+def _section(client: McpClient, owner: str) -> str:
+    parts = [f"## {client.title}", *(_step_for_page(step) for step in client.steps_for(owner))]
+    if client.tested:
+        parts.append(client.tested)
     if client.source:
-        parts.append(f"{'See' if client.tried else 'Not tried;'} {'' if client.tried else 'from '}<{client.source}>.")
+        parts.append(f"{'See also' if client.tested else 'Not tested. Source:'} <{client.source}>.")
     return "\n\n".join(parts) + "\n"
 
 
@@ -114,6 +146,11 @@ def _step_for_page(step: Step) -> str:
     files = "".join(f"- {platform}: `{path}`\n" for platform, path in (step.files or {}).items())
     text = f"```{step.language}\n{_DOCUMENTED.filled(step.text)}\n```"
     return f"{step.says}\n\n{files}\n{text}" if files else f"{step.says}\n\n{text}"
+
+
+def _anchor(title: str) -> str:
+    """The anchor that GitHub gives a heading."""
+    return re.sub(r"[^a-z0-9 _-]", "", title.lower()).replace(" ", "-")
 
 
 def _filled_paragraph(text: str) -> str:

@@ -1,6 +1,6 @@
-"""A walk from the settings to Vestige that names the layer that fails and what to do about it.
+"""The command ``doctor``: checks each layer from the settings to Vestige, and says which one fails and what to do.
 
-Invariant: what is found is told layer by layer, in the same words to a person and to a machine.
+Invariant: the lines for people and the JSON document contain the same sentences.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from vestige_bridge.cli.upstream_probe import Fault
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What was found in one layer.
+    """The result of one check.
 
     Attributes:
-        layer: its name.
-        status: whether it is fine.
-        found: what was found there, or why it was not asked.
-        remedy: what to do, in a sentence; empty when there is nothing to do.
-        milliseconds: how long the examination took.
+        layer: the name of the layer.
+        status: the result.
+        found: what was found, or why the layer was not checked.
+        remedy: what to do, in a sentence; empty if there is nothing to do.
+        milliseconds: how long the check took.
     """
 
     layer: str
@@ -36,7 +36,7 @@ class Finding:
     milliseconds: float
 
     def __str__(self) -> str:
-        """The line for a person."""
+        """The line for people."""
         mark = {"ok": "✓", "failed": "✗", "not_asked": "-"}[self.status]
         took = "" if self.status == "not_asked" else f" ({self.milliseconds:.0f} ms)"
         return shown(f"{mark} {self.layer:13} {self.found}{took}{'. ' if self.remedy else ''}{self.remedy}")
@@ -45,17 +45,17 @@ class Finding:
 def run(
     environ: Mapping[str, str], *, url: str | None, timeout_seconds: float, as_json: bool, token_env: str | None = None
 ) -> int:
-    """Examines each layer in turn, and prints a line for each, or one JSON document.
+    """Checks the layers in order, and prints a line for each, or one JSON document.
 
     Parameters:
         environ: environment variables.
-        url: where the bridge answers, if the settings here are not its settings.
-        timeout_seconds: how long a connection, and then each answer, may take.
-        as_json: whether a machine reads it.
-        token_env: the variable that holds the token to show, in place of the one that the settings give.
+        url: the address of the bridge, if it does not have the settings of this machine.
+        timeout_seconds: how long a connection may take, and then each answer.
+        as_json: whether to print JSON.
+        token_env: the variable with the token to check, instead of the one from the settings.
 
     Returns:
-        The exit status: 0 when all is well, otherwise 1.
+        The exit status: 0 if no layer fails, otherwise 1.
     """
     findings = []
     for finding in _walk(Layers(environ, url, timeout_seconds, token_env)):
@@ -80,9 +80,9 @@ def _examine(layer: str, examination: Callable[[], str]) -> Finding:
     try:
         found = examination()
     except NotAsked as error:
-        status, found = "not_asked", f"not asked: {error}"
+        status, found = "not_asked", f"not checked: {error}"
     except Fault as fault:
         status, found, remedy = "failed", str(fault), fault.remedy
     except ClientError as error:
-        status, found, remedy = "failed", str(error), "Look at the log of the bridge."
+        status, found, remedy = "failed", str(error), "Read the log of the bridge."
     return Finding(layer, status, found.rstrip("."), remedy, round((time.perf_counter() - started_at) * 1000, 1))

@@ -1,6 +1,6 @@
-"""The environment of a command: the variables of the process over those of a file ``.env``.
+"""The environment of a command: the variables of the process, and those of a file ``.env`` that it does not set.
 
-Invariant: a file that cannot be read is one sentence, not a traceback.
+Invariant: a file that cannot be read causes one sentence, not a traceback.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def read_environ(environ: Mapping[str, str], dotenv: Path) -> dict[str, str]:
 
     Parameters:
         environ: the variables of the process.
-        dotenv: the file; one that does not exist, or a folder of that name, holds none.
+        dotenv: the file; one that does not exist, or a directory of that name, has no variables.
 
     Errors:
         SettingsError: the file cannot be read, or is not UTF-8.
@@ -32,7 +32,7 @@ def read_environ(environ: Mapping[str, str], dotenv: Path) -> dict[str, str]:
         raise SettingsError([_not_utf_8(dotenv)]) from error
     except OSError as error:
         raise SettingsError([f"{dotenv}: it cannot be read: {error.strerror}."]) from error
-    # ASCII in UTF-16 without a byte order mark is UTF-8 with a NUL beside each letter.
+    # ASCII text in UTF-16 without a byte order mark is valid UTF-8 with NUL characters.
     if "\0" in text:
         raise SettingsError([_not_utf_8(dotenv)])
     values = dotenv_values(stream=io.StringIO(text))

@@ -1,6 +1,6 @@
-"""One HTTP request to whoever listens there, for the commands of a person, and what was found when nobody answers.
+"""Sends one HTTP request, for the commands, and names the reason if there is no answer.
 
-Invariant: no exception of the standard library leaves it, no redirect is followed, and no error quotes a
+Invariants: no exception of the standard library is raised to a caller, no redirect is followed, and no error contains a
 token.
 """
 
@@ -19,10 +19,10 @@ from urllib.parse import urlsplit
 from vestige_bridge.http import sse
 
 TIMEOUT_SECONDS: Final = 10.0
-"""How long a connection, or the answer to a question that needs no work, may take."""
+"""How long a connection, or an answer that needs no call of a tool, may take."""
 
 TLS_TIMEOUT_SECONDS: Final = 2.0
-"""How long it may take to find out whether TLS is spoken where plain HTTP got no answer."""
+"""How long the check may take whether a server that does not answer plain HTTP uses TLS."""
 
 MAX_ANSWER_BYTES: Final = 2**30
 
@@ -33,15 +33,15 @@ Kind = Literal["unresolved", "refused", "late", "http", "https", "certificate", 
 
 
 class ClientError(Exception):
-    """A question that has no answer; its text says what was found."""
+    """A request without a usable answer; the text is the reason."""
 
 
 class NoAnswer(ClientError):
-    """Nothing there answers in HTTP.
+    """There is no HTTP answer.
 
     Parameters:
-        found: what was found instead.
-        kind: the same as a word; the schemes are those that would have fitted.
+        found: the reason.
+        kind: the reason as a word; ``http`` and ``https`` are the scheme that the URL should have.
     """
 
     def __init__(self, found: str, kind: Kind) -> None:
@@ -50,23 +50,23 @@ class NoAnswer(ClientError):
 
 
 class NotMcp(ClientError):
-    """What answers there speaks HTTP, and not MCP."""
+    """The answer is HTTP, but not MCP."""
 
 
 class Refused(ClientError):
     """The answer is an error object.
 
     Parameters:
-        status: the HTTP status that it came with.
+        status: the HTTP status of the answer.
         error: the error object.
 
     Attributes:
         code: the error's code.
-        may_have_run: whether Vestige may have run the request all the same.
+        may_have_run: whether Vestige may have run the request.
     """
 
     def __init__(self, status: int, error: Members) -> None:
-        super().__init__(str(error.get("message") or "It is an error without a message."))
+        super().__init__(str(error.get("message") or "The error has no message."))
         self.status = status
         self.code = error.get("code")
         data = error.get("data")
@@ -83,7 +83,7 @@ class HttpReply:
     body: bytes
 
     def json(self) -> Members:
-        """The members of a JSON object; none if the body is something else."""
+        """The members of the body if it is a JSON object, otherwise none."""
         try:
             value = json.loads(self.body)
         except ValueError:
@@ -91,7 +91,7 @@ class HttpReply:
         return value if isinstance(value, dict) else {}
 
     def messages(self) -> Iterator[Members]:
-        """The JSON-RPC messages in it, whether they came as one body or as a stream of events."""
+        """The JSON-RPC messages in the body, which is one message or an event stream."""
         if self.content_type == sse.CONTENT_TYPE:
             for event in sse.EventDecoder(MAX_ANSWER_BYTES).feed(self.body):
                 yield from _members(event.data)
@@ -99,10 +99,10 @@ class HttpReply:
             yield from _members(self.body)
 
     def __str__(self) -> str:
-        """What can be said of it in a sentence."""
+        """A description for use in a sentence."""
         if self.location:
-            return f"HTTP {self.status}, which leads to {self.location}"
-        return f"HTTP {self.status}, {self.content_type if self.body else 'with nothing in it'}"
+            return f"HTTP {self.status}, a redirect to {self.location}"
+        return f"HTTP {self.status}, {self.content_type if self.body else 'empty'}"
 
 
 def fetch(
@@ -118,14 +118,14 @@ def fetch(
 
     Parameters:
         method: GET or POST.
-        url: where to.
+        url: the URL.
         message: the JSON-RPC message to send.
-        token: the token to show; empty for none.
-        session_id: the MCP session to name; empty for none.
-        timeout_seconds: how long the connection, and then each part of the response, may take.
+        token: the token to send; empty for none.
+        session_id: the id of the MCP session; empty for none.
+        timeout_seconds: how long the connection may take, and then each part of the response.
 
     Errors:
-        NoAnswer: there is none.
+        NoAnswer: there is no response.
     """
     headers = _bearer(token) | ({"Mcp-Session-Id": session_id} if session_id else {})
     with (
@@ -138,18 +138,18 @@ def fetch(
 def converse(
     url: str, message: Members, *, token: str, timeout_seconds: float, silence_seconds: float | None
 ) -> Iterator[tuple[int, Members]]:
-    """POSTs a JSON-RPC message and yields each message that comes in return, with the HTTP status before it.
+    """POSTs a JSON-RPC message and yields each message of the response, with the HTTP status before it.
 
     Parameters:
-        url: where to.
+        url: the URL.
         message: what to send.
-        token: the token to show; empty for none.
+        token: the token to send; empty for none.
         timeout_seconds: how long making the connection may take.
-        silence_seconds: how long the other side may be silent after that; ``None`` for ever.
+        silence_seconds: how long the server may send nothing after that; ``None`` for no limit.
 
     Errors:
-        NoAnswer: there is none, or it was cut.
-        NotMcp: it is something else.
+        NoAnswer: there is no response, or it is incomplete.
+        NotMcp: the response is not MCP.
     """
     with closing(open_connection(url, timeout_seconds)) as connection:
         connection.sock.settimeout(silence_seconds)
@@ -163,15 +163,15 @@ def converse(
             reply = _whole(response, url)
             messages = list(reply.messages())
             if not messages:
-                raise NotMcp(f"what answers there does not speak MCP: {reply}")
+                raise NotMcp(f"the answer is not MCP: {reply}")
             yield from ((reply.status, message) for message in messages)
 
 
 def is_event_stream(url: str, timeout_seconds: float) -> bool:
-    """Whether GET is answered there with a stream of events, of which nothing is read.
+    """Whether the answer to GET is an event stream; nothing of it is read.
 
     Errors:
-        NoAnswer: nothing there speaks HTTP.
+        NoAnswer: no HTTP server answers.
     """
     with (
         closing(open_connection(url, timeout_seconds)) as connection,
@@ -181,10 +181,10 @@ def is_event_stream(url: str, timeout_seconds: float) -> bool:
 
 
 def connect(url: str, timeout_seconds: float) -> None:
-    """Makes a connection to whoever listens there, and leaves.
+    """Opens a connection and closes it.
 
     Errors:
-        NoAnswer: there is nobody.
+        NoAnswer: there is no connection.
     """
     parts = urlsplit(url)
     address = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
@@ -197,14 +197,14 @@ def _bearer(token: str) -> dict[str, str]:
 
 
 def open_connection(url: str, timeout_seconds: float) -> http.client.HTTPConnection:
-    """Makes a connection to whoever listens there, TLS included.
+    """Opens a connection, with TLS for https.
 
     Parameters:
         url: the address.
-        timeout_seconds: how long it may take; what is done with the connection has the same limit until it is changed.
+        timeout_seconds: how long it may take; the limit stays in force for the connection until it is changed.
 
     Errors:
-        NoAnswer: there is nobody.
+        NoAnswer: there is no connection.
     """
     parts = urlsplit(url)
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
@@ -215,9 +215,9 @@ def open_connection(url: str, timeout_seconds: float) -> http.client.HTTPConnect
         except ssl.SSLCertVerificationError:
             raise
         except ssl.SSLError as error:
-            # Only who speaks TLS sends an alert (RFC 8446, section 6).
+            # Only a TLS server sends an alert (RFC 8446, section 6).
             if "ALERT" not in (error.reason or ""):
-                raise NoAnswer("it does not speak TLS", "http") from error
+                raise NoAnswer("the server does not use TLS", "http") from error
             raise
     return connection
 
@@ -234,36 +234,36 @@ def _opened(
     content = {} if message is None else {"Content-Type": _JSON}
     sent = {"Accept": f"{_JSON}, {sse.CONTENT_TYPE}", "User-Agent": "vestige-bridge", **content, **headers}
     body = None if message is None else json.dumps(message).encode()
-    with translated(url, "a connection, but no answer in time"):
+    with translated(url, "connected, but no answer came in time"):
         connection.request(method, (parts.path or "/") + (f"?{parts.query}" if parts.query else ""), body, sent)
         return connection.getresponse()
 
 
 def next_piece(response: http.client.HTTPResponse, url: str) -> bytes:
-    """Waits for the next bytes of a response; none at its end.
+    """Waits for the next bytes of a response; empty at its end.
 
     Errors:
-        NoAnswer: it was cut.
+        NoAnswer: the response is incomplete.
     """
-    with translated(url, "nothing came any more"):
+    with translated(url, "no more data came in time"):
         return response.read1(65536)
 
 
 def _whole(response: http.client.HTTPResponse, url: str) -> HttpReply:
-    with translated(url, "the answer did not come to its end in time"):
+    with translated(url, "the answer was not complete in time"):
         body = response.read(MAX_ANSWER_BYTES)
     if response.length:
-        raise NoAnswer("the answer was cut", "cut")
+        raise NoAnswer("the answer is incomplete", "cut")
     location = response.headers.get("location", "") if 300 <= response.status < 400 else ""
     reply = HttpReply(response.status, response.headers.get_content_type(), location, body)
     if reply.status == 400 and not reply.json() and url.startswith("http:") and _speaks_tls(url):
-        raise NoAnswer("it speaks TLS", "https")
+        raise NoAnswer("the server uses TLS", "https")
     return reply
 
 
 @contextmanager
 def translated(url: str, when_late: str) -> Iterator[None]:
-    """Turns what the standard library raises into what was found."""
+    """Translates exceptions of the standard library."""
     try:
         yield
     except (socket.gaierror, UnicodeError) as error:
@@ -271,17 +271,17 @@ def translated(url: str, when_late: str) -> Iterator[None]:
     except TimeoutError as error:
         raise NoAnswer(when_late, "late") from error
     except ConnectionRefusedError as error:
-        raise NoAnswer("nobody listens there", "refused") from error
+        raise NoAnswer("connection refused, nothing listens there", "refused") from error
     except ssl.SSLCertVerificationError as error:
-        raise NoAnswer(f"its certificate is not valid: {error.verify_message}", "certificate") from error
+        raise NoAnswer(f"the certificate is not valid: {error.verify_message}", "certificate") from error
     except ssl.SSLError as error:
-        raise NoAnswer("it speaks TLS, and refuses this client", "refused_tls") from error
+        raise NoAnswer("the server uses TLS and refused this client", "refused_tls") from error
     except (OSError, http.client.HTTPException) as error:
         if url.startswith("http:") and _speaks_tls(url):
-            raise NoAnswer("it speaks TLS", "https") from error
+            raise NoAnswer("the server uses TLS", "https") from error
         if isinstance(error, ConnectionError | http.client.IncompleteRead):
-            raise NoAnswer("it hung up without an answer", "cut") from error
-        raise NoAnswer(getattr(error, "strerror", None) or "it does not speak HTTP", "other") from error
+            raise NoAnswer("the connection was closed without an answer", "cut") from error
+        raise NoAnswer(getattr(error, "strerror", None) or "the server does not use HTTP", "other") from error
 
 
 def _speaks_tls(url: str) -> bool:
@@ -298,7 +298,7 @@ def _speaks_tls(url: str) -> bool:
 
 
 def _members(body: bytes) -> list[Members]:
-    """The JSON-RPC message that the bytes are; none if they are something else."""
+    """The JSON-RPC message in the bytes, if they are one."""
     try:
         message = json.loads(body)
     except ValueError:

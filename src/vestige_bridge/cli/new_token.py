@@ -1,6 +1,6 @@
-"""Makes a token, and the entry of a ``tokens.toml`` by which the bridge knows it.
+"""The command ``token new``: makes a token and its entry for a ``tokens.toml``.
 
-Invariant: the token is printed once and kept nowhere; the entry holds its hash.
+Invariant: the token is printed once and stored nowhere; the entry contains its hash.
 """
 
 from __future__ import annotations
@@ -18,23 +18,24 @@ _UNITS = {"d": "days", "h": "hours", "m": "minutes"}
 
 
 class Mistake(Exception):
-    """An argument is not what an entry takes; the text is a sentence for people."""
+    """An argument is not allowed in an entry; the text is a sentence for people."""
 
 
 def print_new_token(options: argparse.Namespace) -> None:
     """Prints a new token and its entry.
 
     Parameters:
-        options: what the command line says: ``name``, ``read_only``, ``tools``, ``expires``, ``no_resources``,
+        options: the options of the command line: ``name``, ``read_only``, ``tools``, ``expires``, ``no_resources``,
             ``max_in_flight`` and ``rate``.
 
     Errors:
-        Mistake: one of them is not what an entry takes.
+        Mistake: one of them is not allowed in an entry.
     """
     value = secrets.token_hex(32)
     entry = build_entry(options, value)
     print(
-        f"The token of {options.name}; it is shown only now:\n\n{value}\n\nThe entry for tokens.toml:\n\n{entry}",
+        f"The token of {options.name}. Store it now, because it is not printed again:\n\n{value}\n\n"
+        f"The entry for tokens.toml:\n\n{entry}",
         end="",
     )
 
@@ -43,7 +44,7 @@ def build_entry(options: argparse.Namespace, value: str) -> str:
     """The entry of a token.
 
     Errors:
-        Mistake: an option is not what an entry takes.
+        Mistake: an option is not allowed in an entry.
     """
     members = {
         "name": _string(options.name),
@@ -61,14 +62,14 @@ def build_entry(options: argparse.Namespace, value: str) -> str:
         entry.encode()
         parse_toml(entry)
     except UnicodeEncodeError:
-        raise Mistake("The bridge would not take this entry: an argument is not UTF-8.") from None
+        raise Mistake("The bridge would not accept this entry: an argument is not UTF-8.") from None
     except ValueError as error:
-        raise Mistake(f"The bridge would not take this entry: {error}.") from None
+        raise Mistake(f"The bridge would not accept this entry: {error}.") from None
     return entry
 
 
 def parse_expiry(text: str) -> datetime:
-    """When a token expires: a date or a time as RFC 3339 spells it, or how long from now, as ``90d``.
+    """The time at which a token expires: a date or a time as in RFC 3339, or a time from now such as ``90d``.
 
     Errors:
         argparse.ArgumentTypeError: it is none of these, or in the past.
@@ -82,7 +83,7 @@ def parse_expiry(text: str) -> datetime:
         expires = expires.astimezone(UTC) if expires.tzinfo is not None else expires.replace(tzinfo=UTC)
     except (ValueError, OverflowError):
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no time such as 2027-01-31, 2027-01-31T12:00:00Z or 90d"
+            f"{text!r} is not a time such as 2027-01-31, 2027-01-31T12:00:00Z or 90d"
         ) from None
     if expires <= now:
         raise argparse.ArgumentTypeError(f"{text!r} is in the past")
@@ -90,5 +91,5 @@ def parse_expiry(text: str) -> datetime:
 
 
 def _string(text: str) -> str:
-    # A basic string of TOML is spelled as one of JSON, but for what is beyond ASCII.
+    # A basic string of TOML has the syntax of a JSON string, except for escaped characters beyond ASCII.
     return json.dumps(text, ensure_ascii=False)

@@ -20,9 +20,9 @@ from vestige_bridge.errors import SettingsError
 from vestige_bridge.settings import Settings, describe, parse_bridge_url, unknown_settings
 
 _CALL = """\
-Each argument is key=value and gets the type that the tool's schema gives it; arrays and objects are written as JSON,
-and a.b=1 sets a member of an object. key=- takes the value from standard input, - alone takes all arguments from
-there as a JSON object.
+Write each argument as key=value. The value gets the type that the tool's schema gives it; write arrays and objects as
+JSON. a.b=1 sets a member of an object. key=- reads the value from standard input. - alone reads all arguments from
+standard input, as a JSON object. recall and smart_ingest are tools of Vestige, create_entities is one of server-memory.
 
   vestige-bridge call recall --help
   vestige-bridge call recall query='what is blue'
@@ -30,43 +30,43 @@ there as a JSON object.
   vestige-bridge call recall --json '{"query": "sky", "limit": 5}' | jq .structuredContent
   git log -1 --format=%B | vestige-bridge call smart_ingest content=-
 
-The exit status is 0; 1 when the tool or the call failed; 2 when the arguments are not what the tool takes."""
+The exit status is 0; 1 if the tool or the call failed; 2 if the arguments or the settings are wrong."""
 
 _TOOLS = """\
-A table on a terminal, and the JSON in which Vestige announces its tools on a pipe. With NAME one tool, and its
-arguments with their types and descriptions.
+On a terminal, it prints a table. On a pipe, it prints the tools as JSON, as Vestige returns them. With NAME, it prints
+one tool and its arguments with their types and descriptions.
 
   vestige-bridge tools
-  vestige-bridge tools search
+  vestige-bridge tools recall
   vestige-bridge tools | jq -r '.[].name'"""
 
 _DOCTOR = """\
-The layers are settings, address, bridge, token, upstream, Vestige and a read; with OAuth also the identity provider.
-It asks through the bridge that runs and starts no second Vestige; only where no bridge runs does it open a session of
-its own, and ends it again.
+The layers are settings, address, bridge, token, upstream, Vestige and read; with OAuth also provider. The doctor sends
+its checks through the running bridge. Only if no bridge runs, it opens a session with upstream itself, and ends it.
 
   vestige-bridge doctor
   VESTIGE_AUTH_TOKEN=… vestige-bridge doctor --url https://vestige.example.com
   ACCESS_TOKEN=… vestige-bridge doctor --token-env ACCESS_TOKEN
 
-The exit status is 0 when all is well, otherwise 1."""
+The exit status is 0 if no layer fails, otherwise 1."""
 
 _CONNECT = """\
-Without CLIENT it lists the clients. It prints the command to run, or the file and what to put into it, and writes
-nothing itself. The token stays where it is: what is printed names the variable that holds it.
+It prints the commands to run, or a configuration file and the text to add to it. It changes no file. Without CLIENT, it
+lists the clients. The printed text contains the name of the variable that holds the token, never the token.
 
   vestige-bridge connect claude-code
   vestige-bridge connect codex --url https://vestige.example.com --token-env TEAM_TOKEN"""
 
 _STDIO = """\
-An MCP server on standard input and output, for clients that can do no more than start one. It forwards to a bridge
-that runs, and ends when its client does. What goes wrong on the way stands on standard error.
+For clients that support only stdio servers. It forwards each message to a running bridge, and exits when the client
+closes standard input. It prints problems to standard error.
 
   vestige-bridge stdio --url https://vestige.example.com"""
 
 _MAKE = """\
-It prints a new token, which is kept nowhere, and the entry that a file of tokens needs to know it. The entry holds the
-token's hash. The file's name has to end in .toml, and VESTIGE_AUTH_TOKEN_FILE names it.
+It prints a new token and the entry for it. Store the token: it is not printed again. Add the entry to the token file of
+the bridge, the one in VESTIGE_AUTH_TOKEN_FILE. The name of that file must end in .toml. The entry contains the hash of
+the token, not the token.
 
   vestige-bridge token new nightly-job --read-only --expires 90d
   vestige-bridge token new assistant --tools recall 'memory_*' --rate 120"""
@@ -74,15 +74,15 @@ token's hash. The file's name has to end in .toml, and VESTIGE_AUTH_TOKEN_FILE n
 SHELLS = ("bash", "fish", "zsh")
 _COMPLETIONS = Path(__file__).parent / "completions"
 
-_WHERE = "where the bridge answers, such as http://host:8000; without it the settings of this machine say"
+_WHERE = "the address of the bridge, such as http://host:8000 (default: from the settings of this machine)"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command.
 
     Returns:
-        The exit status: 0; 1 when the bridge could not serve, the doctor found something or a call failed; 2 for
-        mistakes in the arguments or the settings; 130 when the person ended it.
+        The exit status: 0; 1 if the bridge could not serve, a layer of the doctor failed, or a call failed; 2 for
+        mistakes in the arguments or the settings; 130 after Ctrl-C.
     """
     _open_standard_streams()
     options = _options(arguments)
@@ -95,7 +95,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    # A command imports what it needs.
+    # Each command imports only what it needs.
     if options.command in ("doctor", "tools", "call", "connect"):
         return _ask(options, environ)
     if options.command == "completion":
@@ -132,7 +132,7 @@ def _new_token(options: argparse.Namespace) -> int:
 
 
 def _ask(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    """Runs a command that asks a running bridge."""
+    """Runs a command that sends requests to a running bridge."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
     try:
@@ -141,7 +141,7 @@ def _ask(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
         sys.stdout.flush()
         return status
     except BrokenPipeError:
-        # Whoever read has enough; at its exit Python would flush what is left, and stumble.
+        # The reader closed the pipe. Python would flush the rest at its exit, and fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
@@ -195,14 +195,14 @@ def _tools(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     except ClientError as error:
         print(f"{client.url}: {_reason(error, client)}", file=sys.stderr)
         if getattr(error, "may_have_run", False):
-            print("Vestige may have run it all the same.", file=sys.stderr)
-        print("`vestige-bridge doctor` says more.", file=sys.stderr)
+            print("Vestige may have run the call.", file=sys.stderr)
+        print("Run `vestige-bridge doctor` to find the cause.", file=sys.stderr)
         return 1
 
 
 def _open_standard_streams() -> None:
-    """Has each standard stream take whatever is written, and lead nowhere where whoever started us closed it."""
-    # A socket that got the number of a closed stream would be written to like that stream.
+    """Opens standard streams that the parent process closed, and replaces characters that a stream cannot encode."""
+    # Otherwise a socket could get the number of a closed stream, and output for the stream would be written to it.
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(number)
@@ -215,9 +215,9 @@ def _open_standard_streams() -> None:
 
 
 def _reason(error: ClientError, client: Client) -> str:
-    """Why there is no result; a person who gave no token is told where one goes, not how it travels."""
+    """Why there is no result. Without a token, the text names the variables for one instead of the HTTP header."""
     if isinstance(error, Refused) and error.status == 401 and not client.token:
-        return "A token is needed: set VESTIGE_AUTH_TOKEN or VESTIGE_AUTH_TOKEN_FILE to what the bridge has."
+        return "The bridge requires a token: set VESTIGE_AUTH_TOKEN to one that the bridge accepts."
     return shown(str(error))
 
 
@@ -228,8 +228,8 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         if options.help:
             options.parser.print_help()
             parser.exit()
-        options.parser.error("say which TOOL; `vestige-bridge tools` lists them")
-    # argparse gives up on the arguments of a tool where an option stands among them.
+        options.parser.error("TOOL is missing; `vestige-bridge tools` lists the tools")
+    # argparse does not collect the arguments of a tool if there is an option between them.
     if more and (options.command != "call" or any(word.startswith("-") and word != "-" for word in more)):
         parser.error(f"unrecognized arguments: {' '.join(more)}")
     if more:
@@ -238,7 +238,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
 
 
 class _PrintVersion(argparse.Action):
-    """Looks the version up only when it is asked for."""
+    """Prints the version, and reads it only then."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         from vestige_bridge import __version__  # noqa: PLC0415
@@ -248,7 +248,7 @@ class _PrintVersion(argparse.Action):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """What the command line takes; completion for shells is made of it, too."""
+    """The parser of the command line. The completions for shells are generated from it."""
     lines = []
     for variable, default, help_text in describe():
         lines.append(f"  {variable} (default: {default or 'none'})")
@@ -256,7 +256,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="vestige-bridge",
         description="An authenticating reverse proxy that lets any number of MCP clients share one Vestige.",
-        epilog="Settings come from the environment, then from a file .env:\n\n" + "\n".join(lines),
+        epilog="Settings are environment variables, or lines of a file .env. The environment overrides the file:\n\n"
+        + "\n".join(lines),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action=_PrintVersion, nargs=0, help="show the version and exit")
@@ -264,9 +265,9 @@ def build_parser() -> argparse.ArgumentParser:
     commands.add_parser("serve", help="run the bridge (the default)")
     _add_doctor(commands)
     _add_tools(commands)
-    connect = _add(commands, "connect", "show how an MCP client is connected", _CONNECT, token=False)
+    connect = _add(commands, "connect", "print how to connect an MCP client", _CONNECT, token=False)
     connect.add_argument(
-        "client", nargs="?", choices=list(BY_KEY), metavar="CLIENT", help="the client; none for a list"
+        "client", nargs="?", choices=list(BY_KEY), metavar="CLIENT", help="the client; without it, a list of clients"
     )
     connect.add_argument(
         "--token-env",
@@ -275,70 +276,77 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help=f"the environment variable that holds the token (default: {TOKEN_VARIABLE})",
     )
-    _add(commands, "stdio", "be an MCP server on standard input and output", _STDIO)
+    _add(commands, "stdio", "run an MCP stdio server that forwards to the bridge", _STDIO)
     _add_token(commands)
-    completion = commands.add_parser("completion", help="print what completes these commands in a shell")
+    completion = commands.add_parser("completion", help="print the completion script for a shell")
     completion.add_argument("shell", choices=SHELLS)
     return parser
 
 
 def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    doctor = _add(commands, "doctor", "walk from the settings to Vestige and name what fails", _DOCTOR)
+    doctor = _add(commands, "doctor", "check each layer from the settings to Vestige", _DOCTOR)
     doctor.add_argument(
         "--timeout",
         type=_seconds,
         default=TIMEOUT_SECONDS,
         metavar="SECONDS",
-        help="how long a connection, and then each answer, may take (default: 10)",
+        help="how long a connection may take, and then each answer (default: 10)",
     )
     doctor.add_argument(
         "--token-env",
         type=_variable,
         metavar="NAME",
-        help="the environment variable that holds the token to show, such as an OAuth access token",
+        help="the environment variable that holds the token to check, such as an OAuth access token",
     )
     form = doctor.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="one JSON document instead of the lines")
-    form.add_argument("--quiet", action="store_true", help="one deep health check, told by the exit status alone")
+    form.add_argument("--json", action="store_true", help="print one JSON document instead of lines")
+    form.add_argument(
+        "--quiet", action="store_true", help="send one GET /health and print nothing; the exit status has the result"
+    )
 
 
 def _add_tools(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    tools = _add(commands, "tools", "list what Vestige can do", _TOOLS)
-    tools.add_argument("tool", nargs="?", metavar="NAME", help="one tool, with its arguments; none for a list")
-    tools.add_argument("--json", action="store_true", help="JSON on a terminal, too")
+    tools = _add(commands, "tools", "list the tools of Vestige", _TOOLS)
+    tools.add_argument("tool", nargs="?", metavar="NAME", help="one tool, with its arguments; without it, all tools")
+    tools.add_argument("--json", action="store_true", help="print JSON on a terminal too")
     call = _add(commands, "call", "call a tool of Vestige", _CALL, own_help=True)
-    call.add_argument("-h", "--help", action="store_true", help="show this help, or after TOOL what that tool takes")
-    call.add_argument("tool", nargs="?", metavar="TOOL", help="the tool's name, as `vestige-bridge tools` shows it")
+    call.add_argument("-h", "--help", action="store_true", help="show this help, or the arguments of TOOL")
+    call.add_argument("tool", nargs="?", metavar="TOOL", help="the name of the tool; `vestige-bridge tools` lists them")
     call.add_argument("arguments", nargs="*", metavar="key=value", help="an argument of the tool")
-    call.add_argument("--json", metavar="OBJECT", help="all arguments in one JSON object; - for standard input")
+    call.add_argument(
+        "--json", metavar="OBJECT", help="all arguments as one JSON object; - reads it from standard input"
+    )
     call.set_defaults(parser=call)
 
 
 def _add_token(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    token = commands.add_parser("token", help="make a token and its entry for a file of tokens")
+    token = commands.add_parser("token", help="make a token and its entry for a token file")
     actions = token.add_subparsers(dest="action", metavar="ACTION", required=True)
     new = actions.add_parser(
         "new",
         help="make a token",
-        description="Make a token and its entry for a file of tokens.",
+        description="Make a token and its entry for a token file.",
         epilog=_MAKE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    new.add_argument("name", metavar="NAME", help="the name of the principal, as logs and metrics say it")
-    new.add_argument("--read-only", action="store_true", help="it may do only what changes nothing")
+    new.add_argument("name", metavar="NAME", help="the name of the token in logs and metrics")
+    new.add_argument("--read-only", action="store_true", help="the token can only read")
     new.add_argument(
         "--tools",
         action="extend",
         nargs="+",
         metavar="TOOL",
-        help="the only tools that it may see and call; * stands for any characters",
+        help="the only tools that the token can list and call; * matches any characters",
     )
-    new.add_argument("--no-resources", action="store_true", help="it may not use resources and prompts")
+    new.add_argument("--no-resources", action="store_true", help="the token cannot use resources and prompts")
     new.add_argument(
-        "--expires", type=_expiry, metavar="TIME", help="when it expires: 2027-01-31, 2027-01-31T12:00:00Z or 90d"
+        "--expires",
+        type=_expiry,
+        metavar="TIME",
+        help="when the token expires: 2027-01-31, 2027-01-31T12:00:00Z or 90d",
     )
-    new.add_argument("--max-in-flight", type=int, metavar="COUNT", help="how many requests it may have in flight")
-    new.add_argument("--rate", type=int, metavar="COUNT", help="how many calls of tools it may make in a minute")
+    new.add_argument("--max-in-flight", type=int, metavar="COUNT", help="how many requests may be in flight")
+    new.add_argument("--rate", type=int, metavar="COUNT", help="how many tool calls are allowed in a minute")
 
 
 def _add(
@@ -350,8 +358,20 @@ def _add(
     token: bool = True,
     own_help: bool = False,
 ) -> argparse.ArgumentParser:
-    """A command that concerns a running bridge; whether it shows it a token, and shows its help in its own way."""
-    where = "\n\nThe token comes from VESTIGE_AUTH_TOKEN, or is the first of VESTIGE_AUTH_TOKEN_FILE."
+    """Adds a command that uses a running bridge.
+
+    Parameters:
+        commands: the commands.
+        name: the name of the command.
+        summary: what it does, in one line.
+        more: the text after the options.
+        token: whether it sends a token.
+        own_help: whether it defines ``--help`` itself.
+    """
+    where = (
+        "\n\nThe token comes from VESTIGE_AUTH_TOKEN. Otherwise it is the first token in VESTIGE_AUTH_TOKEN_FILE that "
+        "is\nthere in plain text, not as a hash, and has not expired."
+    )
     command = commands.add_parser(
         name,
         help=summary,
@@ -368,7 +388,7 @@ def _bridge_url(value: str) -> str:
     try:
         return parse_bridge_url(value)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{value!r} is no address such as http://host:8000") from None
+        raise argparse.ArgumentTypeError(f"{value!r} is not an address such as http://host:8000") from None
 
 
 def _expiry(value: str) -> object:
@@ -379,7 +399,7 @@ def _expiry(value: str) -> object:
 
 def _variable(value: str) -> str:
     if not (value.isascii() and value.isidentifier()):
-        raise argparse.ArgumentTypeError(f"{value!r} is no name of an environment variable")
+        raise argparse.ArgumentTypeError(f"{value!r} is not the name of an environment variable")
     return value
 
 
@@ -389,5 +409,5 @@ def _seconds(value: str) -> float:
     except ValueError:
         seconds = math.nan
     if not 0 < seconds <= 600:
-        raise argparse.ArgumentTypeError(f"{value!r} is no number of seconds up to 600")
+        raise argparse.ArgumentTypeError(f"{value!r} is not a number of seconds greater than 0 and at most 600")
     return seconds

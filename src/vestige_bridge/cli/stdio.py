@@ -1,10 +1,11 @@
 """The command ``stdio``: an MCP server on standard input and output that forwards to a running bridge.
 
-It is for clients that know no other way to a server than to start it (MCP 2025-11-25, basic/transports, stdio).
+It is for clients that support only stdio servers (MCP 2025-11-25, basic/transports, stdio).
 
-Invariants: each line of standard output is one message, its bytes as the bridge sent them, but for line breaks between
-tokens, which become spaces. Each request gets exactly one answer, unless its client cancelled it. A message is sent
-before the next line is read, so that a cancellation never overtakes its request. What may have run is not sent again.
+Invariants: each line of standard output is one message, with the bytes that the bridge sent, except that line breaks
+between tokens become spaces. Each request gets exactly one answer, unless its client cancelled it. A message is sent
+before the next line is read, so that a cancellation never overtakes its request. A request that Vestige may have run is
+not sent again.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ from vestige_bridge.mcp import modern
 from vestige_bridge.mcp.methods import INITIALIZE
 
 CONNECT_SECONDS: Final = 10.0
-"""How long a message waits for a bridge that does not run, as while it is restarted."""
+"""How long a message waits for a bridge that is not running, for example during a restart."""
 
 RETRY_SECONDS: Final = 0.2
 LONGEST_RETRY_SECONDS: Final = 15.0
@@ -53,10 +54,10 @@ ORDER_SECONDS: Final = 1.0
 """How long the next line waits for a message to be sent."""
 
 IDLE_SECONDS: Final = 30.0
-"""How long an idle connection is used again: shorter than anybody on the way keeps one."""
+"""How long an idle connection may be reused; shorter than the idle timeouts of proxies."""
 
 LINGER_SECONDS: Final = 2.0
-"""How long answers may take that are on their way when the client closes standard input."""
+"""How long to wait for answers after the client closed standard input."""
 
 _KEEP_ALIVE_SECONDS: Final = 30
 
@@ -67,7 +68,7 @@ def serve(client: Client) -> int:
     """Forwards each line of standard input, until its end.
 
     Parameters:
-        client: where the bridge is, and the token to show.
+        client: the address of the bridge, and the token to send.
 
     Returns:
         The exit status, 0.
@@ -87,7 +88,7 @@ class Output:
         self._lock = threading.Lock()
 
     def write(self, message: bytes) -> None:
-        """Writes a message; when nobody reads any more, the process ends."""
+        """Writes a message; exits if the reader closed standard output."""
         rest = memoryview(_line_breaks.sub(b" ", message.strip()) + b"\n")
         with self._lock:
             try:
@@ -101,9 +102,9 @@ class BridgeSession:
     """A session that the client opened.
 
     Attributes:
-        id: its id; empty when the bridge gave none.
+        id: its id; empty if the bridge sent none.
         version: the negotiated version of the protocol.
-        initialize: the request that opened it, to open it anew when it is lost.
+        initialize: the request that opened it, to open it again if it is lost.
     """
 
     def __init__(self, session_id: str, version: str, initialize: bytes) -> None:
@@ -113,18 +114,18 @@ class BridgeSession:
 
     @property
     def headers(self) -> dict[str, str]:
-        """What each message on the session carries."""
+        """The headers of each message on the session."""
         return {"Mcp-Session-Id": self.id, "MCP-Protocol-Version": self.version} if self.id else {}
 
 
 class Forwarder:
-    """Forwards messages to a bridge, and what it answers to standard output.
+    """Forwards messages to a bridge, and its answers to standard output.
 
     Parameters:
-        client: where the bridge is, and the token to show.
+        client: the address of the bridge, and the token to send.
 
     Attributes:
-        output: where answers go.
+        output: standard output.
         session: the session that the client opened, once it is open.
         url: the endpoint of the bridge.
     """
@@ -153,12 +154,12 @@ class Forwarder:
         self._threads.add(thread)
         thread.start()
         if isinstance(message, Request) and message.method == INITIALIZE:
-            thread.join()  # what follows belongs to the session that it opens
+            thread.join()  # the messages that follow belong to the session that it opens
         else:
             exchange.sent.wait(ORDER_SECONDS)
 
     def close(self) -> None:
-        """Waits a moment for what is on its way, and ends the session."""
+        """Waits briefly for answers, and ends the session."""
         over = time.monotonic() + LINGER_SECONDS
         for thread in list(self._threads):
             thread.join(max(0.0, over - time.monotonic()))
@@ -173,7 +174,7 @@ class Forwarder:
         """Sends a request and waits for the head of its response.
 
         Errors:
-            NoAnswer: there is none.
+            NoAnswer: there is no response.
         """
         self.dispatch(connection, method, body, headers)
         with translated(self.url, "no answer in time"):
@@ -192,10 +193,10 @@ class Forwarder:
             connection.request(method, urlsplit(self.url).path, body, {**self._headers, **content, **headers})
 
     def connected(self) -> http.client.HTTPConnection:
-        """A connection on which nothing is under way; waits a while for a bridge that does not run.
+        """A connection without a request in flight; waits a limited time for a bridge that is not running.
 
         Errors:
-            NoAnswer: there is none.
+            NoAnswer: there is no connection.
         """
         while self._idle:
             connection, since = self._idle.pop()
@@ -219,8 +220,8 @@ class Forwarder:
         """The messages of a response, as they arrive.
 
         Errors:
-            NoAnswer: it was cut.
-            NotMcp: it is something else than messages.
+            NoAnswer: the response is incomplete.
+            NotMcp: the response is not MCP.
         """
         if response.headers.get_content_type() == sse.CONTENT_TYPE:
             decoder = sse.EventDecoder(MAX_ANSWER_BYTES)
@@ -229,12 +230,12 @@ class Forwarder:
             return
         body = b"".join(iter(lambda: next_piece(response, self.url), b"")).strip()
         if body and response.headers.get_content_type() != "application/json":
-            raise NotMcp(f"what answers there does not speak MCP: HTTP {response.status}")
+            raise NotMcp(f"the answer is not MCP: HTTP {response.status}")
         if body:
             yield body
 
     def renew(self, lost: BridgeSession) -> None:
-        """Opens the session anew that the bridge does not know any more; once for all who wait.
+        """Opens a new session in place of one that the bridge no longer has; once for all waiting requests.
 
         Errors:
             ClientError: it could not be opened.
@@ -248,14 +249,14 @@ class Forwarder:
                     session for body in self.pieces(response) if (session := _opened(response, body, lost.initialize))
                 ]
             if not opened:
-                raise NotMcp("the session was lost, and could not be opened anew")
+                raise NotMcp("the session was lost and could not be opened again")
             self.session = opened[0]
             initialized = json.dumps({"jsonrpc": "2.0", "method": INITIALIZED}).encode()
             with closing(self._connect()) as connection:
                 self.send(connection, "POST", initialized, self.session.headers).read()
 
     def listen(self) -> None:
-        """Begins to pass on what the bridge says by itself."""
+        """Begins to pass on notifications that belong to no request."""
         if self._listening or self.session is None or not self.session.id:
             return
         self._listening = True
@@ -272,7 +273,7 @@ class Forwarder:
 
     def _connect(self) -> http.client.HTTPConnection:
         connection = open_connection(self.url, TIMEOUT_SECONDS)
-        # The bridge is the one who gives up on a request; a peer that is gone without a word is found by probes.
+        # The timeout of a request is the bridge's. TCP keep-alive detects a peer that is gone.
         connection.sock.settimeout(None)
         connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         if hasattr(socket, "TCP_KEEPIDLE"):
@@ -280,7 +281,7 @@ class Forwarder:
         return connection
 
     def _cancel(self, notification: Notification) -> bool:
-        """Notes that a request needs no answer; whether that was all there is to do.
+        """Notes that a request needs no answer; whether nothing has to be forwarded.
 
         A modern request is cancelled by the end of its stream, and not by a notification (MCP 2026-07-28, transports).
         """
@@ -292,7 +293,7 @@ class Forwarder:
         return exchange.is_modern
 
     def _listen(self) -> None:
-        """Reads the session's own stream, again and again (MCP 2025-11-25, listening for messages from the server)."""
+        """Reads the event stream of the session, and opens it again when it ends (MCP 2025-11-25, transports)."""
         delay = RETRY_SECONDS
         while self.session is not None:
             session, began = self.session, time.monotonic()
@@ -313,16 +314,16 @@ class Forwarder:
 
 
 class Exchange:
-    """One message of the client and what comes back.
+    """One message of the client and its answer.
 
     Parameters:
-        forwarder: who forwards it.
+        forwarder: the forwarder.
         body: its bytes.
-        message: the message, if it is one.
+        message: the parsed message; ``None`` if it could not be parsed.
 
     Attributes:
         message: as given.
-        is_modern: whether it describes itself (MCP 2026-07-28).
+        is_modern: whether it is a stateless request (MCP 2026-07-28).
         sent: set once the message is sent, or cannot be.
     """
 
@@ -336,7 +337,7 @@ class Exchange:
         self._answered = self._cancelled = False
 
     def run(self) -> None:
-        """Sends it, and passes on what comes back; what fails is an answer, too."""
+        """Sends the message and passes on the answer; a failure is answered with an error object."""
         sent = False
         try:
             connection = self._connection = self._forwarder.connected()
@@ -345,21 +346,21 @@ class Exchange:
             self._pass_on(response)
             if isinstance(self.message, Request) and not self._answered:
                 raise NoAnswer("the stream ended before the answer", "cut")
-            response.read()  # nothing is left of it, which http.client learns by this alone
+            response.read()  # http.client reuses the connection only after this
             if not response.will_close:
                 self._forwarder.keep(connection)
         except (ClientError, ValueError) as error:
             self._fail(error, sent=sent)
 
     def cancel(self) -> None:
-        """Notes that nobody waits for the answer; a modern request is cancelled by the end of its connection."""
+        """Notes that the answer is not needed; closes the connection of a modern request, which cancels it."""
         self._cancelled = True
         if self.is_modern and self._connection is not None and self._connection.sock is not None:
             with suppress(OSError):
                 self._connection.sock.shutdown(socket.SHUT_RDWR)
 
     def _respond(self, connection: http.client.HTTPConnection) -> http.client.HTTPResponse:
-        """Sends the message, on a new session when the bridge does not know the session; that was not processed."""
+        """Sends the message, and again on a new session if the bridge no longer had the session it was sent on."""
         session = self._forwarder.session
         self._forwarder.dispatch(connection, "POST", self._body, self._headers(session))
         self.sent.set()
@@ -389,14 +390,14 @@ class Exchange:
         if not isinstance(self.message, Request):
             if self.message is None:
                 return self._forwarder.output.write(body)
-            # Nobody waits for an answer to a notification, or to a response.
+            # A notification or a response has no answer.
             return _say(body.decode(errors="replace"))
         answer = _parsed(body)
         if answer is None:
-            raise NotMcp("what answers there does not speak MCP")
+            raise NotMcp("the answer is not MCP")
         if isinstance(answer, Response):
             self._answered = True
-            if answer.id is None:  # refused before it was read, as for want of a token
+            if answer.id is None:  # refused before it was read, for example without a token
                 error = json.loads(body).get("error")
                 _say(str(error.get("message") if isinstance(error, dict) else error))
                 body = _with_id(error, self.message.spelled_id)
@@ -408,7 +409,7 @@ class Exchange:
         _say(f"{self._forwarder.url}: {error}")
         if isinstance(self.message, Request):
             kind = (UpstreamProtocolError if isinstance(error, NotMcp) else UpstreamDisconnected) if sent else None
-            failure: BridgeError = (kind or UpstreamConnectError)(f"The bridge did not answer: {error}.")
+            failure: BridgeError = (kind or UpstreamConnectError)(f"No usable answer from the bridge: {error}.")
             failure.data = {"outcome": "unknown" if sent else "not_sent", "retryable": not sent}
             self._forwarder.output.write(build_error(failure, self.message.spelled_id))
 
@@ -418,7 +419,7 @@ class Exchange:
 
 
 def _parsed(body: bytes) -> AnyMessage | None:
-    """The message; ``None`` for a batch, and for what is none."""
+    """The message; ``None`` for a batch, and if it is not a message."""
     try:
         return parse_message(body.decode())
     except (BridgeError, UnicodeDecodeError):

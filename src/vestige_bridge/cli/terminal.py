@@ -1,6 +1,6 @@
-"""What people see on a terminal.
+"""Output for terminals.
 
-Invariant: nothing that came from elsewhere moves the cursor or changes the screen.
+Invariant: no text from a server contains a control character.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ _ERASE_LINE: Final = "\r\x1b[K"
 
 
 def shown(text: str) -> str:
-    """The text in one line, with whatever is no visible character replaced."""
+    """The text in one line, with every character that is not printable replaced."""
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 
 def shown_lines(text: str) -> str:
-    """The text with its lines and tabs, and whatever else is no visible character replaced."""
+    """The text with its lines and tabs, and every other character that is not printable replaced."""
     return "\n".join("\t".join(shown(cell) for cell in line.split("\t")) for line in text.splitlines())
 
 
 def width() -> int:
-    """How many characters fit into a line of the terminal."""
+    """The number of columns of the terminal."""
     return shutil.get_terminal_size().columns
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The rows in columns, each line cut where the terminal ends."""
+    """The rows in columns, each line cut to the width of the terminal."""
     cells = [[shown(cell) for cell in row] for row in [header, *rows]]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
@@ -39,7 +39,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 class ProgressLine:
-    """A line that says how far a call is and is gone when it ends; none where nobody looks."""
+    """A line with the progress of a call, which is removed at its end; none if standard error is not a terminal."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -47,20 +47,20 @@ class ProgressLine:
         self._seen = self._stream.isatty()
 
     def __enter__(self) -> Self:
-        """Says that the call is under way."""
+        """Shows that the call has begun."""
         self.say("…")
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Takes the line away."""
+        """Removes the line."""
         if self._seen:
             self._stream.write(_ERASE_LINE)
             self._stream.flush()
 
     def say(self, words: str) -> None:
-        """Shows these words in place of the last ones."""
+        """Replaces the text of the line."""
         if self._seen:
             line = shown(f"{self._name} {words}")[: width() - 1]
             self._stream.write(_ERASE_LINE + line)

@@ -1,7 +1,7 @@
-"""The arguments of a tool, as a person writes them in a shell: ``key=value``, typed by the tool's own schema.
+"""The arguments of a tool on the command line: ``key=value``, with the types of the tool's schema.
 
-Invariant: what the schema does not say is taken as it is written, and what it forbids is told before
-anything is sent.
+Invariants: a value for which the schema gives no type is passed on as it is written. A value that the schema forbids is
+refused before the call is sent.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 Schema = Mapping[str, Any]
 
 STDIN: Final = "-"
-"""The word, or the value, that stands for what standard input holds."""
+"""The argument, or the value, that means standard input."""
 
 _TYPES: Final[Mapping[str, tuple[type, ...]]] = {
     "array": (list,),
@@ -31,19 +31,19 @@ _MAX_REFERENCES: Final = 8
 
 
 class UsageError(Exception):
-    """The words of the command line cannot be the arguments of this tool; the text is a sentence for the person."""
+    """The arguments are wrong for this tool; the text is a sentence for people."""
 
 
 def parse_words(words: list[str], schema: Schema, read_stdin: Callable[[], str]) -> dict[str, Any]:
-    """The arguments that these words spell.
+    """Parses the arguments of the command line.
 
     Parameters:
-        words: ``key=value``, ``key=-`` for a value on standard input, or ``-`` alone for all arguments there in JSON.
+        words: ``key=value``, ``key=-`` for a value on standard input, or ``-`` for all arguments there as JSON.
         schema: the tool's ``inputSchema``.
         read_stdin: reads standard input to its end.
 
     Errors:
-        UsageError: they are not what the schema takes.
+        UsageError: the schema does not allow them.
     """
     for word in words:
         _require_utf8(word)
@@ -55,7 +55,7 @@ def parse_words(words: list[str], schema: Schema, read_stdin: Callable[[], str])
     for word in words:
         key, separator, value = word.partition("=")
         if not separator or not key:
-            raise UsageError(f"{word!r} is no argument; write key=value.")
+            raise UsageError(f"{word!r} is not an argument; write key=value.")
         if value == STDIN:
             value = read_stdin().removesuffix("\n")
         _set(arguments, schema, key, value)
@@ -64,18 +64,18 @@ def parse_words(words: list[str], schema: Schema, read_stdin: Callable[[], str])
 
 
 def parse_json(text: str, schema: Schema) -> dict[str, Any]:
-    """The arguments that a JSON object holds.
+    """Parses the arguments in a JSON object.
 
     Errors:
-        UsageError: it is none, or not what the schema takes.
+        UsageError: it is not a JSON object, or the schema does not allow it.
     """
     _require_utf8(text)
     try:
         arguments = _parsed(text)
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"The arguments are no JSON: {error}.") from error
+        raise UsageError(f"The arguments are not valid JSON: {error}.") from error
     if not isinstance(arguments, dict):
-        raise UsageError("The arguments are no JSON object.")
+        raise UsageError("The arguments are not a JSON object.")
     for key in arguments:
         _member(key, _Type(schema, schema))
     _require_complete(arguments, schema)
@@ -83,19 +83,19 @@ def parse_json(text: str, schema: Schema) -> dict[str, Any]:
 
 
 def required_arguments(schema: Schema) -> list[str]:
-    """The names of the arguments that the tool cannot do without."""
+    """The names of the required arguments."""
     required = schema.get("required")
     return [name for name in required if isinstance(name, str)] if isinstance(required, list) else []
 
 
 class Argument(NamedTuple):
-    """What a schema says of one argument, for people.
+    """One argument in a schema, for people.
 
     Attributes:
         name: its name.
-        type: the types that it may have, or the values.
-        required: whether the tool cannot do without it.
-        description: what it is for.
+        type: the allowed types or values.
+        required: whether it is required.
+        description: its description.
     """
 
     name: str
@@ -105,7 +105,7 @@ class Argument(NamedTuple):
 
 
 def arguments_of(schema: Schema) -> list[Argument]:
-    """The arguments that the schema names, those first that the tool cannot do without."""
+    """The arguments in the schema, the required ones first."""
     required = required_arguments(schema)
     arguments = [
         Argument(name, _type_in_words(_mapping(inner), schema), name in required, _description(_mapping(inner)))
@@ -115,11 +115,11 @@ def arguments_of(schema: Schema) -> list[Argument]:
 
 
 def closest(name: str, names: list[str]) -> str:
-    """A sentence that helps who mistyped a name."""
+    """A sentence with the most similar name, or all names; empty without names."""
     close = difflib.get_close_matches(name, names, n=1)
     if close:
         return f" Did you mean {close[0]}?"
-    return f" There is {', '.join(names)}." if names else ""
+    return f" The names are: {', '.join(names)}." if names else ""
 
 
 def _type_in_words(schema: Schema, root: Schema) -> str:
@@ -142,16 +142,16 @@ def _description(schema: Schema) -> str:
 
 
 class _Type:
-    """What a schema says of a value, its references and alternatives followed.
+    """The schema of a value, with its references and alternatives resolved.
 
     Parameters:
         schema: the schema of the value.
-        root: the schema of the tool, in which references lead.
+        root: the schema of the tool, which contains the targets of references.
 
     Attributes:
-        names: the names of the types that the value may have; none when any will do.
-        members: the schemas of the members that are named.
-        others: the schema of the members that are not; ``None`` where there may be none.
+        names: the names of the allowed types; empty if all are allowed.
+        members: the schemas of the named members.
+        others: the schema of all other members; ``None`` if none are allowed.
     """
 
     def __init__(self, schema: Schema, root: Schema) -> None:
@@ -165,7 +165,7 @@ class _Type:
 
 
 def _leaves(schema: Schema, root: Schema, depth: int = 3) -> list[Schema]:
-    """The schemas in which its references and alternatives end (JSON Schema 2020-12, core, sections 8.2.3 and 10.2)."""
+    """The schemas after its references and alternatives (JSON Schema 2020-12, core, sections 8.2.3 and 10.2)."""
     for _ in range(_MAX_REFERENCES):
         reference = schema.get("$ref")
         if not isinstance(reference, str) or not reference.startswith("#/"):
@@ -182,7 +182,7 @@ def _leaves(schema: Schema, root: Schema, depth: int = 3) -> list[Schema]:
 
 
 def _names(leaf: Schema) -> set[str]:
-    """The names of the types that a schema without references and alternatives allows."""
+    """The types that a schema without references and alternatives allows."""
     named = leaf.get("type")
     if isinstance(named, str):
         return {named}
@@ -193,23 +193,23 @@ def _names(leaf: Schema) -> set[str]:
 
 
 def _set(arguments: dict[str, Any], schema: Schema, key: str, value: str) -> None:
-    """Puts a value where its key says; a dot leads into an object, unless the schema knows the key with its dot."""
+    """Sets a value; a dot in the key means a member of an object, unless the schema has a key with that dot."""
     place, at, name = arguments, _Type(schema, schema), key
     while "." in name and name not in at.members:
         outer, _, name = name.partition(".")
         at = _member(outer, at)
         if at.names and "object" not in at.names:
-            raise UsageError(f"{key}: {outer} is no object.")
+            raise UsageError(f"{key}: {outer} is not an object.")
         place = place.setdefault(outer, {})
         if not isinstance(place, dict):
-            raise UsageError(f"{key}: {outer} has a value already.")
+            raise UsageError(f"{key}: {outer} already has a value.")
     if name in place:
-        raise UsageError(f"{key} is given twice; an array is written as JSON: {key}='[1, 2]'.")
+        raise UsageError(f"{key} is given twice; write an array as JSON: {key}='[1, 2]'.")
     place[name] = _typed(key, value, _member(name, at).names)
 
 
 def _member(name: str, at: _Type) -> _Type:
-    """What the schema says of one member.
+    """The schema of one member.
 
     Errors:
         UsageError: there is no such member.
@@ -221,10 +221,10 @@ def _member(name: str, at: _Type) -> _Type:
 
 
 def _typed(key: str, value: str, names: set[str]) -> Any:  # noqa: ANN401
-    """The value in one of the types that are named; in whichever JSON gives it when there are none.
+    """Parses a value as one of the types; if there are none, as JSON.
 
     Errors:
-        UsageError: it is of none of them.
+        UsageError: it has none of these types.
     """
     if names == {"string"}:
         return value
@@ -240,7 +240,7 @@ def _typed(key: str, value: str, names: set[str]) -> Any:  # noqa: ANN401
 
 
 def _example(key: str, value: str, names: set[str]) -> str:
-    """What to write instead, for the first of the types that a person can have meant."""
+    """An example for the first of the types that the user may have meant."""
     examples = {
         "array": [json.dumps([value], ensure_ascii=False)],
         "object": ['{"name": "value"}'],
@@ -253,15 +253,15 @@ def _example(key: str, value: str, names: set[str]) -> str:
 
 
 def _parsed(text: str) -> Any:  # noqa: ANN401
-    """The value that the JSON text spells (RFC 8259)."""
+    """Parses JSON (RFC 8259)."""
     return json.loads(text, parse_constant=_finite, parse_float=_finite)
 
 
 def _finite(text: str) -> float:
-    """The number, unless JSON has no such number (RFC 8259, section 6)."""
+    """The number, if it is one in JSON (RFC 8259, section 6)."""
     number = float(text)
     if not math.isfinite(number):
-        raise ValueError(f"{text} is no number that can be sent")
+        raise ValueError(f"{text} is not a JSON number")
     return number
 
 
@@ -280,10 +280,10 @@ def _require_complete(arguments: Mapping[str, Any], schema: Schema) -> None:
 
 
 def _require_utf8(text: str) -> None:
-    """Refuses what the shell gave as other bytes; Python keeps them as surrogates (PEP 383)."""
+    """Refuses arguments with bytes that are not UTF-8; Python keeps these as surrogates (PEP 383)."""
     byte = next((ord(it) - 0xDC00 for it in text if "\udc80" <= it <= "\udcff"), None)
     if byte is not None:
-        raise UsageError(f"An argument is not UTF-8 text: it holds the byte 0x{byte:02x}.")
+        raise UsageError(f"An argument is not UTF-8: it contains the byte 0x{byte:02x}.")
 
 
 def _mapping(value: object) -> Mapping[str, Any]:

@@ -1,7 +1,7 @@
-"""The commands ``tools`` and ``call``: what Vestige can do, and having it done, from a shell.
+"""The commands ``tools`` and ``call``: list and call the tools of Vestige.
 
-Invariant: people read on a terminal, programs read JSON. What is wrong with a call is told on standard
-error, and before it is sent if it can be known.
+Invariants: a terminal gets text, a pipe gets JSON. Errors go to standard error. Wrong arguments are found before the
+call is sent, if the schema shows them.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from vestige_bridge.cli.tool_arguments import (
 from vestige_bridge.mcp.methods import CALL_TOOL
 
 _control = re.compile("[\x7f-\x9f]")
-"""The control characters that JSON does not escape by itself."""
+"""The control characters that ``json.dumps`` does not escape."""
 
 
 def print_tools(client: Client, *, as_json: bool) -> None:
-    """Prints each tool: a table on a terminal, otherwise the JSON in which Vestige announces them.
+    """Prints each tool: a table on a terminal, otherwise JSON as Vestige lists them.
 
     Errors:
-        ClientError: they could not be listed.
+        ClientError: the tools could not be listed.
     """
     tools = client.tools()
     if as_json or not sys.stdout.isatty():
         return _print_json(tools)
     rows = [(str(tool["name"]), ", ".join(required_arguments(_schema(tool))), _summary(tool)) for tool in tools]
-    print(table(("TOOL", "NEEDS", "WHAT IT DOES"), rows))
+    print(table(("TOOL", "REQUIRED", "DESCRIPTION"), rows))
 
 
 def print_tool(client: Client, name: str, *, as_json: bool) -> None:
-    """Prints one tool: what it does and takes, for a person, or the JSON in which Vestige announces it.
+    """Prints one tool: its description and arguments as text, or JSON as Vestige lists it.
 
     Errors:
         UsageError: there is no such tool.
@@ -57,7 +57,7 @@ def print_tool(client: Client, name: str, *, as_json: bool) -> None:
 
 
 def _print_help(tool: Members) -> None:
-    """Prints what the tool does, and its arguments with their types and descriptions."""
+    """Prints the description of a tool, and its arguments with their types and descriptions."""
     arguments = arguments_of(_schema(tool))
     needed = [f"{argument.name}=…" for argument in arguments if argument.required]
     optional = " [key=value …]" if len(needed) < len(arguments) else ""
@@ -70,7 +70,7 @@ def _print_help(tool: Members) -> None:
         if said:
             print(textwrap.fill(shown(said), width(), initial_indent="      ", subsequent_indent="      "))
     if not arguments:
-        print("  It names no arguments.")
+        print("  The schema names no arguments.")
 
 
 def call(client: Client, name: str, words: list[str], as_json: str | None) -> bool:
@@ -93,7 +93,7 @@ def call(client: Client, name: str, words: list[str], as_json: str | None) -> bo
     if as_json is None:
         arguments = parse_words(words, schema, _read_stdin)
     elif words:
-        raise UsageError("The arguments are given twice: as words, and by --json.")
+        raise UsageError("Give the arguments either as key=value or by --json, not both.")
     else:
         arguments = parse_json(_read_stdin() if as_json == "-" else as_json, schema)
     with ProgressLine(name) as line:
@@ -106,7 +106,7 @@ def call(client: Client, name: str, words: list[str], as_json: str | None) -> bo
         _print_json(result)
     failed = result.get("isError") is True
     if failed:
-        print(f"{name} ended with an error.", file=sys.stderr)
+        print(f"{name} returned an error.", file=sys.stderr)
     return not failed
 
 
@@ -114,14 +114,14 @@ def _read_stdin() -> str:
     """The text on standard input.
 
     Errors:
-        UsageError: it is not UTF-8; nothing else can be sent in JSON (RFC 8259, section 8.1).
+        UsageError: it is not UTF-8, as JSON requires (RFC 8259, section 8.1).
     """
     data = sys.stdin.buffer.read()
     try:
         return data.decode()
     except UnicodeDecodeError as error:
         raise UsageError(
-            f"Standard input is not UTF-8 text: byte {error.start + 1} of it is 0x{data[error.start]:02x}. "
+            f"Standard input is not UTF-8: byte {error.start + 1} is 0x{data[error.start]:02x}. "
             "Convert it first, for example with `iconv -f latin1 -t utf-8`."
         ) from None
 
@@ -149,20 +149,20 @@ def _schema(tool: Members) -> Members:
 
 
 def _summary(tool: Members) -> str:
-    """The first line of what the tool says of itself."""
+    """The first line of the description of the tool."""
     lines = str(tool.get("description") or tool.get("title") or "").strip().splitlines()
     return lines[0] if lines else ""
 
 
 def _progress(params: Members) -> str:
-    """A progress notification in words (MCP 2025-11-25, basic/utilities/progress)."""
+    """The text of a progress notification (MCP 2025-11-25, basic/utilities/progress)."""
     progress, total, message = (params.get(name) for name in ("progress", "total", "message"))
     share = f"{progress}" if total is None else f"{progress} of {total}"
     return f"{share}: {message}" if message else share
 
 
 def _readable(result: Members) -> str:
-    """What a tool's result says, for people (MCP 2025-11-25, server/tools)."""
+    """The result of a tool as text (MCP 2025-11-25, server/tools)."""
     content = result.get("content")
     blocks = [block for block in content if isinstance(block, dict)] if isinstance(content, list) else []
     texts = [_readable_block(block) for block in blocks]
@@ -178,12 +178,12 @@ def _readable_block(block: dict[str, Any]) -> str:
     if "text" in block:
         return _indented(str(block["text"]))
     if "data" in block:
-        return f"[{block.get('type')} of the type {block.get('mimeType')}; its bytes are in the JSON]"
+        return f"[{block.get('type')}, {block.get('mimeType')}; the data is in the JSON output]"
     return f"[{block.get('type')} {block.get('uri', '')}]"
 
 
 def _indented(text: str) -> str:
-    """The text; if it is JSON, laid out so that it can be read."""
+    """The text; indented if it is JSON."""
     try:
         value = json.loads(text)
     except ValueError:

@@ -1,7 +1,7 @@
-"""Upstream asked past the bridge.
+"""Checks of upstream that do not go through the bridge.
 
-Invariant: a question goes out only if no supergateway that keeps sessions starts a Vestige for it. The one
-that does, the handshake, is for where no bridge runs, and its session is ended.
+Invariant: a supergateway that keeps sessions starts no Vestige for these requests. The handshake does start one; it is
+made only if no bridge runs, and its session is ended.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ _NATIVE: Final = (b"Mcp-Session-Id header", b"MCP-Protocol-Version header")
 SUPERGATEWAY: Final = (
     "npx -y supergateway@4 --stdio vestige-mcp --outputTransport streamableHttp --stateful --logLevel none --port 3100"
 )
-"""How supergateway is started, so that the bridge can use it."""
+"""The command that starts supergateway for the bridge."""
 
 
 class Fault(Exception):
     """A layer that fails.
 
     Parameters:
-        found: what was found.
-        remedy: what to do about it, in a sentence.
+        found: what is wrong.
+        remedy: what to do, in a sentence.
     """
 
     def __init__(self, found: str, remedy: str) -> None:
@@ -39,39 +39,44 @@ class Fault(Exception):
         self.remedy = remedy
 
 
-def ask_endpoint(url: str, token: str, timeout_seconds: float) -> None:
-    """Sends a ping without a session, and one on a session that nobody opened.
+class TokenRefused(Fault):
+    """Upstream requires a token, or does not accept the one that was sent."""
 
-    supergateway, and a Vestige that serves HTTP itself, refuse the first in a way that shows that they keep sessions.
-    The second tells supergateway's versions apart: 3 answers 400 where 4 answers 404 (MCP 2025-11-25,
-    basic/transports, session management).
+
+def ask_endpoint(url: str, token: str, timeout_seconds: float) -> None:
+    """Sends a ping without a session, and one with the id of a session that does not exist.
+
+    If supergateway, or Vestige's own HTTP server, refuses the first, it keeps sessions. The answer to the second shows
+    the version of supergateway: 3 answers 400, and 4 answers 404 (MCP 2025-11-25, basic/transports, session
+    management).
 
     Parameters:
         url: the address of upstream.
-        token: what the bridge shows to it; empty for none.
+        token: the token that the bridge sends to upstream; empty for none.
         timeout_seconds: how long a connection, and then each answer, may take.
 
     Errors:
-        NoAnswer: nothing there speaks HTTP.
-        Fault: it is no MCP server, or one that the bridge cannot use well.
+        NoAnswer: no HTTP server answers.
+        TokenRefused: it requires a token, or another one.
+        Fault: it is not an MCP server, or one that the bridge cannot use well.
     """
     reply = fetch("POST", url, _PING, token=token, timeout_seconds=timeout_seconds)
     _require_mcp(url, reply, token, timeout_seconds)
     if reply.status == 200:
         raise Fault(
-            f"{url} keeps no sessions, so every request may start a Vestige",
+            f"{url} keeps no sessions, so each request may start a Vestige process",
             f"Start supergateway with --stateful: {SUPERGATEWAY}",
         )
     again = fetch("POST", url, _PING, token=token, session_id=_NOBODYS_SESSION, timeout_seconds=timeout_seconds)
     if again.status == 400 and _NO_SESSION.encode() in again.body:
         raise Fault(
-            f"{url} is supergateway 3, which dies of an aborted request and leaves processes behind",
+            f"{url} is supergateway 3, which exits when a request is aborted and leaves processes behind",
             "Install supergateway 4.",
         )
 
 
 def shake_hands(settings: Settings) -> tuple[str, int]:
-    """Opens a session, has the tools listed, and ends it.
+    """Opens a session, lists the tools, and ends the session.
 
     Returns:
         The name and version of the server, and the number of its tools.
@@ -79,7 +84,7 @@ def shake_hands(settings: Settings) -> tuple[str, int]:
     Errors:
         BridgeError: no session could be opened.
     """
-    # All of the bridge below the server, which no other question of the doctor needs.
+    # Most of the bridge, which no other check of the doctor needs.
     import asyncio  # noqa: PLC0415
 
     from vestige_bridge.session.session import Session  # noqa: PLC0415
@@ -95,7 +100,7 @@ def shake_hands(settings: Settings) -> tuple[str, int]:
             max_answer_bytes=settings.max_answer_bytes,
             budget=AnswerBudget(settings.unsent_bytes),
         )
-        # Nothing is written down: what stands in the file may be the session of a bridge that runs elsewhere.
+        # No state file: the one in the settings may belong to a bridge that runs elsewhere.
         file = SessionFile(None, settings.mcp_url)
         async with upstream, Session(upstream, settings, lambda _: None, file) as session:
             held = await session.connected()
@@ -105,30 +110,31 @@ def shake_hands(settings: Settings) -> tuple[str, int]:
 
 
 def _require_mcp(url: str, reply: HttpReply, token: str, timeout_seconds: float) -> None:
-    """Tells something else that answers there from an upstream, whatever that says.
+    """Checks that the answer comes from an MCP server, whatever it says.
 
     Errors:
-        Fault: it is something else, or wants a token.
+        TokenRefused: it requires a token, or another one.
+        Fault: it is not from an MCP server.
     """
     if reply.status in (401, 403):
-        known = "does not take the token" if token else "wants a token"
-        raise Fault(f"{url} {known} (HTTP {reply.status})", f"Set {_TOKEN} to one that it takes.")
+        known = "does not accept the token" if token else "requires a token"
+        raise TokenRefused(f"{url} {known} (HTTP {reply.status})", f"Set {_TOKEN} to a token that it accepts.")
     if any(reply.messages()) or _is_native(reply):
         return
     if reply.status == 404:
         _refuse_sse(url, timeout_seconds)
         usual = "" if urlsplit(url).path == "/mcp" else "; it usually ends in /mcp"
-        raise Fault(f"{url} is not there (HTTP 404)", f"Correct the path in VESTIGE_MCP_URL{usual}.")
+        raise Fault(f"{url} does not exist (HTTP 404)", f"Correct the path in VESTIGE_MCP_URL{usual}.")
     if reply.status >= 500:
-        raise Fault(f"{url} fails with {reply}", "Look at its log.")
-    raise Fault(f"{url} does not speak MCP ({reply})", "Correct VESTIGE_MCP_URL: something else answers there.")
+        raise Fault(f"{url} answers {reply}", "Read the log of upstream.")
+    raise Fault(f"{url} is not an MCP server ({reply})", "Correct VESTIGE_MCP_URL: another program answers there.")
 
 
 def _refuse_sse(url: str, timeout_seconds: float) -> None:
-    """Tells supergateway in its default mode, which is the HTTP+SSE transport of 2024-11-05.
+    """Recognizes supergateway in its default mode, the HTTP+SSE transport of 2024-11-05.
 
     Errors:
-        Fault: it is that.
+        Fault: it runs in that mode.
     """
     stream = urlsplit(url)._replace(path="/sse", query="").geturl()
     try:
@@ -137,12 +143,12 @@ def _refuse_sse(url: str, timeout_seconds: float) -> None:
         return
     if is_sse:
         raise Fault(
-            f"{url} is not there, and {stream} is: supergateway runs in its default mode, SSE, "
-            "which the bridge does not speak",
+            f"{url} does not exist, but {stream} does: supergateway runs in its default mode, SSE, "
+            "which the bridge does not support",
             f"Start it for Streamable HTTP: {SUPERGATEWAY}",
         )
 
 
 def _is_native(reply: HttpReply) -> bool:
-    """Whether a Vestige that serves HTTP itself refuses a request without a session, which it does in plain text."""
+    """Whether it is how Vestige's own HTTP server refuses a request without a session, in plain text."""
     return reply.status == 400 and any(sentence in reply.body for sentence in _NATIVE)

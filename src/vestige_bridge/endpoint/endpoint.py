@@ -66,7 +66,7 @@ class Endpoint:
         self._session = session
         self._dispatcher = dispatcher
         self._settings = settings
-        self._shared = SharedMode(session, dispatcher, settings)
+        self._shared = SharedMode(session, dispatcher)
         self._modern = ModernClients(session, dispatcher)
         self._client_sessions = client_sessions
         self._bodies = ArrivingBodies(settings.max_in_flight)

@@ -110,8 +110,6 @@ class ClientSessions:
         """
         incoming.record.method = "batch"
         requests = sum(isinstance(member, Request) for member in members)
-        if requests > self._settings.max_in_flight:
-            raise InvalidMessage(f"A batch may hold {self._settings.max_in_flight} requests.")
         with self._session_of(incoming) as own:
             with self._dispatcher.admit(incoming.record, requests) as admission:
                 # All requests have their places before anything is waited for.

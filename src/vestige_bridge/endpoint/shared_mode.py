@@ -29,7 +29,6 @@ from vestige_bridge.session.exchange import Exchange
 from vestige_bridge.session.listeners import TOO_MANY_RESOURCES
 from vestige_bridge.session.session import Session
 from vestige_bridge.session.subscriptions import Interest, interest_of
-from vestige_bridge.settings import Settings
 
 MAX_ENDED_SESSIONS: Final = 65_536
 """How many sessions that were ended by their clients are remembered."""
@@ -41,13 +40,11 @@ class SharedMode:
     Parameters:
         session: the held session.
         dispatcher: sees the messages of clients through.
-        settings: limits and timeouts.
     """
 
-    def __init__(self, session: Session, dispatcher: Dispatcher, settings: Settings) -> None:
+    def __init__(self, session: Session, dispatcher: Dispatcher) -> None:
         self._session = session
         self._dispatcher = dispatcher
-        self._settings = settings
         self._ended: OrderedDict[Caller, None] = OrderedDict()
 
     def require_not_ended(self, caller: Caller) -> None:
@@ -80,8 +77,6 @@ class SharedMode:
         """Answers a batch (MCP 2025-03-26, basic/transports; JSON-RPC 2.0, section 6)."""
         incoming.record.method = "batch"
         places = sum(_takes_place(member) for member in members)
-        if places > self._settings.max_in_flight:
-            raise InvalidMessage(f"A batch may hold {self._settings.max_in_flight} requests and notifications.")
         answers: list[Exchange | bytes] = []
         with self._dispatcher.admit(incoming.record, places) as admission:
             for member in members:

@@ -36,6 +36,7 @@ from vestige_bridge.endpoint.per_client_mode import ClientSessions
 from vestige_bridge.endpoint.response_writer import EventStreams
 from vestige_bridge.errors import MethodNotAllowed, NotFound
 from vestige_bridge.mcp.methods import LISTEN
+from vestige_bridge.server.backup_status import read_backup_status
 from vestige_bridge.server.connections import Connections
 from vestige_bridge.session.dispatcher import Dispatcher
 from vestige_bridge.session.durations import BUCKETS, Durations
@@ -134,6 +135,8 @@ class Metrics(Collector):
         yield from self._sharing()
         yield from self._authentication()
         yield from self._clients()
+        if self._settings.backup_status_file:
+            yield from self._backups()
         yield _info("build_info", "The bridge itself; always 1.", {"version": __version__})
 
     def _traffic(self) -> Iterator[Metric]:
@@ -262,6 +265,16 @@ class Metrics(Collector):
         yield _counters(
             "unread_answers_ended", "Answers ended because their client did not read.", "reason", connections.ended
         )
+
+    def _backups(self) -> Iterator[Metric]:
+        status = read_backup_status(self._settings.backup_status_file)
+        yield _gauge("backup_failing", "1 while the last backup is one that failed.", status.failing)
+        if status.succeeded_at is not None:
+            yield _gauge(
+                "backup_last_success_timestamp_seconds", "When the newest backup was complete.", status.succeeded_at
+            )
+        if status.due_at is not None:
+            yield _gauge("backup_due_timestamp_seconds", "When the next backup is to begin.", status.due_at)
 
     def _authentication(self) -> Iterator[Metric]:
         yield _counters("auth_failures", "Requests that did not get in.", "reason", self._refusals)

@@ -28,6 +28,7 @@ from vestige_bridge.errors import (
     BridgeError,
     Cancelled,
     InternalError,
+    InvalidMessage,
     LimitReached,
     NotFound,
     Overloaded,
@@ -244,10 +245,13 @@ class Dispatcher:
             messages: how many requests and notifications came together.
 
         Errors:
+            InvalidMessage: they are more than may ever be in flight.
             Overloaded: the bridge is draining, or has too many messages in flight.
             LimitReached: their principal has as many in flight as it may.
         """
         principal = record.authenticated
+        if messages > 1:
+            self._require_small_batch(record, messages)
         self._require_room(principal, record, messages)
         self._reserved += messages
         self._count(principal, messages)
@@ -393,6 +397,13 @@ class Dispatcher:
         self._count(principal, -places)
         if not self._in_flight and not self._reserved:
             self._idle.set()
+
+    def _require_small_batch(self, record: AccessRecord, messages: int) -> None:
+        """A batch that can never be admitted is no matter of waiting."""
+        own = record.permissions.max_in_flight
+        most = self._settings.max_in_flight if own is None else min(own, self._settings.max_in_flight)
+        if messages > most:
+            raise InvalidMessage(f"At most {most} messages of a batch may be in flight; this one has {messages}.")
 
     def _require_room(self, principal: str, record: AccessRecord, messages: int) -> None:
         if self.draining:

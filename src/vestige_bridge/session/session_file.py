@@ -54,7 +54,9 @@ class SessionFile:
         try:
             tempfile.TemporaryFile(dir=directory).close()
         except OSError as error:
-            problem = f"{directory} is of no use: {error.strerror}; it takes a directory that can be written."
+            problem = (
+                f"{directory} cannot be used: {error.strerror}; set it to a directory that the bridge can write to."
+            )
             raise SettingsError([f"VESTIGE_BRIDGE_STATE_DIR: {problem}"]) from error
         return cls(directory, settings.mcp_url)
 

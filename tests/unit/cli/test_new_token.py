@@ -26,7 +26,7 @@ def made(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[str, str]
     shown = capsys.readouterr()
     assert shown.err == ""
     printed = re.fullmatch(
-        r"The token of (\S+); it is shown only now:\n\n([0-9a-f]{64})\n\n"
+        r"The token of (\S+)\. Store it now, because it is not printed again:\n\n([0-9a-f]{64})\n\n"
         r"The entry for tokens\.toml:\n\n(\[\[token\]\]\n(?:.+\n)+)",
         shown.out,
     )
@@ -109,11 +109,11 @@ def test_the_time_to_expire_may_be_said_from_now_on(
     ("spelled", "why"),
     [
         *(
-            (text, "is no time such as")
+            (text, "is not a time such as")
             for text in ("soon", "", "0d", "-1d", "1y", "90", "1.5d", "9999999d", "2027-02-30")
         ),
-        ("0001-01-01T00:00:00+23:59", "is no time such as"),
-        ("9999-12-31T23:59:59-23:59", "is no time such as"),
+        ("0001-01-01T00:00:00+23:59", "is not a time such as"),
+        ("9999-12-31T23:59:59-23:59", "is not a time such as"),
         ("2001-01-01", "is in the past"),
     ],
 )
@@ -147,7 +147,7 @@ def test_what_the_bridge_would_not_take_is_a_sentence_and_exit_status_2(
     assert main(["token", "new", *arguments]) == 2
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert shown.err.startswith("The bridge would not take this entry: ")
+    assert shown.err.startswith("The bridge would not accept this entry: ")
     assert why in shown.err
     assert len(shown.err.splitlines()) == 1
 

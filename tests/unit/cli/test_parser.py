@@ -65,7 +65,7 @@ def test_the_doctor_names_a_mistake_in_the_settings_and_asks_nothing_more(
     first, *others = capsys.readouterr().out.splitlines()
     assert first.startswith("✗ settings      VESTIGE_MCP_URL: ")
     assert len(others) == 6
-    assert all(line.endswith("not asked: the settings come first") for line in others)
+    assert all(line.endswith("not checked: settings did not pass") for line in others)
 
 
 def test_a_quiet_doctor_says_nothing_of_settings_that_are_wrong(
@@ -81,7 +81,7 @@ def test_a_time_that_is_none_is_exit_status_2(seconds: str, capsys: pytest.Captu
     with pytest.raises(SystemExit) as exited:
         main(["doctor", f"--timeout={seconds}"])
     assert exited.value.code == 2
-    assert f"{seconds!r} is no number of seconds up to 600" in capsys.readouterr().err
+    assert f"{seconds!r} is not a number of seconds greater than 0 and at most 600" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["doctor", "tools", "call", "connect", "stdio"])

@@ -127,11 +127,11 @@ def test_what_is_written_as_json_comes_out_the_same(keys: list[str], data: st.Da
         ("filter=[]", """filter: '[]' is not of the type object; write 'filter={"name": "value"}'."""),
         ("maybe=x", "maybe: 'x' is not of the type integer or null; write maybe=5."),
         ("filter.limit=x", "filter.limit: 'x' is not of the type integer; write filter.limit=5."),
-        ("text.inner=x", "text.inner: text is no object."),
+        ("text.inner=x", "text.inner: text is not an object."),
         ("txt=5", "There is no argument 'txt'. Did you mean text?"),
         ("filter.kinds=5", "There is no argument 'kinds'. Did you mean kind?"),
-        ("five", "'five' is no argument; write key=value."),
-        ("=five", "'=five' is no argument; write key=value."),
+        ("five", "'five' is not an argument; write key=value."),
+        ("=five", "'=five' is not an argument; write key=value."),
     ],
 )
 def test_what_is_no_value_is_one_sentence(word: str, sentence: str) -> None:
@@ -141,7 +141,7 @@ def test_what_is_no_value_is_one_sentence(word: str, sentence: str) -> None:
 def test_an_argument_that_is_given_twice_is_refused() -> None:
     assert refusal("count=1", "count=2").startswith("count is given twice")
     assert refusal("filter.kind=a", "filter={}").startswith("filter is given twice")
-    assert refusal("anything=1", "anything.a=2") == "anything.a: anything has a value already."
+    assert refusal("anything=1", "anything.a=2") == "anything.a: anything already has a value."
 
 
 def test_members_of_one_object_come_together() -> None:

@@ -112,4 +112,4 @@ def test_a_directory_that_cannot_be_written_is_a_mistake_in_the_settings(
     with pytest.raises(SettingsError) as refused:
         SessionFile.from_settings(settings)
     [problem] = refused.value.problems
-    assert problem.startswith(f"VESTIGE_BRIDGE_STATE_DIR: {directory} is of no use: ")
+    assert problem.startswith(f"VESTIGE_BRIDGE_STATE_DIR: {directory} cannot be used: ")
