@@ -64,8 +64,9 @@ conformance: test-tools ## Run the public conformance suite directly and through
 	PYTHONPATH=tests $(bin)/python -m conformance $(WRITE)
 
 .PHONY: interop
-interop: test-tools interop-tools ## Test the bridge with real MCP clients, two releases of each.
+interop: test-tools interop-tools ## Test the bridge with real MCP clients, two releases of each, and let two of them sign in.
 	PYTHONPATH=tests $(bin)/python -m interop.connected
+	PYTHONPATH=tests $(bin)/python -m interop.oauth
 	PYTHONPATH=tests $(bin)/python -m interop $(WRITE)
 
 .PHONY: interop-all
@@ -74,6 +75,7 @@ interop-all: on-linux test-tools interop-tools tests/interop/agents/node_modules
 	cd tests/interop/go && go build -o interop-newest . && go build -modfile=previous.mod -o interop-previous .
 	$(with-node) node --input-type=module --eval "await (await import('./openclaw-plugin/e2e/openclaw.ts')).installOpenClaw()"
 	$(offline) env PYTHONPATH=tests $(bin)/python -m interop.connected --all
+	PYTHONPATH=tests $(bin)/python -m interop.oauth --all
 	PYTHONPATH=tests $(bin)/python -m interop --all $(WRITE)
 
 .PHONY: https
@@ -322,7 +324,7 @@ compile = $(bin)/uv pip compile --quiet --no-config --upgrade --generate-hashes 
 
 .PHONY: requirements
 requirements: .venv/audit.stamp ## Update the pinned requirements, with hashes, of the bridge's image and its build.
-	$(compile) setup.cfg --output-file docker/requirements.txt
+	$(compile) --extra oauth setup.cfg --output-file docker/requirements.txt
 	sed -nE 's/^requires = \["(.*)"\]$$/\1/p' pyproject.toml | $(compile) - --output-file docker/build-requirements.txt
 
 .PHONY: clean

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench import progress
+from bench import oauth, progress
 from bench.contenders import BRIDGE, FLOOR, Contender, Started, started
 from bench.processes import BUILD, Failed, upstream
 from bench.throughput import Scenario, load
@@ -21,6 +21,9 @@ from bench.throughput import Scenario, load
 STORED = Path(__file__).parent / "instructions.json"
 TOLERANCE = 0.05
 REQUESTS = 200
+MOST_FOR_OAUTH = 1.05
+"""How many times the instructions of a request with a plain token one with a verified JWT may cost."""
+
 FORMS = ("json", "sse", "sse as json")
 UNHURRIED = {
     "PYTHONHASHSEED": "0",
@@ -33,9 +36,9 @@ UNHURRIED = {
 
 def measure() -> dict[str, Any]:
     """Counts the floor's and the bridge's instructions, and compares them with the stored limits."""
-    contenders = (FLOOR, BRIDGE)
     # In parallel, since other load does not change a count of instructions.
-    with upstream() as port, ThreadPoolExecutor(len(contenders)) as threads:
+    with upstream() as port, oauth.contender() as with_oauth, ThreadPoolExecutor() as threads:
+        contenders = (FLOOR, BRIDGE, with_oauth)
         found = threads.map(lambda contender: _counts(contender, f"http://127.0.0.1:{port}/mcp"), contenders)
         counts = {
             f"{contender.name}, {form}": count
@@ -44,7 +47,8 @@ def measure() -> dict[str, Any]:
         }
     progress.done()
     ratios = {form: round(counts[f"bridge, {form}"] / counts[f"floor, {form}"], 4) for form in FORMS}
-    return {"per_request": counts, "ratios": ratios, "stored": stored()}
+    with_jwt = round(counts[f"{oauth.NAME}, json"] / counts["bridge, json"], 4)
+    return {"per_request": counts, "ratios": ratios, "with_jwt": with_jwt, "stored": stored()}
 
 
 def stored() -> dict[str, float]:
@@ -59,8 +63,12 @@ def store(ratios: dict[str, float]) -> None:
 
 
 def too_many(found: dict[str, Any]) -> list[str]:
-    """A sentence for each form in which a request costs more than the stored limit."""
+    """A sentence for each form of request above its stored limit, and for a JWT that costs too much."""
+    with_jwt = found.get("with_jwt", 1.0)
     return [
+        f"A request with a verified JWT costs {with_jwt} times the instructions of one with a plain token."
+        for _ in range(with_jwt > MOST_FOR_OAUTH)
+    ] + [
         f"A request ({form}) costs {ratio} times the floor's instructions; {found['stored'][form]} are stored."
         for form, ratio in found["ratios"].items()
         if form in found["stored"] and ratio > found["stored"][form] * (1 + TOLERANCE)
@@ -78,13 +86,15 @@ def fewer(found: dict[str, Any]) -> list[str]:
 
 
 def _counts(contender: Contender, url: str) -> dict[str, float]:
-    out = BUILD / f"callgrind-{contender.name}"
+    out = BUILD / f"callgrind-{contender.name.replace(', ', '-')}"
     valgrind = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={out}"]
     watched = replace(contender, command=lambda *place: [*valgrind, *contender.command(*place)])
     progress.say(f"starting {contender.name} under valgrind")
+    # What a token costs is the same for every form.
+    forms = FORMS[:1] if contender.name == oauth.NAME else FORMS
     with started(watched, url, **UNHURRIED) as it:
         counts = {}
-        for number, form in enumerate(FORMS, start=1):
+        for number, form in enumerate(forms, start=1):
             counts[form] = _count(it, form, Path(f"{out}.{number}"))
             progress.say(f"{contender.name}, {form}: {counts[form]:,.0f} instructions a request")
     return counts

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bench.oauth import NAME as WITH_OAUTH
 from bench.targets import TARGETS, Results, number
 
 Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
@@ -121,6 +122,9 @@ def instructions(part: Mapping[str, Any]) -> Table:
         )
         for form, ratio in part["ratios"].items()
     ]
+    if "with_jwt" in part:
+        floor, bridge = counts["floor, json"], counts[f"{WITH_OAUTH}, json"]
+        rows.append(("json, with a verified JWT", f"{floor:,.0f}", f"{bridge:,.0f}", f"{bridge / floor:.3f}"))
     return ("responses", "floor", "bridge", "bridge / floor"), rows
 
 

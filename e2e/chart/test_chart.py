@@ -464,6 +464,53 @@ def test_several_tokens_of_one_name_overlap_while_they_are_rotated() -> None:
     assert [it["name"] for it in understood(file_of_tokens(objects))] == ["agents", "agents"]
 
 
+OAUTH = "auth.oauth.issuer=https://login.example.com/,auth.oauth.publicUrl=https://vestige.example.com"
+SCOPES = "auth.oauth.scopes=vestige.read=read-only;vestige.notes=tools:recall\\,memory*"
+
+
+def test_an_identity_provider_is_authentication_enough_and_needs_no_secret() -> None:
+    objects = render("--set", OAUTH, "--set-string", SCOPES, token=None)
+    assert "Secret" not in objects
+    bridge = containers(objects)[1]
+    variables = environment(bridge)
+    assert "VESTIGE_AUTH_TOKEN_FILE" not in variables
+    assert [mount["name"] for mount in bridge["volumeMounts"]] == ["data", "state"]
+    assert {name: value for name, value in variables.items() if "OAUTH" in name or "PUBLIC" in name} == {
+        "VESTIGE_BRIDGE_OAUTH_ISSUER": "https://login.example.com/",
+        "VESTIGE_BRIDGE_PUBLIC_URL": "https://vestige.example.com",
+        "VESTIGE_BRIDGE_OAUTH_SCOPES": "vestige.read=read-only;vestige.notes=tools:recall,memory*",
+        "VESTIGE_BRIDGE_OAUTH_AUDIENCE": "",
+        "VESTIGE_BRIDGE_OAUTH_JWKS_URL": "",
+    }
+
+
+def test_an_identity_provider_goes_together_with_tokens() -> None:
+    more = "auth.oauth.audience=api://vestige,auth.oauth.jwksUrl=https://login.example.com/keys"
+    variables = environment(containers(render("--set", f"{OAUTH},{more}", "--set-string", SCOPES))[1])
+    assert variables["VESTIGE_AUTH_TOKEN_FILE"] == "/etc/vestige/auth/token"
+    assert variables["VESTIGE_BRIDGE_OAUTH_AUDIENCE"] == "api://vestige"
+    assert variables["VESTIGE_BRIDGE_OAUTH_JWKS_URL"] == "https://login.example.com/keys"
+    assert not [name for name in environment(containers(render())[1]) if "OAUTH" in name]
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ("auth.oauth.issuer=https://login.example.com", "auth.oauth.issuer needs auth.oauth.publicUrl"),
+        (OAUTH, "auth.oauth.issuer needs auth.oauth.scopes"),
+        ("auth.oauth.scopes=vestige=all", "auth.oauth.scopes is set without auth.oauth.issuer"),
+        ("auth.oauth.publicUrl=https://vestige.example.com", "auth.oauth.publicUrl is set without auth.oauth.issuer"),
+        (f"{OAUTH},auth.oauth.scopes=vestige", "does not match pattern"),
+        (f"{OAUTH},auth.oauth.scopes=vestige=write", "does not match pattern"),
+        ("auth.oauth.issuer=http://login.example.com", "does not match pattern"),
+        (f"{OAUTH},auth.oauth.scopes=vestige=all,auth.token=eyJhbGciOiJub25lIn0.e30.x", "has the form of a JWT"),
+    ],
+)
+def test_oauth_by_halves_is_refused(values: str, sentence: str) -> None:
+    said = refusal("--set", f"auth.token={TOKEN}", "--set", values)
+    assert sentence in said and "eyJhbGci" not in said
+
+
 def test_the_audit_goes_to_standard_output_once_it_is_asked_for(default: dict[str, Manifest]) -> None:
     def audit(*values: str) -> dict[str, str]:
         variables = environment(containers(render(*values))[1])

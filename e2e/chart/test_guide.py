@@ -199,15 +199,29 @@ def test_with_compose_a_folder_with_tokens_takes_the_place_of_the_token() -> Non
     assert (mount["read_only"], mount["bind"]) == (True, {"create_host_path": False})
 
 
-def test_with_compose_both_files_run_the_same_but_for_the_tokens() -> None:
-    files = ("compose.yaml", "compose.tokens.yaml")
-    one, other = (yaml.safe_load((ROOT / "docker" / name).read_text()) for name in files)
+@pytest.mark.parametrize("file", ["compose.tokens.yaml", "compose.oauth.yaml"])
+def test_with_compose_all_files_run_the_same_but_for_who_may_call(file: str) -> None:
+    one, other = (yaml.safe_load((ROOT / "docker" / name).read_text()) for name in ("compose.yaml", file))
     assert one["services"].keys() == other["services"].keys()
     assert one | {"services": {}} == other | {"services": {}}
     assert one["services"]["vestige-mcp"] == other["services"]["vestige-mcp"]
 
 
-@pytest.mark.parametrize("file", ["compose.yaml", "compose.tokens.yaml"])
+@pytest.mark.parametrize("file", ["compose.yaml", "compose.tokens.yaml", "compose.oauth.yaml"])
+def test_with_compose_an_identity_provider_is_what_the_shell_says(file: str) -> None:
+    names = ("PUBLIC_URL", "OAUTH_ISSUER", "OAUTH_SCOPES", "OAUTH_AUDIENCE", "OAUTH_JWKS_URL")
+    given = {f"VESTIGE_BRIDGE_{name}": f"the {name}" for name in names}
+    bridge = compose_environment("bridge", file, VESTIGE_AUTH_TOKEN="a-token", **given)
+    assert given.items() <= bridge.items()
+    assert ("VESTIGE_AUTH_TOKEN" in bridge or "VESTIGE_AUTH_TOKEN_FILE" in bridge) is (file != "compose.oauth.yaml")
+
+
+def test_with_compose_the_file_for_an_identity_provider_refuses_without_one() -> None:
+    issuer = compose_service("bridge", "compose.oauth.yaml")["environment"]["VESTIGE_BRIDGE_OAUTH_ISSUER"]
+    assert issuer.startswith("${VESTIGE_BRIDGE_OAUTH_ISSUER:?")
+
+
+@pytest.mark.parametrize("file", ["compose.yaml", "compose.tokens.yaml", "compose.oauth.yaml"])
 def test_with_compose_https_is_a_profile_that_cannot_reach_vestige(file: str) -> None:
     https, bridge, vestige = (compose_service(name, file) for name in ("https", "bridge", "vestige-mcp"))
     assert https["profiles"] == ["https"]
@@ -219,11 +233,12 @@ def test_with_compose_https_is_a_profile_that_cannot_reach_vestige(file: str) ->
     assert "VESTIGE_AUTH_TOKEN" not in https["environment"]
 
 
-@pytest.mark.parametrize("file", ["compose.yaml", "compose.tokens.yaml"])
+@pytest.mark.parametrize("file", ["compose.yaml", "compose.tokens.yaml", "compose.oauth.yaml"])
 def test_with_compose_the_audit_goes_where_the_shell_says(file: str) -> None:
     audit = ("VESTIGE_BRIDGE_AUDIT_LOG", "VESTIGE_BRIDGE_AUDIT_REQUIRED")
     for given in (("", ""), ("-", "true")):
         variables = dict(zip(audit, given, strict=True)) | {"VESTIGE_AUTH_TOKEN": "a-token"}
+        variables |= {"VESTIGE_BRIDGE_OAUTH_ISSUER": "https://login.example.com"}
         bridge = compose_environment("bridge", file, **variables)
         assert tuple(bridge[name] for name in audit) == given
 

@@ -9,6 +9,7 @@
     │   ├── InvalidParams
     │   └── MethodNotFound
     ├── AuthenticationError             no token, or a wrong one
+    ├── KeysUnavailable                 an OAuth token cannot be verified now
     ├── AuthenticationNotConfigured
     ├── Forbidden
     ├── NotFound, MethodNotAllowed, UnsupportedMediaType, BodyTimeout, HeadTooLarge, UnsupportedTransferCoding
@@ -119,6 +120,12 @@ class MethodNotFound(InvalidMessage):
 
 class AuthenticationError(BridgeError):
     """The request carries no valid bearer token (RFC 6750, section 3)."""
+
+
+class KeysUnavailable(BridgeError):
+    """No signing key of the identity provider is known, so an OAuth token cannot be verified now."""
+
+    sent = False
 
 
 class AuthenticationNotConfigured(BridgeError):
@@ -271,6 +278,7 @@ RENDERINGS: Final[Mapping[type[BridgeError], Rendering]] = MappingProxyType(
         InvalidParams: Rendering(400, -32602),
         MethodNotFound: Rendering(404, -32601),
         AuthenticationError: Rendering(401, -32015),
+        KeysUnavailable: Rendering(503, -32013),
         AuthenticationNotConfigured: Rendering(500, -32603),
         Forbidden: Rendering(403, -32016),
         NotFound: Rendering(404, -32600),

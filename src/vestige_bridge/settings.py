@@ -23,7 +23,16 @@ _FALSE: Final = frozenset({"false", "0", "no", "off"})
 _LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 _LOG_FORMATS: Final = ("text", "json")
 _host_name = re.compile(r"[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?").fullmatch
+_scope = re.compile(r"[\x21\x23-\x3a\x3c-\x5b\x5d-\x7e]{1,256}").fullmatch
+_tool_pattern = re.compile(r"[A-Za-z0-9._/*-]{1,128}").fullmatch
 _SESSION_MODES: Final = ("shared", "per-client")
+
+_LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
+
+READ_ONLY: Final = "read-only"
+ALL: Final = "all"
+TOOLS: Final = "tools:"
+"""What an OAuth scope may be mapped to; a list of tools follows the last."""
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -63,6 +72,79 @@ def parse_url(value: str) -> str:
     if parts.username or parts.password or parts.fragment:
         raise ValueError
     return value
+
+
+def parse_bridge_url(value: str) -> str:
+    """Where a bridge answers, as a person gives it: with or without the path of its endpoint.
+
+    Errors:
+        ValueError: it is no such address.
+    """
+    url = parse_url(value)
+    if urlsplit(url).query:
+        raise ValueError
+    return url.rstrip("/").removesuffix("/mcp").rstrip("/")
+
+
+def parse_secure_url(value: str) -> str:
+    """An address to which nobody on the network can listen: ``https``, or ``http`` on loopback.
+
+    Errors:
+        ValueError: it is none.
+    """
+    parts = urlsplit(_quotable(parse_url(value)))
+    if parts.scheme != "https" and parts.hostname not in _LOOPBACK:
+        raise ValueError
+    return value
+
+
+def _issuer(value: str) -> str:
+    """An issuer identifier (RFC 8414, section 2), which is compared as it is spelled."""
+    if "?" in parse_secure_url(value):
+        raise ValueError
+    return value
+
+
+def _public_url(value: str) -> str:
+    return _quotable(parse_bridge_url(value))
+
+
+def _quotable(url: str) -> str:
+    # It stands between quotes in WWW-Authenticate.
+    if not url.isascii() or '"' in url or "\\" in url:
+        raise ValueError
+    return url
+
+
+def _optional(parse: Callable[[str], str]) -> Callable[[str], str]:
+    return lambda value: parse(value) if value else ""
+
+
+_optional_issuer = _optional(_issuer)
+_optional_secure_url = _optional(parse_secure_url)
+_optional_public_url = _optional(_public_url)
+
+
+def _scopes(value: str) -> tuple[tuple[str, str], ...]:
+    """Scopes (RFC 6749, section 3.3), each with what it permits."""
+    scopes: dict[str, str] = {}
+    for entry in filter(None, map(str.strip, value.split(";"))):
+        scope, _, rights = (part.strip() for part in entry.rpartition("="))
+        tools = rights.removeprefix(TOOLS).split(",") if rights.startswith(TOOLS) else []
+        if not _scope(scope) or scope in scopes or not (rights in (READ_ONLY, ALL) or tools):
+            raise ValueError
+        if not all(_tool_pattern(tool.strip()) for tool in tools):
+            raise ValueError
+        scopes[scope] = TOOLS + ",".join(tool.strip() for tool in tools) if tools else rights
+    return tuple(scopes.items())
+
+
+def has_jwt_form(token: bytes) -> bool:
+    """Whether a token looks like a JWT: three parts or, encrypted, five, and the first begins as a JSON object does.
+
+    In base64url a brace and what may follow it are one of these; what else stands in the parts is not looked at.
+    """
+    return token[:2] in (b"ey", b"ew") and token.count(b".") in (2, 4)
 
 
 def is_bearer_token(value: str) -> bool:
@@ -142,6 +224,12 @@ _ALLOWED: Final[Mapping[Callable[[str], Any], str]] = {
     _log_level: " or ".join(_LOG_LEVELS),
     _log_format: " or ".join(_LOG_FORMATS),
     _session_mode: " or ".join(_SESSION_MODES),
+    _optional_public_url: "an address such as https://vestige.example.com, without user name, query and fragment",
+    _optional_issuer: "an https address such as https://login.example.com, without user name, query and fragment; "
+    "http on loopback",
+    _optional_secure_url: "an https address, without user name and fragment; http on loopback",
+    _scopes: "scopes with what each permits, separated by semicolons, such as "
+    "vestige.read=read-only;vestige.write=all;vestige.notes=tools:recall,memory*",
 }
 
 
@@ -167,6 +255,37 @@ class Settings:
     )
     allow_anonymous: bool = _setting(
         "VESTIGE_ALLOW_ANONYMOUS", "false", _switch, "Admits everybody without a token. Not for production."
+    )
+    public_url: str = _setting(
+        "VESTIGE_BRIDGE_PUBLIC_URL",
+        "",
+        _optional_public_url,
+        "Where clients reach the bridge, such as https://vestige.example.com; OAuth needs it.",
+    )
+    oauth_issuer: str = _setting(
+        "VESTIGE_BRIDGE_OAUTH_ISSUER",
+        "",
+        _optional_issuer,
+        "The identity provider whose access tokens (JWTs) are taken, by its issuer identifier.",
+    )
+    oauth_audience: str = _setting(
+        "VESTIGE_BRIDGE_OAUTH_AUDIENCE",
+        "",
+        _text,
+        "The audience that these tokens have to be for; the public URL and /mcp if it is not set.",
+    )
+    oauth_scopes: tuple[tuple[str, str], ...] = _setting(
+        "VESTIGE_BRIDGE_OAUTH_SCOPES",
+        "",
+        _scopes,
+        "What each scope of such a token permits: scope=read-only, scope=all or scope=tools:recall,memory*, separated "
+        "by semicolons.",
+    )
+    oauth_jwks_url: str = _setting(
+        "VESTIGE_BRIDGE_OAUTH_JWKS_URL",
+        "",
+        _optional_secure_url,
+        "Where the provider's signing keys are; its metadata say it if this is not set.",
     )
     host: str = _setting("VESTIGE_BRIDGE_HOST", "127.0.0.1", _host, "The address to listen on.")
     port: int = _setting("VESTIGE_BRIDGE_PORT", "8000", _port, "The port to listen on; 0 chooses a free one.")
@@ -349,6 +468,7 @@ class Settings:
             problems.append(
                 "VESTIGE_BRIDGE_AUDIT_REQUIRED: true without VESTIGE_BRIDGE_AUDIT_LOG; set both, or neither."
             )
+        problems += _oauth_problems(values)
         ways = [
             variable
             for variable, is_set in (
@@ -365,9 +485,42 @@ class Settings:
         return cls(**values)
 
     @property
+    def oauth_resource(self) -> str:
+        """The identifier of the endpoint as a protected resource (RFC 9728, section 1.2)."""
+        return f"{self.public_url}/mcp"
+
+    @property
+    def maps_tools(self) -> bool:
+        """Whether an OAuth scope is mapped to tools, so that not all principals see the same ones."""
+        return any(rights.startswith(TOOLS) for _, rights in self.oauth_scopes)
+
+    @property
     def logging_level(self) -> int:
         """The level as the logging module numbers it."""
         return logging.getLevelNamesMapping()[self.log_level.upper()]
+
+
+def _oauth_problems(values: Mapping[str, Any]) -> list[str]:
+    """A sentence for each of the OAuth settings that does not fit the others; what is missing was a mistake itself."""
+    issuer = "VESTIGE_BRIDGE_OAUTH_ISSUER"
+    if not values.get("oauth_issuer"):
+        return [
+            f"VESTIGE_BRIDGE_{name.upper()}: set without {issuer}, which says whose tokens are taken."
+            for name in ("oauth_audience", "oauth_scopes", "oauth_jwks_url")
+            if values.get(name) and "oauth_issuer" in values
+        ]
+    problems = []
+    if values.get("public_url") == "":
+        problems.append(f"{issuer}: set without VESTIGE_BRIDGE_PUBLIC_URL, which says where clients reach the bridge.")
+    if values.get("oauth_scopes") == ():
+        problems.append(
+            f"{issuer}: set without VESTIGE_BRIDGE_OAUTH_SCOPES, which says what a token permits, such as vestige=all."
+        )
+    if values.get("allow_anonymous"):
+        problems.append(f"{issuer}: set together with VESTIGE_ALLOW_ANONYMOUS=true; only one of them is allowed.")
+    if has_jwt_form(values["auth_token"].encode()):
+        problems.append(f"VESTIGE_AUTH_TOKEN: this one has the form of a JWT, and JWTs are for {issuer} to vouch for.")
+    return problems
 
 
 def describe() -> list[tuple[str, str, str]]:

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import trustme
 from aiohttp import web
@@ -29,6 +30,7 @@ from harness import (
     free_port,
     until,
 )
+from identity_provider import IdentityProvider, key
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,12 @@ class Patient:
 
     environ: Mapping[str, str]
     url: str | None = None
+    token_env: str | None = None
+
+    @property
+    def provider(self) -> str:
+        """Where the identity provider is that matters; empty if none does."""
+        return self.environ.get("VESTIGE_BRIDGE_OAUTH_ISSUER", "") or self.environ.get("PROVIDER", "")
 
 
 @dataclass(frozen=True)
@@ -280,6 +288,104 @@ async def _(tmp: Path) -> AsyncIterator[Patient]:
 async def _(tmp: Path) -> AsyncIterator[Patient]:
     async with scripted_upstream() as upstream, bridge(upstream.url, VESTIGE_AUTH_TOKEN="") as served:
         yield near(upstream.url, served)
+
+
+@asynccontextmanager
+async def signing(**token: Any) -> AsyncIterator[tuple[IdentityProvider, Bridge, Patient]]:
+    """A provider, a bridge that takes its tokens, and a doctor there who is given such a token."""
+    async with IdentityProvider().serving() as provider, scripted_upstream() as upstream:
+        variables = provider.variables()
+        async with bridge(upstream.url, **variables) as served:
+            await until(served.ready)
+            await until(lambda: served.metric("oauth_keys") > 0)
+            there = near(upstream.url, served, **variables)
+            yield (
+                provider,
+                served,
+                Patient({**there.environ, "ACCESS_TOKEN": provider.token(**token)}, None, "ACCESS_TOKEN"),
+            )
+
+
+@broken("provider", "nobody listens at its address")
+async def _(tmp: Path) -> AsyncIterator[Patient]:
+    async with signing() as (_provider, _served, patient):
+        nowhere = f"http://127.0.0.1:{free_port()}"
+        yield Patient({**patient.environ, "VESTIGE_BRIDGE_OAUTH_ISSUER": nowhere}, None, "ACCESS_TOKEN")
+
+
+@broken("provider", "it has no metadata")
+async def _(tmp: Path) -> AsyncIterator[Patient]:
+    async with signing() as (provider, _served, patient):
+        provider.serves = ""
+        yield patient
+
+
+@broken("provider", "its metadata name an issuer that is spelled otherwise")
+async def _(tmp: Path) -> AsyncIterator[Patient]:
+    async with signing() as (provider, _served, patient):
+        provider.metadata = {"issuer": "https://login.example.com/"}
+        yield patient
+
+
+@broken("provider", "it shows no keys")
+async def _(tmp: Path) -> AsyncIterator[Patient]:
+    async with signing() as (provider, _served, patient):
+        provider.jwks = b'{"keys": []}'
+        yield patient
+
+
+@broken("provider", "the bridge elsewhere takes no OAuth tokens")
+async def _(tmp: Path) -> AsyncIterator[Patient]:
+    async with IdentityProvider().serving() as provider, bridge(nobody()) as served:
+        yield Patient({"VESTIGE_AUTH_TOKEN": provider.token(), "PROVIDER": provider.url}, served.origin)
+
+
+@broken("token", "an OAuth token is for another audience")
+async def _(tmp: Path) -> AsyncIterator[Patient]:
+    async with signing(aud="https://other.example.com/mcp") as (_provider, _served, patient):
+        yield patient
+
+
+@broken("token", "an OAuth token has expired")
+async def _(tmp: Path) -> AsyncIterator[Patient]:
+    async with signing(exp=1_000_000_000) as (_provider, _served, patient):
+        yield patient
+
+
+@broken("token", "an OAuth token was signed with a key that the provider does not show")
+async def _(tmp: Path) -> AsyncIterator[Patient]:
+    async with signing(header={"kid": "two"}) as (_provider, _served, patient):
+        yield patient
+
+
+@broken("token", "an OAuth token is no access token")
+async def _(tmp: Path) -> AsyncIterator[Patient]:
+    async with signing(header={"typ": "logout+jwt"}) as (_provider, _served, patient):
+        yield patient
+
+
+@broken("token", "the signature of an OAuth token is wrong")
+async def _(tmp: Path) -> AsyncIterator[Patient]:
+    async with signing(header={"kid": "one"}, by=key("two")) as (_provider, _served, patient):
+        yield patient
+
+
+@broken("token", "an OAuth token has no scope that permits anything")
+async def _(tmp: Path) -> AsyncIterator[Patient]:
+    async with signing(scope="openid profile") as (_provider, _served, patient):
+        yield patient
+
+
+@broken("token", "the bridge has no signing keys of the provider yet")
+async def _(tmp: Path) -> AsyncIterator[Patient]:
+    async with IdentityProvider().serving() as provider, scripted_upstream() as upstream:
+        provider.away = 503
+        async with bridge(upstream.url, **provider.variables()) as served:
+            await until(served.ready)
+            await until(lambda: served.metric("oauth_key_fetches_failed_total") > 0)
+            provider.away = 0
+            there = near(upstream.url, served, **provider.variables())
+            yield Patient({**there.environ, "ACCESS_TOKEN": provider.token()}, None, "ACCESS_TOKEN")
 
 
 @asynccontextmanager

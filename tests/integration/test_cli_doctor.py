@@ -15,6 +15,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from harness import ROOT, Bridge, Gateway, Received, ScriptedUpstream, bridge, environment, free_port, until
+from identity_provider import IdentityProvider
 from integration.doctor_setups import HASHED, SETUPS, Patient, Setup, answering, entry, hang, listening, near
 from vestige_bridge.cli import doctor
 from vestige_bridge.cli.parser import main
@@ -23,13 +24,21 @@ from vestige_bridge.server.probes import SHARED_SECONDS
 PAGE = ROOT / "docs/doctor.md"
 HEADING = "| layer | problem | message |\n|---|---|---|\n"
 LAYERS = ["settings", "address", "bridge", "token", "upstream", "Vestige", "read"]
+PROVIDER = "provider"
+"""A layer only where OAuth matters."""
+
 TIMEOUT_SECONDS = 2.0
 
 
 async def examine(patient: Patient, *, as_json: bool = False) -> int:
     """The doctor's exit status; what it prints goes to standard output."""
     return await asyncio.to_thread(
-        doctor.run, patient.environ, url=patient.url, timeout_seconds=TIMEOUT_SECONDS, as_json=as_json
+        doctor.run,
+        patient.environ,
+        url=patient.url,
+        timeout_seconds=TIMEOUT_SECONDS,
+        as_json=as_json,
+        token_env=patient.token_env,
     )
 
 
@@ -48,6 +57,7 @@ def general(line: str, patient: Patient, directory: Path) -> str:
     """The line without what differs each time: ports, directories and times."""
     ports = {patient.environ.get("VESTIGE_BRIDGE_PORT", ""): "8000", (patient.url or "").rpartition(":")[2]: "8000"}
     ports[re.sub(r".*:(\d+).*", r"\1", patient.environ.get("VESTIGE_MCP_URL", ""))] = "3100"
+    ports[patient.provider.rpartition(":")[2]] = "9000"
     for port, shown in ports.items():
         line = re.sub(rf":{port}\b", f":{shown}", line) if port else line
     return re.sub(r"\(\d+ ms\)", "(… ms)", line.replace(str(directory), "/etc/vestige"))
@@ -73,7 +83,7 @@ async def test_the_layer_that_is_broken_is_named_as_the_page_shows(
         assert await examine(patient) == 1
         lines = capsys.readouterr().out.splitlines()
         assert all(line.isprintable() for line in lines)
-        assert len(lines) == len(LAYERS) - (patient.url is not None)
+        assert len(lines) == len(LAYERS) - (patient.url is not None) + bool(patient.provider)
         line = next(line for line in lines if line.startswith("✗"))
         assert line[2:16].strip() == setup.layer
         line = general(line[16:], patient, tmp_path)
@@ -84,7 +94,7 @@ async def test_the_layer_that_is_broken_is_named_as_the_page_shows(
 
 def test_the_page_shows_every_set_up_and_no_other() -> None:
     assert list(documented()) == [(setup.layer, setup.name) for setup in SETUPS]
-    assert {setup.layer for setup in SETUPS} == set(LAYERS)
+    assert {setup.layer for setup in SETUPS} == {*LAYERS, PROVIDER}
 
 
 async def test_when_all_is_well_each_layer_is_ticked_and_no_second_server_was_started(
@@ -112,6 +122,33 @@ async def test_a_bridge_elsewhere_is_examined_without_the_settings_of_this_machi
         assert await examine(Patient({**here, "VESTIGE_AUTH_TOKEN": str(served.token)}, served.origin)) == 0
     layers = [layer for layer in LAYERS if layer != "upstream"]
     assert marks(capsys.readouterr().out) == dict.fromkeys(layers, "✓")
+
+
+async def test_an_oauth_token_is_examined_here_and_from_elsewhere(
+    memory_gateway: Gateway, capsys: pytest.CaptureFixture[str]
+) -> None:
+    layers = [*LAYERS[:3], PROVIDER, *LAYERS[3:]]
+    async with IdentityProvider().serving() as provider:
+        variables = provider.variables()
+        async with bridge(memory_gateway.url, **variables) as served:
+            await until(served.ready)
+            await until(lambda: served.metric("oauth_keys") > 0)
+            here = {**near(memory_gateway.url, served, **variables).environ, "ACCESS_TOKEN": provider.token()}
+            assert await examine(Patient(here, None, "ACCESS_TOKEN")) == 0
+            near_by = capsys.readouterr().out
+            assert await examine(Patient({"VESTIGE_AUTH_TOKEN": provider.token()}, served.origin)) == 0
+            elsewhere = capsys.readouterr().out
+            assert await examine(Patient(here)) == 0
+            without = capsys.readouterr().out
+            assert await examine(Patient({**here, "ACCESS_TOKEN": "two words"}, None, "ACCESS_TOKEN")) == 1
+            assert await examine(Patient(here, None, "NOT_SET")) == 1
+    assert marks(near_by) == dict.fromkeys(layers, "✓")
+    assert marks(elsewhere) == {layer: "✓" for layer in layers if layer != "upstream"}
+    assert f"{provider.issuer} has 1 signing keys" in near_by
+    assert marks(without) == {**dict.fromkeys(layers, "✓"), "token": "-", "read": "-"}
+    assert "--token-env NAME" in without
+    assert "NOT_SET: it contains no token" in capsys.readouterr().out
+    assert provider.token().split(".")[1] not in near_by + elsewhere
 
 
 async def test_a_bridge_for_everybody_needs_no_token(

@@ -30,14 +30,17 @@ from harness import (
     until,
 )
 from harness import SUPERGATEWAY as INSTALLED_SUPERGATEWAY
-from vestige_bridge.access.authentication import REFUSALS
+from identity_provider import IdentityProvider
+from vestige_bridge.access.authentication import OAUTH_REFUSALS, REFUSALS
+from vestige_bridge.access.oauth import principal_of
 from vestige_bridge.cli.http_client import NoAnswer
 from vestige_bridge.cli.published import OWNER
 from vestige_bridge.cli.upstream_probe import SUPERGATEWAY, ask_endpoint
 from vestige_bridge.errors import REASONS
 from vestige_bridge.logs import FIELDS
+from vestige_bridge.server.app import build_app
 from vestige_bridge.session.monitor import State
-from vestige_bridge.settings import describe
+from vestige_bridge.settings import Settings, describe
 
 DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "charts/vestige/README.md"]
 PLUGIN = ROOT / "openclaw-plugin/README.md"
@@ -127,6 +130,14 @@ COMMANDS = {
         "vestige-bridge call search_nodes": "test_the_commands_that_follow_make_dev_work_as_they_stand",
         "vestige-bridge call create_entities": "test_a_call_writes_and_another_reads_what_was_written",
     },
+    "docs/sign-in.md": {
+        "pip install '.[oauth]'": "not run: the tests have what it installs, from the extra of that name",
+        "export VESTIGE_BRIDGE_": "test_the_settings_of_the_page_about_signing_in_start_a_bridge",
+        "vestige-bridge": "test_the_settings_of_the_page_about_signing_in_start_a_bridge",
+        "ACCESS_TOKEN=… vestige-bridge doctor": "test_an_oauth_token_is_examined_here_and_from_elsewhere",
+        "VESTIGE_AUTH_TOKEN=… vestige-bridge doctor": "test_an_oauth_token_is_examined_here_and_from_elsewhere",
+        "printf ": "test_the_line_that_says_who_a_principal_is_says_it",
+    },
 }
 """How each command that a page shows is run, by the beginning of its line: a test, a target, or why it is not."""
 
@@ -156,6 +167,20 @@ def test_every_command_of_a_page_is_run_or_says_why_not(document: str) -> None:
         f"make {name}" for name in re.findall(r"^([a-z0-9-]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE)
     }
     assert [by for by in known.values() if by not in exist and not by.startswith("not run: ")] == []
+
+
+def test_the_settings_of_the_page_about_signing_in_start_a_bridge() -> None:
+    lines = [line for line in commands("docs/sign-in.md") if line.startswith("export ")]
+    exported = [shlex.split(line)[1].partition("=") for line in lines]
+    settings = Settings.from_environ({name: value for name, _, value in exported})
+    assert [scope for scope, _ in settings.oauth_scopes] == ["vestige.read", "vestige.write"]
+    build_app(settings)
+
+
+def test_the_line_that_says_who_a_principal_is_says_it() -> None:
+    (line,) = [line for line in commands("docs/sign-in.md") if line.startswith("printf ")]
+    said = subprocess.run(["bash", "-euc", line], capture_output=True, text=True, check=True).stdout.strip()
+    assert f"oauth:{said}" == principal_of("https://login.example.com/", "alice")
 
 
 async def test_the_commands_that_follow_make_dev_work_as_they_stand(memory_gateway: Gateway, tmp_path: Path) -> None:
@@ -273,8 +298,12 @@ async def eventful(upstream: ScriptedUpstream, tmp_path: Path) -> AsyncIterator[
     backups = tmp_path / "status.json"
     backups.write_text('{"failing": false, "succeeded_at": 1795689412, "due_at": 1795748400}')
     files = {"VESTIGE_AUTH_TOKEN_FILE": str(file), "VESTIGE_BRIDGE_BACKUP_STATUS_FILE": str(backups)}
-    async with bridge(upstream.url, VESTIGE_AUTH_TOKEN="", **files) as served:
+    async with (
+        IdentityProvider().serving() as provider,
+        bridge(upstream.url, **provider.variables(**files)) as served,
+    ):
         await until(served.ready)
+        await until(lambda: served.metric("oauth_keys") > 0)
         served.token = TOKEN
         assert [(await served.call(tool)).status for tool in ("read", "write")] == [200, 403]
         yield served
@@ -301,7 +330,7 @@ async def test_every_metric_is_documented_with_its_type_and_its_labels(eventful:
 
 def test_every_reason_that_a_metric_may_name_is_documented() -> None:
     named = set(re.findall(r"`([a-z_]+)`", (ROOT / "docs/operations.md").read_text()))
-    assert {*REASONS.values(), *REFUSALS, *State} <= named
+    assert {*REASONS.values(), *REFUSALS, *OAUTH_REFUSALS, *State} <= named
 
 
 def test_every_alert_is_documented_and_no_other() -> None:

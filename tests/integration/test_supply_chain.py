@@ -28,7 +28,8 @@ def pins(path: Path) -> dict[str, str]:
 def wanted_by_the_package() -> list[Requirement]:
     setup = ConfigParser()
     setup.read(ROOT / "setup.cfg")
-    return [Requirement(line) for line in setup["options"]["install_requires"].strip().splitlines()]
+    lines = setup["options"]["install_requires"] + setup["options.extras_require"]["oauth"]
+    return [Requirement(line) for line in lines.strip().splitlines()]
 
 
 def wanted_by_the_build() -> list[Requirement]:

@@ -227,3 +227,17 @@ BUILT_CLIENTS: Final = (
     Kind("Go SDK 1.8.0", partial(_process, (HERE / "go/interop-newest",), ())),
     Kind("Go SDK 1.7.0", partial(_process, (HERE / "go/interop-previous",), ())),
 )
+
+THAT_SIGN_IN: Final = (
+    _python("Python mcp 2.3.0", "2", "python_2"),
+    _node("TypeScript sdk 1.32.2", "typescript_1.mjs", "@modelcontextprotocol/sdk"),
+)
+"""One of each language."""
+
+ALL_THAT_SIGN_IN: Final = (
+    *THAT_SIGN_IN,
+    _python("Python mcp 2.3.0, modern only", "2", "python_2", MODERN),
+    _python("Python mcp 1.30.0", "1", "python_1"),
+    _node("TypeScript client 2.4.0", "typescript_2.mjs", "@modelcontextprotocol/client"),
+    _node("TypeScript client 2.4.0, modern only", "typescript_2.mjs", "@modelcontextprotocol/client", MODERN),
+)

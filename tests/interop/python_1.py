@@ -1,6 +1,7 @@
 """The Python SDK 1.x.
 
-usage: python -m interop.python_1 URL TOKEN, or with the server to start, in JSON, in the place of both
+usage: python -m interop.python_1 URL TOKEN, or with the server to start, in JSON, in the place of both; the token
+"sign in" has it get one from the provider that the bridge names
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ from contextlib import asynccontextmanager
 
 import mcp.types
 from mcp import ClientSession, StdioServerParameters
+from mcp.client.auth import OAuthClientProvider
 from mcp.client.stdio import stdio_client
 from mcp.client.streamable_http import streamablehttp_client
+from mcp.shared.auth import OAuthClientMetadata
 
+from interop.consent import METADATA, SIGN_IN, Consent, Storage
 from interop.driver import Progress, drive
 
 
@@ -48,10 +52,21 @@ class Client:
         running.cancel()
 
 
+def signing_in(url: str) -> OAuthClientProvider:
+    consent = Consent()
+
+    async def called_back() -> tuple[str, str | None]:
+        return consent.answer["code"], consent.answer.get("state")
+
+    return OAuthClientProvider(url, OAuthClientMetadata(**METADATA), Storage(), consent.redirect, called_back)
+
+
 @asynccontextmanager
 async def connected(url: str, token: str) -> AsyncIterator[Client]:
+    headers = None if token == SIGN_IN else {"Authorization": f"Bearer {token}"}
+    auth = signing_in(url) if token == SIGN_IN else None
     async with (
-        streamablehttp_client(url, headers={"Authorization": f"Bearer {token}"}) as (read, write, _),
+        streamablehttp_client(url, headers=headers, auth=auth) as (read, write, _),
         ClientSession(read, write) as session,
     ):
         await session.initialize()

@@ -1,6 +1,7 @@
 """The Python SDK 2.x, in the era that it finds or in the one that it is told.
 
-usage: python -m interop.python_2 URL TOKEN [ERA], or with the server to start, in JSON, in the place of all
+usage: python -m interop.python_2 URL TOKEN [ERA], or with the server to start, in JSON, in the place of all; the token
+"sign in" has it get one from the provider that the bridge names
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ from contextlib import asynccontextmanager
 
 import httpx2
 import mcp.client
+from mcp.client.auth import OAuthClientProvider
 from mcp.client.stdio import StdioServerParameters, stdio_client
 from mcp.client.streamable_http import streamable_http_client
+from mcp.shared.auth import AuthorizationCodeResult, OAuthClientMetadata
 
+from interop.consent import METADATA, SIGN_IN, Consent, Storage
 from interop.driver import Progress, drive
 
 
@@ -43,11 +47,21 @@ class Client:
         running.cancel()
 
 
+def signing_in(url: str) -> OAuthClientProvider:
+    consent = Consent()
+
+    async def called_back() -> AuthorizationCodeResult:
+        return AuthorizationCodeResult(**consent.answer)
+
+    return OAuthClientProvider(url, OAuthClientMetadata(**METADATA), Storage(), consent.redirect, called_back)
+
+
 @asynccontextmanager
 async def connected(url: str, token: str, era: str = "auto") -> AsyncIterator[Client]:
-    headers = {"Authorization": f"Bearer {token}"}
+    headers = None if token == SIGN_IN else {"Authorization": f"Bearer {token}"}
+    auth = signing_in(url) if token == SIGN_IN else None
     async with (
-        httpx2.AsyncClient(headers=headers, timeout=60) as http_client,
+        httpx2.AsyncClient(headers=headers, auth=auth, timeout=60) as http_client,
         mcp.client.Client(streamable_http_client(url, http_client=http_client), mode=era) as client,
     ):
         yield Client(client)

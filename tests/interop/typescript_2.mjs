@@ -1,5 +1,7 @@
 // The TypeScript client 2.x, in the era that it finds or in the one that it is told.
 // usage: node typescript_2.mjs URL TOKEN PACKAGE [ERA], or with the server to start, in JSON, as URL
+// The token "sign in" has it get one from the provider that the bridge names.
+import { Consent, SIGN_IN, signIn } from './consent.mjs'
 import { drive } from './driver.mjs'
 
 const [url, token, name, era] = process.argv.slice(2)
@@ -9,6 +11,10 @@ const client = new Client({ name: 'interop', version: '1.0.0' }, { versionNegoti
 if (url.startsWith('{')) {
   const { StdioClientTransport } = await import(`${name}/stdio`)
   await client.connect(new StdioClientTransport(JSON.parse(url)))
+} else if (token === SIGN_IN) {
+  const authProvider = new Consent()
+  const transport = () => new StreamableHTTPClientTransport(new URL(url), { authProvider })
+  await signIn(it => client.connect(it), transport, authProvider)
 } else {
   const requestInit = { headers: { Authorization: `Bearer ${token}` } }
   await client.connect(new StreamableHTTPClientTransport(new URL(url), { requestInit }))

@@ -34,6 +34,7 @@ TABLE = {
     "BodyTooLarge": (413, -32014),
     "UnsupportedMediaType": (415, -32600),
     "AuthenticationNotConfigured": (500, -32603),
+    "KeysUnavailable": (503, -32013),
     "InternalError": (500, -32603),
     "UpstreamError": (502, -32011),
     "UpstreamProtocolError": (502, -32011),
@@ -51,6 +52,7 @@ TABLE = {
 NEVER_SENT = {
     "AuditFailed",
     "BodyTooLarge",
+    "KeysUnavailable",
     "LimitReached",
     "Overloaded",
     "RequestRefused",

@@ -9,13 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vestige_bridge.errors import SettingsError
-from vestige_bridge.settings import Settings, describe, unknown_settings
+from vestige_bridge.settings import Settings, describe, has_jwt_form, unknown_settings
 
 DEFAULTS = {
     "mcp_url": "http://localhost:3100/mcp",
     "auth_token": "",
     "auth_token_file": "",
     "allow_anonymous": False,
+    "public_url": "",
+    "oauth_issuer": "",
+    "oauth_audience": "",
+    "oauth_scopes": (),
+    "oauth_jwks_url": "",
     "host": "127.0.0.1",
     "port": 8000,
     "metrics_port": 9464,
@@ -58,6 +63,36 @@ GOOD: dict[str, tuple[str, dict[str, object]]] = {
     "VESTIGE_AUTH_TOKEN": ("auth_token", {" secret\n": "secret", "!~": "!~"}),
     "VESTIGE_AUTH_TOKEN_FILE": ("auth_token_file", {"/run/secrets/my tokens": "/run/secrets/my tokens"}),
     "VESTIGE_ALLOW_ANONYMOUS": ("allow_anonymous", dict(SWITCH)),
+    "VESTIGE_BRIDGE_PUBLIC_URL": (
+        "public_url",
+        {
+            "https://vestige.example.com": "https://vestige.example.com",
+            "https://example.com/memory/mcp/": "https://example.com/memory",
+            "http://[::1]:8000/": "http://[::1]:8000",
+        },
+    ),
+    "VESTIGE_BRIDGE_OAUTH_ISSUER": (
+        "oauth_issuer",
+        {
+            it: it
+            for it in ("https://a.example/", "https://a.example/realms/x", "http://127.0.0.1:9", "http://[::1]:9/x")
+        },
+    ),
+    "VESTIGE_BRIDGE_OAUTH_AUDIENCE": ("oauth_audience", {"api://vestige": "api://vestige"}),
+    "VESTIGE_BRIDGE_OAUTH_SCOPES": (
+        "oauth_scopes",
+        {
+            "vestige=all": (("vestige", "all"),),
+            " api://x/a=b=read-only ; c = tools: recall , memory*;": (
+                ("api://x/a=b", "read-only"),
+                ("c", "tools:recall,memory*"),
+            ),
+        },
+    ),
+    "VESTIGE_BRIDGE_OAUTH_JWKS_URL": (
+        "oauth_jwks_url",
+        {it: it for it in ("https://a.example/keys?x=1", "http://localhost:9/keys")},
+    ),
     "VESTIGE_BRIDGE_HOST": ("host", {"0.0.0.0": "0.0.0.0", "::": "::", "bridge.internal": "bridge.internal"}),
     "VESTIGE_BRIDGE_PORT": ("port", {"0": 0, "65535": 65535}),
     "VESTIGE_BRIDGE_METRICS_PORT": ("metrics_port", {"0": 0, "9100": 9100, "Off": None}),
@@ -110,6 +145,31 @@ BAD = {
     ],
     "VESTIGE_AUTH_TOKEN": ["se cret", "se\ncret", "sécret", "se\x7fcret"],
     "VESTIGE_ALLOW_ANONYMOUS": ["maybe", "2", "truee", "y"],
+    "VESTIGE_BRIDGE_PUBLIC_URL": [
+        "vestige.example.com",
+        "https://h/?x",
+        "https://h/#x",
+        'https://h/"',
+        "https://h/\\",
+        "https://hö",
+    ],
+    "VESTIGE_BRIDGE_OAUTH_ISSUER": [
+        *("login.example.com", "http://login.example.com", "https://h/?x", "https://h/#x", "https://a:b@h", "ftp://h"),
+        *('https://h/"x', "http://127.0.0.1.evil.example", "http://localhost@evil.example"),
+    ],
+    "VESTIGE_BRIDGE_OAUTH_SCOPES": [
+        *("vestige", "vestige=", "=all", "vestige=some", "vestige=tools:", "vestige=tools:a,,b", "a=all;a=read-only"),
+        *(
+            "two words=all",
+            'a"=all',
+            "a\\=all",
+            "ä=all",
+            "vestige=tools:a b",
+            "vestige=read-only,all",
+            "x" * 257 + "=all",
+        ),
+    ],
+    "VESTIGE_BRIDGE_OAUTH_JWKS_URL": ["http://login.example.com/keys", "/keys", "https://h/keys#x"],
     "VESTIGE_BRIDGE_HOST": ["my host", "a..b", "127.0.0.1:8000"],
     "VESTIGE_BRIDGE_PORT": ["-1", "65536", "http", "80.0", "٣"],
     "VESTIGE_BRIDGE_METRICS_PORT": ["-1", "none"],
@@ -144,6 +204,20 @@ BAD = {
 }
 
 
+OAUTH = {
+    "VESTIGE_BRIDGE_OAUTH_ISSUER": "https://login.example.com",
+    "VESTIGE_BRIDGE_PUBLIC_URL": "https://vestige.example.com",
+    "VESTIGE_BRIDGE_OAUTH_SCOPES": "vestige=all",
+}
+"""What OAuth needs."""
+
+OAUTH_VALUES: dict[str, object] = {
+    "oauth_issuer": "https://login.example.com",
+    "public_url": "https://vestige.example.com",
+    "oauth_scopes": (("vestige", "all"),),
+}
+
+
 def cases(values: dict[str, list[str]]) -> list[tuple[str, str]]:
     return [(variable, value) for variable, texts in values.items() for value in texts]
 
@@ -166,6 +240,7 @@ def test_every_variable_is_described_and_tested() -> None:
         *BAD,
         *("VESTIGE_AUTH_TOKEN_FILE", "VESTIGE_BRIDGE_UPSTREAM_TOKEN_FILE", "VESTIGE_BRIDGE_STATE_DIR"),
         "VESTIGE_BRIDGE_AUDIT_LOG",
+        "VESTIGE_BRIDGE_OAUTH_AUDIENCE",
         "VESTIGE_BRIDGE_BACKUP_STATUS_FILE",
     }
     assert all(help_text.endswith(".") for _, _, help_text in describe())
@@ -176,9 +251,14 @@ def test_every_variable_is_described_and_tested() -> None:
 )
 def test_a_variable_sets_its_setting_and_no_other(variable: str, value: str) -> None:
     name, values = GOOD[variable]
-    # An audit log that is required has to go somewhere.
-    needed, also = ({"VESTIGE_BRIDGE_AUDIT_LOG": "-"}, {"audit_log": "-"}) if name == "audit_required" else ({}, {})
-    settings = Settings.from_environ({variable: value, **needed})
+    needed: dict[str, str] = {}
+    also: dict[str, object] = {}
+    if name == "audit_required":
+        # An audit log that is required has to go somewhere.
+        needed, also = {"VESTIGE_BRIDGE_AUDIT_LOG": "-"}, {"audit_log": "-"}
+    elif name.startswith("oauth_"):
+        needed, also = OAUTH, OAUTH_VALUES
+    settings = Settings.from_environ({**needed, variable: value})
     assert dataclasses.asdict(settings) == DEFAULTS | also | {name: values[value]}
 
 
@@ -236,6 +316,59 @@ def test_two_ways_in_are_a_mistake_that_names_them(environ: dict[str, str], name
         )
         == names
     )
+
+
+@pytest.mark.parametrize(
+    ("environ", "said"),
+    [
+        (
+            OAUTH | {"VESTIGE_BRIDGE_PUBLIC_URL": ""},
+            "VESTIGE_BRIDGE_OAUTH_ISSUER: set without VESTIGE_BRIDGE_PUBLIC_URL",
+        ),
+        (
+            OAUTH | {"VESTIGE_BRIDGE_OAUTH_SCOPES": ""},
+            "VESTIGE_BRIDGE_OAUTH_ISSUER: set without VESTIGE_BRIDGE_OAUTH_SC",
+        ),
+        (
+            OAUTH | {"VESTIGE_BRIDGE_OAUTH_ISSUER": ""},
+            "VESTIGE_BRIDGE_OAUTH_SCOPES: set without VESTIGE_BRIDGE_OAUTH_IS",
+        ),
+        ({"VESTIGE_BRIDGE_OAUTH_AUDIENCE": "x"}, "VESTIGE_BRIDGE_OAUTH_AUDIENCE: set without VESTIGE_BRIDGE_OAUTH_IS"),
+        (
+            {"VESTIGE_BRIDGE_OAUTH_JWKS_URL": "https://h"},
+            "VESTIGE_BRIDGE_OAUTH_JWKS_URL: set without VESTIGE_BRIDGE_OA",
+        ),
+        (
+            OAUTH | {"VESTIGE_ALLOW_ANONYMOUS": "true"},
+            "VESTIGE_BRIDGE_OAUTH_ISSUER: set together with VESTIGE_ALLOW_AN",
+        ),
+        (OAUTH | {"VESTIGE_AUTH_TOKEN": "eyJhbGciOi.hidden.x"}, "VESTIGE_AUTH_TOKEN: this one has the form of a JWT"),
+    ],
+)
+def test_oauth_needs_an_issuer_a_public_url_and_scopes_and_no_other_way_for_jwts(
+    environ: dict[str, str], said: str
+) -> None:
+    (problem,) = problems(environ)
+    assert problem.startswith(said)
+    assert "hidden" not in problem
+
+
+def test_a_token_or_a_file_and_oauth_go_together() -> None:
+    for more in ({}, {"VESTIGE_AUTH_TOKEN": "a"}, {"VESTIGE_AUTH_TOKEN_FILE": "/f"}):
+        assert Settings.from_environ(OAUTH | more).oauth_resource == "https://vestige.example.com/mcp"
+    assert Settings.from_environ({"VESTIGE_AUTH_TOKEN": "eyJhbGciOi.a.b"}).auth_token
+    assert Settings.from_environ({"VESTIGE_BRIDGE_PUBLIC_URL": "https://vestige.example.com"}).public_url
+
+
+@pytest.mark.parametrize(
+    ("token", "looks"),
+    [
+        *((it, True) for it in (b"eyJhbGciOiJub25lIn0.e30.", b"ewoiYWxnIn0.e30.x", b"eyJ.a.b.c.d", b"eyIK..")),
+        *((it, False) for it in (b"", b"eyJ", b"eyJ.a", b"eyJ.a.b.c", b"a.b.c", b"Bearer eyJ.a.b", b"eyJ.a.b.c.d.e")),
+    ],
+)
+def test_the_form_of_a_jwt_is_told_from_that_of_other_tokens(token: bytes, looks: bool) -> None:
+    assert has_jwt_form(token) is looks
 
 
 def test_a_token_and_a_switch_that_is_off_go_together() -> None:

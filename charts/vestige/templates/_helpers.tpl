@@ -70,8 +70,24 @@ app.kubernetes.io/part-of: vestige
 - name: VESTIGE_BRIDGE_UPSTREAM_TOKEN_FILE
   value: /run/vestige/token
 {{- end }}
+{{- if include "vestige.hasTokens" . }}
 - name: VESTIGE_AUTH_TOKEN_FILE
   value: /etc/vestige/auth/{{ include "vestige.tokenFile" . }}
+{{- end }}
+{{- with .Values.auth.oauth }}
+{{- if .issuer }}
+- name: VESTIGE_BRIDGE_OAUTH_ISSUER
+  value: {{ .issuer | quote }}
+- name: VESTIGE_BRIDGE_PUBLIC_URL
+  value: {{ .publicUrl | quote }}
+- name: VESTIGE_BRIDGE_OAUTH_SCOPES
+  value: {{ .scopes | quote }}
+- name: VESTIGE_BRIDGE_OAUTH_AUDIENCE
+  value: {{ .audience | quote }}
+- name: VESTIGE_BRIDGE_OAUTH_JWKS_URL
+  value: {{ .jwksUrl | quote }}
+{{- end }}
+{{- end }}
 {{- if .Values.audit.enabled }}
 - name: VESTIGE_BRIDGE_AUDIT_LOG
   value: "-"
@@ -88,6 +104,11 @@ app.kubernetes.io/part-of: vestige
   value: {{ .Values.bridge.drainSeconds | quote }}
 - name: VESTIGE_BRIDGE_LOG_FORMAT
   value: {{ .Values.bridge.logFormat | quote }}
+{{- end }}
+
+{{/* Whether the bridge has tokens of its own, beside those of an identity provider: not empty if it has. */}}
+{{- define "vestige.hasTokens" -}}
+{{- if or .Values.auth.token .Values.auth.tokens .Values.auth.existingSecret }}true{{ end }}
 {{- end }}
 
 {{/* The image of a group of values: (list $ GROUP). Image tags are git tags: v and the version. */}}
@@ -226,12 +247,13 @@ vestige-bridge/rendered-sha256
 {{/* Fails if auth is missing or ambiguous. No message quotes a token, or a value that could be one. */}}
 {{- define "vestige.validateAuth" -}}
 {{- $auth := .Values.auth }}
-{{- if not (or $auth.token $auth.tokens $auth.existingSecret) }}
+{{- if not (or (include "vestige.hasTokens" .) $auth.oauth.issuer) }}
 {{- if .Release.IsUpgrade }}
-{{- fail "No token: without --reset-then-reuse-values helm upgrade discards the values of the installation. Add that option, or set auth.token, auth.tokens or auth.existingSecret again." }}
+{{- fail "No token: without --reset-then-reuse-values helm upgrade discards the values of the installation. Add that option, or set auth.token, auth.tokens, auth.existingSecret or auth.oauth again." }}
 {{- end }}
-{{- fail "No token: set auth.token to 16 characters or more (--set auth.token=\"$(openssl rand -hex 32)\"), auth.tokens to a list of tokens, or auth.existingSecret to the name of a Secret with a token." }}
+{{- fail "No token: set auth.token to 16 characters or more (--set auth.token=\"$(openssl rand -hex 32)\"), auth.tokens to a list of tokens, auth.existingSecret to the name of a Secret with a token, or auth.oauth.issuer to your identity provider." }}
 {{- end }}
+{{- include "vestige.validateOauth" . }}
 {{- if and $auth.tokens $auth.existingSecret }}
 {{- fail "auth.tokens and auth.existingSecret are both set, but only one of them is allowed: add --set-json 'auth.tokens=[]' or --set auth.existingSecret=." }}
 {{- end }}
@@ -252,6 +274,30 @@ vestige-bridge/rendered-sha256
 {{- end }}
 {{- end }}
 {{- include "vestige.validateTokens" . }}
+{{- end }}
+
+{{/* Refuses OAuth by halves. */}}
+{{- define "vestige.validateOauth" -}}
+{{- $oauth := .Values.auth.oauth }}
+{{- range $name := list "publicUrl" "scopes" }}
+{{- if and $oauth.issuer (not (get $oauth $name)) }}
+{{- fail (printf "auth.oauth.issuer needs auth.oauth.%s." $name) }}
+{{- end }}
+{{- end }}
+{{- range $name := list "publicUrl" "scopes" "audience" "jwksUrl" }}
+{{- if and (get $oauth $name) (not $oauth.issuer) }}
+{{- fail (printf "auth.oauth.%s is set without auth.oauth.issuer, which says whose tokens are taken." $name) }}
+{{- end }}
+{{- end }}
+{{- $tokens := list .Values.auth.token }}
+{{- range .Values.auth.tokens }}
+{{- $tokens = append $tokens .token }}
+{{- end }}
+{{- range $tokens }}
+{{- if and $oauth.issuer (regexMatch "^e[yw][^.]*(\\.[^.]*){2}((\\.[^.]*){2})?$" (trim (default "" .))) }}
+{{- fail "A token of auth has the form of a JWT, and those are for auth.oauth.issuer: take another one, such as the output of openssl rand -hex 32." }}
+{{- end }}
+{{- end }}
 {{- end }}
 
 {{/* Fails for entries that the bridge would reject at its start, when the previous pod has already stopped. */}}

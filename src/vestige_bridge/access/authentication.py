@@ -2,6 +2,7 @@
 
 Invariant: closed by default. Nothing here reads a body, and what is guarded is guarded for every method and
 every spelling of the path that leads to it, because authentication stands behind the router and not before it.
+With OAuth the form of a token decides who is asked about it: a JWT is never looked for among the tokens of the file.
 """
 
 from __future__ import annotations
@@ -10,28 +11,45 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from vestige_bridge.access.oauth import INSUFFICIENT_SCOPE, INVALID_TOKEN, NOTHING, REALM, InvalidToken, ResourceServer
 from vestige_bridge.access.record import CONNECTION, AccessRecord
-from vestige_bridge.access.responses import error_response
+from vestige_bridge.access.responses import error_response, json_response
 from vestige_bridge.access.tokens import SHORT_CHARACTERS, Tokens
-from vestige_bridge.errors import EXPIRED, AuthenticationError, AuthenticationNotConfigured, BridgeError, Forbidden
+from vestige_bridge.errors import (
+    EXPIRED,
+    AuthenticationError,
+    AuthenticationNotConfigured,
+    BridgeError,
+    Forbidden,
+    KeysUnavailable,
+    MethodNotAllowed,
+)
 from vestige_bridge.http import headers
-from vestige_bridge.settings import Settings
+from vestige_bridge.settings import Settings, has_jwt_form
+
+if TYPE_CHECKING:
+    from vestige_bridge.access.oauth_tokens import OAuthTokens
 
 log = logging.getLogger(__name__)
 
 REFUSALS: Final = ("no_token", "wrong_token", "expired_token", "origin", "not_configured")
 """Why a request does not get in."""
 
-_REALM: Final = 'Bearer realm="vestige-bridge"'
+OAUTH_REFUSALS: Final = (
+    *("malformed", "algorithm", "type", "unknown_key", "signature", "issuer", "audience", "not_yet_valid", "claims"),
+    *("scope", "no_keys"),
+)
+"""Why an OAuth access token does not get in, besides."""
+
 _NOT_CONFIGURED: Final = (
     "Authentication not configured: set VESTIGE_AUTH_TOKEN to a token or VESTIGE_AUTH_TOKEN_FILE to a file of tokens, "
-    "or VESTIGE_ALLOW_ANONYMOUS=true to let everybody in."
+    "VESTIGE_BRIDGE_OAUTH_ISSUER to your identity provider, or VESTIGE_ALLOW_ANONYMOUS=true to let everybody in."
 )
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -46,18 +64,22 @@ class Authentication:
         app: the endpoint.
         settings: whether nobody needs a token, and the origins whose pages may call.
         tokens: the valid tokens.
+        oauth: the access tokens of an identity provider; ``None`` for none.
         refusals: counts who does not get in, by reason.
     """
 
-    def __init__(self, app: ASGIApp, settings: Settings, tokens: Tokens, refusals: Counter[str]) -> None:
+    def __init__(
+        self, app: ASGIApp, settings: Settings, tokens: Tokens, oauth: OAuthTokens | None, refusals: Counter[str]
+    ) -> None:
         self._app = app
         self._tokens = tokens
+        self._oauth = oauth
         self._refusals = refusals
         self._anonymous = settings.allow_anonymous
         self._origins = settings.allowed_origins
         if self._anonymous:
             log.warning("VESTIGE_ALLOW_ANONYMOUS is true: everybody who can reach this port may use the memory")
-        elif not tokens:
+        elif not tokens and oauth is None:
             log.error(_NOT_CONFIGURED)
         elif tokens.short:
             log.warning(
@@ -80,7 +102,10 @@ class Authentication:
                 send = _with_cors(send, origin)
                 if scope["method"] == "OPTIONS":
                     return await _allow_preflight(send)
-            self._admit(record)
+            if (jwt := self._admit(record)) is not None:
+                await self._admit_verified(record, jwt)
+            if record.access_token is not None and record.access_token.wider_scope:
+                send = self._with_wider_scope(send)
             if (connection := scope.get("extensions", {}).get(CONNECTION)) is not None and record.principal is not None:
                 connection.authenticated(record.principal)
         except BridgeError as error:
@@ -100,34 +125,116 @@ class Authentication:
         return endpoint
 
     def _require_configured(self) -> None:
-        if not self._tokens and not self._anonymous:
+        if not self._tokens and not self._anonymous and self._oauth is None:
             self._refusals["not_configured"] += 1
             raise AuthenticationNotConfigured(_NOT_CONFIGURED)
 
-    def _admit(self, record: AccessRecord) -> None:
+    def _admit(self, record: AccessRecord) -> bytes | None:
         """Notes who sends the request, by the token that it carries, and what that one may do.
+
+        Returns:
+            The token, if it is an OAuth access token that has to be verified first; otherwise ``None``.
 
         Errors:
             AuthenticationError: it carries none, more than one, a wrong one, or one that has expired.
         """
         if self._anonymous:
             record.principal = "anonymous"
-            return
+            return None
         token = headers.bearer_token(record.headers)
         if token is None:
             self._refusals["no_token"] += 1
             raise AuthenticationError(
                 "A token is needed: send one header `Authorization: Bearer <token>`.",
-                headers={"www-authenticate": _REALM},
+                headers={"www-authenticate": self._challenge()},
             )
+        if self._oauth is not None and has_jwt_form(token):
+            if (verified := self._oauth.find(token)) is None:
+                return token
+            record.principal, record.permissions = verified.name, verified.permissions
+            record.access_token = verified
+            return None
         found = self._tokens.find(token)
         if found is None or (found.expires_at is not None and found.expired(time.time())):
             self._refusals["wrong_token" if found is None else "expired_token"] += 1
             raise AuthenticationError(
                 "The token is not valid." if found is None else EXPIRED,
-                headers={"www-authenticate": f'{_REALM}, error="invalid_token"'},
+                headers={"www-authenticate": self._challenge(INVALID_TOKEN)},
             )
         record.principal, record.permissions = found.name, found.permissions
+        return None
+
+    async def _admit_verified(self, record: AccessRecord, jwt: bytes) -> None:
+        """The same for an OAuth access token that was not seen before.
+
+        Errors:
+            AuthenticationError: it is not valid.
+            Forbidden: it has none of the scopes that permit anything.
+            KeysUnavailable: it cannot be verified now.
+        """
+        if self._oauth is None:
+            raise RuntimeError("OAuth is not configured")
+        try:
+            token = await self._oauth.verify(jwt)
+        except InvalidToken as error:
+            self._refusals[error.reason] += 1
+            raise AuthenticationError(
+                error.message, headers={"www-authenticate": self._challenge(INVALID_TOKEN)}
+            ) from error
+        except KeysUnavailable:
+            self._refusals["no_keys"] += 1
+            raise
+        record.principal = token.name
+        if token.permissions is NOTHING:
+            self._refusals["scope"] += 1
+            raise Forbidden(
+                "The token has none of the scopes that permit anything here.",
+                headers={"www-authenticate": self._challenge(INSUFFICIENT_SCOPE)},
+            )
+        record.permissions, record.access_token = token.permissions, token
+
+    def _challenge(self, error: str = "") -> str:
+        """What a client is told about how to authenticate."""
+        if self._oauth is not None:
+            return self._oauth.server.challenge(error)
+        return f'{REALM}, error="{error}"' if error else REALM
+
+    def _with_wider_scope(self, send: Send) -> Send:
+        """Says with a refusal which scopes would permit more (MCP 2025-11-25, basic/authorization)."""
+        challenge = self._challenge(INSUFFICIENT_SCOPE).encode()
+
+        async def send_with_scope(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] == 403:
+                message["headers"] = [*message.get("headers", []), (b"www-authenticate", challenge)]
+            await send(message)
+
+        return send_with_scope
+
+
+class ResourceMetadata:
+    """ASGI application that describes the endpoint as a protected resource (RFC 9728), to whoever asks.
+
+    Parameters:
+        server: what it says.
+        origins: the origins whose pages may read it.
+    """
+
+    def __init__(self, server: ResourceServer, origins: frozenset[str]) -> None:
+        self._server = server
+        self._origins = origins
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers with the document."""
+        record: AccessRecord = scope["state"]["access"]
+        origin = record.headers.get(headers.ORIGIN)
+        if origin is not None and headers.origin_allowed(record.headers, self._origins):
+            send = _with_cors(send, origin)
+            if scope["method"] == "OPTIONS":
+                return await _allow_preflight(send)
+        answer = json_response(self._server.metadata)
+        if scope["method"] not in ("GET", "HEAD"):
+            answer = error_response(MethodNotAllowed("This path takes GET.", headers={"allow": "GET, HEAD"}))
+        await answer(scope, receive, send)
 
 
 def _with_cors(send: Send, origin: bytes) -> Send:

@@ -34,7 +34,8 @@ class Permissions:
 
     Attributes:
         read_only: whether it may only send messages that change nothing.
-        tools: the tools that it may list and call, with ``*`` for any characters; ``None`` for all.
+        also_tools: the tools that it may call nevertheless, with ``*`` for any characters.
+        tools: the tools that it may list and call, in the same form; ``None`` for all.
         resources: whether it may use resources and prompts.
         max_in_flight: how many requests it may have in flight; ``None`` for as many as the bridge takes.
         rate: how many calls of tools it may make in a minute; ``None`` for any number.
@@ -42,6 +43,7 @@ class Permissions:
     """
 
     read_only: bool = False
+    also_tools: tuple[str, ...] = ()
     tools: tuple[str, ...] | None = None
     resources: bool = True
     max_in_flight: int | None = None
@@ -57,7 +59,7 @@ class Permissions:
         """Whether it may see and call the tool of that name, as far as ``tools`` says."""
         if self.tools is None:
             return True
-        return isinstance(name, str) and any(matches(pattern, name) for pattern in self.tools)
+        return _is_among(self.tools, name)
 
     def require(self, message: AnyMessage, tools: Mapping[str, Tool]) -> None:
         """Refuses a message that the principal may not send.
@@ -89,7 +91,9 @@ class Permissions:
                 return "this method is not known to call no other tool than it may"
         if not self.resources and (concerns_resources(message.method) or _subscribes(message)):
             return "it may not use resources and prompts"
-        return _why_not_read_only(message, call, tools) if self.read_only else None
+        if not self.read_only or (call is not None and _is_among(self.also_tools, call.name)):
+            return None
+        return _why_not_read_only(message, call, tools)
 
 
 def _ambiguity(message: AnyMessage) -> str | None:
@@ -112,6 +116,10 @@ def _why_not_read_only(message: Request | Notification, call: Request | None, to
         return None
     known = READ_ONLY_NOTIFICATIONS if isinstance(message, Notification) else READ_ONLY_REQUESTS
     return None if message.method in known else "this method is not known to change nothing"
+
+
+def _is_among(patterns: tuple[str, ...], name: object) -> bool:
+    return isinstance(name, str) and any(matches(pattern, name) for pattern in patterns)
 
 
 def matches(pattern: str, name: str) -> bool:

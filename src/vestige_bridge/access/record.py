@@ -6,17 +6,25 @@ It stands below every package that fills it, so that no import points up; `serve
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from vestige_bridge.access.permissions import UNRESTRICTED, Permissions
 from vestige_bridge.http import headers
 from vestige_bridge.jsonrpc.messages import AnyMessage
+
+if TYPE_CHECKING:
+    from vestige_bridge.access.oauth import AccessToken
 
 CONNECTION: Final = "vestige_bridge.connection"
 """An extension of the ASGI scope: what the HTTP server can tell of the request's connection, a ``ClientConnection``."""
 
 TRACE: Final = "traceparent"
 """The key of ``_meta`` that names a trace (MCP 2026-07-28, basic)."""
+
+OAUTH_PREFIX: Final = "oauth:"
+"""How the principals of an identity provider begin; no name in a token file has a colon."""
+
+_OAUTH: Final = "oauth"
 
 PROBE_PATHS: Final = frozenset({"/health", "/readyz", "/livez"})
 ENDPOINT_PATHS: Final = frozenset({"/mcp", "/mcp/"})
@@ -45,6 +53,7 @@ class AccessRecord:
         request_id: the id that the log and the answer carry.
         principal: the name of the token that it carries.
         permissions: what that principal may do.
+        access_token: the OAuth access token that it carries, if it is one.
         method: the JSON-RPC method, or ``batch``.
         tool: the tool that is called, if upstream announced it.
         client_left: whether the client was gone before its answer.
@@ -57,6 +66,7 @@ class AccessRecord:
     request_id: str
     principal: str | None = None
     permissions: Permissions = UNRESTRICTED
+    access_token: AccessToken | None = None
     method: str | None = None
     tool: str | None = None
     client_left: bool = False
@@ -84,6 +94,11 @@ class AccessRecord:
         if own is None and headers.TRACEPARENT not in self.headers:
             return None
         return headers.trace_id(self.headers.get(headers.TRACEPARENT)) or headers.trace_id(own)
+
+
+def metrics_label(principal: str) -> str:
+    """How the metrics call a principal: all those of an identity provider, as many as it has users, share a label."""
+    return _OAUTH if principal.startswith(OAUTH_PREFIX) else principal
 
 
 def traceparent_of(message: AnyMessage) -> bytes | None:

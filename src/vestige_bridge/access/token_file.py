@@ -25,7 +25,7 @@ TOML_SUFFIX: Final = ".toml"
 MAX_FILE_BYTES: Final = 1_048_576
 """How long a file may be: as long as a Secret of Kubernetes."""
 
-_LONGEST_KEPT_BYTES: Final = 256
+_LONGEST_KEPT_BYTES: Final = 4_096
 """Longer tokens are nobody's habit, and would let strangers fill the memory."""
 
 MAX_PATTERNS: Final = 256

@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -17,7 +18,7 @@ from vestige_bridge.access.token_file import Token, digest_of, read_tokens
 from vestige_bridge.concurrency import FileWatch
 from vestige_bridge.errors import SettingsError
 from vestige_bridge.logs import timestamp
-from vestige_bridge.settings import Settings
+from vestige_bridge.settings import Settings, has_jwt_form
 
 log = logging.getLogger(__name__)
 
@@ -31,13 +32,20 @@ class Tokens:
     Parameters:
         tokens: those to begin with.
         file: the file to read again whenever it changes; ``None`` when they are fixed.
+        read: reads that file.
 
     Attributes:
         file_valid: whether the file was of use when it was last read.
     """
 
-    def __init__(self, tokens: tuple[Token, ...], file: FileWatch | None = None) -> None:
+    def __init__(
+        self,
+        tokens: tuple[Token, ...],
+        file: FileWatch | None = None,
+        read: Callable[[Path], tuple[Token, ...]] = read_tokens,
+    ) -> None:
         self.file_valid = True
+        self._read = read
         self._tokens = tokens
         self._by_digest = {token.digest: token for token in tokens}
         self._file = file
@@ -53,13 +61,17 @@ class Tokens:
         """
         if not settings.auth_token_file:
             value = settings.auth_token.encode()
-            return cls((Token.of_value("default", value),) if value else ())
+            return cls(_beside_oauth((Token.of_value("default", value),), settings) if value else ())
         path = Path(settings.auth_token_file)
         file = FileWatch(path)
         # Whatever is written after this is a change, even if it is what is read here.
         file.changed()
+
+        def read(path: Path) -> tuple[Token, ...]:
+            return _beside_oauth(read_tokens(path), settings)
+
         try:
-            return cls(read_tokens(path), file)
+            return cls(read(path), file, read)
         except (OSError, ValueError) as error:
             raise SettingsError([f"VESTIGE_AUTH_TOKEN_FILE: {path} cannot be used: {_why(error)}."]) from error
 
@@ -129,7 +141,7 @@ class Tokens:
         if self._file is None or not self._file.changed():
             return
         try:
-            self._tokens = read_tokens(self._file.path)
+            self._tokens = self._read(self._file.path)
         except (OSError, ValueError) as error:
             self.file_valid = False
             log.error("The token file changed and is of no use (%s); the tokens from before stay valid", _why(error))  # noqa: TRY400
@@ -146,6 +158,21 @@ class Tokens:
         for token in expired:
             log.warning("A token of %s has expired", token.name)
         return bool(expired)
+
+
+def _beside_oauth(tokens: tuple[Token, ...], settings: Settings) -> tuple[Token, ...]:
+    """The tokens, as they may be where OAuth tokens are taken, too.
+
+    Errors:
+        ValueError: one of them looks like an OAuth token, and would never be asked about.
+    """
+    if settings.oauth_issuer:
+        for token in tokens:
+            if has_jwt_form(token.value):
+                raise ValueError(f"the token of {token.name} has the form of a JWT, and those are for the OAuth issuer")
+    if settings.maps_tools:
+        return tuple(replace(it, permissions=replace(it.permissions, shares_lists=False)) for it in tokens)
+    return tokens
 
 
 def _why(error: Exception) -> str:

@@ -10,7 +10,6 @@ import secrets
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Final, Self
-from urllib.parse import urlsplit
 
 from vestige_bridge.cli.http_client import (
     TIMEOUT_SECONDS,
@@ -26,7 +25,7 @@ from vestige_bridge.cli.http_client import (
 from vestige_bridge.errors import SettingsError
 from vestige_bridge.jsonrpc.messages import CANCELLED
 from vestige_bridge.mcp.methods import CALL_TOOL, LIST_TOOLS, PROGRESS
-from vestige_bridge.settings import Settings, parse_url
+from vestige_bridge.settings import Settings
 
 _EVERYWHERE: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 _MAX_TOOL_PAGES: Final = 100
@@ -182,18 +181,6 @@ class Client:
                 self.notify(CANCELLED, {"requestId": request_id, "reason": "The user cancelled the call."})
             raise
         raise NoAnswer("the stream ended before the answer", "cut")
-
-
-def parse_bridge_url(value: str) -> str:
-    """The address of a bridge, from a URL with or without the path of its endpoint.
-
-    Errors:
-        ValueError: it is not such a URL.
-    """
-    url = parse_url(value)
-    if urlsplit(url).query:
-        raise ValueError
-    return url.rstrip("/").removesuffix("/mcp").rstrip("/")
 
 
 def local_url(settings: Settings) -> str:

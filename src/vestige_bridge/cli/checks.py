@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Final, Literal
 
+from vestige_bridge.cli.access_token import first_misfit, scopes_in
 from vestige_bridge.cli.bridge_client import Client, NoTokenInPlainText
 from vestige_bridge.cli.http_client import ClientError, HttpReply, Members, NoAnswer, Refused, connect
+from vestige_bridge.cli.provider_probe import Provider
 from vestige_bridge.cli.upstream_probe import SUPERGATEWAY, Fault, TokenRefused, ask_endpoint, shake_hands
 from vestige_bridge.errors import EXPIRED, RENDERINGS, BridgeError, Forbidden, SettingsError, UpstreamConnectError
 from vestige_bridge.jsonrpc.messages import INITIALIZED, PING
 from vestige_bridge.mcp.methods import CALL_TOOL, LIST_RESOURCES, LIST_TOOLS
 from vestige_bridge.session.session_file import SessionFile
-from vestige_bridge.settings import Settings
+from vestige_bridge.settings import Settings, has_jwt_form, is_bearer_token
 
 _TOKEN: Final = "VESTIGE_AUTH_TOKEN or VESTIGE_AUTH_TOKEN_FILE"  # noqa: S105
 _START: Final = f"Correct VESTIGE_MCP_URL, or start supergateway with Vestige behind it: {SUPERGATEWAY}"
@@ -61,10 +63,15 @@ class Layers:
         environ: environment variables.
         url: the address of a bridge that does not have the settings of this machine.
         timeout_seconds: how long a connection may take, and then each answer.
+        token_env: the variable with the token to check, instead of the one from the settings.
     """
 
-    def __init__(self, environ: Mapping[str, str], url: str | None, timeout_seconds: float) -> None:
+    def __init__(
+        self, environ: Mapping[str, str], url: str | None, timeout_seconds: float, token_env: str | None = None
+    ) -> None:
         self._environ = environ
+        self._token_env = token_env
+        self._provider: Provider | None = None
         self._url = url
         self._timeout_seconds = timeout_seconds
         self._settings: Settings | None = None
@@ -75,12 +82,20 @@ class Layers:
         self._passed: set[str] = set()
 
     def in_order(self) -> list[tuple[str, Callable[[], str]]]:
-        """The name and the check of each layer; without upstream for a remote bridge, where it cannot be reached."""
+        """The name and the check of each layer.
+
+        Upstream is left out for a remote bridge, where it cannot be reached. The identity provider is a layer if the
+        settings name it, or if the token is a JWT.
+        """
+        token = self._environ.get(self._token_env or "VESTIGE_AUTH_TOKEN", "").strip()
+        named = self._url is None and self._environ.get("VESTIGE_BRIDGE_OAUTH_ISSUER", "").strip()
+        provider = [("provider", self._examine_provider)] if named or has_jwt_form(token.encode()) else []
         endpoint = [("upstream", self._examine_endpoint)] if self._url is None else []
         return [
             ("settings", self._examine_settings),
             ("address", self._examine_address),
             ("bridge", self._examine_bridge),
+            *provider,
             ("token", self._examine_token),
             *endpoint,
             ("Vestige", self._examine_vestige),
@@ -97,11 +112,18 @@ class Layers:
             raise Fault(" ".join(error.problems), "Correct it in the environment or in .env.") from error
         if self._url is not None or self._settings is None:
             return f"the bridge is {client.url}, {'with a token' if client.token else 'without a token'}"
-        if not client.token and not self._only_hashes and not self._settings.allow_anonymous:
+        oauth = self._settings.oauth_issuer
+        if not client.token and not self._only_hashes and not self._settings.allow_anonymous and not oauth:
             raise Fault("neither a token nor anonymous access is set", f"Set {_TOKEN}.")
         return f"the bridge is {client.url}, upstream is {self._settings.mcp_url}"
 
     def _make_client(self) -> Client:
+        if self._token_env is not None:
+            client = Client.without_token(self._environ, self._url, self._timeout_seconds)
+            client.token = self._environ.get(self._token_env, "").strip()
+            if not client.token or not is_bearer_token(client.token):
+                raise SettingsError([f"{self._token_env}: it contains no token."])
+            return client
         try:
             return Client.from_environ(self._environ, self._url, self._timeout_seconds)
         except NoTokenInPlainText:
@@ -141,10 +163,17 @@ class Layers:
         self._bridge, self._connected = "serves", state == "ready"
         return f"the bridge runs, and its connection to Vestige is {state}"
 
+    def _examine_provider(self) -> str:
+        client = self._require_client("bridge")
+        self._provider = provider = Provider.of(self._settings, client.url, self._timeout_seconds)
+        return f"{provider.issuer} has {len(provider.kids)} signing keys"
+
     def _examine_token(self) -> str:
         client = self._require_client("bridge")
         if self._only_hashes:
             raise NotAsked(_ONLY_HASHES)
+        if not client.token and self._settings is not None and self._settings.oauth_issuer:
+            raise NotAsked("the doctor has no token; --token-env NAME names the variable that holds one")
         reply = client.notify(INITIALIZED)
         if reply.status == 202:
             self._passed.add("token")
@@ -156,6 +185,8 @@ class Layers:
             )
         if reply.status == 401 and not client.token:
             raise Fault("the bridge requires a token, and the doctor has none", _GIVE_TOKEN)
+        if reply.status in (401, 403, 503) and has_jwt_form(client.token.encode()):
+            raise self._fault_of_access_token(reply, client.token)
         if reply.status == 401 and _says_expired(reply):
             raise Fault(
                 "the token has expired",
@@ -164,6 +195,24 @@ class Layers:
         if reply.status == 401:
             raise Fault("the bridge does not accept the token", _GIVE_TOKEN)
         raise Fault(f"{client.url}/mcp answers {reply}", "Check the proxies in front of the bridge, and its log.")
+
+    def _fault_of_access_token(self, reply: HttpReply, token: str) -> Fault:
+        """Why the bridge does not accept an OAuth access token."""
+        provider = self._provider
+        if reply.status == 503:
+            return Fault("the bridge has no signing keys of the provider", "Read the log of the bridge.")
+        if provider is None:
+            return Fault(f"the bridge does not accept the token: {_message(reply)}", "Correct the provider first.")
+        if reply.status == 403:
+            scopes = ", ".join(scopes_in(token)) or "none"
+            remedy = f"Request one of these scopes from the provider: {', '.join(provider.scopes)}."
+            return Fault(f"no scope of the token is mapped (its scopes: {scopes})", remedy)
+        misfit = first_misfit(token, provider.issuer, provider.audience, provider.kids)
+        if misfit:
+            return Fault(misfit, "Get another token from the provider, or correct the settings of the bridge.")
+        return Fault(
+            f"the claims fit, but the bridge refuses the token: {_message(reply)}", "Read the log of the bridge."
+        )
 
     def _examine_endpoint(self) -> str:
         if self._settings is None:
@@ -287,8 +336,13 @@ def _reads(tools: list[Members]) -> list[tuple[str, str, Members]]:
 
 
 def _says_expired(reply: HttpReply) -> bool:
+    return _message(reply) == EXPIRED
+
+
+def _message(reply: HttpReply) -> str:
+    """The message of the error object in an answer."""
     error = reply.json().get("error")
-    return isinstance(error, dict) and error.get("message") == EXPIRED
+    return str(error.get("message")) if isinstance(error, dict) else str(reply)
 
 
 def _first_text(result: Members) -> str:

@@ -42,7 +42,9 @@ class Finding:
         return shown(f"{mark} {self.layer:13} {self.found}{took}{'. ' if self.remedy else ''}{self.remedy}")
 
 
-def run(environ: Mapping[str, str], *, url: str | None, timeout_seconds: float, as_json: bool) -> int:
+def run(
+    environ: Mapping[str, str], *, url: str | None, timeout_seconds: float, as_json: bool, token_env: str | None = None
+) -> int:
     """Checks the layers in order, and prints a line for each, or one JSON document.
 
     Parameters:
@@ -50,12 +52,13 @@ def run(environ: Mapping[str, str], *, url: str | None, timeout_seconds: float, 
         url: the address of the bridge, if it does not have the settings of this machine.
         timeout_seconds: how long a connection may take, and then each answer.
         as_json: whether to print JSON.
+        token_env: the variable with the token to check, instead of the one from the settings.
 
     Returns:
         The exit status: 0 if no layer fails, otherwise 1.
     """
     findings = []
-    for finding in _walk(Layers(environ, url, timeout_seconds)):
+    for finding in _walk(Layers(environ, url, timeout_seconds, token_env)):
         findings.append(finding)
         if not as_json:
             print(finding, flush=True)

@@ -11,13 +11,13 @@ import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
-from vestige_bridge.cli.bridge_client import Client, parse_bridge_url
+from vestige_bridge.cli.bridge_client import Client
 from vestige_bridge.cli.client_catalog import BY_KEY, TOKEN_VARIABLE
 from vestige_bridge.cli.environment import read_environ
 from vestige_bridge.cli.http_client import TIMEOUT_SECONDS, ClientError, Refused
 from vestige_bridge.cli.terminal import shown
 from vestige_bridge.errors import SettingsError
-from vestige_bridge.settings import Settings, describe, unknown_settings
+from vestige_bridge.settings import Settings, describe, parse_bridge_url, unknown_settings
 
 _CALL = """\
 Write each argument as key=value. The value gets the type that the tool's schema gives it; write arrays and objects as
@@ -41,11 +41,12 @@ one tool and its arguments with their types and descriptions.
   vestige-bridge tools | jq -r '.[].name'"""
 
 _DOCTOR = """\
-The layers are settings, address, bridge, token, upstream, Vestige and read. The doctor sends its checks through the
-running bridge. Only if no bridge runs, it opens a session with upstream itself, and ends it.
+The layers are settings, address, bridge, token, upstream, Vestige and read; with OAuth also provider. The doctor sends
+its checks through the running bridge. Only if no bridge runs, it opens a session with upstream itself, and ends it.
 
   vestige-bridge doctor
   VESTIGE_AUTH_TOKEN=… vestige-bridge doctor --url https://vestige.example.com
+  ACCESS_TOKEN=… vestige-bridge doctor --token-env ACCESS_TOKEN
 
 The exit status is 0 if no layer fails, otherwise 1."""
 
@@ -155,7 +156,13 @@ def _doctor(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
             return 1
     from vestige_bridge.cli import doctor  # noqa: PLC0415
 
-    return doctor.run(environ, url=options.url, timeout_seconds=options.timeout, as_json=options.json)
+    return doctor.run(
+        environ,
+        url=options.url,
+        timeout_seconds=options.timeout,
+        as_json=options.json,
+        token_env=options.token_env,
+    )
 
 
 def _connect(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
@@ -284,6 +291,12 @@ def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         default=TIMEOUT_SECONDS,
         metavar="SECONDS",
         help="how long a connection may take, and then each answer (default: 10)",
+    )
+    doctor.add_argument(
+        "--token-env",
+        type=_variable,
+        metavar="NAME",
+        help="the environment variable that holds the token to check, such as an OAuth access token",
     )
     form = doctor.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print one JSON document instead of lines")

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from vestige_bridge.access.audit import AuditLog
 from vestige_bridge.access.rate_limits import RateLimits
-from vestige_bridge.access.record import AccessRecord
+from vestige_bridge.access.record import AccessRecord, metrics_label
 from vestige_bridge.errors import AuditFailed, BridgeError, Forbidden, LimitReached, reason_of
 from vestige_bridge.jsonrpc.messages import AnyMessage, Request
 from vestige_bridge.mcp.methods import CALL_TOOL
@@ -98,7 +98,8 @@ class Gate:
         self._write_down(record, message, error)
 
     def _count(self, record: AccessRecord, error: BridgeError) -> None:
-        self.refusals[record.authenticated, "forbidden" if isinstance(error, Forbidden) else "limit"] += 1
+        principal = metrics_label(record.authenticated)
+        self.refusals[principal, "forbidden" if isinstance(error, Forbidden) else "limit"] += 1
 
     def _write_down(self, record: AccessRecord, message: AnyMessage, error: BridgeError) -> None:
         """Writes a line into the audit log.

@@ -92,7 +92,7 @@ class ModernClients:
         acknowledging = asyncio.create_task(self._acknowledge(subscription, listener))
         try:
             # The stream opens with a comment: its first message waits until upstream has answered the subscriptions.
-            async with incoming.watched(listener.close):
+            async with incoming.listening(listener.close):
                 await incoming.writer.notifications(
                     listener, tag=subscription.tagged, last=sse.encode_event(subscription.result())
                 )

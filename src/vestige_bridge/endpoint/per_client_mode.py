@@ -167,7 +167,7 @@ class ClientSessions:
             except NoEventStream as error:
                 raise MethodNotAllowed("Upstream has no event stream for this session.") from error
             try:
-                async with incoming.watched(listener.close):
+                async with incoming.listening(listener.close):
                     await incoming.writer.notifications(listener)
             finally:
                 own.stop_listening(listener)

@@ -6,6 +6,7 @@ Invariant: a body is accepted only if it is plain JSON of a bounded size that ar
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -124,6 +125,23 @@ class EndpointRequest:
             yield
         finally:
             watching.cancel()
+
+    @asynccontextmanager
+    async def listening(self, close: Callable[[], None]) -> AsyncIterator[None]:
+        """Watches a stream of notifications: it ends when its client leaves, or with the OAuth token that opened it.
+
+        Parameters:
+            close: ends the stream.
+        """
+        token, expiry = self.record.access_token, None
+        if token is not None:
+            expiry = asyncio.get_running_loop().call_later(token.expires_at - time.time(), close)
+        try:
+            async with self.watched(close):
+                yield
+        finally:
+            if expiry is not None:
+                expiry.cancel()
 
     async def _until_client_leaves(self, left: Callable[[], None]) -> None:
         while (await self._receive())["type"] != "http.disconnect":

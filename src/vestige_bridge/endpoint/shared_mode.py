@@ -107,7 +107,7 @@ class SharedMode:
             self._session.listeners.unsubscribe_from_all(incoming.caller)
         listener = self._session.listeners.listen(incoming.caller)
         try:
-            async with incoming.watched(listener.close):
+            async with incoming.listening(listener.close):
                 await incoming.writer.notifications(listener)
         finally:
             self._session.listeners.remove(incoming.caller, listener)

@@ -264,7 +264,10 @@ def cors_headers(origin: bytes) -> list[tuple[bytes, bytes]]:
     """The headers that let a page of an allowed origin read the response (Fetch Standard, section 3.3)."""
     return [
         (b"access-control-allow-origin", origin),
-        (b"access-control-expose-headers", b"Mcp-Session-Id, MCP-Protocol-Version, Retry-After, X-Request-Id"),
+        (
+            b"access-control-expose-headers",
+            b"Mcp-Session-Id, MCP-Protocol-Version, Retry-After, WWW-Authenticate, X-Request-Id",
+        ),
         (b"vary", b"Origin"),
     ]
 

@@ -16,6 +16,7 @@ from typing import Final
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vestige_bridge import logs
+from vestige_bridge.access.oauth import RESOURCE_METADATA
 from vestige_bridge.access.record import ENDPOINT_PATHS, PROBE_PATHS, AccessRecord
 from vestige_bridge.http import headers
 from vestige_bridge.http.forwarded import client_address
@@ -30,6 +31,13 @@ _NAMED_PATHS: Final = PROBE_PATHS | ENDPOINT_PATHS
 
 Observe = Callable[[str, AccessRecord, int, int, float], None]
 """Called for each ended request: its path, its record, its status, the bytes sent, and its duration in seconds."""
+
+
+def _named(path: str, status: int) -> str:
+    """A path as a line names it: one that is served, and no more of it than is known."""
+    if path in _NAMED_PATHS:
+        return path
+    return RESOURCE_METADATA if status != 404 and path.startswith(RESOURCE_METADATA) else "other"
 
 
 class LastMinute:
@@ -117,7 +125,7 @@ class AccessLog:
             return
         fields = {
             "http": scope["method"],
-            "path": scope["path"] if scope["path"] in _NAMED_PATHS else "other",
+            "path": _named(scope["path"], status),
             "method": record.method,
             "tool": record.tool,
             "principal": record.principal,

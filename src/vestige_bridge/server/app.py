@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, nullcontext
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -17,17 +17,19 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from vestige_bridge import logs
 from vestige_bridge.access.audit import AuditLog
-from vestige_bridge.access.authentication import REFUSALS, Authentication
+from vestige_bridge.access.authentication import OAUTH_REFUSALS, REFUSALS, Authentication, ResourceMetadata
+from vestige_bridge.access.oauth import ResourceServer
 from vestige_bridge.access.record import ENDPOINT_PATHS
 from vestige_bridge.access.responses import error_response
 from vestige_bridge.access.tokens import Tokens
 from vestige_bridge.endpoint.endpoint import Endpoint
 from vestige_bridge.endpoint.per_client_mode import ClientSessions
-from vestige_bridge.errors import BridgeError, InternalError, MethodNotAllowed, NotFound
+from vestige_bridge.errors import BridgeError, InternalError, MethodNotAllowed, NotFound, SettingsError
 from vestige_bridge.server.access_log import AccessLog
 from vestige_bridge.server.connections import Connections, Limits, connection_limit
 from vestige_bridge.server.metrics import Metrics
 from vestige_bridge.server.probes import Probes
+from vestige_bridge.server.provider_client import fetch
 from vestige_bridge.session.dispatcher import Dispatcher
 from vestige_bridge.session.monitor import Monitor
 from vestige_bridge.session.session import Session
@@ -36,6 +38,9 @@ from vestige_bridge.settings import Settings
 from vestige_bridge.upstream.answer_budget import AnswerBudget
 from vestige_bridge.upstream.client import Upstream
 from vestige_bridge.upstream.token import UpstreamToken
+
+if TYPE_CHECKING:
+    from vestige_bridge.access.oauth_tokens import OAuthTokens
 
 _HTTP_SSE_PATHS: Final = frozenset({"/sse", "/sse/", "/message", "/messages", "/messages/"})
 """Where clients of the transport that MCP 2025-03-26 replaced look for it."""
@@ -88,6 +93,7 @@ def build_app(settings: Settings, write: logs.Write = logs.write) -> App:
             Route("/health", probe(bridge.probes.health)),
             Route("/readyz", probe(bridge.probes.readyz)),
             Route("/livez", bridge.probes.livez),
+            *bridge.metadata,
         ],
         middleware=[Middleware(logged)],
         exception_handlers={HTTPException: _refuse, Exception: _fail},
@@ -128,10 +134,16 @@ class _Bridge:
         self.dispatcher = Dispatcher(self._session, settings, self.audit)
         self._client_sessions = ClientSessions(self._upstream, self._session, self.dispatcher, settings)
         self.probes = Probes(self._session, self.dispatcher, self._monitor)
-        self._tokens, refusals = Tokens.from_settings(settings), Counter(dict.fromkeys(REFUSALS, 0))
+        self._tokens, self._oauth = Tokens.from_settings(settings), _oauth_tokens(settings, self._end_streams)
+        self.metadata: list[Route] = []
+        if self._oauth is not None:
+            metadata = ResourceMetadata(self._oauth.server, settings.allowed_origins)
+            self.metadata = [Route(path, metadata) for path in self._oauth.server.metadata_paths]
+        reasons = REFUSALS if self._oauth is None else (*REFUSALS, *OAUTH_REFUSALS)
+        refusals = Counter(dict.fromkeys(reasons, 0))
         own = self._client_sessions if settings.session_mode == "per-client" else None
         endpoint = Endpoint(self._session, self.dispatcher, settings, own, self.audit)
-        self.authentication = Authentication(endpoint, settings, self._tokens, refusals)
+        self.authentication = Authentication(endpoint, settings, self._tokens, self._oauth, refusals)
         self.metrics = Metrics(
             settings=settings,
             session=self._session,
@@ -140,6 +152,7 @@ class _Bridge:
             streams=endpoint.streams,
             monitor=self._monitor,
             tokens=self._tokens,
+            oauth=self._oauth,
             refusals=refusals,
             connections=self.connections,
             gate=endpoint.gate,
@@ -158,6 +171,7 @@ class _Bridge:
             self._client_sessions,
             self._monitor.watching(self._session),
             self._tokens.watching(self._end_streams),
+            nullcontext() if self._oauth is None else self._oauth.keys.refreshing(),
         ):
             yield
             await self.probes.close()
@@ -170,6 +184,25 @@ class _Bridge:
     def _end_streams(self) -> None:
         self._session.listeners.close()
         self._client_sessions.end_streams()
+
+
+def _oauth_tokens(settings: Settings, on_removal: Callable[[], None]) -> OAuthTokens | None:
+    """The access tokens of the identity provider that the settings name; ``None`` if they name none.
+
+    Errors:
+        SettingsError: they name one, and what verifies its tokens is not installed.
+    """
+    if not settings.oauth_issuer:
+        return None
+    try:
+        # joserfc is an extra, and takes time and memory.
+        from vestige_bridge.access.oauth_tokens import OAuthTokens  # noqa: PLC0415
+        from vestige_bridge.access.provider_keys import ProviderKeys  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        problem = f"VESTIGE_BRIDGE_OAUTH_ISSUER: needs {error.name}; pip install 'vestige-bridge[oauth]' brings it."
+        raise SettingsError([problem]) from error
+    keys = ProviderKeys(settings.oauth_issuer, settings.oauth_jwks_url, fetch)
+    return OAuthTokens(ResourceServer(settings), keys, on_removal)
 
 
 def _limits(settings: Settings) -> Limits:

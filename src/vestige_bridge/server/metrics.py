@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from prometheus_client import CollectorRegistry, Metric, ProcessCollector
 from prometheus_client.core import (
@@ -28,7 +28,7 @@ from starlette.routing import Route
 
 from vestige_bridge import __version__
 from vestige_bridge.access.audit import AuditLog
-from vestige_bridge.access.record import ENDPOINT_PATHS, AccessRecord
+from vestige_bridge.access.record import ENDPOINT_PATHS, OAUTH_PREFIX, AccessRecord, metrics_label
 from vestige_bridge.access.responses import error_response
 from vestige_bridge.access.tokens import Tokens
 from vestige_bridge.endpoint.gate import Gate
@@ -44,6 +44,9 @@ from vestige_bridge.session.monitor import Monitor, State
 from vestige_bridge.session.session import Session
 from vestige_bridge.session.window import MAX_PRINCIPALS_TOLD, Waits
 from vestige_bridge.settings import Settings
+
+if TYPE_CHECKING:
+    from vestige_bridge.access.oauth_tokens import OAuthTokens
 
 _PREFIX: Final = "vestige_bridge_"
 _UNREAD: Final = "none"
@@ -62,6 +65,7 @@ class Metrics(Collector):
         streams: the event streams of all clients.
         monitor: what is known of the connection.
         tokens: the valid tokens.
+        oauth: the access tokens of an identity provider; ``None`` for none.
         refusals: how many requests were rejected before authentication succeeded, by reason.
         connections: the connections of clients.
         gate: judges the messages of clients.
@@ -81,6 +85,7 @@ class Metrics(Collector):
         streams: EventStreams,
         monitor: Monitor,
         tokens: Tokens,
+        oauth: OAuthTokens | None,
         refusals: Mapping[str, int],
         connections: Connections,
         gate: Gate,
@@ -96,6 +101,7 @@ class Metrics(Collector):
         self._streams = streams
         self._monitor = monitor
         self._tokens = tokens
+        self._oauth = oauth
         self._refusals = refusals
         self._requests: defaultdict[tuple[str, str, int], int] = defaultdict(int)
         self._durations: defaultdict[tuple[str, str], Durations] = defaultdict(Durations)
@@ -207,7 +213,7 @@ class Metrics(Collector):
             f"{_PREFIX}requests_waiting", "Requests that wait for a place with Vestige.", labels=("principal",)
         )
         # Who never waited has zeros, so that the first wait is an increase.
-        others = [principal for principal in self._tokens.last_used if principal not in window.waits]
+        others = [principal for principal in self._last_used() if principal not in window.waits]
         never = dict.fromkeys(others[: max(0, MAX_PRINCIPALS_TOLD - len(window.waits))], Waits())
         for principal, count in {**dict.fromkeys(never, 0), **window.waiting_told}.items():
             waiting.add_metric((principal,), count)
@@ -277,7 +283,7 @@ class Metrics(Collector):
             "When each principal last got in; 0 before its first time.",
             labels=("principal",),
         )
-        for principal, used_at in self._tokens.last_used.items():
+        for principal, used_at in self._last_used().items():
             used.add_metric((principal,), used_at)
         yield used
         expires = GaugeMetricFamily(
@@ -289,6 +295,27 @@ class Metrics(Collector):
             expires.add_metric((principal,), expires_at)
         yield expires
         yield _gauge("token_file_valid", "0 when the token file last changed to the worse.", self._tokens.file_valid)
+        if self._oauth is not None:
+            yield from self._provider(self._oauth)
+
+    def _provider(self, oauth: OAuthTokens) -> Iterator[Metric]:
+        if (age := oauth.keys.age_seconds) is not None:
+            yield _gauge("oauth_keys_age_seconds", "Time since the provider's signing keys were fetched.", age)
+        yield _gauge("oauth_keys", "Signing keys of the provider that are known.", len(oauth.keys.known))
+        yield _counter(
+            "oauth_key_fetches_failed",
+            "Attempts to fetch the provider's signing keys that failed.",
+            oauth.keys.failures,
+        )
+        yield _gauge("oauth_tokens_kept", "Verified OAuth tokens that are kept.", oauth.kept)
+
+    def _last_used(self) -> dict[str, float]:
+        """When each principal last got in; all principals of the provider are one."""
+        last_used = self._tokens.last_used
+        if self._oauth is not None:
+            label = metrics_label(OAUTH_PREFIX)
+            last_used[label] = max(last_used.get(label, 0.0), self._oauth.last_used)
+        return last_used
 
 
 def build_metrics_app(metrics: Metrics) -> Starlette:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Generic, NamedTuple, TypeVar
 
+from vestige_bridge.access.record import metrics_label
 from vestige_bridge.mcp.multiplexer import Caller
 
 K = TypeVar("K", bound=Hashable)
@@ -143,7 +144,8 @@ class Window(Generic[T]):
         """The same for the metrics: principals beyond ``MAX_PRINCIPALS_TOLD`` are counted together."""
         counts = Counter(dict.fromkeys(self.waits, 0))
         for principal, count in self.waiting.items():
-            counts[principal if principal in self.waits else _OTHER] += count
+            label = metrics_label(principal)
+            counts[label if label in self.waits else _OTHER] += count
         return counts
 
     def enter(self, thing: T, caller: Caller) -> bool:
@@ -232,5 +234,6 @@ class Window(Generic[T]):
         waits.seconds += seconds
 
     def _waits_of(self, principal: str) -> Waits:
-        name = principal if principal in self.waits or len(self.waits) < MAX_PRINCIPALS_TOLD else _OTHER
+        label = metrics_label(principal)
+        name = label if label in self.waits or len(self.waits) < MAX_PRINCIPALS_TOLD else _OTHER
         return self.waits.setdefault(name, Waits())

@@ -1,0 +1,176 @@
+"""Signed JWTs (RFC 7515, RFC 7519), by joserfc: the only module that knows it.
+
+Invariants: only asymmetric algorithms are known here, and the key decides which of them counts, not the token. A key is
+found by its ``kid`` among the provider's; what a token says itself about keys is not looked at.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from joserfc.errors import JoseError
+from joserfc.jwk import ECKey, OKPKey, RSAKey, import_key
+from joserfc.jws import CompactSignature, JWSRegistry, extract_compact, validate_compact
+
+from vestige_bridge.access.oauth import ALGORITHMS, InvalidToken, check_header
+
+MAX_TOKEN_BYTES: Final = 16_384
+"""How long a token may be; one with the groups of a large company has some thousand bytes."""
+
+MAX_KEYS: Final = 64
+
+_MEMBERS: Final = ("kty", "kid", "alg", "use", "n", "e", "crv", "x", "y")
+"""What is taken of a key: nothing that is private."""
+
+_LEAST_MODULUS_CHARACTERS: Final = 342
+"""The length of 2048 bits in base64url (RFC 7518, section 3.3)."""
+
+_ALGORITHMS: Final[Mapping[tuple[str, str], frozenset[str]]] = {
+    ("RSA", ""): frozenset({"RS256", "RS384", "RS512", "PS256", "PS384", "PS512"}),
+    ("EC", "P-256"): frozenset({"ES256"}),
+    ("EC", "P-384"): frozenset({"ES384"}),
+    ("EC", "P-521"): frozenset({"ES512"}),
+    ("OKP", "Ed25519"): frozenset({"EdDSA", "Ed25519"}),
+}
+"""The algorithms that are taken, by the type of key and its curve."""
+
+_segments = re.compile(rb"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+").fullmatch
+_MALFORMED: Final = "The token is not valid: it is no signed JWT."
+
+
+class _Registry(JWSRegistry):
+    """joserfc's rules for headers, with room for the certificates that some providers put there."""
+
+    max_header_length = MAX_TOKEN_BYTES
+
+    def __init__(self) -> None:
+        super().__init__(algorithms=sorted(ALGORITHMS), strict_check_header=False)
+
+    def get_alg(self, name: str) -> Any:  # noqa: ANN401
+        """An algorithm; which of them are allowed is known from the key."""
+        return self.algorithms[name]
+
+
+_REGISTRY: Final = _Registry()
+
+
+class Key:
+    """A public key of the provider.
+
+    Parameters:
+        members: the JWK (RFC 7517, section 4), without what is private.
+
+    Attributes:
+        members: the same.
+        algorithms: the algorithms that it may be used with.
+
+    Errors:
+        ValueError, JoseError: it is none that signs tokens, or too short.
+    """
+
+    def __init__(self, members: Mapping[str, str]) -> None:
+        self.members = members
+        self.algorithms = _ALGORITHMS[members["kty"], members.get("crv", "")]
+        if "alg" in members:
+            self.algorithms &= {members["alg"]}
+        if len(members.get("n", "")) < _LEAST_MODULUS_CHARACTERS and members["kty"] == "RSA":
+            raise ValueError
+        self._key: RSAKey | ECKey | OKPKey = import_key(dict(members))  # type: ignore[assignment]
+        # The first use would build it otherwise, and what is no point on its curve would fail only then.
+        _ = self._key.public_key
+
+    def verifies(self, signed: Signed) -> bool:
+        """Whether this key signed the token."""
+        if signed.algorithm not in self.algorithms:
+            return False
+        try:
+            return validate_compact(signed.signature, self._key, registry=_REGISTRY)
+        except (JoseError, ValueError):
+            return False
+
+
+class Signed:
+    """A JWT whose signature was not looked at yet.
+
+    Parameters:
+        token: the token.
+
+    Attributes:
+        kid: the id of the key that is said to have signed it.
+        algorithm: how.
+        signature: for ``Key.verifies``.
+
+    Errors:
+        InvalidToken: it is no JWT, or none that could be taken.
+    """
+
+    def __init__(self, token: bytes) -> None:
+        if len(token) > MAX_TOKEN_BYTES:
+            raise InvalidToken("malformed", f"The token is not valid: it has more than {MAX_TOKEN_BYTES} bytes.")
+        if not _segments(token):
+            raise InvalidToken("malformed", _MALFORMED)
+        try:
+            self.signature: CompactSignature = extract_compact(token, registry=_REGISTRY)
+            header = self.signature.headers()
+            check_header(header)
+            _REGISTRY.check_header(header)
+        except (JoseError, ValueError, TypeError, RecursionError) as error:
+            raise InvalidToken("malformed", _MALFORMED) from error
+        self.kid: str = header["kid"]
+        self.algorithm: str = header["alg"]
+
+    @property
+    def claims(self) -> Mapping[str, Any]:
+        """What it claims.
+
+        Errors:
+            InvalidToken: that is no JSON object.
+        """
+        try:
+            claims = json.loads(self.signature.payload or b"")
+        except (ValueError, RecursionError) as error:
+            raise InvalidToken("malformed", _MALFORMED) from error
+        if not isinstance(claims, dict):
+            raise InvalidToken("malformed", _MALFORMED)
+        return claims
+
+
+def read_keys(document: bytes, before: Mapping[str, Key]) -> dict[str, Key]:
+    """The keys of a JWK Set (RFC 7517, section 5) that sign tokens, by their ids; of one id the first.
+
+    Parameters:
+        document: the set.
+        before: the keys that were known; one that did not change stays the same object.
+
+    Errors:
+        ValueError: it is no such set, or holds no key that is of use.
+    """
+    try:
+        listed = json.loads(document)["keys"][:MAX_KEYS]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError("its keys are no JWK Set") from error
+    keys: dict[str, Key] = {}
+    for jwk in listed:
+        if not isinstance(jwk, dict) or not _signs(jwk):
+            continue
+        members = {name: jwk[name] for name in _MEMBERS if isinstance(jwk.get(name), str)}
+        kid = members.get("kid")
+        if kid is None or kid in keys:
+            continue
+        known = before.get(kid)
+        try:
+            keys[kid] = known if known is not None and known.members == members else Key(members)
+        except (JoseError, UnsupportedAlgorithm, ValueError, KeyError, TypeError, OverflowError):
+            continue
+    if not keys:
+        raise ValueError("none of its keys can verify a token")
+    return keys
+
+
+def _signs(jwk: Mapping[str, Any]) -> bool:
+    operations = jwk.get("key_ops", ["verify"])
+    return jwk.get("use", "sig") == "sig" and isinstance(operations, list) and "verify" in operations

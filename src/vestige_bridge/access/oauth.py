@@ -1,0 +1,258 @@
+"""OAuth 2.1 as a resource server sees it: what it says about itself, and what an access token has to claim.
+
+Invariants: nothing here asks anybody or waits. A claim that is missing or has another type than it must have refuses
+the token. A principal of the identity provider has a name that no entry of a token file can have.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from vestige_bridge.access.permissions import READ_ONLY, UNRESTRICTED, Permissions
+from vestige_bridge.access.record import OAUTH_PREFIX
+from vestige_bridge.access.token_file import TOML_SUFFIX, Token, digest_of
+from vestige_bridge.errors import EXPIRED
+from vestige_bridge.settings import ALL, TOOLS, Settings, parse_secure_url
+from vestige_bridge.settings import READ_ONLY as ONLY_READS
+
+LEEWAY_SECONDS: Final = 60.0
+"""How far the clocks of the bridge and the provider may differ (RFC 7519, section 4.1.4)."""
+
+LONGEST_SECONDS: Final = 86_400.0
+"""How long a verified token is taken without being verified again."""
+
+RESOURCE_METADATA: Final = "/.well-known/oauth-protected-resource"
+
+INVALID_TOKEN: Final = "invalid_token"  # noqa: S105
+INSUFFICIENT_SCOPE: Final = "insufficient_scope"
+
+ALGORITHMS: Final = frozenset(
+    {"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA", "Ed25519"}
+)
+"""How a token may be signed: by a key of which the bridge has the public half."""
+
+_TYPES: Final = frozenset({"at+jwt", "jwt"})
+"""What a token may call itself, if it does: an access token (RFC 9068, section 2.1), or just a JWT."""
+
+_END_OF_TIME: Final = 1e15
+_CONFIRMATION: Final = "cnf"
+REALM: Final = 'Bearer realm="vestige-bridge"'
+
+
+class NotFetched(Exception):
+    """A document of the provider could not be had; the text says why, for the log."""
+
+
+class InvalidToken(Exception):
+    """An access token that is not taken.
+
+    Parameters:
+        reason: why, in a word for the metrics.
+        message: why, in a sentence for the client.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccessToken(Token):
+    """An access token that was verified.
+
+    Attributes:
+        expires_at: until when it is taken, in seconds since 1970.
+        wider_scope: whether there are scopes that would permit more.
+    """
+
+    expires_at: float
+    wider_scope: bool
+
+
+class ResourceServer:
+    """The endpoint as a protected resource, and what an access token for it has to claim.
+
+    Parameters:
+        settings: the issuer, the audience, and what each scope permits.
+
+    Attributes:
+        issuer: the identity provider.
+        metadata: the document that describes the endpoint (RFC 9728, section 2).
+        metadata_paths: where it is served.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.issuer = settings.oauth_issuer
+        self._audience = settings.oauth_audience or settings.oauth_resource
+        # A token file in TOML may hold allow-lists, now or after its next change.
+        shares_lists = not (settings.maps_tools or settings.auth_token_file.endswith(TOML_SUFFIX))
+        self._rights = {scope: _permissions(rights, shares_lists) for scope, rights in settings.oauth_scopes}
+        self._scopes = " ".join(self._rights)
+        resource = urlsplit(settings.oauth_resource)
+        self.metadata_paths = (RESOURCE_METADATA, RESOURCE_METADATA + resource.path)
+        self._metadata_url = f"{resource.scheme}://{resource.netloc}{self.metadata_paths[1]}"
+        self.metadata: Mapping[str, object] = {
+            "resource": settings.oauth_resource,
+            "authorization_servers": [self.issuer],
+            "scopes_supported": list(self._rights),
+            "bearer_methods_supported": ["header"],
+            "resource_name": "vestige-bridge",
+        }
+
+    def challenge(self, error: str) -> str:
+        """The value of ``WWW-Authenticate`` (RFC 6750, section 3; RFC 9728, section 5.1).
+
+        Parameters:
+            error: the error code; empty for a request that carries no token.
+        """
+        spelled = f', error="{error}"' if error else ""
+        return f'{REALM}{spelled}, scope="{self._scopes}", resource_metadata="{self._metadata_url}"'
+
+    def admitted(self, token: bytes, claims: Mapping[str, Any], now: float) -> AccessToken:
+        """What follows from the claims of a token whose signature was verified.
+
+        Parameters:
+            token: the token.
+            claims: its claims.
+            now: the time, in seconds since 1970.
+
+        Errors:
+            InvalidToken: it is not for this endpoint, or not at this time.
+        """
+        expires_at = check_claims(claims, self.issuer, self._audience, now)
+        scopes = scopes_of(claims)
+        rights = [permissions for scope, permissions in self._rights.items() if scope in scopes]
+        return AccessToken(
+            name=principal_of(self.issuer, claims["sub"]),
+            digest=digest_of(token),
+            permissions=_union(rights),
+            expires_at=min(expires_at, now + LONGEST_SECONDS),
+            wider_scope=len(rights) < len(self._rights) and not any(not it.limited for it in rights),
+        )
+
+
+NOTHING: Final = Permissions(read_only=True, tools=(), resources=False)
+"""What a token without a mapped scope may do: nothing asks for it, as it is refused before."""
+
+
+def check_header(header: Mapping[str, Any]) -> None:
+    """Checks how a token says that it was signed, and by which key (RFC 7515, section 4.1).
+
+    Errors:
+        InvalidToken: with the first member that does not fit.
+    """
+    if header.get("alg") not in ALGORITHMS:
+        raise InvalidToken("algorithm", "The token is not valid: its algorithm is none that is taken.")
+    kind = header.get("typ")
+    if kind is not None and str(kind).lower().removeprefix("application/") not in _TYPES:
+        raise InvalidToken("type", "The token is not valid: it is no access token.")
+    if not isinstance(header.get("kid"), str):
+        raise InvalidToken("unknown_key", "The token is not valid: it does not say which key signed it.")
+
+
+def check_claims(claims: Mapping[str, Any], issuer: str, audience: str, now: float) -> float:
+    """Checks what a token claims of itself (RFC 7519, section 4.1; RFC 9068, section 4).
+
+    Returns:
+        From when on it is not valid, in seconds since 1970.
+
+    Errors:
+        InvalidToken: with the first claim that does not fit.
+    """
+    if claims.get("iss") != issuer:
+        raise InvalidToken("issuer", "The token is not valid: another issuer made it.")
+    audiences = claims.get("aud")
+    if audience not in (audiences if isinstance(audiences, list) else [audiences]):
+        raise InvalidToken("audience", "The token is not valid: it is for another audience.")
+    expires, begins = _time(claims.get("exp")), _time(claims.get("nbf", 0))
+    if expires + LEEWAY_SECONDS <= now:
+        raise InvalidToken("expired_token", EXPIRED)
+    if begins - LEEWAY_SECONDS > now:
+        raise InvalidToken("not_yet_valid", "The token is not valid yet.")
+    subject = claims.get("sub")
+    if not isinstance(subject, str) or not subject:
+        raise InvalidToken("claims", "The token is not valid: it names no subject.")
+    if _CONFIRMATION in claims:
+        # Taken as a bearer token it would be worth nothing that its client has to prove that it is its own.
+        raise InvalidToken("claims", "The token is not valid: it is bound to a key, and only bearer tokens are taken.")
+    return expires + LEEWAY_SECONDS
+
+
+def _time(value: object) -> float:
+    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _END_OF_TIME:
+        return float(value)
+    raise InvalidToken("claims", "The token is not valid: its times are missing, or no numbers.")
+
+
+def scopes_of(claims: Mapping[str, Any]) -> frozenset[str]:
+    """The scopes of a token: ``scope`` (RFC 9068, section 2.2.3), or ``scp``, as some providers call it."""
+    value = claims.get("scope", claims.get("scp"))
+    if isinstance(value, str):
+        return frozenset(value.split(" "))
+    return frozenset(it for it in value if isinstance(it, str)) if isinstance(value, list) else frozenset()
+
+
+def principal_of(issuer: str, subject: str) -> str:
+    """The name of a principal of the provider: the same for all its tokens, and it says nothing about a person."""
+    digest = hashlib.sha256(f"{issuer}\n{subject}".encode(errors="surrogatepass")).hexdigest()
+    return f"{OAUTH_PREFIX}{digest[:32]}"
+
+
+def metadata_urls(issuer: str) -> list[str]:
+    """Where the metadata of an issuer may be: RFC 8414, section 3.1, then OpenID Connect Discovery, both spellings."""
+    parts = urlsplit(issuer)
+    host, path = f"{parts.scheme}://{parts.netloc}", parts.path.rstrip("/")
+    return list(
+        dict.fromkeys(
+            [
+                f"{host}/.well-known/oauth-authorization-server{path}",
+                f"{host}/.well-known/openid-configuration{path}",
+                f"{host}{path}/.well-known/openid-configuration",
+            ]
+        )
+    )
+
+
+def keys_url(metadata: Mapping[str, Any], issuer: str) -> str:
+    """Where the signing keys are, by the metadata of an issuer.
+
+    Errors:
+        ValueError: with a sentence that says what does not fit.
+    """
+    if metadata.get("issuer") != issuer:
+        raise ValueError("its metadata do not name it as the issuer")
+    url = metadata.get("jwks_uri")
+    try:
+        found = parse_secure_url(url) if isinstance(url, str) else ""
+    except ValueError:
+        found = ""
+    # Only a provider on this machine may lead to this machine.
+    if not found or (issuer.startswith("https:") and not found.startswith("https:")):
+        raise ValueError("its metadata name no https address of its keys")
+    return found
+
+
+def _permissions(rights: str, shares_lists: bool) -> Permissions:
+    if rights == ALL:
+        return UNRESTRICTED if shares_lists else Permissions(shares_lists=False)
+    if rights == ONLY_READS:
+        return READ_ONLY if shares_lists else Permissions(read_only=True, shares_lists=False)
+    return Permissions(tools=tuple(sorted(set(rights.removeprefix(TOOLS).split(",")))), shares_lists=False)
+
+
+def _union(rights: Iterable[Permissions]) -> Permissions:
+    """What several scopes permit together: what any of them does."""
+    rights = list(rights)
+    tools = tuple(sorted({tool for it in rights for tool in it.tools or ()}))
+    for it in rights:
+        if not it.limited:
+            return it
+    for it in rights:
+        if it.read_only:
+            return Permissions(read_only=True, also_tools=tools, shares_lists=False) if tools else it
+    return Permissions(tools=tools, shares_lists=False) if rights else NOTHING
