@@ -118,7 +118,7 @@ COMMANDS = {
         "vestige-bridge call recall --help": "test_one_tool_is_shown_with_its_arguments",
         "vestige-bridge call recall query=": "test_a_call_writes_and_another_reads_what_was_written",
         "git log -1": "test_arguments_come_as_words_as_json_or_on_standard_input",
-        "VESTIGE_AUTH_TOKEN=… VESTIGE_AUTH_TOKEN_FILE= vestige-bridge call": "test_a_bridge_elsewhere_is_named_by_its_address",
+        "VESTIGE_AUTH_TOKEN=… VESTIGE_AUTH_TOKEN_FILE=": "test_a_bridge_elsewhere_is_named_by_its_address",
         "vestige-bridge stdio": "test_a_session_is_opened_used_and_ended_with_its_client",
         "vestige-bridge token new": "test_its_entry_in_a_file_admits_its_token_with_those_rights",
         "mkdir -p ~/": "test_the_completions_are_put_where_the_page_says",

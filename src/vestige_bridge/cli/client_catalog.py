@@ -138,7 +138,8 @@ _CLAUDE_CODE = McpClient(
         Step(
             "If Claude Code is not installed, run `npm install -g @anthropic-ai/claude-code`. Then add the bridge for "
             "all your projects. Claude Code stores the name of the variable and reads its value at each start. "
-            "Therefore start Claude Code from a shell in which the variable is set. If the command below reports that a "
+            "Therefore start Claude Code from a shell in which the variable is set. If the command below reports that "
+            "a "
             "server named `vestige` exists, run `claude mcp remove vestige --scope user`, then the command again.",
             claude_code("%url%", "${%token%}"),
         ),
@@ -158,7 +159,8 @@ _CODEX = McpClient(
         ),
         Step("Check the stored entry.", "codex mcp get vestige"),
     ),
-    tested="Partly tested: `make interop-all` runs both commands. It does not test the connection of Codex to the bridge.",
+    tested="Partly tested: `make interop-all` runs both commands. It does not test the connection of "
+    "Codex to the bridge.",
 )
 
 _CURSOR = McpClient(
@@ -225,8 +227,10 @@ _CLAUDE_DESKTOP = McpClient(
     (
         Step(
             "The configuration file of Claude Desktop takes only stdio servers, and Claude Desktop usually starts "
-            "from a menu, without the variables of your shell. Therefore store the token in a file. This command is for "
-            "macOS and Linux; on Windows, save the token as the only line of a text file. `VESTIGE_AUTH_TOKEN` must not "
+            "from a menu, without the variables of your shell. Therefore store the token in a file. This command is "
+            "for "
+            "macOS and Linux; on Windows, save the token as the only line of a text file. `VESTIGE_AUTH_TOKEN` must "
+            "not "
             "be set for Claude Desktop.",
             f"""\
 (umask 077 && mkdir -p {_TOKEN_FILE.rpartition("/")[0]} && printf '%s\\n' "$%token%" > {_TOKEN_FILE})""",
@@ -295,8 +299,10 @@ _OPENCLAW_PLUGIN = McpClient(
         ),
         Step(
             "You need OpenClaw 2026.9.6 or newer (`npm install -g openclaw`) and Node 24.16 or newer. Do not use the "
-            "Node that `make dev` installed in `.venv/bin`: OpenClaw cannot use the npm that belongs to it. In a checkout "
-            "of vestige-bridge, build the plugin and install it. With `--force --accept-capabilities`, OpenClaw accepts "
+            "Node that `make dev` installed in `.venv/bin`: OpenClaw cannot use the npm that belongs to it. In a "
+            "checkout "
+            "of vestige-bridge, build the plugin and install it. With `--force --accept-capabilities`, OpenClaw "
+            "accepts "
             "the plugin's capabilities without a question.",
             """\
 cd openclaw-plugin
@@ -307,7 +313,8 @@ openclaw plugins install npm-pack:./openclaw-plugin-vestige-%version%.tgz --forc
         Step(
             "The installation added the entry `vestige` to the configuration file. Add `config` to that entry and "
             "keep the other entries. `serverUrl` may end with `/mcp` or not. Instead of editing the file, you can run "
-            "`openclaw config set plugins.entries.vestige.config` with the value of `config` as JSON in single quotes, so that "
+            "`openclaw config set plugins.entries.vestige.config` with the value of `config` as JSON in single "
+            "quotes, so that "
             "the shell does not replace the variable. Start OpenClaw from a shell in which the variable is set.",
             """\
 {
@@ -337,8 +344,10 @@ _OPENCLAW = McpClient(
     "OpenClaw without the plugin",
     (
         Step(
-            "Without the plugin, agents get the tools of Vestige under the names that Vestige gives them, and all agents "
-            "use one token; the plugin can use one for each agent. Add this to the configuration file and keep its other entries.",
+            "Without the plugin, agents get the tools of Vestige under the names that Vestige gives them, and all "
+            "agents "
+            "use one token; the plugin can use one for each agent. Add this to the configuration file and keep its "
+            "other entries.",
             """\
 {
   "mcp": {

@@ -362,7 +362,8 @@ def _add(
         own_help: whether it defines ``--help`` itself.
     """
     where = (
-        "\n\nThe token is VESTIGE_AUTH_TOKEN or, if that is not set, the first token in VESTIGE_AUTH_TOKEN_FILE that is "
+        "\n\nThe token is VESTIGE_AUTH_TOKEN or, if that is not set, the first token in VESTIGE_AUTH_TOKEN_FILE that "
+        "is "
         "there in\nplain text, not as a hash, and has not expired. Do not set both."
     )
     command = commands.add_parser(
