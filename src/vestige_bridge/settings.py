@@ -250,7 +250,8 @@ class Settings:
         "VESTIGE_AUTH_TOKEN_FILE",
         "",
         _text,
-        "A file of tokens instead. Each line has a token, or `name token`. If the name of the file ends in .toml, it "
+        "A file of tokens instead; only one of both may be set. Each line has a token, or `name token`. If the name of "
+        "the file ends in .toml, it "
         "is TOML and has the rights of each token. The bridge reads it again when it changes.",
     )
     allow_anonymous: bool = _setting(
@@ -373,7 +374,10 @@ class Settings:
         "The largest answer from upstream; a larger one gets 502.",
     )
     max_in_flight: int = _setting(
-        "VESTIGE_BRIDGE_MAX_IN_FLIGHT", "512", _count, "How many requests may be in flight; more get 503."
+        "VESTIGE_BRIDGE_MAX_IN_FLIGHT",
+        "512",
+        _count,
+        "How many requests and notifications may be in flight; more get 503.",
     )
     upstream_concurrency: int = _setting(
         "VESTIGE_BRIDGE_UPSTREAM_CONCURRENCY",

@@ -284,7 +284,7 @@ async def _(tmp: Path) -> AsyncIterator[Patient]:
         yield far(served.origin)
 
 
-@broken("token", "the bridge was started without authentication")
+@broken("token", "the bridge was started with neither a token nor anonymous access")
 async def _(tmp: Path) -> AsyncIterator[Patient]:
     async with scripted_upstream() as upstream, bridge(upstream.url, VESTIGE_AUTH_TOKEN="") as served:
         yield near(upstream.url, served)

@@ -22,6 +22,10 @@ from vestige_bridge.settings import Settings, has_jwt_form, is_bearer_token
 
 _TOKEN: Final = "VESTIGE_AUTH_TOKEN or VESTIGE_AUTH_TOKEN_FILE"  # noqa: S105
 _START: Final = f"Correct VESTIGE_MCP_URL, or start supergateway with Vestige behind it: {SUPERGATEWAY}"
+_HANGS: Final = (
+    "Read the log of upstream. Restart it if it does not respond. If another program listens there, correct "
+    "VESTIGE_MCP_URL."
+)
 _ONLY_HASHES: Final = (
     "the token file contains only hashes; to check a token, run the doctor with VESTIGE_AUTH_TOKEN set to it and "
     "VESTIGE_AUTH_TOKEN_FILE empty"
@@ -141,7 +145,8 @@ class Layers:
             connect(client.url, self._timeout_seconds)
         except NoAnswer as error:
             self._bridge = "absent" if error.kind == "refused" else "unknown"
-            raise Fault(f"{client.url}: {error}", f"Start the bridge, or correct {self._where}.") from error
+            remedy = _kind_remedy(error, self._where) or f"Start the bridge, or correct {self._where}."
+            raise Fault(f"{client.url}: {error}", remedy) from error
         self._passed.add("address")
         return f"{client.url} accepts connections"
 
@@ -235,8 +240,8 @@ class Layers:
         except NoAnswer as error:
             if self._connected and "VESTIGE_MCP_URL" not in self._environ:
                 raise NotAsked("VESTIGE_MCP_URL is not set here; the bridge is connected to another address") from error
-            remedy = _scheme_remedy(error, "VESTIGE_MCP_URL")
-            raise Fault(f"{url}: {error}", remedy or _START) from error
+            remedy = _kind_remedy(error, "VESTIGE_MCP_URL") or (_HANGS if error.kind == "late" else _START)
+            raise Fault(f"{url}: {error}", remedy) from error
         self._passed.add("upstream")
         return f"{url} is an MCP server that keeps sessions"
 
@@ -300,7 +305,7 @@ class Layers:
         """The remedy if something listens at the address of the bridge and does not answer as the bridge does."""
         if error.kind == "late":
             return "Read the log of the bridge. Restart it if it does not respond."
-        return _scheme_remedy(error, "--url") or f"Correct {self._where}: another program listens there."
+        return _kind_remedy(error, "--url") or f"Correct {self._where}: another program listens there."
 
     @property
     def _where(self) -> str:
@@ -312,8 +317,12 @@ def _after(layer: str) -> str:
     return f"{layer} did not pass"
 
 
-def _scheme_remedy(error: NoAnswer, where: str) -> str:
-    """The remedy if the URL in this setting or option has the wrong scheme, or TLS fails; empty otherwise."""
+def _kind_remedy(error: NoAnswer, where: str) -> str:
+    """The remedy if this setting or option has the wrong name or scheme, packets are lost or TLS fails; else empty."""
+    if error.kind == "unresolved":
+        return f"Correct the name in {where}, or add it to DNS."
+    if error.kind == "unreached":
+        return f"Correct {where}, or check the firewalls and network policies between here and there."
     if error.kind == "certificate":
         return "Set SSL_CERT_FILE to a file with the certificate of the issuer."
     if error.kind == "refused_tls":

@@ -138,8 +138,9 @@ _CLAUDE_CODE = McpClient(
         Step(
             "If Claude Code is not installed, run `npm install -g @anthropic-ai/claude-code`. Then add the bridge for "
             "all your projects. Claude Code stores the name of the variable and reads its value at each start. "
-            "Therefore start Claude Code from a shell in which the variable is set. If the command reports that a "
-            "server named `vestige` exists, run `claude mcp remove vestige --scope user` and repeat it.",
+            "Therefore start Claude Code from a shell in which the variable is set. If the command below reports that "
+            "a "
+            "server named `vestige` exists, run `claude mcp remove vestige --scope user`, then the command again.",
             claude_code("%url%", "${%token%}"),
         ),
         Step("Check the connection. The line of `vestige` ends with `Connected`.", "claude mcp list"),
@@ -158,7 +159,8 @@ _CODEX = McpClient(
         ),
         Step("Check the stored entry.", "codex mcp get vestige"),
     ),
-    tested="Partly tested: `make interop-all` runs both commands, but Codex does not connect to the bridge.",
+    tested="Partly tested: `make interop-all` runs both commands. It does not test the connection of "
+    "Codex to the bridge.",
 )
 
 _CURSOR = McpClient(
@@ -224,8 +226,12 @@ _CLAUDE_DESKTOP = McpClient(
     "Claude Desktop",
     (
         Step(
-            "The configuration file of Claude Desktop takes only stdio servers, and Claude Desktop does not get the "
-            "variables of your shell. Therefore store the token in a file (macOS, Linux):",
+            "The configuration file of Claude Desktop takes only stdio servers, and Claude Desktop usually starts "
+            "from a menu, without the variables of your shell. Therefore store the token in a file. This command is "
+            "for "
+            "macOS and Linux; on Windows, save the token as the only line of a text file. `VESTIGE_AUTH_TOKEN` must "
+            "not "
+            "be set for Claude Desktop.",
             f"""\
 (umask 077 && mkdir -p {_TOKEN_FILE.rpartition("/")[0]} && printf '%s\\n' "$%token%" > {_TOKEN_FILE})""",
         ),
@@ -248,7 +254,7 @@ _CLAUDE_DESKTOP = McpClient(
         ),
         Step(
             "Add this to the configuration file of Claude Desktop and restart Claude Desktop. Both paths must be "
-            "absolute; `command -v vestige-bridge` prints the first.",
+            "absolute; `command -v vestige-bridge` (on Windows, `where.exe vestige-bridge`) prints the first.",
             """\
 {
   "mcpServers": {
@@ -287,14 +293,17 @@ _OPENCLAW_PLUGIN = McpClient(
     (
         Step(
             "Install the plugin from npm, or build it as the next step describes. You need OpenClaw 2026.9.6 or newer. "
-            "The two options accept the plugin's capabilities without a question.",
+            "With `--force --accept-capabilities`, OpenClaw accepts the plugin's capabilities without a question.",
             "openclaw plugins install npm:openclaw-plugin-vestige --force --accept-capabilities",
             needs_release=True,
         ),
         Step(
             "You need OpenClaw 2026.9.6 or newer (`npm install -g openclaw`) and Node 24.16 or newer. Do not use the "
-            "Node in `.venv/bin`, because OpenClaw cannot use its npm. In a checkout of vestige-bridge, build the "
-            "plugin and install it. The two options accept the plugin's capabilities without a question.",
+            "Node that `make dev` installed in `.venv/bin`: OpenClaw cannot use the npm that belongs to it. In a "
+            "checkout "
+            "of vestige-bridge, build the plugin and install it. With `--force --accept-capabilities`, OpenClaw "
+            "accepts "
+            "the plugin's capabilities without a question.",
             """\
 cd openclaw-plugin
 npm ci --ignore-scripts
@@ -304,7 +313,9 @@ openclaw plugins install npm-pack:./openclaw-plugin-vestige-%version%.tgz --forc
         Step(
             "The installation added the entry `vestige` to the configuration file. Add `config` to that entry and "
             "keep the other entries. `serverUrl` may end with `/mcp` or not. Instead of editing the file, you can run "
-            "`openclaw config set plugins.entries.vestige.config` with the value of `config` as JSON.",
+            "`openclaw config set plugins.entries.vestige.config` with the value of `config` as JSON in single "
+            "quotes, so that "
+            "the shell does not replace the variable. Start OpenClaw from a shell in which the variable is set.",
             """\
 {
   "plugins": {
@@ -333,8 +344,10 @@ _OPENCLAW = McpClient(
     "OpenClaw without the plugin",
     (
         Step(
-            "Without the plugin, agents get the tools of Vestige under their own names, and all agents share one "
-            "token. Add this to the configuration file and keep its other entries.",
+            "Without the plugin, agents get the tools of Vestige under the names that Vestige gives them, and all "
+            "agents "
+            "use one token; the plugin can use one for each agent. Add this to the configuration file and keep its "
+            "other entries.",
             """\
 {
   "mcp": {

@@ -50,8 +50,10 @@ export VESTIGE_AUTH_TOKEN="$(sed -n 's/^VESTIGE_AUTH_TOKEN=//p' .env)"
 - A client that you start from a menu or a dock does not get the variables of your shell. Start it from the shell. Or
   set the variable for your desktop session: with `launchctl setenv` on macOS, in `~/.config/environment.d/` on Linux
   with systemd, or as a user variable on Windows.
-- If `HTTP_PROXY` is set, also set `NO_PROXY=127.0.0.1,localhost`. Otherwise clients send requests for the local bridge
-  to the proxy.
+- If `HTTP_PROXY` is set, also add `127.0.0.1,localhost` to `NO_PROXY`. Otherwise clients send requests for the local
+  bridge to the proxy.
+- The `npm` and `pip` in `.venv/bin` install into the checkout. Install clients in a terminal without `.venv/bin` on
+  `PATH`.
 - If a configuration file exists, add the entry to it and keep its other entries.
 
 ## Which clients are tested

@@ -29,7 +29,9 @@ MAX_ANSWER_BYTES: Final = 2**30
 _JSON: Final = "application/json"
 
 Members = Mapping[str, Any]
-Kind = Literal["unresolved", "refused", "late", "http", "https", "certificate", "refused_tls", "cut", "other"]
+Kind = Literal[
+    "unresolved", "refused", "unreached", "late", "http", "https", "certificate", "refused_tls", "cut", "other"
+]
 
 
 class ClientError(Exception):
@@ -188,7 +190,7 @@ def connect(url: str, timeout_seconds: float) -> None:
     """
     parts = urlsplit(url)
     address = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
-    with translated(url, f"no connection within {timeout_seconds:g} s"):
+    with translated(url, f"no connection within {timeout_seconds:g} s", late="unreached"):
         socket.create_connection(address, timeout_seconds).close()
 
 
@@ -209,7 +211,7 @@ def open_connection(url: str, timeout_seconds: float) -> http.client.HTTPConnect
     parts = urlsplit(url)
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
     connection = kind(parts.hostname or "", parts.port, timeout=timeout_seconds)
-    with translated(url, f"no connection within {timeout_seconds:g} s"):
+    with translated(url, f"no connection within {timeout_seconds:g} s", late="unreached"):
         try:
             connection.connect()
         except ssl.SSLCertVerificationError:
@@ -262,14 +264,14 @@ def _whole(response: http.client.HTTPResponse, url: str) -> HttpReply:
 
 
 @contextmanager
-def translated(url: str, when_late: str) -> Iterator[None]:
+def translated(url: str, when_late: str, late: Kind = "late") -> Iterator[None]:
     """Translates exceptions of the standard library."""
     try:
         yield
     except (socket.gaierror, UnicodeError) as error:
         raise NoAnswer(f"the name {urlsplit(url).hostname} does not resolve", "unresolved") from error
     except TimeoutError as error:
-        raise NoAnswer(when_late, "late") from error
+        raise NoAnswer(when_late, late) from error
     except ConnectionRefusedError as error:
         raise NoAnswer("connection refused, nothing listens there", "refused") from error
     except ssl.SSLCertVerificationError as error:

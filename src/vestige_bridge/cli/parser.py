@@ -30,7 +30,8 @@ standard input, as a JSON object. recall and smart_ingest are tools of Vestige, 
   vestige-bridge call recall --json '{"query": "sky", "limit": 5}' | jq .structuredContent
   git log -1 --format=%B | vestige-bridge call smart_ingest content=-
 
-The exit status is 0; 1 if the tool or the call failed; 2 if the arguments or the settings are wrong."""
+The exit status is 0; 1 if the tool returned an error or no result arrived; 2 if the arguments or the settings are
+wrong; 130 after Ctrl-C."""
 
 _TOOLS = """\
 On a terminal, it prints a table. On a pipe, it prints the tools as JSON, as Vestige returns them. With NAME, it prints
@@ -41,18 +42,22 @@ one tool and its arguments with their types and descriptions.
   vestige-bridge tools | jq -r '.[].name'"""
 
 _DOCTOR = """\
-The layers are settings, address, bridge, token, upstream, Vestige and read; with OAuth also provider. The doctor sends
-its checks through the running bridge. Only if no bridge runs, it opens a session with upstream itself, and ends it.
+The layers are settings, address, bridge, token, upstream, Vestige and read; with OAuth also
+provider. The doctor sends its checks through the running bridge, except two pings to upstream. If no bridge
+runs at the address, it opens a session with upstream itself, which starts a Vestige process behind
+supergateway, and ends it.
 
   vestige-bridge doctor
-  VESTIGE_AUTH_TOKEN=… vestige-bridge doctor --url https://vestige.example.com
+  VESTIGE_AUTH_TOKEN=… VESTIGE_AUTH_TOKEN_FILE= vestige-bridge doctor \\
+    --url https://vestige.example.com
   ACCESS_TOKEN=… vestige-bridge doctor --token-env ACCESS_TOKEN
 
 The exit status is 0 if no layer fails, otherwise 1."""
 
 _CONNECT = """\
 It prints the commands to run, or a configuration file and the text to add to it. It changes no file. Without CLIENT, it
-lists the clients. The printed text contains the name of the variable that holds the token, never the token.
+lists the clients. The printed text never contains the token: it contains the name of the variable or of the file that
+holds it, or makes the client ask for it.
 
   vestige-bridge connect claude-code
   vestige-bridge connect codex --url https://vestige.example.com --token-env TEAM_TOKEN"""
@@ -256,8 +261,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="vestige-bridge",
         description="An authenticating reverse proxy that lets any number of MCP clients share one Vestige.",
-        epilog="Settings are environment variables, or lines of a file .env. The environment overrides the file:\n\n"
-        + "\n".join(lines),
+        epilog="Settings are environment variables, or lines of the file .env in the working directory.\n"
+        "The environment overrides the file:\n\n" + "\n".join(lines),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action=_PrintVersion, nargs=0, help="show the version and exit")
@@ -324,6 +329,7 @@ def _add_token(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     actions = token.add_subparsers(dest="action", metavar="ACTION", required=True)
     new = actions.add_parser(
         "new",
+        usage="%(prog)s NAME [options]",
         help="make a token",
         description="Make a token and its entry for a token file.",
         epilog=_MAKE,
@@ -336,16 +342,18 @@ def _add_token(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         action="extend",
         nargs="+",
         metavar="TOOL",
-        help="the only tools that the token can list and call; * matches any characters",
+        help="the only tools that the token can list and call; * matches any characters; write NAME before this option",
     )
     new.add_argument("--no-resources", action="store_true", help="the token cannot use resources and prompts")
     new.add_argument(
         "--expires",
         type=_expiry,
         metavar="TIME",
-        help="when the token expires: 2027-01-31, 2027-01-31T12:00:00Z or 90d",
+        help="when the token expires: 2027-01-31 (0:00 UTC), 2027-01-31T12:00:00Z, or a time from now: 90d, 12h or 30m",
     )
-    new.add_argument("--max-in-flight", type=int, metavar="COUNT", help="how many requests may be in flight")
+    new.add_argument(
+        "--max-in-flight", type=int, metavar="COUNT", help="how many requests and notifications may be in flight"
+    )
     new.add_argument("--rate", type=int, metavar="COUNT", help="how many tool calls are allowed in a minute")
 
 
@@ -369,8 +377,8 @@ def _add(
         own_help: whether it defines ``--help`` itself.
     """
     where = (
-        "\n\nThe token comes from VESTIGE_AUTH_TOKEN. Otherwise it is the first token in VESTIGE_AUTH_TOKEN_FILE that "
-        "is\nthere in plain text, not as a hash, and has not expired."
+        "\n\nThe token is VESTIGE_AUTH_TOKEN or, if that is not set, the first token in VESTIGE_AUTH_TOKEN_FILE\n"
+        "that is there in plain text, not as a hash, and has not expired. Do not set both."
     )
     command = commands.add_parser(
         name,

@@ -123,8 +123,13 @@ def _require_mcp(url: str, reply: HttpReply, token: str, timeout_seconds: float)
         return
     if reply.status == 404:
         _refuse_sse(url, timeout_seconds)
-        usual = "" if urlsplit(url).path == "/mcp" else "; it usually ends in /mcp"
-        raise Fault(f"{url} does not exist (HTTP 404)", f"Correct the path in VESTIGE_MCP_URL{usual}.")
+        usual = urlsplit(url).path == "/mcp"
+        remedy = (
+            "Check which server listens there, and at which path it serves MCP."
+            if usual
+            else "Correct the path in VESTIGE_MCP_URL; it usually ends in /mcp."
+        )
+        raise Fault(f"{url} does not exist (HTTP 404)", remedy)
     if reply.status >= 500:
         raise Fault(f"{url} answers {reply}", "Read the log of upstream.")
     raise Fault(f"{url} is not an MCP server ({reply})", "Correct VESTIGE_MCP_URL: another program answers there.")
