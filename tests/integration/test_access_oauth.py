@@ -225,12 +225,14 @@ async def test_a_token_that_is_not_for_us_or_not_signed_answers_401(
 ) -> None:
     reason, make = ATTACKS[attack]
     received = len(upstream.received)
-    answer = await protected.post(PING, bearer(make(provider)))
-    assert (answer.status, answer.error["code"]) == (401, -32015)
-    assert 'error="invalid_token"' in answer.headers["WWW-Authenticate"]
-    assert CHALLENGE in answer.headers["WWW-Authenticate"]
-    assert answer.error["message"].endswith(".")
-    assert protected.metric("auth_failures_total", reason=reason) == 1
+    token = make(provider)
+    for _ in range(2):
+        answer = await protected.post(PING, bearer(token))
+        assert (answer.status, answer.error["code"]) == (401, -32015)
+        assert 'error="invalid_token"' in answer.headers["WWW-Authenticate"]
+        assert CHALLENGE in answer.headers["WWW-Authenticate"]
+        assert answer.error["message"].endswith(".")
+    assert protected.metric("auth_failures_total", reason=reason) == 2
     assert protected.metric("oauth_tokens_kept") == 0
     assert len(upstream.received) == received
     assert await status(protected, provider.token()) == 200
@@ -324,11 +326,14 @@ async def test_a_token_without_a_mapped_scope_answers_403_with_the_scopes(
     protected: Bridge, provider: IdentityProvider, upstream: ScriptedUpstream, scope: str | None
 ) -> None:
     received = len(upstream.received)
-    answer = await protected.post(PING, bearer(provider.token(scope=scope)))
-    assert (answer.status, answer.error["code"]) == (403, -32016)
+    token = provider.token(scope=scope)
     expected = f'error="insufficient_scope", scope="vestige.read vestige.write", {CHALLENGE}'
-    assert answer.headers["WWW-Authenticate"] == f'Bearer realm="vestige-bridge", {expected}'
-    assert protected.metric("auth_failures_total", reason="scope") == 1
+    for _ in range(2):
+        answer = await protected.post(PING, bearer(token))
+        assert (answer.status, answer.error["code"]) == (403, -32016)
+        assert answer.headers["WWW-Authenticate"] == f'Bearer realm="vestige-bridge", {expected}'
+    assert protected.metric("auth_failures_total", reason="scope") == 2
+    assert protected.metric("oauth_tokens_kept") == 0
     assert len(upstream.received) == received
 
 

@@ -1,7 +1,7 @@
 """The OAuth access tokens that were verified, and how one is.
 
 Invariants: a token is taken only while the key that signed it is the provider's, and while it is valid. Only verified
-tokens are kept, and so many at most.
+tokens that permit something are kept, and so many at most.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from vestige_bridge.access.jwt import Key, Signed
-from vestige_bridge.access.oauth import AccessToken, InvalidToken, ResourceServer
+from vestige_bridge.access.oauth import NOTHING, AccessToken, InvalidToken, ResourceServer
 from vestige_bridge.access.provider_keys import ProviderKeys
 from vestige_bridge.access.token_file import digest_of
 from vestige_bridge.errors import KeysUnavailable
@@ -67,7 +67,7 @@ class OAuthTokens:
         return verified.token
 
     async def verify(self, token: bytes) -> AccessToken:
-        """Verifies a token, and keeps it.
+        """Verifies a token, and keeps it unless it permits nothing.
 
         Errors:
             InvalidToken: it is not valid, or its key is not known.
@@ -86,6 +86,8 @@ class OAuthTokens:
             raise InvalidToken("signature", "The token is not valid: its signature is wrong.")
         now = time.time()
         verified = self.server.admitted(token, signed.claims, now)
+        if verified.permissions is NOTHING:
+            return verified
         self.last_used = now
         self._verified[verified.digest] = _Verified(verified, signed.kid, key)
         if len(self._verified) > MAX_TOKENS:
