@@ -316,8 +316,8 @@ def test_the_guides_commands_for_trouble_work_as_written(client: Client) -> None
     assert len(commands) == 2
     for command in commands:
         saw(f"{command}: {run('sh', '-c', command).stdout.strip().splitlines()[-1][:100]}")
-    [ask] = re.findall(r"`(python3 -c [^`]+)`", GUIDE)
-    [refused] = [line for line in in_bridge("sh", "-c", ask).stderr.splitlines() if "HTTP Error" in line]
+    [ask] = re.findall(r"`(kubectl exec [^`]+ python3 -c [^`]+)`", GUIDE)
+    [refused] = [line for line in attempt("sh", "-c", ask).stderr.splitlines() if "HTTP Error" in line]
     assert "HTTP Error 400" in refused
     saw(f"{ask}: {refused}")
 
