@@ -321,7 +321,7 @@ import dataclasses, json, sys
 from vestige_bridge.access.token_file import parse_toml
 for token in parse_toml(sys.stdin.read()):
     # What no entry says follows from what all of them say.
-    said = [it.name for it in dataclasses.fields(token.permissions) if it.compare]
+    said = [it.name for it in dataclasses.fields(token.permissions) if it.compare and it.name != "also_tools"]
     rights = {name: getattr(token.permissions, name) for name in said}
     print(json.dumps({"name": token.name, "sha256": token.digest.hex(), "expires": token.expires_at, **rights}))
 """
