@@ -171,7 +171,7 @@ def request(method: str, **params: object) -> str:
         (LISTED, request("TOOLS/call", name="read"), "this method is not known"),
         (LISTED, request("tools/call_many", names=["read"]), "this method is not known"),
         (LISTED, request("tools"), "this method is not known"),
-        (LISTED, '{"jsonrpc":"2.0","id":1,"method":"ping","extra":1}', "member that JSON-RPC does not know"),
+        (LISTED, '{"jsonrpc":"2.0","id":1,"method":"ping","extra":1}', "member that JSON-RPC does not define"),
         (Permissions(tools=()), request("tools/call", name="read"), "this tool is not one"),
         (Permissions(tools=("*",)), request("tools/call", name=7), "this tool is not one"),
         (Permissions(tools=("*",)), request("tools/call"), "this tool is not one"),
@@ -275,7 +275,7 @@ def test_what_is_no_name_fits_no_allow_list_not_even_a_star(name: object) -> Non
         ('{"jsonrpc":"2.0","id":1,"method":"notifications/initialized"}', "method"),
         ('{"jsonrpc":"2.0","method":"tools/list"}', "method"),
         ('{"jsonrpc":"2.0","id":1,"method":"tasks/cancel","params":{}}', "method"),
-        ('{"jsonrpc":"2.0","id":1,"result":{},"extra":1}', "member that JSON-RPC does not know"),
+        ('{"jsonrpc":"2.0","id":1,"result":{},"extra":1}', "member that JSON-RPC does not define"),
     ],
 )
 def test_a_refusal_says_why_and_names_the_request(text: str, why: str) -> None:
