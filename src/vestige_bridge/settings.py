@@ -397,7 +397,7 @@ class Settings:
         "",
         _networks,
         "Addresses or networks of reverse proxies, separated by commas. Their X-Forwarded-For names the client in the "
-        "log line of a refused token.",
+        "log line of a rejected token.",
     )
     upstream_token: str = _setting(
         "VESTIGE_BRIDGE_UPSTREAM_TOKEN", "", _text, "The token that the bridge sends to upstream."
@@ -412,7 +412,7 @@ class Settings:
         "VESTIGE_BRIDGE_AUDIT_LOG",
         "",
         _text,
-        "A file that gets a JSON line for each tool call and each refusal; - for standard output.",
+        "A file that gets a JSON line for each tool call and each rejection; - for standard output.",
     )
     audit_required: bool = _setting(
         "VESTIGE_BRIDGE_AUDIT_REQUIRED",

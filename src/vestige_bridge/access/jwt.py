@@ -152,7 +152,7 @@ def read_keys(document: bytes, before: Mapping[str, Key]) -> dict[str, Key]:
     try:
         listed = json.loads(document)["keys"][:MAX_KEYS]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError("its keys are no JWK Set") from error
+        raise ValueError("its keys are not a JWK Set") from error
     keys: dict[str, Key] = {}
     for jwk in listed:
         if not isinstance(jwk, dict) or not _signs(jwk):

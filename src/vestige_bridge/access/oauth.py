@@ -150,7 +150,7 @@ def check_header(header: Mapping[str, Any]) -> None:
         raise InvalidToken("algorithm", "The token is not valid: its algorithm is not accepted.")
     kind = header.get("typ")
     if kind is not None and str(kind).lower().removeprefix("application/") not in _TYPES:
-        raise InvalidToken("type", "The token is not valid: it is no access token.")
+        raise InvalidToken("type", "The token is not valid: it is not an access token.")
     if not isinstance(header.get("kid"), str):
         raise InvalidToken("unknown_key", "The token is not valid: it does not name the key that signed it.")
 

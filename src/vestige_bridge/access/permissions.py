@@ -86,7 +86,7 @@ class Permissions:
         call = message if isinstance(message, Request) and message.method == CALL_TOOL else None
         if self.tools is not None:
             if call is not None and not self.allows_tool(call.name):
-                return "this tool is not one that it may call"
+                return "it may not call this tool"
             if call is None and message.method != LIST_TOOLS and concerns_tools(message.method):
                 return "this method may call tools that the token does not permit"
         if not self.resources and (concerns_resources(message.method) or _subscribes(message)):
@@ -112,10 +112,10 @@ def _why_not_read_only(message: Request | Notification, call: Request | None, to
     if call is not None:
         announced = tools.get(call.name or "")
         if announced is None or not announced.read_only:
-            return "this tool does not announce with readOnlyHint that it changes nothing"
+            return "this tool does not set readOnlyHint"
         return None
     known = READ_ONLY_NOTIFICATIONS if isinstance(message, Notification) else READ_ONLY_REQUESTS
-    return None if message.method in known else "this method is not known to change nothing"
+    return None if message.method in known else "this method is not known to be read-only"
 
 
 def _is_among(patterns: tuple[str, ...], name: object) -> bool:
