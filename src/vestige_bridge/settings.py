@@ -1,6 +1,6 @@
 """The settings: read once from a mapping, checked, and frozen.
 
-Each mistake is one line that names the variable, its invalid value, and the allowed values. An empty value
+Each mistake is one line that names the variable, the problem, and the allowed values. An empty value
 means that the variable is not set, because compose files and charts turn unset variables into empty ones.
 """
 
@@ -505,7 +505,7 @@ class Settings:
 
 
 def _oauth_problems(values: Mapping[str, Any]) -> list[str]:
-    """A sentence for each OAuth setting that contradicts the others; invalid values already have their own lines."""
+    """A sentence for each OAuth setting that is missing or contradicts another; invalid values have their own lines."""
     issuer = "VESTIGE_BRIDGE_OAUTH_ISSUER"
     if not values.get("oauth_issuer"):
         return [

@@ -47,7 +47,7 @@ _HTTP_SSE_PATHS: Final = frozenset({"/sse", "/sse/", "/message", "/messages", "/
 
 
 class App(Starlette):
-    """An application that serves one endpoint without routing, and everything else with it.
+    """An application that serves one endpoint directly and routes all other requests.
 
     Parameters:
         endpoint: serves ``/mcp``.
