@@ -358,7 +358,7 @@ async def _(tmp: Path) -> AsyncIterator[Patient]:
         yield patient
 
 
-@broken("token", "an OAuth token is no access token")
+@broken("token", "an OAuth token is not an access token")
 async def _(tmp: Path) -> AsyncIterator[Patient]:
     async with signing(header={"typ": "logout+jwt"}) as (_provider, _served, patient):
         yield patient

@@ -200,7 +200,7 @@ WRONG_ENTRIES = {
     f"{ENTRY}max_in_flight = false": '"max_in_flight" of entry 1 .alice. has to be',
     f'{OTHER}[[token]]\nname = "eve"\ntoken = "{SECRET}-of-bob"': "the token of entry 2 .eve. belongs to another name",
     f'{ENTRY}[[token]]\nname = "eve"\ntoken = "{SECRET}"': "the token of entry 2 .eve. belongs to another name",
-    f"{ENTRY}{ENTRY}expires = 2027-01-31T00:00:00Z": "the token of entry 2 .alice. stands in an entry before it",
+    f"{ENTRY}{ENTRY}expires = 2027-01-31T00:00:00Z": "the token of entry 2 .alice. is in an earlier entry",
     f"{ENTRY}{OTHER.replace('bob', 'alice', 1)}rate = 1": "entry 2 .alice. has other rights than an entry of the same",
     f"{ENTRY}{OTHER.replace('bob', 'alice', 1)}read_only = true": "entry 2 .alice. has other rights than an entry",
     f"{ENTRY}{OTHER.replace('bob', 'alice', 1)}tools = []": "entry 2 .alice. has other rights than an entry",
