@@ -1,6 +1,6 @@
 """The settings: read once from a mapping, checked, and frozen.
 
-Every mistake is one line that names the variable, what is wrong with its value, and what is allowed. An empty value
+Each mistake is one line that names the variable, the problem, and the allowed values. An empty value
 means that the variable is not set, because compose files and charts turn unset variables into empty ones.
 """
 
@@ -32,7 +32,7 @@ _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 READ_ONLY: Final = "read-only"
 ALL: Final = "all"
 TOOLS: Final = "tools:"
-"""What an OAuth scope may be mapped to; a list of tools follows the last."""
+"""What an OAuth scope may be mapped to; after ``TOOLS`` comes a list of tools."""
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -40,7 +40,7 @@ PREFIX: Final = "VESTIGE_BRIDGE_"
 _of_kubernetes = re.compile(
     r".*_SERVICE_(?:HOST|PORT(?:_.+)?)|.*_PORT_\d+_(?:TCP|UDP|SCTP)(?:_PROTO|_PORT|_ADDR)?"
 ).fullmatch
-"""The variables that Kubernetes sets for a Service, whose name may be vestige-bridge."""
+"""Matches the variables that Kubernetes sets for a Service; the Service may be named vestige-bridge."""
 
 
 def _setting(variable: str, default: str, parse: Callable[[str], Any], help_text: str) -> Any:  # noqa: ANN401
@@ -61,7 +61,7 @@ def parse_url(value: str) -> str:
     """The URL of an HTTP server, unchanged.
 
     Errors:
-        ValueError: it is no such URL, or contains a user name, a password or a fragment.
+        ValueError: it is not such a URL, or contains a user name, a password or a fragment.
     """
     # urlsplit ignores line breaks, and a request to a URL with spaces would fail.
     if not value.isprintable() or " " in value:
@@ -75,10 +75,10 @@ def parse_url(value: str) -> str:
 
 
 def parse_bridge_url(value: str) -> str:
-    """Where a bridge answers, as a person gives it: with or without the path of its endpoint.
+    """The URL of a bridge without the path of its endpoint; users may give it with that path.
 
     Errors:
-        ValueError: it is no such address.
+        ValueError: it is not such a URL.
     """
     url = parse_url(value)
     if urlsplit(url).query:
@@ -87,10 +87,10 @@ def parse_bridge_url(value: str) -> str:
 
 
 def parse_secure_url(value: str) -> str:
-    """An address to which nobody on the network can listen: ``https``, or ``http`` on loopback.
+    """A URL that is safe from eavesdropping: ``https``, or ``http`` on loopback.
 
     Errors:
-        ValueError: it is none.
+        ValueError: it is not such a URL.
     """
     parts = urlsplit(_quotable(parse_url(value)))
     if parts.scheme != "https" and parts.hostname not in _LOOPBACK:
@@ -99,7 +99,7 @@ def parse_secure_url(value: str) -> str:
 
 
 def _issuer(value: str) -> str:
-    """An issuer identifier (RFC 8414, section 2), which is compared as it is spelled."""
+    """An issuer identifier (RFC 8414, section 2); it is compared as a string."""
     if "?" in parse_secure_url(value):
         raise ValueError
     return value
@@ -110,7 +110,7 @@ def _public_url(value: str) -> str:
 
 
 def _quotable(url: str) -> str:
-    # It stands between quotes in WWW-Authenticate.
+    # WWW-Authenticate contains the URL as a quoted string.
     if not url.isascii() or '"' in url or "\\" in url:
         raise ValueError
     return url
@@ -126,7 +126,7 @@ _optional_public_url = _optional(_public_url)
 
 
 def _scopes(value: str) -> tuple[tuple[str, str], ...]:
-    """Scopes (RFC 6749, section 3.3), each with what it permits."""
+    """Scopes (RFC 6749, section 3.3), each with its permissions."""
     scopes: dict[str, str] = {}
     for entry in filter(None, map(str.strip, value.split(";"))):
         scope, _, rights = (part.strip() for part in entry.rpartition("="))
@@ -140,9 +140,9 @@ def _scopes(value: str) -> tuple[tuple[str, str], ...]:
 
 
 def has_jwt_form(token: bytes) -> bool:
-    """Whether a token looks like a JWT: three parts or, encrypted, five, and the first begins as a JSON object does.
+    """Whether a token looks like a JWT: three parts or, encrypted, five, and the first could be a JSON object.
 
-    In base64url a brace and what may follow it are one of these; what else stands in the parts is not looked at.
+    In base64url, a brace and the characters that may follow it begin with one of these; the rest is not checked.
     """
     return token[:2] in (b"ey", b"ew") and token.count(b".") in (2, 4)
 
@@ -184,7 +184,7 @@ def _seconds(value: str) -> float:
 
 
 def _origins(value: str) -> frozenset[str]:
-    # Browsers send the scheme and the host in lower case (RFC 6454, section 6.2), and both are compared as they are.
+    # Browsers send the scheme and the host in lower case (RFC 6454, section 6.2); origins are compared as strings.
     origins = frozenset(part.strip().rstrip("/").lower() for part in value.split(",") if part.strip())
     for origin in origins:
         parts = urlsplit(origin)
@@ -250,9 +250,9 @@ class Settings:
         "VESTIGE_AUTH_TOKEN_FILE",
         "",
         _text,
-        "A file of tokens instead; only one of both may be set. Each line has a token, or `name token`. If the name of "
+        "A file of tokens instead; set only one of the two. Each line has a token, or `name token`. If the name of "
         "the file ends in .toml, it "
-        "is TOML and has the rights of each token. The bridge reads it again when it changes.",
+        "is TOML and has the permissions of each token. The bridge reads it again when it changes.",
     )
     allow_anonymous: bool = _setting(
         "VESTIGE_ALLOW_ANONYMOUS", "false", _switch, "Admits everybody without a token. Not for production."
@@ -261,32 +261,32 @@ class Settings:
         "VESTIGE_BRIDGE_PUBLIC_URL",
         "",
         _optional_public_url,
-        "Where clients reach the bridge, such as https://vestige.example.com; OAuth needs it.",
+        "The URL of the bridge for clients, such as https://vestige.example.com; required with OAuth.",
     )
     oauth_issuer: str = _setting(
         "VESTIGE_BRIDGE_OAUTH_ISSUER",
         "",
         _optional_issuer,
-        "The identity provider whose access tokens (JWTs) are taken, by its issuer identifier.",
+        "The issuer identifier of the identity provider whose access tokens (JWTs) the bridge accepts.",
     )
     oauth_audience: str = _setting(
         "VESTIGE_BRIDGE_OAUTH_AUDIENCE",
         "",
         _text,
-        "The audience that these tokens have to be for; the public URL and /mcp if it is not set.",
+        "The audience that these tokens must have; the public URL and /mcp if it is not set.",
     )
     oauth_scopes: tuple[tuple[str, str], ...] = _setting(
         "VESTIGE_BRIDGE_OAUTH_SCOPES",
         "",
         _scopes,
-        "What each scope of such a token permits: scope=read-only, scope=all or scope=tools:recall,memory*, separated "
+        "The permissions of each scope: scope=read-only, scope=all or scope=tools:recall,memory*, separated "
         "by semicolons.",
     )
     oauth_jwks_url: str = _setting(
         "VESTIGE_BRIDGE_OAUTH_JWKS_URL",
         "",
         _optional_secure_url,
-        "Where the provider's signing keys are; its metadata say it if this is not set.",
+        "The URL of the provider's signing keys; if it is not set, the bridge reads it from the provider's metadata.",
     )
     host: str = _setting("VESTIGE_BRIDGE_HOST", "127.0.0.1", _host, "The address to listen on.")
     port: int = _setting("VESTIGE_BRIDGE_PORT", "8000", _port, "The port to listen on; 0 chooses a free one.")
@@ -316,7 +316,7 @@ class Settings:
         "VESTIGE_BRIDGE_REQUEST_TIMEOUT_SECONDS",
         "120",
         _seconds,
-        "How long a request may take, including the wait for a turn; each progress notification starts the time again.",
+        "How long a request may take, including the wait for a slot; each progress notification starts the time again.",
     )
     connect_timeout_seconds: float = _setting(
         "VESTIGE_BRIDGE_CONNECT_TIMEOUT_SECONDS",
@@ -383,7 +383,7 @@ class Settings:
         "VESTIGE_BRIDGE_UPSTREAM_CONCURRENCY",
         "64",
         _count,
-        "How many requests the bridge sends to upstream at a time; the others wait, and principals take turns. Use 1 "
+        "How many requests may be at upstream at a time. The others wait for a free slot; principals take turns. Use 1 "
         "for a server that loses overlapping writes.",
     )
     allowed_origins: frozenset[str] = _setting(
@@ -397,7 +397,7 @@ class Settings:
         "",
         _networks,
         "Addresses or networks of reverse proxies, separated by commas. Their X-Forwarded-For names the client in the "
-        "log line of a refused token.",
+        "log line of a rejected token.",
     )
     upstream_token: str = _setting(
         "VESTIGE_BRIDGE_UPSTREAM_TOKEN", "", _text, "The token that the bridge sends to upstream."
@@ -412,13 +412,13 @@ class Settings:
         "VESTIGE_BRIDGE_AUDIT_LOG",
         "",
         _text,
-        "A file that gets a JSON line for each tool call and each refusal; - for standard output.",
+        "A file that gets a JSON line for each tool call and each rejection; - for standard output.",
     )
     audit_required: bool = _setting(
         "VESTIGE_BRIDGE_AUDIT_REQUIRED",
         "false",
         _switch,
-        "true refuses tool calls while the audit log cannot be written, and sends an answer only after its line.",
+        "true rejects tool calls while the audit log cannot be written, and sends an answer only after its line.",
     )
     state_dir: str = _setting(
         "VESTIGE_BRIDGE_STATE_DIR",
@@ -500,35 +500,35 @@ class Settings:
 
     @property
     def logging_level(self) -> int:
-        """The level as the logging module numbers it."""
+        """The level as a number of the logging module."""
         return logging.getLevelNamesMapping()[self.log_level.upper()]
 
 
 def _oauth_problems(values: Mapping[str, Any]) -> list[str]:
-    """A sentence for each of the OAuth settings that does not fit the others; what is missing was a mistake itself."""
+    """A sentence for each OAuth setting that is missing or contradicts another; invalid values have their own lines."""
     issuer = "VESTIGE_BRIDGE_OAUTH_ISSUER"
     if not values.get("oauth_issuer"):
         return [
-            f"VESTIGE_BRIDGE_{name.upper()}: set without {issuer}, which says whose tokens are taken."
+            f"VESTIGE_BRIDGE_{name.upper()}: set without {issuer}; set both, or neither."
             for name in ("oauth_audience", "oauth_scopes", "oauth_jwks_url")
             if values.get(name) and "oauth_issuer" in values
         ]
     problems = []
     if values.get("public_url") == "":
-        problems.append(f"{issuer}: set without VESTIGE_BRIDGE_PUBLIC_URL, which says where clients reach the bridge.")
+        problems.append(f"{issuer}: set without VESTIGE_BRIDGE_PUBLIC_URL, the URL of the bridge for clients.")
     if values.get("oauth_scopes") == ():
         problems.append(
-            f"{issuer}: set without VESTIGE_BRIDGE_OAUTH_SCOPES, which says what a token permits, such as vestige=all."
+            f"{issuer}: set without VESTIGE_BRIDGE_OAUTH_SCOPES, the permissions of each scope, such as vestige=all."
         )
     if values.get("allow_anonymous"):
         problems.append(f"{issuer}: set together with VESTIGE_ALLOW_ANONYMOUS=true; only one of them is allowed.")
     if has_jwt_form(values["auth_token"].encode()):
-        problems.append(f"VESTIGE_AUTH_TOKEN: this one has the form of a JWT, and JWTs are for {issuer} to vouch for.")
+        problems.append(f"VESTIGE_AUTH_TOKEN: this one has the form of a JWT; only tokens from {issuer} may have it.")
     return problems
 
 
 def describe() -> list[tuple[str, str, str]]:
-    """Each variable with its default and what it does, in the order of ``--help``."""
+    """Each variable with its default and its description, in the order of ``--help``."""
     return [
         (field.metadata["variable"], field.metadata["default"], field.metadata["help"])
         for field in dataclasses.fields(Settings)

@@ -327,14 +327,14 @@ async def _(tmp: Path) -> AsyncIterator[Patient]:
         yield patient
 
 
-@broken("provider", "it shows no keys")
+@broken("provider", "it has no keys")
 async def _(tmp: Path) -> AsyncIterator[Patient]:
     async with signing() as (provider, _served, patient):
         provider.jwks = b'{"keys": []}'
         yield patient
 
 
-@broken("provider", "the bridge elsewhere takes no OAuth tokens")
+@broken("provider", "the bridge on another machine accepts no OAuth tokens")
 async def _(tmp: Path) -> AsyncIterator[Patient]:
     async with IdentityProvider().serving() as provider, bridge(nobody()) as served:
         yield Patient({"VESTIGE_AUTH_TOKEN": provider.token(), "PROVIDER": provider.url}, served.origin)
@@ -358,7 +358,7 @@ async def _(tmp: Path) -> AsyncIterator[Patient]:
         yield patient
 
 
-@broken("token", "an OAuth token is no access token")
+@broken("token", "an OAuth token is not an access token")
 async def _(tmp: Path) -> AsyncIterator[Patient]:
     async with signing(header={"typ": "logout+jwt"}) as (_provider, _served, patient):
         yield patient

@@ -673,7 +673,7 @@ async def test_a_pipe_that_nobody_empties_holds_up_no_request(
         assert (await served.ready()) is True
         await until(lambda: served.metric("audit_failing") == 1)
         assert (await served.call("write")).status == 200
-    assert caplog.text.count("The audit log takes lines too slowly") == 1
+    assert caplog.text.count("The audit log is written too slowly") == 1
     os.close(reader)
 
 

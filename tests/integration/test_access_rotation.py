@@ -107,7 +107,7 @@ class Rotation(logging.Handler):
         await until(lambda: len(self.states) > seen)
 
     async def spoil(self, text: str) -> None:
-        """Writes a file that is of no use, and waits until the bridge has seen it."""
+        """Writes an invalid file, and waits until the bridge has seen it."""
         refused = self.refused
         await asyncio.to_thread(self._write, self._file, text)
         await until(lambda: self.refused > refused)
@@ -210,7 +210,7 @@ async def test_no_valid_token_is_refused_and_no_removed_one_gets_in(
             refused = served.metric("auth_failures_total", reason="wrong_token")
     assert wrong == []
     assert len(rotation.errors) == ROTATIONS
-    assert all("is of no use" in said and "stay valid" in said and "a-token-" not in said for said in rotation.errors)
+    assert all("is not valid" in said and "stay valid" in said and "a-token-" not in said for said in rotation.errors)
     for token in TOKENS[:ROTATIONS]:
         assert judged[token, 200], token
         assert judged[token, 401], token

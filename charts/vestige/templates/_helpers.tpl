@@ -286,7 +286,7 @@ vestige-bridge/rendered-sha256
 {{- end }}
 {{- range $name := list "publicUrl" "scopes" "audience" "jwksUrl" }}
 {{- if and (get $oauth $name) (not $oauth.issuer) }}
-{{- fail (printf "auth.oauth.%s is set without auth.oauth.issuer, which says whose tokens are taken." $name) }}
+{{- fail (printf "auth.oauth.%s is set without auth.oauth.issuer; set both, or neither." $name) }}
 {{- end }}
 {{- end }}
 {{- $tokens := list .Values.auth.token }}

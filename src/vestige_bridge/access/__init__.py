@@ -1,1 +1,1 @@
-"""Who may do what: authentication, tokens, permissions, and the record of a request."""
+"""Access: authentication, tokens, permissions, and the record of a request."""

@@ -1,7 +1,7 @@
-"""The audit log: one line of JSON for each call of a tool, and for each refusal of an authenticated principal.
+"""The audit log: one line of JSON for each tool call, and for each rejected message of an authenticated principal.
 
-Invariants: no request waits for the destination, unless the audit is required. A line names who, when, which tool and
-how it ended, never what was said; a tool is named only if upstream announced it.
+Invariants: no request waits for the destination, unless the audit is required. A line contains the principal, the
+time, the tool and the outcome, never arguments or results; a tool is named only if upstream announced it.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from vestige_bridge.mcp.methods import CALL_TOOL, LOGGABLE_METHODS
 from vestige_bridge.settings import Settings
 
 OTHER: Final = "other"
-"""Stands for a method or a tool that only a client says to exist."""
+"""Replaces a method or a tool that only the client names."""
 
 INVALID: Final = "invalid"
-"""The reason of what was refused for its own form, and has no other word."""
+"""The reason of a message that was rejected because it is invalid, if its error has no reason of its own."""
 
 LONGEST_TOOL: Final = 128
-"""How many characters of a tool's name are told: as many as it may have (MCP 2025-11-25, server/tools)."""
+"""Maximum number of characters of a tool's name in a line: the maximum of MCP 2025-11-25, server/tools."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class AuditedCall:
     """A call of a tool between its acceptance and its end.
 
     Attributes:
-        members: what its line says of it before its end.
+        members: the members of its line that are known before its end.
         accepted_at: when it was accepted, in seconds of ``time.perf_counter``.
     """
 
@@ -50,7 +50,7 @@ class AuditLog:
 
     Parameters:
         destination: the path of a file, which is appended to, or ``-`` for standard output.
-        required: whether a call that cannot be written down must not be made.
+        required: whether a tool call must not be made if its line cannot be written.
 
     Attributes:
         required: the same.
@@ -66,7 +66,7 @@ class AuditLog:
 
     @classmethod
     def from_settings(cls, settings: Settings) -> AuditLog | None:
-        """The audit log that the settings ask for; ``None`` if they ask for none.
+        """The audit log that the settings configure; ``None`` if they configure none.
 
         Errors:
             SettingsError: its destination cannot be opened.
@@ -87,14 +87,14 @@ class AuditLog:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Has what waits written, for a bounded time."""
+        """Writes the queued lines, for a bounded time."""
         await self.writer.close()
 
     def require(self, request_id: str | None = None) -> None:
-        """Refuses a call that could not be written down.
+        """Rejects a call whose line cannot be written.
 
         Errors:
-            AuditFailed: the audit is required, and its destination takes no lines now.
+            AuditFailed: the audit is required, and its destination cannot be written now.
         """
         if self.required and self.writer.failing:
             raise AuditFailed(
@@ -104,12 +104,12 @@ class AuditLog:
             )
 
     def accepted(self, record: AccessRecord, request: Request, *, known: bool) -> AuditedCall:
-        """Takes note of a call that was accepted.
+        """Begins the record of an accepted call.
 
         Parameters:
-            record: what is known of its HTTP request.
+            record: the access record of its HTTP request.
             request: the call.
-            known: whether upstream announced the tool; a name that a client made up is in no line.
+            known: whether upstream announced the tool; other names are not logged.
         """
         return AuditedCall(_members(record, request, known=known), time.perf_counter())
 
@@ -123,14 +123,14 @@ class AuditLog:
         sent: bool = False,
         replayed: bool = False,
     ) -> asyncio.Future[bool] | None:
-        """Writes the line of a call that is over.
+        """Writes the line of a finished call.
 
         Parameters:
             call: the call.
             error: the error that ended it, if one did.
-            tool: the tool, if upstream has announced it by now.
-            is_error: whether upstream's answer says that it failed; ``None`` without an answer.
-            sent: whether upstream may have seen it.
+            tool: the tool, if upstream has announced it since.
+            is_error: ``isError`` of upstream's answer; ``None`` without an answer.
+            sent: whether upstream may have received it.
             replayed: whether it was sent again.
 
         Returns:
@@ -151,12 +151,12 @@ class AuditLog:
         )
 
     def refused(self, record: AccessRecord, message: AnyMessage, error: BridgeError, *, known: bool) -> None:
-        """Writes the line of a message that was not accepted, if it is one that gets a line.
+        """Writes the line of a rejected message, if it is a tool call or was rejected by permissions or limits.
 
         Parameters:
-            record: what is known of its HTTP request.
+            record: the access record of its HTTP request.
             message: the message.
-            error: why.
+            error: the reason.
             known: whether upstream announced the tool that it calls.
         """
         if isinstance(error, Forbidden | LimitReached):
@@ -169,7 +169,7 @@ class AuditLog:
 
 
 def _members(record: AccessRecord, message: AnyMessage, *, known: bool) -> dict[str, object]:
-    """All members of a line; those that say how the message ended are those of a call that has not ended."""
+    """All members of a line; those about the end of a call are still ``None``."""
     method = None if isinstance(message, Response) else message.method
     tool = None
     if isinstance(message, Request) and method == CALL_TOOL:
@@ -197,7 +197,7 @@ def _reason(error: BridgeError) -> str:
 
 
 def _refusal(error: BridgeError) -> dict[str, object]:
-    """The members by which the line of a refusal differs."""
+    """The members that differ in the line of a rejected message."""
     return {
         "audit": "refusal",
         "outcome": "refused",

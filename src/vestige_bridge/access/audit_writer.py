@@ -1,8 +1,8 @@
 """The writer of the audit log: a queue of lines, and the thread that writes them.
 
-Invariants: whoever hands a line over never waits for the destination; a line is written whole and once, in the order in
-which the lines came; the queue is bounded in lines and in bytes, and what it has no room for is counted. A line counts
-as written when the operating system has taken it.
+Invariants: ``put`` never waits for the destination; a line is written whole and once, in the order of the ``put``
+calls; the queue is bounded in lines and in bytes, and lines that do not fit are counted. A line counts as written when
+the operating system has accepted it.
 """
 
 from __future__ import annotations
@@ -28,28 +28,28 @@ from vestige_bridge.concurrency import Deadlines
 log = logging.getLogger(__name__)
 
 STANDARD_OUTPUT: Final = "-"
-"""The destination that is no file."""
+"""The destination that is not a file."""
 
 MAX_QUEUED_LINES: Final = 16_384
 MAX_QUEUED_BYTES: Final = 16_777_216
-"""How many lines, and how many bytes of them, may wait to be written."""
+"""Maximum number of queued lines, and of their bytes."""
 
 LINES_AT_ONCE: Final = 64
-"""How many lines are written to a file in one piece."""
+"""Maximum number of lines in one write to a file."""
 
 SLOW_SECONDS: Final = 5.0
-"""How long a line may wait before the destination counts as one that takes none."""
+"""How long a line may wait before the destination counts as failing."""
 
 RETRY_SECONDS: Final = 1.0
-"""How long to wait before what could not be written is tried again."""
+"""How long to wait before a failed write is repeated."""
 
 CLOSE_SECONDS: Final = 5.0
-"""How long the lines that wait may take when the bridge stops."""
+"""The time limit for writing the queued lines when the bridge stops."""
 
 
 @dataclass(slots=True, eq=False)
 class _Line:
-    """A line that is to be written, and who waits to hear whether it was."""
+    """A queued line, and the future that gets the result of writing it."""
 
     data: bytes
     receipt: asyncio.Future[bool] | None
@@ -57,14 +57,14 @@ class _Line:
 
 
 class AuditWriter:
-    """Writes lines in a thread, so that a slow disk or a full pipe holds up nobody.
+    """Writes lines in a thread, so that a slow disk or a full pipe does not block the event loop.
 
     Parameters:
         destination: the path of a file, which is appended to, or ``-`` for standard output.
 
     Attributes:
-        written: how many lines were written.
-        lost: how many lines were not and will not be written.
+        written: the number of lines that were written.
+        lost: the number of lines that were dropped.
 
     Errors:
         OSError: the destination cannot be opened.
@@ -91,12 +91,12 @@ class AuditWriter:
 
     @property
     def queued(self) -> int:
-        """How many lines wait to be written."""
+        """The number of queued lines."""
         return len(self._lines)
 
     @property
     def failing(self) -> bool:
-        """Whether the last attempt to write failed, or lines wait for too long, or for no room."""
+        """Whether the last write failed, a line has waited for too long, or the queue is full."""
         return self._failed or self._full or bool(self._overdue)
 
     def start(self) -> None:
@@ -105,7 +105,7 @@ class AuditWriter:
         self._thread.start()
 
     async def close(self) -> None:
-        """Writes what waits, for a bounded time, and ends the thread."""
+        """Writes the queued lines, for a bounded time, and ends the thread."""
         with self._changed:
             self._closing_by = time.monotonic() + CLOSE_SECONDS
             self._changed.notify()
@@ -119,16 +119,16 @@ class AuditWriter:
             log.error("%d lines of the audit log were not written", len(left))
 
     def reopen(self) -> None:
-        """Opens the file anew, after another program moved it away. A signal handler may call it."""
+        """Opens the file again, after another program moved it away. A signal handler may call it."""
         with suppress(AttributeError, RuntimeError):  # not started, or the loop has ended
             self._loop.call_soon_threadsafe(self._ask_to_reopen)
 
     def put(self, data: bytes, *, receipt: bool = False) -> asyncio.Future[bool] | None:
-        """Hands a line over; what there is no room for is counted.
+        """Queues a line; a line that does not fit into the queue is dropped and counted.
 
         Parameters:
             data: the line, with the line feed at its end.
-            receipt: whether it is to be told what became of it.
+            receipt: whether the caller needs the result.
 
         Returns:
             Whether it was written, once that is known; ``None`` without a receipt.
@@ -138,7 +138,7 @@ class AuditWriter:
             self.lost += 1
             if not self._full:
                 self._full = True
-                log.error("Lines of the audit log are lost: there is no room for more that wait to be written")
+                log.error("Lines of the audit log are lost: the queue is full")
             self._resolve([line], written=False)
             return line.receipt
         self._waiting.start(line)
@@ -157,16 +157,16 @@ class AuditWriter:
             self._changed.notify()
 
     def _resolve(self, lines: Sequence[_Line], *, written: bool) -> None:
-        """Tells those who wait whether lines were written."""
+        """Reports to waiting callers whether lines were written."""
         for line in lines:
             self._waiting.stop(line)
             if line.receipt is not None and not line.receipt.done():
                 line.receipt.set_result(written)
 
     def _waited_too_long(self, line: _Line) -> None:
-        """Takes note that the destination hangs, or cannot keep up; the line waits on."""
+        """Counts a line that the destination did not accept in time; the line stays in the queue."""
         if not self.failing:
-            log.error("The audit log takes lines too slowly")
+            log.error("The audit log is written too slowly")
         line.overdue = True
         self._overdue += 1
         self._resolve([line], written=False)
@@ -177,7 +177,7 @@ class AuditWriter:
         self._resolve(lines, written=True)
         self._failed = False
         self._overdue -= sum(line.overdue for line in lines)
-        # Not as soon as there is room for one more: it would be full again at once, and the log would say so each time.
+        # Only at half of the limit: with one free slot the queue would be full again at once, and log that each time.
         self._full = self._full and not self._has_room(MAX_QUEUED_LINES // 2, MAX_QUEUED_BYTES // 2)
         if failing and not self.failing:
             log.info("The audit log is written again; %d lines were lost since the start", self.lost)
@@ -186,7 +186,7 @@ class AuditWriter:
         if not self._failed:
             self._failed = True
             log.error("The audit log cannot be written: %s", error.strerror)
-        # The lines wait, as they say what happened; those who wait for them do not.
+        # The lines stay in the queue, because they record finished calls; their callers wait no longer.
         with self._changed:
             lines = list(self._lines)
         self._resolve(lines, written=False)
@@ -195,9 +195,9 @@ class AuditWriter:
         if error is None:
             log.info("The audit log was opened again")
         else:
-            log.error("The audit log cannot be opened again (%s); the old file is written on", error.strerror)
+            log.error("The audit log cannot be opened again (%s); the old file stays in use", error.strerror)
 
-    # All that follows runs in the thread.
+    # The methods below run in the thread.
 
     def _run(self) -> None:
         failed = False
@@ -206,10 +206,10 @@ class AuditWriter:
         self._destination.close()
 
     def _wait(self, failed: bool) -> bool:
-        """Waits until there is something to do; returns whether there is, rather than an end.
+        """Waits until there is something to do; returns whether the thread is to continue.
 
         Parameters:
-            failed: whether the last attempt to write failed, so that the next one is not made at once.
+            failed: whether the last write failed, so that the next one is delayed.
         """
         with self._changed:
             last_time = self._closing_by is not None
@@ -223,14 +223,14 @@ class AuditWriter:
             self._reopen()
         if closing_by is None:
             return True
-        # When the bridge stops, a destination that failed is tried once more, and one that is full as time allows.
+        # When the bridge stops, a failed destination is tried once more, and a full one until the time limit.
         return bool(self._lines) and not (failed and last_time) and time.monotonic() < closing_by
 
     def _is_called(self) -> bool:
         return self._reopening or self._closing_by is not None
 
     def _write_some(self) -> bool:
-        """Writes what fits into one piece; returns whether there was no failure."""
+        """Writes one batch of lines; returns whether there was no failure."""
         with self._changed:
             lines = list(islice(self._lines, LINES_AT_ONCE))
         try:
@@ -243,10 +243,10 @@ class AuditWriter:
         return True
 
     def _write(self, lines: Sequence[_Line]) -> None:
-        """Writes lines, or a part of them: the rest of a line follows it later.
+        """Writes lines, or a part of them; a later call writes the rest of a line.
 
         Errors:
-            OSError: the destination takes nothing.
+            OSError: nothing could be written.
         """
         data = self._destination.piece([line.data for line in lines])
         if not data:
@@ -261,7 +261,7 @@ class AuditWriter:
         with self._changed:
             self._written_bytes = written_bytes
             for line in whole:
-                # What closing has given up is not there any more.
+                # ``close`` has removed the lines that it gave up.
                 if self._lines and self._lines[0] is line:
                     self._lines.popleft()
                     self._queued_bytes -= len(line.data)
@@ -272,7 +272,7 @@ class AuditWriter:
         if self._path is None:
             return
         if self._written_bytes:
-            # The rest of a line belongs to its beginning, if the old file takes it.
+            # The rest of a line is written to the file with its beginning, if that file accepts it.
             with suppress(OSError, IndexError):
                 self._write([self._lines[0]])
         try:
@@ -280,21 +280,21 @@ class AuditWriter:
         except OSError as error:
             return self._tell(self._note_reopened, error)
         self._destination.close()
-        # Otherwise the line stands whole in the new file.
+        # Otherwise the new file gets the whole line.
         self._destination, self._written_bytes = opened, 0
         self._tell(self._note_reopened, None)
 
     def _tell(self, note: Callable[..., None], what: object) -> None:
-        """Has the event loop's thread take note of something."""
+        """Calls a method in the event loop's thread."""
         with suppress(RuntimeError):  # the loop has ended
             self._loop.call_soon_threadsafe(note, what)
 
 
 class _Destination:
-    """Where lines go: a file that is appended to, or standard output.
+    """The destination of the lines: a file that is appended to, or standard output.
 
-    Only a file takes many lines at once: on a pipe that others write to, too, a piece of at most ``PIPE_BUF`` bytes
-    stays in one piece (POSIX, write).
+    Only a file gets many lines in one write: on a pipe with other writers, a write is atomic only up to ``PIPE_BUF``
+    bytes (POSIX, write).
 
     Parameters:
         path: the path of the file; ``None`` for standard output.
@@ -305,14 +305,14 @@ class _Destination:
 
     def __init__(self, path: str | None) -> None:
         self._owned = path is not None
-        # Without O_NONBLOCK a named pipe that nobody reads would hold up the start.
+        # Without O_NONBLOCK, opening a named pipe without a reader would block the start.
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
         self._descriptor = _standard_output() if path is None else os.open(path, flags, 0o600)
         self._is_file = stat.S_ISREG(os.fstat(self._descriptor).st_mode)
         self._begins = b"\n" if path is not None and self._is_file and _ends_torn(path) else b""
 
     def piece(self, lines: Sequence[bytes]) -> bytes:
-        """As many of the lines as are written at once."""
+        """The first lines, as many as may be written at once."""
         if self._is_file:
             return b"".join(lines)
         length, count = 0, 0
@@ -324,19 +324,19 @@ class _Destination:
         return b"".join(lines[:count])
 
     def write(self, data: bytes, start: int) -> int:
-        """Writes what stands in the data from an offset on; returns how many bytes of it were taken.
+        """Writes the data from an offset on; returns the number of bytes that were written.
 
         Errors:
             OSError: none were.
         """
         if self._begins:
-            # What another process left in the middle of a line is ended, so that the next line stands for itself.
+            # Ends the incomplete line of an earlier process, so that the next line starts on its own.
             os.write(self._descriptor, self._begins)
             self._begins = b""
         return os.write(self._descriptor, memoryview(data)[start:])
 
     def wait(self, seconds: float) -> None:
-        """Waits until it takes something, at most for that time."""
+        """Waits until the destination is writable, up to a time limit."""
         poll = select.poll()
         poll.register(self._descriptor, select.POLLOUT)
         poll.poll(seconds * 1000)
@@ -360,7 +360,7 @@ def _standard_output() -> int:
 
 
 def _ends_torn(path: str) -> bool:
-    """Whether the last line of a file is not whole, as far as can be read."""
+    """Whether the last line of a file is incomplete, if the file can be read."""
     with suppress(OSError), Path(path).open("rb") as file:
         if file.seek(0, os.SEEK_END):
             file.seek(-1, os.SEEK_END)

@@ -1,8 +1,8 @@
-"""Authentication: a request without a token never passes.
+"""Authentication: requests without a valid token are rejected.
 
-Invariant: closed by default. Nothing here reads a body, and what is guarded is guarded for every method and
-every spelling of the path that leads to it, because authentication stands behind the router and not before it.
-With OAuth the form of a token decides who is asked about it: a JWT is never looked for among the tokens of the file.
+Invariant: closed by default. This module reads no request body. A protected endpoint is protected for each method and
+each spelling of its path, because authentication runs behind the router and not before it. With OAuth, the form of a
+token decides who verifies it: a JWT is never looked up in the token file.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 REFUSALS: Final = ("no_token", "wrong_token", "expired_token", "origin", "not_configured")
-"""Why a request does not get in."""
+"""The reasons why a request is rejected."""
 
 OAUTH_REFUSALS: Final = (
     *("malformed", "algorithm", "type", "unknown_key", "signature", "issuer", "audience", "not_yet_valid", "claims"),
     *("scope", "no_keys"),
 )
-"""Why an OAuth access token does not get in, besides."""
+"""The additional reasons for an OAuth access token."""
 
 _NOT_CONFIGURED: Final = (
     "Authentication not configured: set VESTIGE_AUTH_TOKEN to a token or VESTIGE_AUTH_TOKEN_FILE to a file of tokens, "
@@ -58,14 +58,14 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 class Authentication:
     """ASGI middleware in front of the endpoint: a request passes only with a valid bearer token (RFC 6750).
 
-    Who passes is noted in the request's access record: the name of the token, and what it may do.
+    Stores the principal, which is the name of the token, and its permissions in the request's access record.
 
     Parameters:
         app: the endpoint.
-        settings: whether nobody needs a token, and the origins whose pages may call.
+        settings: whether anonymous access is allowed, and the allowed origins.
         tokens: the valid tokens.
         oauth: the access tokens of an identity provider; ``None`` for none.
-        refusals: counts who does not get in, by reason.
+        refusals: counts rejected requests by reason.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Authentication:
         tokens.log_expired()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes the request on, or answers 401, 403 or 500."""
+        """Calls the endpoint, or answers 401, 403, 500 or 503."""
         record: AccessRecord = scope["state"]["access"]
         origin = record.headers.get(headers.ORIGIN)
         try:
@@ -113,7 +113,7 @@ class Authentication:
         await self._app(scope, receive, send)
 
     def probe(self, answer: Endpoint) -> Endpoint:
-        """A probe that needs no token and still shows that nobody said who may come in."""
+        """A probe that needs no token, but fails while authentication is not configured."""
 
         async def endpoint(request: Request) -> Response:
             try:
@@ -130,13 +130,13 @@ class Authentication:
             raise AuthenticationNotConfigured(_NOT_CONFIGURED)
 
     def _admit(self, record: AccessRecord) -> bytes | None:
-        """Notes who sends the request, by the token that it carries, and what that one may do.
+        """Sets the principal and its permissions from the request's token.
 
         Returns:
             The token, if it is an OAuth access token that has to be verified first; otherwise ``None``.
 
         Errors:
-            AuthenticationError: it carries none, more than one, a wrong one, or one that has expired.
+            AuthenticationError: there is no token, more than one, an invalid one, or an expired one.
         """
         if self._anonymous:
             record.principal = "anonymous"
@@ -165,11 +165,11 @@ class Authentication:
         return None
 
     async def _admit_verified(self, record: AccessRecord, jwt: bytes) -> None:
-        """The same for an OAuth access token that was not seen before.
+        """Does the same with an OAuth access token that is not in the cache.
 
         Errors:
             AuthenticationError: it is not valid.
-            Forbidden: it has none of the scopes that permit anything.
+            Forbidden: none of its scopes permits anything.
             KeysUnavailable: it cannot be verified now.
         """
         if self._oauth is None:
@@ -194,13 +194,13 @@ class Authentication:
         record.permissions, record.access_token = token.permissions, token
 
     def _challenge(self, error: str = "") -> str:
-        """What a client is told about how to authenticate."""
+        """The challenge that names the authentication scheme (RFC 6750, section 3)."""
         if self._oauth is not None:
             return self._oauth.server.challenge(error)
         return f'{REALM}, error="{error}"' if error else REALM
 
     def _with_wider_scope(self, send: Send) -> Send:
-        """Says with a refusal which scopes would permit more (MCP 2025-11-25, basic/authorization)."""
+        """Adds the scopes that would permit more to a 403 (MCP 2025-11-25, basic/authorization)."""
         challenge = self._challenge(INSUFFICIENT_SCOPE).encode()
 
         async def send_with_scope(message: Message) -> None:
@@ -212,11 +212,11 @@ class Authentication:
 
 
 class ResourceMetadata:
-    """ASGI application that describes the endpoint as a protected resource (RFC 9728), to whoever asks.
+    """ASGI application with the protected resource metadata of the endpoint (RFC 9728). It needs no token.
 
     Parameters:
-        server: what it says.
-        origins: the origins whose pages may read it.
+        server: the source of the metadata.
+        origins: the origins whose pages may read them.
     """
 
     def __init__(self, server: ResourceServer, origins: frozenset[str]) -> None:
@@ -247,7 +247,7 @@ def _with_cors(send: Send, origin: bytes) -> Send:
 
 
 async def _allow_preflight(send: Send) -> None:
-    """Answers the question that a browser asks before it calls (Fetch Standard, section 4.8)."""
+    """Answers a CORS preflight request (Fetch Standard, section 4.8)."""
     raw = [(name.encode(), value.encode()) for name, value in headers.PREFLIGHT_HEADERS.items()]
     await send({"type": "http.response.start", "status": 204, "headers": raw})
     await send({"type": "http.response.body", "body": b""})

@@ -1,7 +1,7 @@
-"""Signed JWTs (RFC 7515, RFC 7519), by joserfc: the only module that knows it.
+"""Signed JWTs (RFC 7515, RFC 7519), with joserfc: the only module that imports it.
 
-Invariants: only asymmetric algorithms are known here, and the key decides which of them counts, not the token. A key is
-found by its ``kid`` among the provider's; what a token says itself about keys is not looked at.
+Invariants: only asymmetric algorithms are accepted, and the key decides which, not the token. A key is selected among
+the provider's keys by its ``kid``; keys and key addresses in a token are ignored.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from joserfc.jws import CompactSignature, JWSRegistry, extract_compact, validate
 from vestige_bridge.access.oauth import ALGORITHMS, InvalidToken, check_header
 
 MAX_TOKEN_BYTES: Final = 16_384
-"""How long a token may be; one with the groups of a large company has some thousand bytes."""
+"""Maximum size of a token; one with the groups of a large company has a few thousand bytes."""
 
 MAX_KEYS: Final = 64
 
 _MEMBERS: Final = ("kty", "kid", "alg", "use", "n", "e", "crv", "x", "y")
-"""What is taken of a key: nothing that is private."""
+"""The members that are read from a key; none of them is private."""
 
 _LEAST_MODULUS_CHARACTERS: Final = 342
 """The length of 2048 bits in base64url (RFC 7518, section 3.3)."""
@@ -36,14 +36,14 @@ _ALGORITHMS: Final[Mapping[tuple[str, str], frozenset[str]]] = {
     ("EC", "P-521"): frozenset({"ES512"}),
     ("OKP", "Ed25519"): frozenset({"EdDSA", "Ed25519"}),
 }
-"""The algorithms that are taken, by the type of key and its curve."""
+"""The accepted algorithms, by the type of key and its curve."""
 
 _segments = re.compile(rb"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+").fullmatch
-_MALFORMED: Final = "The token is not valid: it is no signed JWT."
+_MALFORMED: Final = "The token is not valid: it is not a signed JWT."
 
 
 class _Registry(JWSRegistry):
-    """joserfc's rules for headers, with room for the certificates that some providers put there."""
+    """joserfc's rules for headers, with a higher limit for the certificates that some providers include."""
 
     max_header_length = MAX_TOKEN_BYTES
 
@@ -51,7 +51,7 @@ class _Registry(JWSRegistry):
         super().__init__(algorithms=sorted(ALGORITHMS), strict_check_header=False)
 
     def get_alg(self, name: str) -> Any:  # noqa: ANN401
-        """An algorithm; which of them are allowed is known from the key."""
+        """Returns an algorithm; the key decides whether it is allowed."""
         return self.algorithms[name]
 
 
@@ -62,14 +62,14 @@ class Key:
     """A public key of the provider.
 
     Parameters:
-        members: the JWK (RFC 7517, section 4), without what is private.
+        members: the JWK (RFC 7517, section 4), without private members.
 
     Attributes:
         members: the same.
         algorithms: the algorithms that it may be used with.
 
     Errors:
-        ValueError, JoseError: it is none that signs tokens, or too short.
+        ValueError, JoseError: it is not a signing key, or it is too short.
     """
 
     def __init__(self, members: Mapping[str, str]) -> None:
@@ -80,7 +80,7 @@ class Key:
         if len(members.get("n", "")) < _LEAST_MODULUS_CHARACTERS and members["kty"] == "RSA":
             raise ValueError
         self._key: RSAKey | ECKey | OKPKey = import_key(dict(members))  # type: ignore[assignment]
-        # The first use would build it otherwise, and what is no point on its curve would fail only then.
+        # Otherwise the first use would build it, and a point that is not on its curve would fail only then.
         _ = self._key.public_key
 
     def verifies(self, signed: Signed) -> bool:
@@ -94,18 +94,18 @@ class Key:
 
 
 class Signed:
-    """A JWT whose signature was not looked at yet.
+    """A JWT whose signature is not verified yet.
 
     Parameters:
         token: the token.
 
     Attributes:
-        kid: the id of the key that is said to have signed it.
-        algorithm: how.
+        kid: the id of the signing key, as the token names it.
+        algorithm: the signature algorithm, as the token names it.
         signature: for ``Key.verifies``.
 
     Errors:
-        InvalidToken: it is no JWT, or none that could be taken.
+        InvalidToken: it is not a signed JWT, or it cannot be accepted.
     """
 
     def __init__(self, token: bytes) -> None:
@@ -125,10 +125,10 @@ class Signed:
 
     @property
     def claims(self) -> Mapping[str, Any]:
-        """What it claims.
+        """The claims of the token.
 
         Errors:
-            InvalidToken: that is no JSON object.
+            InvalidToken: they are not a JSON object.
         """
         try:
             claims = json.loads(self.signature.payload or b"")
@@ -140,19 +140,19 @@ class Signed:
 
 
 def read_keys(document: bytes, before: Mapping[str, Key]) -> dict[str, Key]:
-    """The keys of a JWK Set (RFC 7517, section 5) that sign tokens, by their ids; of one id the first.
+    """The signing keys of a JWK Set (RFC 7517, section 5), by id; the first key of an id counts.
 
     Parameters:
         document: the set.
-        before: the keys that were known; one that did not change stays the same object.
+        before: the previous keys; an unchanged key stays the same object.
 
     Errors:
-        ValueError: it is no such set, or holds no key that is of use.
+        ValueError: it is not a JWK Set, or contains no usable key.
     """
     try:
         listed = json.loads(document)["keys"][:MAX_KEYS]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError("its keys are no JWK Set") from error
+        raise ValueError("its keys are not a JWK Set") from error
     keys: dict[str, Key] = {}
     for jwk in listed:
         if not isinstance(jwk, dict) or not _signs(jwk):

@@ -1,7 +1,7 @@
-"""OAuth 2.1 as a resource server sees it: what it says about itself, and what an access token has to claim.
+"""OAuth 2.1 for a resource server: its metadata, and the claims that an access token needs.
 
-Invariants: nothing here asks anybody or waits. A claim that is missing or has another type than it must have refuses
-the token. A principal of the identity provider has a name that no entry of a token file can have.
+Invariants: this module does no I/O. A token with a missing claim, or a claim of the wrong type, is rejected. A
+principal of the identity provider has a name that no entry of a token file can have.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from vestige_bridge.settings import ALL, TOOLS, Settings, parse_secure_url
 from vestige_bridge.settings import READ_ONLY as ONLY_READS
 
 LEEWAY_SECONDS: Final = 60.0
-"""How far the clocks of the bridge and the provider may differ (RFC 7519, section 4.1.4)."""
+"""Maximum difference between the clocks of the bridge and the provider (RFC 7519, section 4.1.4)."""
 
 LONGEST_SECONDS: Final = 86_400.0
-"""How long a verified token is taken without being verified again."""
+"""How long a verified token is accepted before it is verified again."""
 
 RESOURCE_METADATA: Final = "/.well-known/oauth-protected-resource"
 
@@ -33,10 +33,10 @@ INSUFFICIENT_SCOPE: Final = "insufficient_scope"
 ALGORITHMS: Final = frozenset(
     {"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA", "Ed25519"}
 )
-"""How a token may be signed: by a key of which the bridge has the public half."""
+"""The accepted signature algorithms; all of them verify with a public key."""
 
 _TYPES: Final = frozenset({"at+jwt", "jwt"})
-"""What a token may call itself, if it does: an access token (RFC 9068, section 2.1), or just a JWT."""
+"""The accepted values of ``typ``, if there is one: an access token (RFC 9068, section 2.1), or just a JWT."""
 
 _END_OF_TIME: Final = 1e15
 _CONFIRMATION: Final = "cnf"
@@ -44,15 +44,15 @@ REALM: Final = 'Bearer realm="vestige-bridge"'
 
 
 class NotFetched(Exception):
-    """A document of the provider could not be had; the text says why, for the log."""
+    """A document of the provider could not be fetched; the text is the reason, for the log."""
 
 
 class InvalidToken(Exception):
-    """An access token that is not taken.
+    """An access token that is not accepted.
 
     Parameters:
-        reason: why, in a word for the metrics.
-        message: why, in a sentence for the client.
+        reason: the reason as a label of the metrics.
+        message: the reason as a sentence for the client.
     """
 
     def __init__(self, reason: str, message: str) -> None:
@@ -63,11 +63,11 @@ class InvalidToken(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccessToken(Token):
-    """An access token that was verified.
+    """A verified access token.
 
     Attributes:
-        expires_at: until when it is taken, in seconds since 1970.
-        wider_scope: whether there are scopes that would permit more.
+        expires_at: the end of its acceptance, in seconds since 1970.
+        wider_scope: whether other scopes would permit more.
     """
 
     expires_at: float
@@ -75,21 +75,21 @@ class AccessToken(Token):
 
 
 class ResourceServer:
-    """The endpoint as a protected resource, and what an access token for it has to claim.
+    """The endpoint as a protected resource, and the checks of its access tokens.
 
     Parameters:
-        settings: the issuer, the audience, and what each scope permits.
+        settings: the issuer, the audience, and the permissions of each scope.
 
     Attributes:
         issuer: the identity provider.
-        metadata: the document that describes the endpoint (RFC 9728, section 2).
-        metadata_paths: where it is served.
+        metadata: the protected resource metadata of the endpoint (RFC 9728, section 2).
+        metadata_paths: the paths of that document.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.issuer = settings.oauth_issuer
         self._audience = settings.oauth_audience or settings.oauth_resource
-        # A token file in TOML may hold allow-lists, now or after its next change.
+        # A token file in TOML may contain allow-lists, now or after its next change.
         shares_lists = not (settings.maps_tools or settings.auth_token_file.endswith(TOML_SUFFIX))
         self._rights = {scope: _permissions(rights, shares_lists) for scope, rights in settings.oauth_scopes}
         self._scopes = " ".join(self._rights)
@@ -114,7 +114,7 @@ class ResourceServer:
         return f'{REALM}{spelled}, scope="{self._scopes}", resource_metadata="{self._metadata_url}"'
 
     def admitted(self, token: bytes, claims: Mapping[str, Any], now: float) -> AccessToken:
-        """What follows from the claims of a token whose signature was verified.
+        """Checks the claims of a token with a verified signature, and maps its scopes to permissions.
 
         Parameters:
             token: the token.
@@ -122,7 +122,7 @@ class ResourceServer:
             now: the time, in seconds since 1970.
 
         Errors:
-            InvalidToken: it is not for this endpoint, or not at this time.
+            InvalidToken: it is not for this endpoint, or not valid at this time.
         """
         expires_at = check_claims(claims, self.issuer, self._audience, now)
         scopes = scopes_of(claims)
@@ -137,35 +137,35 @@ class ResourceServer:
 
 
 NOTHING: Final = Permissions(read_only=True, tools=(), resources=False)
-"""What a token without a mapped scope may do: nothing asks for it, as it is refused before."""
+"""The permissions of a token without a mapped scope; they are never used, because it is rejected before."""
 
 
 def check_header(header: Mapping[str, Any]) -> None:
-    """Checks how a token says that it was signed, and by which key (RFC 7515, section 4.1).
+    """Checks the type, the algorithm and the key id in the header of a token (RFC 7515, section 4.1).
 
     Errors:
-        InvalidToken: with the first member that does not fit.
+        InvalidToken: with the first member that is not accepted.
     """
     if header.get("alg") not in ALGORITHMS:
-        raise InvalidToken("algorithm", "The token is not valid: its algorithm is none that is taken.")
+        raise InvalidToken("algorithm", "The token is not valid: its algorithm is not accepted.")
     kind = header.get("typ")
     if kind is not None and str(kind).lower().removeprefix("application/") not in _TYPES:
-        raise InvalidToken("type", "The token is not valid: it is no access token.")
+        raise InvalidToken("type", "The token is not valid: it is not an access token.")
     if not isinstance(header.get("kid"), str):
-        raise InvalidToken("unknown_key", "The token is not valid: it does not say which key signed it.")
+        raise InvalidToken("unknown_key", "The token is not valid: it does not name the key that signed it.")
 
 
 def check_claims(claims: Mapping[str, Any], issuer: str, audience: str, now: float) -> float:
-    """Checks what a token claims of itself (RFC 7519, section 4.1; RFC 9068, section 4).
+    """Checks the claims of a token (RFC 7519, section 4.1; RFC 9068, section 4).
 
     Returns:
-        From when on it is not valid, in seconds since 1970.
+        The time of its expiry, in seconds since 1970.
 
     Errors:
-        InvalidToken: with the first claim that does not fit.
+        InvalidToken: with the first claim that is not accepted.
     """
     if claims.get("iss") != issuer:
-        raise InvalidToken("issuer", "The token is not valid: another issuer made it.")
+        raise InvalidToken("issuer", "The token is not valid: it is from another issuer.")
     audiences = claims.get("aud")
     if audience not in (audiences if isinstance(audiences, list) else [audiences]):
         raise InvalidToken("audience", "The token is not valid: it is for another audience.")
@@ -176,21 +176,21 @@ def check_claims(claims: Mapping[str, Any], issuer: str, audience: str, now: flo
         raise InvalidToken("not_yet_valid", "The token is not valid yet.")
     subject = claims.get("sub")
     if not isinstance(subject, str) or not subject:
-        raise InvalidToken("claims", "The token is not valid: it names no subject.")
+        raise InvalidToken("claims", "The token is not valid: it has no subject.")
     if _CONFIRMATION in claims:
-        # Taken as a bearer token it would be worth nothing that its client has to prove that it is its own.
-        raise InvalidToken("claims", "The token is not valid: it is bound to a key, and only bearer tokens are taken.")
+        # As a bearer token it would lose the protection that its client has to prove possession of a key.
+        raise InvalidToken("claims", "The token is not valid: it is bound to a key; only bearer tokens are accepted.")
     return expires + LEEWAY_SECONDS
 
 
 def _time(value: object) -> float:
     if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _END_OF_TIME:
         return float(value)
-    raise InvalidToken("claims", "The token is not valid: its times are missing, or no numbers.")
+    raise InvalidToken("claims", "The token is not valid: its times are missing or are not numbers.")
 
 
 def scopes_of(claims: Mapping[str, Any]) -> frozenset[str]:
-    """The scopes of a token: ``scope`` (RFC 9068, section 2.2.3), or ``scp``, as some providers call it."""
+    """The scopes of a token: ``scope`` (RFC 9068, section 2.2.3), or ``scp``, the name that some providers use."""
     value = claims.get("scope", claims.get("scp"))
     if isinstance(value, str):
         return frozenset(value.split(" "))
@@ -198,13 +198,13 @@ def scopes_of(claims: Mapping[str, Any]) -> frozenset[str]:
 
 
 def principal_of(issuer: str, subject: str) -> str:
-    """The name of a principal of the provider: the same for all its tokens, and it says nothing about a person."""
+    """The name of a principal of the provider: the same for all its tokens, without personal data."""
     digest = hashlib.sha256(f"{issuer}\n{subject}".encode(errors="surrogatepass")).hexdigest()
     return f"{OAUTH_PREFIX}{digest[:32]}"
 
 
 def metadata_urls(issuer: str) -> list[str]:
-    """Where the metadata of an issuer may be: RFC 8414, section 3.1, then OpenID Connect Discovery, both spellings."""
+    """The possible URLs of an issuer's metadata: RFC 8414, section 3.1, then OpenID Connect Discovery, both forms."""
     parts = urlsplit(issuer)
     host, path = f"{parts.scheme}://{parts.netloc}", parts.path.rstrip("/")
     return list(
@@ -219,10 +219,10 @@ def metadata_urls(issuer: str) -> list[str]:
 
 
 def keys_url(metadata: Mapping[str, Any], issuer: str) -> str:
-    """Where the signing keys are, by the metadata of an issuer.
+    """The URL of the signing keys in the metadata of an issuer.
 
     Errors:
-        ValueError: with a sentence that says what does not fit.
+        ValueError: with a sentence that gives the reason.
     """
     if metadata.get("issuer") != issuer:
         raise ValueError("its metadata do not name it as the issuer")
@@ -231,9 +231,9 @@ def keys_url(metadata: Mapping[str, Any], issuer: str) -> str:
         found = parse_secure_url(url) if isinstance(url, str) else ""
     except ValueError:
         found = ""
-    # Only a provider on this machine may lead to this machine.
+    # Only an issuer on loopback may name a key URL on loopback.
     if not found or (issuer.startswith("https:") and not found.startswith("https:")):
-        raise ValueError("its metadata name no https address of its keys")
+        raise ValueError("its metadata contain no https address of its keys")
     return found
 
 
@@ -246,7 +246,7 @@ def _permissions(rights: str, shares_lists: bool) -> Permissions:
 
 
 def _union(rights: Iterable[Permissions]) -> Permissions:
-    """What several scopes permit together: what any of them does."""
+    """The permissions of several scopes together: each action that one of them permits."""
     rights = list(rights)
     tools = tuple(sorted({tool for it in rights for tool in it.tools or ()}))
     for it in rights:

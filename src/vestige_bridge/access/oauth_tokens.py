@@ -1,7 +1,7 @@
-"""The OAuth access tokens that were verified, and how one is.
+"""The cache of verified OAuth access tokens, and their verification.
 
-Invariants: a token is taken only while the key that signed it is the provider's, and while it is valid. Only verified
-tokens that permit something are kept, and so many at most.
+Invariants: a token is accepted only while it is valid and the provider publishes its signing key. The cache contains
+only verified tokens that permit something, and at most ``MAX_TOKENS``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from vestige_bridge.access.token_file import digest_of
 from vestige_bridge.errors import KeysUnavailable
 
 MAX_TOKENS: Final = 4_096
-"""How many verified tokens are kept; those beyond that are verified again."""
+"""Maximum number of cached tokens; other tokens are verified each time."""
 
 
 class _Verified(NamedTuple):
@@ -33,12 +33,12 @@ class OAuthTokens:
     """The access tokens of an identity provider.
 
     Parameters:
-        server: what a token has to claim.
+        server: checks the claims of a token.
         keys: the provider's keys.
-        on_removal: called when verified tokens are no longer taken because their key is gone.
+        on_removal: called when cached tokens become invalid because their key was removed.
 
     Attributes:
-        last_used: when one of them last got in, in seconds since 1970; 0 before.
+        last_used: the time of the last successful authentication, in seconds since 1970; 0 before the first.
     """
 
     def __init__(self, server: ResourceServer, keys: ProviderKeys, on_removal: Callable[[], None]) -> None:
@@ -51,11 +51,11 @@ class OAuthTokens:
 
     @property
     def kept(self) -> int:
-        """How many verified tokens are kept."""
+        """The number of cached tokens."""
         return len(self._verified)
 
     def find(self, token: bytes) -> AccessToken | None:
-        """The token, if it was verified before and is still valid."""
+        """The token, if it is in the cache and still valid."""
         verified = self._verified.get(digest_of(token))
         if verified is None:
             return None
@@ -67,11 +67,11 @@ class OAuthTokens:
         return verified.token
 
     async def verify(self, token: bytes) -> AccessToken:
-        """Verifies a token, and keeps it unless it permits nothing.
+        """Verifies a token, and caches it unless it permits nothing.
 
         Errors:
             InvalidToken: it is not valid, or its key is not known.
-            KeysUnavailable: no key is known, so nothing can be said about it.
+            KeysUnavailable: there are no keys, so that no token can be verified.
         """
         signed = Signed(token)
         key = await self.keys.find(signed.kid)
@@ -95,7 +95,7 @@ class OAuthTokens:
         return verified
 
     def _forget(self) -> None:
-        """Forgets the tokens that were signed with a key that is gone."""
+        """Removes the tokens whose signing key was removed."""
         known = self.keys.known
         gone = [digest for digest, it in self._verified.items() if known.get(it.kid) is not it.key]
         for digest in gone:

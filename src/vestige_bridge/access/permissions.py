@@ -1,7 +1,7 @@
-"""What a principal may do, and how much of it: one value, and the one function that asks it.
+"""The permissions and limits of a principal: one value, and one function that checks a message against it.
 
-Invariant: what is not known to be permitted is refused. A message is judged by what it says and not by how it is
-spelled; one that another reader could take for another message is refused, too.
+Invariant: a message is rejected unless it is known to be permitted. The check uses the parsed message, not its
+spelling; a message that another parser could read differently is rejected, too.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from vestige_bridge.mcp.modern import subscribes_to_resources
 from vestige_bridge.mcp.tools import Tool
 
 _MEMBERS: Final = frozenset({"error", "id", "jsonrpc", "method", "params", "result"})
-"""All that a JSON-RPC message may hold."""
+"""The members that a JSON-RPC message may have."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Permissions:
-    """What a principal may do, and how much of it.
+    """The permissions and limits of a principal.
 
     Attributes:
         read_only: whether it may only send messages that change nothing.
-        also_tools: the tools that it may call nevertheless, with ``*`` for any characters.
-        tools: the tools that it may list and call, in the same form; ``None`` for all.
+        also_tools: tools that it may call in spite of ``read_only``; ``*`` matches any characters.
+        tools: the tools that it may list and call, as such patterns; ``None`` for all.
         resources: whether it may use resources and prompts.
-        max_in_flight: how many requests it may have in flight; ``None`` for as many as the bridge takes.
-        rate: how many calls of tools it may make in a minute; ``None`` for any number.
+        max_in_flight: the maximum number of its requests in flight; ``None`` for no limit of its own.
+        rate: the maximum number of its tool calls in a minute; ``None`` for no limit.
         shares_lists: whether all principals see the same tools, so that a list may be cached for all of them.
     """
 
@@ -52,19 +52,19 @@ class Permissions:
 
     @property
     def limited(self) -> bool:
-        """Whether its messages have to be examined."""
+        """Whether its messages need a check."""
         return self.read_only or self.tools is not None or not self.resources
 
     def allows_tool(self, name: object) -> bool:
-        """Whether it may see and call the tool of that name, as far as ``tools`` says."""
+        """Whether ``tools`` permits it to list and call the tool of that name."""
         if self.tools is None:
             return True
         return _is_among(self.tools, name)
 
     def require(self, message: AnyMessage, tools: Mapping[str, Tool]) -> None:
-        """Refuses a message that the principal may not send.
+        """Rejects a message that the principal may not send.
 
-        A response changes nothing by itself: it continues what upstream began for a request that was permitted.
+        A response needs no permission: it continues a request that was permitted.
 
         Parameters:
             message: the principal's message.
@@ -80,15 +80,15 @@ class Permissions:
             raise Forbidden(f"{what}, and {why}.", request_id=request_id)
 
     def _why_not(self, message: AnyMessage, tools: Mapping[str, Tool]) -> str | None:
-        """Why the principal may not send the message, which has one meaning only."""
+        """The reason why the principal may not send the message, which is not ambiguous."""
         if isinstance(message, Response):
             return None
         call = message if isinstance(message, Request) and message.method == CALL_TOOL else None
         if self.tools is not None:
             if call is not None and not self.allows_tool(call.name):
-                return "this tool is not one that it may call"
+                return "it may not call this tool"
             if call is None and message.method != LIST_TOOLS and concerns_tools(message.method):
-                return "this method is not known to call no other tool than it may"
+                return "this method may call tools that the token does not permit"
         if not self.resources and (concerns_resources(message.method) or _subscribes(message)):
             return "it may not use resources and prompts"
         if not self.read_only or (call is not None and _is_among(self.also_tools, call.name)):
@@ -97,14 +97,14 @@ class Permissions:
 
 
 def _ambiguity(message: AnyMessage) -> str | None:
-    """Why another JSON reader could take the message for another one.
+    """The reason why another JSON parser could read the message differently.
 
-    It may take a key for one that differs from it in case alone, or for a prototype of the rest.
+    It may ignore the case of keys, or may treat a key as the prototype of the object.
     """
     if not message.members.keys() <= _MEMBERS:
-        return "this message holds a member that JSON-RPC does not know"
+        return "this message has a member that JSON-RPC does not define"
     if any(key != "name" and key.casefold() == "name" for key in message.params):
-        return '"params" holds a key that could be read as "name"'
+        return '"params" has a key that could be read as "name"'
     return None
 
 
@@ -112,10 +112,10 @@ def _why_not_read_only(message: Request | Notification, call: Request | None, to
     if call is not None:
         announced = tools.get(call.name or "")
         if announced is None or not announced.read_only:
-            return "this tool does not announce with readOnlyHint that it changes nothing"
+            return "this tool does not set readOnlyHint"
         return None
     known = READ_ONLY_NOTIFICATIONS if isinstance(message, Notification) else READ_ONLY_REQUESTS
-    return None if message.method in known else "this method is not known to change nothing"
+    return None if message.method in known else "this method is not known to be read-only"
 
 
 def _is_among(patterns: tuple[str, ...], name: object) -> bool:
@@ -123,7 +123,7 @@ def _is_among(patterns: tuple[str, ...], name: object) -> bool:
 
 
 def matches(pattern: str, name: str) -> bool:
-    """Whether a name fits a pattern in which each ``*`` stands for any characters, none included."""
+    """Whether a name matches a pattern; each ``*`` matches any characters, or none."""
     first, *rest = pattern.split("*")
     if not rest:
         return name == pattern

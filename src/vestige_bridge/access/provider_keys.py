@@ -1,7 +1,7 @@
-"""The public keys with which the identity provider signs: fetched, refreshed in the background, and forgotten.
+"""The public signing keys of the identity provider: fetched, refreshed in the background, and removed.
 
-Invariants: keys that were good stay so for 24 hours without the provider. Whatever strangers send, the provider is
-asked once at a time, and at most once in ten seconds.
+Invariants: valid keys stay in use for 24 hours if the provider cannot be reached. Whatever tokens clients send, there
+is one fetch at a time, and at most one in ten seconds.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from vestige_bridge.concurrency import Tasks
 log = logging.getLogger(__name__)
 
 REFRESH_SECONDS: Final = 300.0
-"""How often the keys are fetched; a key that the provider took back is refused after that at the latest."""
+"""The interval of the fetches; a key that the provider revoked is rejected after that time at the latest."""
 
 LEAST_SECONDS: Final = 10.0
-"""The time between two attempts to fetch the keys."""
+"""The minimum time between two attempts to fetch the keys."""
 
 ATTEMPT_SECONDS: Final = 10.0
-"""How long an attempt may take, the discovery of their address included."""
+"""The time limit of an attempt, including the discovery of the URL of the keys."""
 
 KEPT_SECONDS: Final = 86_400.0
-"""How long keys are used while they cannot be fetched again."""
+"""How long keys stay in use while they cannot be fetched."""
 
 Fetch = Callable[[str], Awaitable[bytes]]
 """GETs a document of the provider. Raises ``NotFetched``."""
@@ -41,13 +41,13 @@ class ProviderKeys:
 
     Parameters:
         issuer: the provider.
-        jwks_url: where its keys are; empty if its metadata are to say it.
+        jwks_url: the URL of its keys; if empty, it is read from the provider's metadata.
         fetch: GETs a document of the provider.
         clock: gives the time in seconds.
 
     Attributes:
-        failures: how many attempts to fetch the keys failed.
-        on_removal: called when a key is no longer known.
+        failures: the number of failed attempts to fetch the keys.
+        on_removal: called when a key was removed.
     """
 
     def __init__(self, issuer: str, jwks_url: str, fetch: Fetch, clock: Callable[[], float] = time.monotonic) -> None:
@@ -76,7 +76,7 @@ class ProviderKeys:
         return self._keys
 
     async def find(self, kid: str) -> Key | None:
-        """The key of that id; for one that is not known the keys are fetched anew, if that is not too soon."""
+        """The key with that id; for an unknown id the keys are fetched first, unless the last fetch is too recent."""
         if kid not in self._keys:
             await self._refresh()
         return self._keys.get(kid)
@@ -101,7 +101,7 @@ class ProviderKeys:
                 return
             self._tried_at = self._clock()
             self._attempt = self._tasks.start(self._fetch_keys())
-        # Whoever waits may leave; the others still wait for the same attempt.
+        # A caller may be cancelled; the others still wait for the same attempt.
         await asyncio.shield(self._attempt)
 
     async def _fetch_keys(self) -> None:
@@ -111,7 +111,7 @@ class ProviderKeys:
                 url = self._url or await self._discover()
                 self._keys = read_keys(await self._fetched("its keys", url), before)
         except (NotFetched, TimeoutError, ValueError) as error:
-            self._failed(str(error) or "it did not answer in time")
+            self._failed(str(error) or "no answer in time")
         else:
             self._url = url
             self._fetched_at = self._clock()
@@ -124,10 +124,10 @@ class ProviderKeys:
 
     def _failed(self, why: str) -> None:
         self.failures += 1
-        # It may have moved its keys.
+        # The provider may have moved its keys.
         self._url = self._configured_url
         if not self._failing:
-            kept = "those from before are used" if self._keys else "no OAuth token can be verified"
+            kept = "the previous keys stay in use" if self._keys else "no OAuth token can be verified"
             log.error("The signing keys of %s could not be fetched: %s; %s", self._issuer, why, kept)
         self._failing = True
         if (age := self.age_seconds) is not None and age >= KEPT_SECONDS:
@@ -135,7 +135,7 @@ class ProviderKeys:
             self._keys, self._fetched_at = {}, None
 
     async def _discover(self) -> str:
-        """Where the keys are, as the provider's metadata say (RFC 8414, section 3)."""
+        """The URL of the keys, from the provider's metadata (RFC 8414, section 3)."""
         reasons = []
         for url in metadata_urls(self._issuer):
             try:

@@ -1,4 +1,4 @@
-"""How many calls of tools a principal may make in a minute.
+"""The limit on a principal's tool calls in a minute.
 
 Invariant: a principal that made no call for a minute may make a minute's calls at once, and never more.
 """
@@ -12,11 +12,11 @@ from typing import Final
 MINUTE_SECONDS: Final = 60.0
 
 MAX_KEPT: Final = 4_096
-"""From how many principals on those are forgotten that made no call for a minute."""
+"""Above this number of principals, those that made no call for a minute are removed."""
 
 
 class RateLimits:
-    """A token bucket for each principal that has a limit: it holds a minute's calls and is refilled evenly.
+    """A token bucket for each principal that has a limit: its capacity is a minute's calls; it refills evenly.
 
     Parameters:
         clock: gives the time in seconds.
@@ -24,23 +24,23 @@ class RateLimits:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        # When the bucket of each principal would be full again: one number says how full it is (GCRA).
+        # The time at which each principal's bucket is full again; this one number gives its level (GCRA).
         self._full_at: dict[str, float] = {}
 
     def take(self, principal: str, rate: int) -> int:
-        """Takes a call from a principal's bucket.
+        """Takes one call from a principal's bucket.
 
         Parameters:
-            principal: who calls.
-            rate: how many calls it may make in a minute.
+            principal: the name of the principal.
+            rate: its maximum number of calls in a minute.
 
         Returns:
-            0 if it may call now, otherwise after how many seconds, at least 1, it may.
+            0 if the call is allowed, otherwise the seconds until it is, at least 1.
         """
         now, interval = self._clock(), MINUTE_SECONDS / rate
         full_at = max(self._full_at.get(principal, now), now) + interval
         early = full_at - now - MINUTE_SECONDS
-        # A difference of rounding is no reason to wait.
+        # Ignores rounding errors.
         if early > 1e-6:
             return math.ceil(early)
         if len(self._full_at) >= MAX_KEPT:

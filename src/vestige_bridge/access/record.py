@@ -1,6 +1,6 @@
-"""The record of one HTTP request: what each package learns about it, for the access log and the metrics.
+"""The record of one HTTP request: the facts that each package adds, for the access log and the metrics.
 
-It stands below every package that fills it, so that no import points up; `server/access_log` only prints it.
+It is below every package that fills it, so that imports point only down; `server/access_log` only prints it.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from vestige_bridge.access.oauth import AccessToken
 
 CONNECTION: Final = "vestige_bridge.connection"
-"""An extension of the ASGI scope: what the HTTP server can tell of the request's connection, a ``ClientConnection``."""
+"""An extension of the ASGI scope: the request's connection, a ``ClientConnection``."""
 
 TRACE: Final = "traceparent"
-"""The key of ``_meta`` that names a trace (MCP 2026-07-28, basic)."""
+"""The key of ``_meta`` that contains the trace context (MCP 2026-07-28, basic)."""
 
 OAUTH_PREFIX: Final = "oauth:"
-"""How the principals of an identity provider begin; no name in a token file has a colon."""
+"""The prefix of an identity provider's principals; names in a token file cannot contain a colon."""
 
 _OAUTH: Final = "oauth"
 
@@ -31,35 +31,35 @@ ENDPOINT_PATHS: Final = frozenset({"/mcp", "/mcp/"})
 
 
 class ClientConnection(Protocol):
-    """What the HTTP server can tell of the connection that a request came on."""
+    """The connection of a request, as the HTTP server offers it."""
 
     @property
     def client_left(self) -> bool:
-        """Whether the client is gone."""
+        """Whether the client has disconnected."""
 
     def authenticated(self, principal: str) -> None:
-        """Takes note that the request carries a valid token, so that the connection may idle for longer."""
+        """Marks the connection as authenticated, so that it may be idle for longer."""
 
     def whole_body(self) -> bytes | None:
-        """The body, if it has come whole by now; ``None`` if it is to be received."""
+        """The body, if all of it has arrived; ``None`` if it has to be received."""
 
 
 @dataclass(slots=True)
 class AccessRecord:
-    """What is learnt about one HTTP request on its way.
+    """The facts about one HTTP request, added while it is processed.
 
     Attributes:
         headers: the headers of the request.
-        request_id: the id that the log and the answer carry.
-        principal: the name of the token that it carries.
+        request_id: the id in the log and in the answer.
+        principal: the name of the request's token.
         permissions: what that principal may do.
-        access_token: the OAuth access token that it carries, if it is one.
+        access_token: the request's OAuth access token, if it has one.
         method: the JSON-RPC method, or ``batch``.
         tool: the tool that is called, if upstream announced it.
-        client_left: whether the client was gone before its answer.
+        client_left: whether the client disconnected before its answer.
         answering: whether the answer has begun.
-        traceparent: the trace that the one message names to which it belongs.
-        dispatched: whether a message of it was accepted, so that somebody sees it through.
+        traceparent: the ``traceparent`` in the ``_meta`` of its message, if it has exactly one.
+        dispatched: whether one of its messages was accepted, so that the dispatcher completes it.
     """
 
     headers: headers.Headers
@@ -76,7 +76,7 @@ class AccessRecord:
 
     @property
     def authenticated(self) -> str:
-        """The principal, behind authentication.
+        """The principal; only after authentication.
 
         Errors:
             RuntimeError: the request was not authenticated.
@@ -86,9 +86,9 @@ class AccessRecord:
         return self.principal
 
     def trace_id(self, message: AnyMessage | None = None) -> str | None:
-        """The trace that the request, or one message of it, belongs to.
+        """The id of the trace that the request, or one of its messages, belongs to.
 
-        The header ``traceparent`` names it, otherwise the message's ``_meta`` (MCP 2026-07-28, basic).
+        It comes from the header ``traceparent``, otherwise from the message's ``_meta`` (MCP 2026-07-28, basic).
         """
         own = self.traceparent if message is None else traceparent_of(message)
         if own is None and headers.TRACEPARENT not in self.headers:
@@ -97,12 +97,12 @@ class AccessRecord:
 
 
 def metrics_label(principal: str) -> str:
-    """How the metrics call a principal: all those of an identity provider, as many as it has users, share a label."""
+    """The label of a principal in the metrics; all principals of an identity provider share one, to limit the count."""
     return _OAUTH if principal.startswith(OAUTH_PREFIX) else principal
 
 
 def traceparent_of(message: AnyMessage) -> bytes | None:
-    """What the ``_meta`` of a message says of its trace, if that can be one."""
+    """The ``traceparent`` in the ``_meta`` of a message, if it is an ASCII string."""
     if TRACE not in message.meta_keys:
         return None
     value = message.meta[TRACE].value

@@ -1,4 +1,4 @@
-"""The bodies that the bridge writes itself: JSON, always."""
+"""HTTP responses that the bridge creates; their bodies are JSON."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ RETRY_AFTER_SECONDS: Final = 1
 def json_response(
     body: bytes | Mapping[str, object], status: int = 200, headers: Mapping[str, str] | None = None
 ) -> Response:
-    """An answer with a JSON body; no cache keeps it.
+    """An answer with a JSON body that must not be cached.
 
     Parameters:
-        body: bytes that are JSON already, or a mapping, which people ask for in terminals: a line feed ends it.
+        body: encoded JSON, or a mapping; a mapping gets a line feed at its end, for terminals.
         status: the HTTP status.
         headers: more headers.
     """

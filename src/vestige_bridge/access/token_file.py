@@ -1,6 +1,6 @@
-"""What a file of tokens says: lines of names and tokens, or TOML with the rights of each.
+"""The parser of the token file: lines of names and tokens, or TOML with the permissions of each token.
 
-Invariant: what is not understood is refused, with the line or the entry that it stands in, and never with a token.
+Invariant: unknown content is rejected with an error that names its line or entry, and never quotes a token.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from typing import Any, Final
 from vestige_bridge.access.permissions import READ_ONLY, UNRESTRICTED, Permissions
 
 READ_ONLY_SUFFIX: Final = ":read-only"
-"""What follows the name of a principal that may change nothing."""
+"""The suffix of the name of a read-only principal."""
 
 TOML_SUFFIX: Final = ".toml"
 
 MAX_FILE_BYTES: Final = 1_048_576
-"""How long a file may be: as long as a Secret of Kubernetes."""
+"""Maximum size of the file: the maximum size of a Kubernetes Secret."""
 
 _LONGEST_KEPT_BYTES: Final = 4_096
-"""Longer tokens are nobody's habit, and would let strangers fill the memory."""
+"""Maximum length of a token whose digest is cached, so that clients cannot fill the memory with long tokens."""
 
 MAX_PATTERNS: Final = 256
-"""How many names and patterns an allow-list may hold."""
+"""Maximum number of names and patterns in an allow-list."""
 
 MOST: Final = 1_000_000
 """The highest limit that an entry may set."""
@@ -41,14 +41,14 @@ _digest = re.compile(r"[0-9A-Fa-f]{64}").fullmatch
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Token:
-    """A token, who holds it, and what that principal may do.
+    """A token, with the name and the permissions of its principal.
 
     Attributes:
         name: the name of the principal.
         digest: the SHA-256 of the token.
         permissions: what the principal may do.
-        expires_at: from when on the token is not valid, in seconds since 1970; ``None`` for never.
-        value: the token itself, where the file says it; empty where it says only the hash.
+        expires_at: the time of its expiry, in seconds since 1970; ``None`` for never.
+        value: the token itself, if the file contains it; empty if the file contains only the hash.
     """
 
     name: str
@@ -59,11 +59,11 @@ class Token:
 
     @classmethod
     def of_value(cls, name: str, value: bytes, permissions: Permissions = UNRESTRICTED) -> Token:
-        """The token of that value."""
+        """Builds a token from its value."""
         return cls(name=name, digest=digest_of(value), permissions=permissions, value=value)
 
     def expired(self, now: float) -> bool:
-        """Whether it is not valid any more.
+        """Whether it has expired.
 
         Parameters:
             now: the time, in seconds since 1970.
@@ -72,7 +72,7 @@ class Token:
 
 
 def digest_of(token: bytes) -> bytes:
-    """The SHA-256 by which a token is found: how long that takes says nothing about any token but this one."""
+    """The SHA-256 of a token, the key for its lookup: the time of a lookup reveals nothing about other tokens."""
     return _digest_often(token) if len(token) <= _LONGEST_KEPT_BYTES else _hashed(token)
 
 
@@ -81,15 +81,15 @@ def _hashed(token: bytes) -> bytes:
 
 
 _digest_often = lru_cache(maxsize=256)(_hashed)
-"""Each client shows the same token with every request. It is looked up by a hash whose key is this process's alone."""
+"""Clients send the same token with every request. The cache uses Python's hash, whose key is random in each process."""
 
 
 def read_tokens(path: Path) -> tuple[Token, ...]:
-    """The tokens of a file, which is TOML if its name ends in ``.toml``.
+    """Reads the tokens of a file, which is TOML if its name ends in ``.toml``.
 
     Errors:
         OSError: it cannot be read.
-        ValueError: it cannot be used, in words that follow "it cannot be used:" and quote no token.
+        ValueError: it is invalid; the text is the reason and quotes no token.
     """
     with path.open("rb") as file:
         data = file.read(MAX_FILE_BYTES + 1)
@@ -103,10 +103,10 @@ def read_tokens(path: Path) -> tuple[Token, ...]:
 
 
 def parse_lines(text: str) -> tuple[Token, ...]:
-    """The tokens of lines: one a line, optionally with a name before it, which may end in ``:read-only``.
+    """Parses lines: one token a line, optionally with a name before it, which may end in ``:read-only``.
 
     Errors:
-        ValueError: a line is no token, or there is none; the line is told by its number, never by its text.
+        ValueError: a line is invalid, or there is none; the text names the line by its number and does not quote it.
     """
     tokens: list[Token] = []
     unambiguous = _Unambiguous()
@@ -122,11 +122,11 @@ def parse_lines(text: str) -> tuple[Token, ...]:
             raise ValueError(f"line {number} holds a name that ends in {READ_ONLY_SUFFIX} and no token after it")
         if not _name(name):
             raise ValueError(
-                f"the name in line {number} may hold letters, digits, dots, dashes and underscores only, "
+                f"the name in line {number} may contain only letters, digits, dots, dashes and underscores, "
                 f"and {READ_ONLY_SUFFIX} at its end"
             )
         if not _visible(value):
-            raise ValueError(f"the token in line {number} holds something else than visible ASCII")
+            raise ValueError(f"the token in line {number} contains characters other than visible ASCII")
         token = Token.of_value(name, value.encode(), UNRESTRICTED if name == named else READ_ONLY)
         if unambiguous.has_other_owner(token):
             raise ValueError(f"the token in line {number} belongs to another name already")
@@ -139,10 +139,10 @@ def parse_lines(text: str) -> tuple[Token, ...]:
 
 
 def parse_toml(text: str) -> tuple[Token, ...]:
-    """The tokens of a TOML document: an array of tables ``token``.
+    """Parses a TOML document: an array of tables ``token``.
 
     Errors:
-        ValueError: it is no such document; an entry is told by its number and its name, never by its token.
+        ValueError: it is invalid; the text names an entry by its number and name, never by its token.
     """
     try:
         document = tomllib.loads(text)
@@ -163,10 +163,10 @@ def parse_toml(text: str) -> tuple[Token, ...]:
         if unambiguous.has_other_owner(token):
             raise ValueError(f"the token of {where} belongs to another name already")
         if unambiguous.has_other_expiry(token):
-            raise ValueError(f"the token of {where} stands in an entry before it with another time to expire")
+            raise ValueError(f"the token of {where} is in an earlier entry with another expiry")
         tokens.append(token)
     if any(token.permissions.tools is not None for token in tokens):
-        # What one principal sees is not what all may see, even if it sees all.
+        # A list for one principal may differ from that of others, even if it contains all tools.
         return tuple(replace(it, permissions=replace(it.permissions, shares_lists=False)) for it in tokens)
     return tuple(tokens)
 
@@ -200,28 +200,28 @@ def _parse_entry(entry: Mapping[str, Any], number: int) -> Token:
 
 
 class _Unambiguous:
-    """Notices what would leave it to chance who a caller is, or what a principal may do."""
+    """Detects entries that contradict each other about a token's principal or a principal's permissions."""
 
     def __init__(self) -> None:
         self._owners: dict[bytes, Token] = {}
         self._rights: dict[str, Permissions] = {}
 
     def has_other_owner(self, token: Token) -> bool:
-        """Whether the same token stands in the file for another name, or for the same with other rights."""
+        """Whether the file has the same token with another name, or with other permissions."""
         other = self._owners.setdefault(token.digest, token)
         return (other.name, other.permissions) != (token.name, token.permissions)
 
     def has_other_expiry(self, token: Token) -> bool:
-        """Whether the same token stands in the file with another time to expire."""
+        """Whether the file has the same token with another expiry."""
         return self._owners.setdefault(token.digest, token).expires_at != token.expires_at
 
     def has_other_rights(self, token: Token) -> bool:
-        """Whether the same name stands in the file with other rights."""
+        """Whether the file has the same name with other permissions."""
         return self._rights.setdefault(token.name, token.permissions) != token.permissions
 
 
 class _Wrong(ValueError):
-    """A value that its key does not take."""
+    """A value that is not valid for its key."""
 
 
 def _text(value: object) -> str:
@@ -260,7 +260,7 @@ def _patterns(value: object) -> tuple[str, ...]:
         raise _Wrong
     if not all(isinstance(it, str) and 0 < len(it) <= 256 for it in value):
         raise _Wrong
-    # Entries of one name agree in whatever order each lists them.
+    # Sorted, so that the order in entries of the same name does not matter.
     return tuple(sorted(set(value)))
 
 
@@ -278,22 +278,22 @@ _KEYS: Final[Mapping[str, tuple[Callable[[object], Any], str]]] = {
     "sha256": (_sha256, "the 64 hexadecimal digits of the token's SHA-256"),
     "expires": (_time, "a date and time with its offset, without quotes, such as 2027-01-31T00:00:00Z"),
     "read_only": (_switch, _SWITCH),
-    "tools": (_patterns, f"a list of up to {MAX_PATTERNS} names of tools, in which * stands for any characters"),
+    "tools": (_patterns, f"a list of up to {MAX_PATTERNS} names of tools, in which * matches any characters"),
     "resources": (_switch, _SWITCH),
     "max_in_flight": (_limit, _LIMIT),
-    "rate": (_limit, f"{_LIMIT}: calls of tools in a minute"),
+    "rate": (_limit, f"{_LIMIT}: tool calls in a minute"),
 }
-"""What an entry may hold: how each value is read, and what it has to be."""
+"""The keys of an entry, each with its parser and a description of its values."""
 
 _RIGHTS: Final = ("read_only", "tools", "resources", "max_in_flight", "rate")
 
 
 def _place(error: Exception) -> str:
-    """Where a document ceases to be TOML; what the parser says besides may quote it, and so a token."""
+    """The position of a TOML error; the rest of the parser's message may quote the document, and so a token."""
     found = re.search(r" \(at (?:line \d+, column \d+|end of document)\)\Z", str(error))
     return found[0] if found else ""
 
 
 def _shown(key: str) -> str:
-    # Whoever forgot the key of a token would read it in the log; what is as short as this is no token.
-    return f'"{key}"' if re.fullmatch(r"[a-z_]{1,15}", key) else "a key that is none"
+    # If the key before a token is missing, the token itself is read as a key; one this short is not a token.
+    return f'"{key}"' if re.fullmatch(r"[a-z_]{1,15}", key) else "an unknown key"

@@ -1,7 +1,7 @@
-"""The tokens that are valid now, and the file that they may come from.
+"""The valid tokens, and the file that they may come from.
 
-Invariant: once tokens were good they stay so until better ones are read. A file that is emptied or lost by
-mistake locks nobody out and lets nobody in.
+Invariant: valid tokens stay in use until another valid file is read. If the file is emptied or removed by mistake,
+access does not change.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from vestige_bridge.settings import Settings, has_jwt_form
 log = logging.getLogger(__name__)
 
 SHORT_CHARACTERS: Final = 16
-"""Tokens of fewer characters are worth a warning: nothing slows down who guesses."""
+"""Shorter tokens cause a warning, because the bridge does not slow down guessing."""
 
 
 class Tokens:
     """The tokens that are valid now.
 
     Parameters:
-        tokens: those to begin with.
-        file: the file to read again whenever it changes; ``None`` when they are fixed.
+        tokens: the initial tokens.
+        file: the file to read again when it changes; ``None`` for fixed tokens.
         read: reads that file.
 
     Attributes:
-        file_valid: whether the file was of use when it was last read.
+        file_valid: whether the file was valid when it was last read.
     """
 
     def __init__(
@@ -54,17 +54,17 @@ class Tokens:
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Tokens:
-        """The tokens that the settings give or point to.
+        """The tokens in the settings, or in the file that they name.
 
         Errors:
-            SettingsError: the file cannot be read or holds no tokens.
+            SettingsError: the file cannot be read or contains no valid tokens.
         """
         if not settings.auth_token_file:
             value = settings.auth_token.encode()
             return cls(_beside_oauth((Token.of_value("default", value),), settings) if value else ())
         path = Path(settings.auth_token_file)
         file = FileWatch(path)
-        # Whatever is written after this is a change, even if it is what is read here.
+        # Any later write counts as a change, even if the read below already includes it.
         file.changed()
 
         def read(path: Path) -> tuple[Token, ...]:
@@ -81,17 +81,17 @@ class Tokens:
 
     @property
     def first(self) -> str:
-        """The token to show to a bridge that has the same settings; empty when none is known but by its hash."""
+        """A token for a client with the same settings; empty if only hashes are known."""
         now = time.time()
         return next((token.value.decode() for token in self._tokens if token.value and not token.expired(now)), "")
 
     @property
     def short(self) -> list[str]:
-        """Whose tokens are so short that they can be guessed."""
+        """The names of the principals whose tokens are short enough to be guessed."""
         return sorted({token.name for token in self._tokens if 0 < len(token.value) < SHORT_CHARACTERS})
 
     def find(self, token: bytes) -> Token | None:
-        """The token that is shown; ``None`` if there is no such token. The caller asks whether it has expired."""
+        """The token with that value, or ``None``. The caller has to check its expiry."""
         found = self._by_digest.get(digest_of(token))
         if found is not None:
             now = time.time()
@@ -101,12 +101,12 @@ class Tokens:
 
     @property
     def last_used(self) -> dict[str, float]:
-        """When each principal last got in, in seconds since 1970; 0 for one that did not yet."""
+        """When each principal last authenticated, in seconds since 1970; 0 if it has not yet."""
         return {token.name: self._used_at.get(token.name, 0.0) for token in self._tokens}
 
     @property
     def expires_at(self) -> dict[str, float]:
-        """When the last token of each principal expires, in seconds since 1970; those that never do are left out."""
+        """When the last token of each principal expires, in seconds since 1970; without those that never expire."""
         latest: dict[str, float] = {}
         for token in self._tokens:
             expires_at = float("inf") if token.expires_at is None else token.expires_at
@@ -114,17 +114,17 @@ class Tokens:
         return {name: expires_at for name, expires_at in latest.items() if expires_at != float("inf")}
 
     def log_expired(self) -> None:
-        """Warns of the tokens that are not valid any more."""
+        """Logs a warning for each expired token."""
         now = time.time()
         for token in self._tokens:
             if token.expires_at is not None and token.expired(now):
                 log.warning("A token of %s has expired: %s", token.name, timestamp(token.expires_at))
 
     def watching(self, on_removal: Callable[[], None]) -> AbstractAsyncContextManager[None]:
-        """Watches the file, and the time, in the background while the context lasts.
+        """Watches the file, and the expiry of tokens, in the background while the context lasts.
 
         Parameters:
-            on_removal: called when a token is no longer valid, or no longer has the same permissions.
+            on_removal: called when a token became invalid or its permissions changed.
         """
 
         def check() -> None:
@@ -137,21 +137,21 @@ class Tokens:
         return nullcontext() if self._file is None else self._file.watching(check)
 
     def read_if_changed(self) -> None:
-        """Reads the file again if it changed; a file that cannot be used changes nothing."""
+        """Reads the file again if it changed; if it is invalid, the tokens stay the same."""
         if self._file is None or not self._file.changed():
             return
         try:
             self._tokens = self._read(self._file.path)
         except (OSError, ValueError) as error:
             self.file_valid = False
-            log.error("The token file changed and is of no use (%s); the tokens from before stay valid", _why(error))  # noqa: TRY400
+            log.error("The token file changed and is not valid (%s); the previous tokens stay valid", _why(error))  # noqa: TRY400
         else:
             self._by_digest = {token.digest: token for token in self._tokens}
             self.file_valid = True
             log.info("The token file changed; %d tokens are valid now", len(self._tokens))
 
     def _expire(self) -> bool:
-        """Whether a token ceased to be valid since this was last asked."""
+        """Whether a token has expired since the last call."""
         now, before = time.time(), self._checked_at
         self._checked_at = now
         expired = [token for token in self._tokens if token.expired(now) and not token.expired(before)]
@@ -161,15 +161,15 @@ class Tokens:
 
 
 def _beside_oauth(tokens: tuple[Token, ...], settings: Settings) -> tuple[Token, ...]:
-    """The tokens, as they may be where OAuth tokens are taken, too.
+    """Adapts the tokens to the OAuth settings.
 
     Errors:
-        ValueError: one of them looks like an OAuth token, and would never be asked about.
+        ValueError: one of them has the form of a JWT, and would never be looked up here.
     """
     if settings.oauth_issuer:
         for token in tokens:
             if has_jwt_form(token.value):
-                raise ValueError(f"the token of {token.name} has the form of a JWT, and those are for the OAuth issuer")
+                raise ValueError(f"the token of {token.name} has the form of a JWT; only the OAuth issuer issues JWTs")
     if settings.maps_tools:
         return tuple(replace(it, permissions=replace(it.permissions, shares_lists=False)) for it in tokens)
     return tokens

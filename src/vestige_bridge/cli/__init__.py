@@ -1,1 +1,1 @@
-"""The commands: the parser of the command line, and what each command does."""
+"""The commands, and the parser of the command line."""

@@ -1,4 +1,4 @@
-"""What an OAuth access token says about itself, and the first of it that does not fit; nothing here verifies it."""
+"""The claims of an OAuth access token, and a check of them without its signature."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from vestige_bridge.access.oauth import InvalidToken, check_claims, check_header
 from vestige_bridge.logs import timestamp
 
 _NAMES = {"algorithm": "alg", "type": "typ", "unknown_key": "kid", "issuer": "iss", "audience": "aud"}
-"""The member of a token that a reason is about, where its value tells more."""
+"""The member of a token that a reason refers to, where its value helps the user."""
 
 
 def first_misfit(token: str, issuer: str, audience: str, kids: Container[str]) -> str:
-    """The first thing about a token that the bridge would refuse, with its value; empty if nothing that can be seen.
+    """The first reason why the bridge would reject a token, with the value; empty if the claims show none.
 
     Parameters:
         token: the token.
-        issuer: whose tokens the bridge takes.
-        audience: for whom they have to be.
+        issuer: the issuer that the bridge accepts.
+        audience: the audience that tokens must have.
         kids: the ids of the issuer's keys.
     """
     try:
@@ -40,7 +40,7 @@ def first_misfit(token: str, issuer: str, audience: str, kids: Container[str]) -
         said = error.message.removeprefix("The token is not valid: ").rstrip(".")
         name, wanted = _NAMES.get(error.reason), {"issuer": issuer, "audience": audience}.get(error.reason)
         shown = "" if name is None else f" ({name} is {json.dumps(values.get(name))}"
-        return f"{said}{shown}, and {wanted} is wanted)" if wanted else f"{said}{shown})" if shown else said
+        return f"{said}{shown}; it must be {wanted})" if wanted else f"{said}{shown})" if shown else said
     return ""
 
 
@@ -53,7 +53,7 @@ def _members(part: str) -> Mapping[str, Any]:
     """A part of a JWT (RFC 7515, section 3.1).
 
     Errors:
-        ValueError: it is no JSON object in base64url.
+        ValueError: it is not a JSON object in base64url.
     """
     value = json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
     return dict(value) if isinstance(value, dict) else {}

@@ -1,7 +1,7 @@
 """A client of a running bridge, for the commands.
 
-Invariants: it uses nothing of the server. A token is sent only to the bridge: no redirect is followed, and no error
-contains a token.
+Invariants: it imports nothing from the server. A token is sent only to the bridge: no redirect is followed, and no
+error contains a token.
 """
 
 from __future__ import annotations

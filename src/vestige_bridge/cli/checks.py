@@ -185,7 +185,7 @@ class Layers:
             return "the bridge accepts the token" if client.token else "the bridge requires no token"
         if reply.status == 500:
             raise Fault(
-                "the bridge has no authentication configured and refuses all requests",
+                "the bridge has no authentication configured and rejects all requests",
                 f"Set {_TOKEN} in the settings of the bridge.",
             )
         if reply.status == 401 and not client.token:
@@ -216,7 +216,7 @@ class Layers:
         if misfit:
             return Fault(misfit, "Get another token from the provider, or correct the settings of the bridge.")
         return Fault(
-            f"the claims fit, but the bridge refuses the token: {_message(reply)}", "Read the log of the bridge."
+            f"the claims fit, but the bridge rejects the token: {_message(reply)}", "Read the log of the bridge."
         )
 
     def _examine_endpoint(self) -> str:

@@ -1,4 +1,4 @@
-"""The command ``doctor``: checks each layer from the settings to Vestige, and says which one fails and what to do.
+"""The command ``doctor``: checks each layer from the settings to Vestige, and prints which one fails and the remedy.
 
 Invariant: the lines for people and the JSON document contain the same sentences.
 """

@@ -144,7 +144,7 @@ def converse(
 
     Parameters:
         url: the URL.
-        message: what to send.
+        message: the message to send.
         token: the token to send; empty for none.
         timeout_seconds: how long making the connection may take.
         silence_seconds: how long the server may send nothing after that; ``None`` for no limit.
@@ -170,7 +170,7 @@ def converse(
 
 
 def is_event_stream(url: str, timeout_seconds: float) -> bool:
-    """Whether the answer to GET is an event stream; nothing of it is read.
+    """Whether the answer to GET is an event stream; its body is not read.
 
     Errors:
         NoAnswer: no HTTP server answers.
@@ -277,7 +277,7 @@ def translated(url: str, when_late: str, late: Kind = "late") -> Iterator[None]:
     except ssl.SSLCertVerificationError as error:
         raise NoAnswer(f"the certificate is not valid: {error.verify_message}", "certificate") from error
     except ssl.SSLError as error:
-        raise NoAnswer("the server uses TLS and refused this client", "refused_tls") from error
+        raise NoAnswer("the server uses TLS and rejected this client", "refused_tls") from error
     except (OSError, http.client.HTTPException) as error:
         if url.startswith("http:") and _speaks_tls(url):
             raise NoAnswer("the server uses TLS", "https") from error

@@ -1,4 +1,4 @@
-"""The identity provider asked without the bridge: its metadata, and its signing keys."""
+"""Checks of the identity provider that do not go through the bridge: its metadata and its signing keys."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vestige_bridge.cli.upstream_probe import Fault
 from vestige_bridge.settings import Settings, parse_secure_url
 
 _ISSUER = "VESTIGE_BRIDGE_OAUTH_ISSUER"
-_REACH = f"Correct {_ISSUER}, or see that the machine of the bridge reaches the provider."
+_REACH = f"Correct {_ISSUER}, or check that the machine of the bridge can connect to the provider."
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +21,8 @@ class Provider:
     """An identity provider that can be reached.
 
     Attributes:
-        issuer: what it calls itself.
-        audience: for whom its tokens have to be.
+        issuer: its issuer identifier.
+        audience: the audience that its tokens must have.
         scopes: the scopes that permit something.
         kids: the ids of its keys.
     """
@@ -34,15 +34,15 @@ class Provider:
 
     @classmethod
     def of(cls, settings: Settings | None, url: str, timeout_seconds: float) -> Self:
-        """Asks the provider of a bridge.
+        """Reads the metadata and the keys of a bridge's provider.
 
         Parameters:
-            settings: the settings of the bridge; ``None`` if it has to be asked itself.
-            url: where it answers.
+            settings: the settings of the bridge; ``None`` to read the metadata of the bridge instead.
+            url: the URL of the bridge.
             timeout_seconds: how long a connection, and then each answer, may take.
 
         Errors:
-            Fault: it does not answer, or something else than it should.
+            Fault: it does not answer, or its answer is not valid.
         """
         if settings is not None and settings.oauth_issuer:
             issuer, jwks_url = settings.oauth_issuer, settings.oauth_jwks_url
@@ -56,17 +56,17 @@ class Provider:
 
 
 def _described(url: str, timeout_seconds: float) -> tuple[str, str, tuple[str, ...]]:
-    """What a bridge says of itself (RFC 9728): the issuer, the resource and the scopes."""
+    """The issuer, the resource and the scopes in the metadata of a bridge (RFC 9728)."""
     parts = urlsplit(url)
     at = f"{parts.scheme}://{parts.netloc}{RESOURCE_METADATA}{parts.path}/mcp"
     reply = _get(at, timeout_seconds)
     if reply.status != 200:
-        raise Fault(f"the bridge takes no OAuth tokens: {at} answers {reply}", f"Set {_ISSUER} where it runs.")
+        raise Fault(f"the bridge accepts no OAuth tokens: {at} answers {reply}", f"Set {_ISSUER} where it runs.")
     metadata = reply.json()
     try:
         issuer = parse_secure_url(_first(metadata.get("authorization_servers")))
     except ValueError:
-        raise Fault(f"{at} names no issuer", "Look at what stands before the bridge.") from None
+        raise Fault(f"{at} names no issuer", "Check the proxies in front of the bridge.") from None
     scopes = metadata.get("scopes_supported")
     return issuer, str(metadata.get("resource")), tuple(map(str, scopes)) if isinstance(scopes, list) else ()
 
@@ -76,7 +76,7 @@ def _first(value: object) -> str:
 
 
 def _keys_url(issuer: str, timeout_seconds: float) -> str:
-    """Where the keys are, by the first metadata that there are."""
+    """The URL of the keys, from the first metadata document that exists."""
     for at in metadata_urls(issuer):
         reply = _get(at, timeout_seconds)
         if reply.status == 200:
@@ -98,7 +98,7 @@ def _kids(jwks_url: str, timeout_seconds: float) -> frozenset[str]:
     keys: list[Mapping[str, Any]] = [it for it in listed if isinstance(it, dict)] if isinstance(listed, list) else []
     kids = frozenset(str(it["kid"]) for it in keys if "kid" in it)
     if reply.status != 200 or not kids:
-        raise Fault(f"{jwks_url} shows no keys: {reply}", "Correct VESTIGE_BRIDGE_OAUTH_JWKS_URL, or ask the provider.")
+        raise Fault(f"{jwks_url} has no keys: {reply}", "Correct VESTIGE_BRIDGE_OAUTH_JWKS_URL, or ask the provider.")
     return kids
 
 

@@ -1,7 +1,7 @@
-"""Whether there are releases to install, and whose: the switch on which documents and commands depend.
+"""The owner of the published releases; documents and commands depend on whether there is one.
 
-Invariant: while it is empty, no document and no command names a package, an image or a chart of a registry. Nobody owns
-those names yet: whoever registers one decides what runs on the reader's machine.
+Invariant: while it is empty, no document and no command names a package, an image or a chart of a registry. Those names
+are not registered yet: anyone could register one and run code on the reader's machine.
 """
 
 from __future__ import annotations

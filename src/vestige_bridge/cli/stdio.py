@@ -154,7 +154,7 @@ class Forwarder:
         self._threads.add(thread)
         thread.start()
         if isinstance(message, Request) and message.method == INITIALIZE:
-            thread.join()  # the messages that follow belong to the session that it opens
+            thread.join()  # the following messages belong to the session that it opens
         else:
             exchange.sent.wait(ORDER_SECONDS)
 
@@ -256,7 +256,7 @@ class Forwarder:
                 self.send(connection, "POST", initialized, self.session.headers).read()
 
     def listen(self) -> None:
-        """Begins to pass on notifications that belong to no request."""
+        """Starts to forward notifications that belong to no request."""
         if self._listening or self.session is None or not self.session.id:
             return
         self._listening = True
@@ -273,7 +273,7 @@ class Forwarder:
 
     def _connect(self) -> http.client.HTTPConnection:
         connection = open_connection(self.url, TIMEOUT_SECONDS)
-        # The timeout of a request is the bridge's. TCP keep-alive detects a peer that is gone.
+        # The bridge enforces the timeout of a request. TCP keep-alive detects a dead peer.
         connection.sock.settimeout(None)
         connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         if hasattr(socket, "TCP_KEEPIDLE"):
@@ -281,7 +281,7 @@ class Forwarder:
         return connection
 
     def _cancel(self, notification: Notification) -> bool:
-        """Notes that a request needs no answer; whether nothing has to be forwarded.
+        """Marks a request as cancelled; returns whether nothing has to be forwarded.
 
         A modern request is cancelled by the end of its stream, and not by a notification (MCP 2026-07-28, transports).
         """
@@ -337,7 +337,7 @@ class Exchange:
         self._answered = self._cancelled = False
 
     def run(self) -> None:
-        """Sends the message and passes on the answer; a failure is answered with an error object."""
+        """Sends the message and forwards the answer; a failure is answered with an error object."""
         sent = False
         try:
             connection = self._connection = self._forwarder.connected()
@@ -353,7 +353,7 @@ class Exchange:
             self._fail(error, sent=sent)
 
     def cancel(self) -> None:
-        """Notes that the answer is not needed; closes the connection of a modern request, which cancels it."""
+        """Marks the answer as not needed; closes the connection of a modern request, which cancels it."""
         self._cancelled = True
         if self.is_modern and self._connection is not None and self._connection.sock is not None:
             with suppress(OSError):
@@ -386,7 +386,7 @@ class Exchange:
             self._forwarder.listen()
 
     def _write(self, body: bytes) -> None:
-        """Passes on one message of the bridge."""
+        """Forwards one message of the bridge."""
         if not isinstance(self.message, Request):
             if self.message is None:
                 return self._forwarder.output.write(body)
@@ -397,7 +397,7 @@ class Exchange:
             raise NotMcp("the answer is not MCP")
         if isinstance(answer, Response):
             self._answered = True
-            if answer.id is None:  # refused before it was read, for example without a token
+            if answer.id is None:  # rejected before it was read, for example without a token
                 error = json.loads(body).get("error")
                 _say(str(error.get("message") if isinstance(error, dict) else error))
                 body = _with_id(error, self.message.spelled_id)

@@ -1,7 +1,7 @@
 """The arguments of a tool on the command line: ``key=value``, with the types of the tool's schema.
 
 Invariants: a value for which the schema gives no type is passed on as it is written. A value that the schema forbids is
-refused before the call is sent.
+rejected before the call is sent.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 Schema = Mapping[str, Any]
 
 STDIN: Final = "-"
-"""The argument, or the value, that means standard input."""
+"""The argument, or the value, that stands for standard input."""
 
 _TYPES: Final[Mapping[str, tuple[type, ...]]] = {
     "array": (list,),
@@ -31,7 +31,7 @@ _MAX_REFERENCES: Final = 8
 
 
 class UsageError(Exception):
-    """The arguments are wrong for this tool; the text is a sentence for people."""
+    """The arguments are wrong for this tool; the text is a sentence for the user."""
 
 
 def parse_words(words: list[str], schema: Schema, read_stdin: Callable[[], str]) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def required_arguments(schema: Schema) -> list[str]:
 
 
 class Argument(NamedTuple):
-    """One argument in a schema, for people.
+    """One argument in a schema, with its texts for the user.
 
     Attributes:
         name: its name.
@@ -165,7 +165,7 @@ class _Type:
 
 
 def _leaves(schema: Schema, root: Schema, depth: int = 3) -> list[Schema]:
-    """The schemas after its references and alternatives (JSON Schema 2020-12, core, sections 8.2.3 and 10.2)."""
+    """The schemas behind its references and alternatives (JSON Schema 2020-12, core, sections 8.2.3 and 10.2)."""
     for _ in range(_MAX_REFERENCES):
         reference = schema.get("$ref")
         if not isinstance(reference, str) or not reference.startswith("#/"):
@@ -280,7 +280,7 @@ def _require_complete(arguments: Mapping[str, Any], schema: Schema) -> None:
 
 
 def _require_utf8(text: str) -> None:
-    """Refuses arguments with bytes that are not UTF-8; Python keeps these as surrogates (PEP 383)."""
+    """Rejects arguments with bytes that are not UTF-8; Python keeps these as surrogates (PEP 383)."""
     byte = next((ord(it) - 0xDC00 for it in text if "\udc80" <= it <= "\udcff"), None)
     if byte is not None:
         raise UsageError(f"An argument is not UTF-8: it contains the byte 0x{byte:02x}.")

@@ -77,16 +77,16 @@ def call(client: Client, name: str, words: list[str], as_json: str | None) -> bo
     """Calls a tool and prints its result: readable on a terminal, otherwise as JSON.
 
     Parameters:
-        client: who calls.
+        client: the client of the bridge.
         name: the tool.
         words: its arguments, as ``key=value``.
         as_json: its arguments in one JSON object instead; ``-`` for one on standard input.
 
     Returns:
-        Whether the tool did what it was asked.
+        Whether the tool succeeded.
 
     Errors:
-        UsageError: there is no such tool, or it takes other arguments; nothing was sent.
+        UsageError: there is no such tool, or the arguments are wrong for it; nothing was sent.
         ClientError: there is no result.
     """
     schema = _schema(_named(client, name))

@@ -46,7 +46,7 @@ class TokenRefused(Fault):
 def ask_endpoint(url: str, token: str, timeout_seconds: float) -> None:
     """Sends a ping without a session, and one with the id of a session that does not exist.
 
-    If supergateway, or Vestige's own HTTP server, refuses the first, it keeps sessions. The answer to the second shows
+    If supergateway, or Vestige's own HTTP server, rejects the first, it keeps sessions. The answer to the second shows
     the version of supergateway: 3 answers 400, and 4 answers 404 (MCP 2025-11-25, basic/transports, session
     management).
 
@@ -57,8 +57,8 @@ def ask_endpoint(url: str, token: str, timeout_seconds: float) -> None:
 
     Errors:
         NoAnswer: no HTTP server answers.
-        TokenRefused: it requires a token, or another one.
-        Fault: it is not an MCP server, or one that the bridge cannot use well.
+        TokenRefused: it requires a token, or rejects the one that was sent.
+        Fault: it is not an MCP server, or not one that the bridge supports.
     """
     reply = fetch("POST", url, _PING, token=token, timeout_seconds=timeout_seconds)
     _require_mcp(url, reply, token, timeout_seconds)
@@ -84,7 +84,7 @@ def shake_hands(settings: Settings) -> tuple[str, int]:
     Errors:
         BridgeError: no session could be opened.
     """
-    # Most of the bridge, which no other check of the doctor needs.
+    # This imports most of the bridge, which no other check of the doctor needs.
     import asyncio  # noqa: PLC0415
 
     from vestige_bridge.session.session import Session  # noqa: PLC0415
@@ -110,10 +110,10 @@ def shake_hands(settings: Settings) -> tuple[str, int]:
 
 
 def _require_mcp(url: str, reply: HttpReply, token: str, timeout_seconds: float) -> None:
-    """Checks that the answer comes from an MCP server, whatever it says.
+    """Checks that the answer comes from an MCP server; it may be an error.
 
     Errors:
-        TokenRefused: it requires a token, or another one.
+        TokenRefused: it requires a token, or rejects the one that was sent.
         Fault: it is not from an MCP server.
     """
     if reply.status in (401, 403):
@@ -155,5 +155,5 @@ def _refuse_sse(url: str, timeout_seconds: float) -> None:
 
 
 def _is_native(reply: HttpReply) -> bool:
-    """Whether it is how Vestige's own HTTP server refuses a request without a session, in plain text."""
+    """Whether it is the plain text with which Vestige's own HTTP server rejects a request without a session."""
     return reply.status == 400 and any(sentence in reply.body for sentence in _NATIVE)

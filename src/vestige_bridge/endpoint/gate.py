@@ -1,7 +1,7 @@
-"""What is asked about each message before it is served: its principal's rights, its calls in a minute, and the audit.
+"""The checks of each message before it is dispatched: its principal's permissions, its rate limit, and the audit.
 
-Invariant: a message is judged before anything of it goes upstream, and what is refused to an authenticated principal
-gets its line in the audit log, once.
+Invariant: a message is checked before any of it goes upstream. Each rejected message of an authenticated principal
+gets one line in the audit log.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from vestige_bridge.session.dispatcher import Dispatcher
 from vestige_bridge.session.session import Session
 
 Judged = AnyMessage | BridgeError
-"""A message that may be served, or why it may not."""
+"""A permitted message, or the reason why it is not permitted."""
 
 
 class Gate:
-    """Judges the messages of clients.
+    """Checks the messages of clients.
 
     Parameters:
-        session: the held session, which knows the tools.
+        session: the shared session, with the list of tools.
         dispatcher: where a message waits for that session.
         audit: the audit log; ``None`` for none.
 
     Attributes:
-        judges_all: whether the messages of all principals have to be judged, not only of those with limits.
-        refusals: how many messages were refused to each principal, by its name and what it may not exceed or do.
+        judges_all: whether the messages of all principals need a check, not only of those with limits.
+        refusals: the number of rejected messages, by principal and reason.
     """
 
     def __init__(self, session: Session, dispatcher: Dispatcher, audit: AuditLog | None) -> None:
@@ -45,11 +45,11 @@ class Gate:
         self.judges_all = audit is not None and audit.required
 
     async def judge(self, record: AccessRecord, messages: Sequence[Judged]) -> list[Judged]:
-        """What a principal sends, with the reason in the place of each message that it may not send.
+        """Checks a principal's messages; the result has the error in place of each message that is not permitted.
 
         Errors:
-            UpstreamUnavailable: it calls a tool that has to be known, and there is no session to know the tools by.
-            Overloaded, LimitReached: nor is there room to wait for one.
+            UpstreamUnavailable: the check of a call needs the list of tools, and there is no session to read it from.
+            Overloaded, LimitReached: too many requests are in flight to wait for a session.
         """
         calls = any(isinstance(message, Request) and message.method == CALL_TOOL for message in messages)
         if calls and record.permissions.read_only and self._session.held is None:
@@ -58,12 +58,12 @@ class Gate:
         return [self._judged(record, message) for message in messages]
 
     def note(self, record: AccessRecord, messages: Sequence[Judged], error: BridgeError) -> None:
-        """Takes note of messages that were refused; a line is written of those of which none had been accepted.
+        """Counts rejected messages, and writes their audit lines unless a message of their request was accepted.
 
         Parameters:
-            record: what is known of their HTTP request.
-            messages: the messages, or the one.
-            error: why.
+            record: the access record of their HTTP request.
+            messages: the messages.
+            error: the reason.
         """
         if isinstance(error, Forbidden | LimitReached):
             self._count(record, error)
@@ -92,7 +92,7 @@ class Gate:
             raise LimitReached(f"This token may call {rate} tools in a minute.", seconds, request_id=call.spelled_id)
 
     def refuse(self, record: AccessRecord, message: AnyMessage, error: BridgeError) -> None:
-        """Takes note of one message that was refused by itself."""
+        """Counts one message that was rejected on its own, and writes its line in the audit log."""
         if isinstance(error, Forbidden | LimitReached):
             self._count(record, error)
         self._write_down(record, message, error)
@@ -104,8 +104,8 @@ class Gate:
     def _write_down(self, record: AccessRecord, message: AnyMessage, error: BridgeError) -> None:
         """Writes a line into the audit log.
 
-        A call that is refused because the log cannot be written gets none: such lines would take the room of those that
-        say what was done.
+        A call that is rejected because the log cannot be written gets none: such lines would displace the
+        lines of finished calls.
         """
         if isinstance(error, AuditFailed):
             self._dispatcher.failures[reason_of(error)] += 1

@@ -1,4 +1,4 @@
-"""The composition root: routes, the order of the middleware, and the objects that live as long as the application."""
+"""The composition root: routes, the order of the middleware, and the objects with the lifetime of the application."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ if TYPE_CHECKING:
     from vestige_bridge.access.oauth_tokens import OAuthTokens
 
 _HTTP_SSE_PATHS: Final = frozenset({"/sse", "/sse/", "/message", "/messages", "/messages/"})
-"""Where clients of the transport that MCP 2025-03-26 replaced look for it."""
+"""The paths that clients of the HTTP+SSE transport request, which MCP 2025-03-26 replaced."""
 
 
 class App(Starlette):
-    """An application with one endpoint to which the way is short: past routing and all that the rest needs.
+    """An application that serves one endpoint directly and routes all other requests.
 
     Parameters:
-        endpoint: what answers on ``/mcp``.
-        options: as for Starlette.
+        endpoint: serves ``/mcp``.
+        options: the options of Starlette.
     """
 
     def __init__(self, endpoint: ASGIApp, **options: Any) -> None:  # noqa: ANN401
@@ -60,7 +60,7 @@ class App(Starlette):
         self._endpoint = endpoint
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers what comes."""
+        """Serves the endpoint, or routes the request."""
         if scope["type"] == "http" and scope["path"] in ENDPOINT_PATHS:
             await self._endpoint(scope, receive, send)
         else:
@@ -68,10 +68,10 @@ class App(Starlette):
 
 
 def build_app(settings: Settings, write: logs.Write = logs.write) -> App:
-    """Builds the bridge as an ASGI application, to be run with its lifespan.
+    """Builds the bridge as an ASGI application; run it with its lifespan.
 
-    Its ``state.drain`` takes no more requests and waits for those in flight; its ``state.connections`` and the
-    ``state.audit``, if there is one, are for the server that runs it, its ``state.metrics`` for another app.
+    ``state.drain`` stops accepting requests and waits for those in flight. ``state.connections`` and ``state.audit``,
+    which may be ``None``, are for the server that runs it; ``state.metrics`` is for the metrics application.
 
     Parameters:
         settings: the settings of the bridge.
@@ -107,13 +107,13 @@ def build_app(settings: Settings, write: logs.Write = logs.write) -> App:
 
 
 class _Bridge:
-    """The objects that live as long as the application.
+    """The objects with the lifetime of the application.
 
     Parameters:
         settings: the settings of the bridge.
 
     Errors:
-        SettingsError: the token file or the state directory that they name cannot be used.
+        SettingsError: the token file or the state directory in the settings cannot be used.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -161,7 +161,7 @@ class _Bridge:
 
     @asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
-        """Starts the objects in the order in which they need each other, and ends them in reverse."""
+        """Starts the objects in the order of their dependencies, and ends them in reverse."""
         async with (
             self.audit or nullcontext(),
             self._upstream_token.watching(),
@@ -177,7 +177,7 @@ class _Bridge:
             await self.probes.close()
 
     async def drain(self) -> None:
-        """Takes no more requests and waits for those in flight."""
+        """Stops accepting requests, and waits for those in flight."""
         self._client_sessions.end_streams()
         await self.dispatcher.drain(self._settings.drain_seconds)
 
@@ -187,27 +187,27 @@ class _Bridge:
 
 
 def _oauth_tokens(settings: Settings, on_removal: Callable[[], None]) -> OAuthTokens | None:
-    """The access tokens of the identity provider that the settings name; ``None`` if they name none.
+    """The verifier of the identity provider's access tokens; ``None`` without a provider in the settings.
 
     Errors:
-        SettingsError: they name one, and what verifies its tokens is not installed.
+        SettingsError: there is a provider, but the package for its tokens is not installed.
     """
     if not settings.oauth_issuer:
         return None
     try:
-        # joserfc is an extra, and takes time and memory.
+        # joserfc is optional, and its import takes time and memory.
         from vestige_bridge.access.oauth_tokens import OAuthTokens  # noqa: PLC0415
         from vestige_bridge.access.provider_keys import ProviderKeys  # noqa: PLC0415
     except ModuleNotFoundError as error:
-        problem = f"VESTIGE_BRIDGE_OAUTH_ISSUER: needs {error.name}; pip install 'vestige-bridge[oauth]' brings it."
+        problem = f"VESTIGE_BRIDGE_OAUTH_ISSUER: needs {error.name}; pip install 'vestige-bridge[oauth]' installs it."
         raise SettingsError([problem]) from error
     keys = ProviderKeys(settings.oauth_issuer, settings.oauth_jwks_url, fetch)
     return OAuthTokens(ResourceServer(settings), keys, on_removal)
 
 
 def _limits(settings: Settings) -> Limits:
-    """What clients' connections may take, with as many descriptors set apart for upstream as it may need."""
-    # A request that was cancelled keeps its connection for a while, and a client's own session has a stream, too.
+    """The limits for client connections; file descriptors for upstream connections are reserved."""
+    # A cancelled request keeps its connection for a while, and a client's own session also has a stream.
     for_upstream = 2 * settings.upstream_concurrency
     if settings.session_mode == "per-client":
         for_upstream += 2 * settings.max_client_sessions
@@ -219,7 +219,7 @@ def _limits(settings: Settings) -> Limits:
 
 
 async def _refuse(request: Request, refusal: Exception) -> Response:
-    """What the router does not know, in JSON."""
+    """The JSON error for a path or a method that is not served."""
     error: BridgeError = NotFound("There is nothing here; POST a JSON-RPC message to /mcp.")
     if request.url.path in _HTTP_SSE_PATHS:
         error = NotFound("The HTTP+SSE transport is not served; use Streamable HTTP: POST JSON-RPC messages to /mcp.")
@@ -229,5 +229,5 @@ async def _refuse(request: Request, refusal: Exception) -> Response:
 
 
 async def _fail(request: Request, failure: Exception) -> Response:
-    """What the client sees of a bug."""
-    return error_response(InternalError("The bridge failed; its log says why."))
+    """The answer to a request that failed because of a bug."""
+    return error_response(InternalError("The bridge failed; see its log."))

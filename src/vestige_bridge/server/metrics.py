@@ -1,7 +1,7 @@
-"""The metrics: counted in plain numbers while requests pass, and told in Prometheus's words when somebody asks.
+"""The metrics: plain counters that requests update, converted to the Prometheus format at each scrape.
 
-Invariant: a request costs it a few additions. What other objects count is read from them when a scrape asks for it,
-and label values come from lists that the bridge knows.
+Invariants: a request costs a few additions. The numbers of other objects are read only at a scrape. Label values come
+from bounded sets.
 """
 
 from __future__ import annotations
@@ -51,28 +51,28 @@ if TYPE_CHECKING:
 _PREFIX: Final = "vestige_bridge_"
 _UNREAD: Final = "none"
 _ENDLESS: Final = frozenset({_UNREAD, LISTEN})
-"""What has no duration that says anything: messages that were not read, and streams that end with their client."""
+"""Methods without a useful duration: requests without a message, and streams that end with their client."""
 
 
 class Metrics(Collector):
-    """The requests of clients that are over, and the numbers that the bridge's other objects keep.
+    """Counts the finished requests of clients, and reads the numbers of the other objects.
 
     Parameters:
         settings: the limits.
-        session: the held session.
-        dispatcher: sees the messages of clients through.
+        session: the shared session.
+        dispatcher: dispatches the messages of clients.
         client_sessions: the clients' own sessions.
         streams: the event streams of all clients.
-        monitor: what is known of the connection.
+        monitor: the monitor of the connection to upstream.
         tokens: the valid tokens.
         oauth: the access tokens of an identity provider; ``None`` for none.
         refusals: how many requests were rejected before authentication succeeded, by reason.
         connections: the connections of clients.
-        gate: judges the messages of clients.
+        gate: checks the messages of clients.
         audit: the audit log; ``None`` for none.
 
     Attributes:
-        registry: these metrics and those of the process.
+        registry: contains these metrics and those of the process.
     """
 
     def __init__(
@@ -111,14 +111,14 @@ class Metrics(Collector):
         ProcessCollector(registry=self.registry)
 
     def observe(self, path: str, record: AccessRecord, status: int, sent_bytes: int, seconds: float) -> None:
-        """Counts a request to the endpoint that is over.
+        """Counts a finished request to the endpoint.
 
         Parameters:
-            path: where it went.
-            record: what was learnt of it.
-            status: the HTTP status, as the access log says it.
+            path: its path.
+            record: its access record.
+            status: the HTTP status in the access log.
             sent_bytes: the length of the answer's body.
-            seconds: how long it took.
+            seconds: its duration.
         """
         if path not in ENDPOINT_PATHS:
             return
@@ -129,7 +129,7 @@ class Metrics(Collector):
             self._durations[method, tool].observe(seconds)
 
     def collect(self) -> Iterator[Metric]:
-        """Every metric with its values of this moment."""
+        """All metrics with their current values."""
         yield from self._traffic()
         yield from self._upstream()
         yield from self._sharing()
@@ -137,41 +137,41 @@ class Metrics(Collector):
         yield from self._clients()
         if self._settings.backup_status_file:
             yield from self._backups()
-        yield _info("build_info", "The bridge itself; always 1.", {"version": __version__})
+        yield _info("build_info", "Always 1; the version of the bridge.", {"version": __version__})
 
     def _traffic(self) -> Iterator[Metric]:
         requests = CounterMetricFamily(
-            f"{_PREFIX}requests", "Requests to the endpoint that are over.", labels=("method", "tool", "status")
+            f"{_PREFIX}requests", "Finished requests to the endpoint.", labels=("method", "tool", "status")
         )
         for (method, tool, status), count in self._requests.items():
             requests.add_metric((method, tool, str(status)), count)
         yield requests
         duration = HistogramMetricFamily(
             f"{_PREFIX}request_duration_seconds",
-            "Time from a request's arrival to the end of its answer.",
+            "Time from the arrival of a request to the end of its answer.",
             labels=("method", "tool"),
         )
         for labels, durations in self._durations.items():
             _add_histogram(duration, labels, durations)
         yield duration
         dispatcher, own = self._dispatcher, self._client_sessions
-        yield _counter("response_bytes", "Bytes of the bodies that clients were sent.", self._sent_bytes)
+        yield _counter("response_bytes", "Body bytes sent to clients.", self._sent_bytes)
         yield _counters(
             "requests_failed",
-            "Requests that ended without Vestige's answer, whatever their HTTP status.",
+            "Requests that ended without an answer from Vestige, whatever their HTTP status.",
             "reason",
             dispatcher.failures,
         )
         yield _gauge("requests_in_flight", "Requests in flight.", dispatcher.in_flight)
-        yield _gauge("requests_in_flight_limit", "How many may be.", self._settings.max_in_flight)
-        yield _gauge("streams_open", "Open streams of notifications.", self._streams.open)
+        yield _gauge("requests_in_flight_limit", "Limit of requests in flight.", self._settings.max_in_flight)
+        yield _gauge("streams_open", "Open notification streams.", self._streams.open)
         yield _gauge("client_sessions_open", "Upstream sessions of clients in per-client mode.", own.sessions_open)
-        yield _gauge("draining", "1 while the bridge takes no more requests.", dispatcher.draining)
+        yield _gauge("draining", "1 while the bridge shuts down and accepts no requests.", dispatcher.draining)
 
     def _upstream(self) -> Iterator[Metric]:
         session, dispatcher, monitor = self._session, self._dispatcher, self._monitor
         state = GaugeMetricFamily(
-            f"{_PREFIX}upstream_state", "1 for the state of the connection to Vestige.", labels=("state",)
+            f"{_PREFIX}upstream_state", "1 for the current state of the connection to Vestige.", labels=("state",)
         )
         for it in State:
             state.add_metric((it.value,), it is monitor.health.state)
@@ -180,39 +180,37 @@ class Metrics(Collector):
             yield _gauge("upstream_last_answer_age_seconds", "Age of Vestige's last answer.", age)
         if session.held is not None:
             labels = {"name": session.held.server_name, "version": session.held.server_version}
-            yield _info("upstream_info", "What Vestige calls itself; always 1.", labels)
-        yield _counter("upstream_sessions_opened", "Sessions opened for all.", session.sessions_opened)
-        yield _counter("upstream_reconnects", "Connections that came back after a failure.", monitor.reconnects)
-        yield _counters("upstream_failures", "Failures of the connection to Vestige.", "reason", monitor.failures)
+            yield _info("upstream_info", "Always 1; the name and version that Vestige reports.", labels)
+        yield _counter("upstream_sessions_opened", "Shared sessions opened.", session.sessions_opened)
+        yield _counter("upstream_reconnects", "Successful reconnections after a failure.", monitor.reconnects)
+        yield _counters("upstream_failures", "Failed upstream operations.", "reason", monitor.failures)
         yield _counter(
             "upstream_stream_failures",
-            "Times that the session's own event stream was refused or cut.",
+            "Times that upstream rejected or interrupted the session's own event stream.",
             session.stream_failures,
         )
-        yield _gauge(
-            "upstream_stateless", "1 while upstream keeps no sessions: a process a request.", session.stateless
-        )
+        yield _gauge("upstream_stateless", "1 while upstream assigns no session id.", session.stateless)
         duration = HistogramMetricFamily(
             f"{_PREFIX}upstream_call_duration_seconds",
-            "Time from the sending of a tools/call to Vestige until its answer, without the wait for a place.",
+            "Time from sending a tools/call to Vestige until its answer, without the wait for a slot.",
             labels=(),
         )
         _add_histogram(duration, (), dispatcher.call_durations)
         yield duration
-        yield _counter("replays", "Requests that were sent again after a failure.", dispatcher.replays)
-        yield _gauge("tools_known", "Tools that Vestige announced.", len(session.catalog.tools))
-        yield _gauge("upstream_requests_in_flight", "Requests that are with Vestige.", dispatcher.window.taken)
+        yield _counter("replays", "Requests that the bridge sent again after a failure.", dispatcher.replays)
+        yield _gauge("tools_known", "Tools that Vestige lists.", len(session.catalog.tools))
+        yield _gauge("upstream_requests_in_flight", "Used slots of the upstream window.", dispatcher.window.taken)
         yield _gauge(
-            "upstream_requests_forgetting", "Ended requests that Vestige is to forget.", session.attempts.forgetting
+            "upstream_requests_forgetting", "Ended requests that upstream is releasing.", session.attempts.forgetting
         )
-        yield _gauge("upstream_requests_in_flight_limit", "How many may be.", self._settings.upstream_concurrency)
+        yield _gauge("upstream_requests_in_flight_limit", "Number of slots.", self._settings.upstream_concurrency)
 
     def _sharing(self) -> Iterator[Metric]:
         window = self._dispatcher.window
         waiting = GaugeMetricFamily(
-            f"{_PREFIX}requests_waiting", "Requests that wait for a place with Vestige.", labels=("principal",)
+            f"{_PREFIX}requests_waiting", "Requests that wait for a slot of the upstream window.", labels=("principal",)
         )
-        # Who never waited has zeros, so that the first wait is an increase.
+        # Principals that never waited have zeros, so that the first wait is an increase.
         others = [principal for principal in self._last_used() if principal not in window.waits]
         never = dict.fromkeys(others[: max(0, MAX_PRINCIPALS_TOLD - len(window.waits))], Waits())
         for principal, count in {**dict.fromkeys(never, 0), **window.waiting_told}.items():
@@ -220,12 +218,12 @@ class Metrics(Collector):
         yield waiting
         waits = SummaryMetricFamily(
             f"{_PREFIX}turn_wait_seconds",
-            "Time for which requests waited for a place with Vestige; those that found one are not counted.",
+            "Time for which requests waited for a slot; requests that found a free slot are not counted.",
             labels=("principal",),
         )
         made_way = CounterMetricFamily(
             f"{_PREFIX}requests_made_way",
-            "Waiting requests that were refused so that another principal had room.",
+            "Waiting requests that were rejected so that a request of another principal could wait.",
             labels=("principal",),
         )
         for principal, it in {**never, **window.waits}.items():
@@ -235,52 +233,52 @@ class Metrics(Collector):
         yield made_way
         refused = CounterMetricFamily(
             f"{_PREFIX}requests_refused",
-            "Messages that a principal's rights or limits did not allow.",
+            "Messages rejected because of the principal's permissions or limits.",
             labels=("principal", "reason"),
         )
         for labels, count in self._gate.refusals.items():
             refused.add_metric(labels, count)
         yield refused
-        # Without an audit log they are there, too, so that an alert about it needs no other rule.
+        # These metrics exist without an audit log, too, so that alerts need no extra condition.
         writer = None if self._audit is None else self._audit.writer
         counts = (0, 0, 0) if writer is None else (writer.written, writer.lost, writer.queued)
         yield _counter("audit_lines_written", "Lines written to the audit log.", counts[0])
-        yield _counter("audit_lines_lost", "Lines that were not written to the audit log.", counts[1])
-        yield _gauge("audit_lines_waiting", "Lines that wait to be written.", counts[2])
-        yield _gauge("audit_failing", "1 while the audit log takes no lines.", 0 if writer is None else writer.failing)
+        yield _counter("audit_lines_lost", "Lines of the audit log that were dropped.", counts[1])
+        yield _gauge("audit_lines_waiting", "Lines in the queue of the audit log.", counts[2])
+        yield _gauge("audit_failing", "1 while audit lines cannot be written.", 0 if writer is None else writer.failing)
 
     def _clients(self) -> Iterator[Metric]:
         connections = self._connections
         yield _gauge("client_connections", "Open connections of clients.", connections.open)
-        yield _gauge("client_connections_limit", "How many there may be.", connections.limits.connections)
+        yield _gauge("client_connections_limit", "Limit of client connections.", connections.limits.connections)
         yield _counter(
             "client_connections_closed_for_room", "Idle connections closed for new ones.", connections.closed_for_room
         )
         yield _counter(
-            "client_connections_refused", "Connections refused because all others were busy.", connections.refused
+            "client_connections_refused", "Connections rejected because all others were busy.", connections.refused
         )
-        yield _gauge("incomplete_head_bytes", "Bytes held of incomplete heads of requests.", connections.head_bytes)
-        yield _gauge("unsent_bytes", "Bytes held of large answers.", connections.held.total_bytes)
-        yield _gauge("unsent_bytes_limit", "How many may be.", connections.held.limit_bytes)
+        yield _gauge("incomplete_head_bytes", "Buffered bytes of incomplete request headers.", connections.head_bytes)
+        yield _gauge("unsent_bytes", "Buffered bytes of large answers.", connections.held.total_bytes)
+        yield _gauge("unsent_bytes_limit", "Limit of buffered bytes of large answers.", connections.held.limit_bytes)
         yield _counters(
-            "unread_answers_ended", "Answers ended because their client did not read.", "reason", connections.ended
+            "unread_answers_ended", "Answers aborted because the client did not read.", "reason", connections.ended
         )
 
     def _backups(self) -> Iterator[Metric]:
         status = read_backup_status(self._settings.backup_status_file)
-        yield _gauge("backup_failing", "1 while the last backup is one that failed.", status.failing)
+        yield _gauge("backup_failing", "1 if the last backup failed.", status.failing)
         if status.succeeded_at is not None:
             yield _gauge(
                 "backup_last_success_timestamp_seconds", "When the newest backup was complete.", status.succeeded_at
             )
         if status.due_at is not None:
-            yield _gauge("backup_due_timestamp_seconds", "When the next backup is to begin.", status.due_at)
+            yield _gauge("backup_due_timestamp_seconds", "Time of the next scheduled backup.", status.due_at)
 
     def _authentication(self) -> Iterator[Metric]:
-        yield _counters("auth_failures", "Requests that did not get in.", "reason", self._refusals)
+        yield _counters("auth_failures", "Requests that failed authentication.", "reason", self._refusals)
         used = GaugeMetricFamily(
             f"{_PREFIX}token_last_used_timestamp_seconds",
-            "When each principal last got in; 0 before its first time.",
+            "Time of each principal's last successful authentication; 0 before the first.",
             labels=("principal",),
         )
         for principal, used_at in self._last_used().items():
@@ -288,29 +286,29 @@ class Metrics(Collector):
         yield used
         expires = GaugeMetricFamily(
             f"{_PREFIX}token_expires_timestamp_seconds",
-            "When the last token of a principal expires; those that never do are left out.",
+            "Time at which the last token of a principal expires; absent if one does not expire.",
             labels=("principal",),
         )
         for principal, expires_at in self._tokens.expires_at.items():
             expires.add_metric((principal,), expires_at)
         yield expires
-        yield _gauge("token_file_valid", "0 when the token file last changed to the worse.", self._tokens.file_valid)
+        yield _gauge("token_file_valid", "0 if the last change of the token file was invalid.", self._tokens.file_valid)
         if self._oauth is not None:
             yield from self._provider(self._oauth)
 
     def _provider(self, oauth: OAuthTokens) -> Iterator[Metric]:
         if (age := oauth.keys.age_seconds) is not None:
             yield _gauge("oauth_keys_age_seconds", "Time since the provider's signing keys were fetched.", age)
-        yield _gauge("oauth_keys", "Signing keys of the provider that are known.", len(oauth.keys.known))
+        yield _gauge("oauth_keys", "Signing keys of the provider.", len(oauth.keys.known))
         yield _counter(
             "oauth_key_fetches_failed",
-            "Attempts to fetch the provider's signing keys that failed.",
+            "Failed attempts to fetch the provider's signing keys.",
             oauth.keys.failures,
         )
-        yield _gauge("oauth_tokens_kept", "Verified OAuth tokens that are kept.", oauth.kept)
+        yield _gauge("oauth_tokens_kept", "Verified OAuth tokens in memory.", oauth.kept)
 
     def _last_used(self) -> dict[str, float]:
-        """When each principal last got in; all principals of the provider are one."""
+        """When each principal last authenticated; all principals of the provider count as one."""
         last_used = self._tokens.last_used
         if self._oauth is not None:
             label = metrics_label(OAUTH_PREFIX)
@@ -319,7 +317,7 @@ class Metrics(Collector):
 
 
 def build_metrics_app(metrics: Metrics) -> Starlette:
-    """What answers on the listener of the metrics: ``GET /metrics``, and nothing else."""
+    """The application for the listener of the metrics: ``GET /metrics``."""
 
     async def scrape(request: Request) -> Response:
         encode, content_type = choose_encoder(request.headers.get("accept", ""))

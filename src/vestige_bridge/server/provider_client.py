@@ -1,6 +1,6 @@
-"""Documents of the identity provider over HTTP: its metadata and its keys.
+"""The HTTP client for the identity provider's metadata and keys.
 
-Invariant: whatever answers there, an answer is bounded in bytes and time, and leads nowhere else.
+Invariant: an answer is bounded in bytes and time, and redirects are not followed.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ MAX_DOCUMENT_BYTES: Final = 262_144
 async def fetch(url: str) -> bytes:
     """GETs a document.
 
-    Certificates are verified by those that the system trusts, or the file that ``SSL_CERT_FILE`` names.
+    Certificates are verified with the system's trusted ones, or with those in the file that ``SSL_CERT_FILE`` names.
 
     Errors:
-        NotFetched: there is none.
+        NotFetched: it could not be fetched.
     """
     sent = {
         "Accept": f"{JSON}, application/jwk-set+json",

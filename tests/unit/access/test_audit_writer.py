@@ -179,7 +179,7 @@ async def test_a_pipe_that_nobody_empties_holds_up_nobody_and_gets_whole_lines(
         assert not writer.failing
     assert read == b"".join(line(number, 700) for number in range(50))
     assert [record.getMessage() for record in caplog.records] == [
-        "The audit log takes lines too slowly",
+        "The audit log is written too slowly",
         "The audit log is written again; 0 lines were lost since the start",
     ]
     pipe.close()
@@ -249,7 +249,7 @@ async def test_what_waits_is_bounded_and_what_has_no_room_is_lost_and_told_once(
         writer.put(line(30))
     assert path.read_bytes() == b"".join(map(line, [*range(10), 30]))
     messages = [record.getMessage() for record in caplog.records]
-    assert messages.count("Lines of the audit log are lost: there is no room for more that wait to be written") == 1
+    assert messages.count("Lines of the audit log are lost: the queue is full") == 1
     assert "The audit log is written again; 20 lines were lost since the start" in messages
 
 
