@@ -198,7 +198,7 @@ async def test_a_variable_that_is_no_setting_is_a_warning_and_the_bridge_serves(
         process.terminate()
         status, log = await process.ended()
     assert status in (0, -15)
-    (warning,) = [line for line in log.splitlines() if "WARNING" in line and "no setting" in line]
+    (warning,) = [line for line in log.splitlines() if "WARNING" in line and "not a setting" in line]
     assert warning.endswith("VESTIGE_BRIDGE_PROT is not a setting and is ignored. Did you mean VESTIGE_BRIDGE_PORT?")
     assert "SERVICE_HOST" not in log
 
