@@ -118,7 +118,7 @@ class Signed:
             header = self.signature.headers()
             check_header(header)
             _REGISTRY.check_header(header)
-        except (JoseError, ValueError, TypeError, RecursionError) as error:
+        except (JoseError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise InvalidToken("malformed", _MALFORMED) from error
         self.kid: str = header["kid"]
         self.algorithm: str = header["alg"]

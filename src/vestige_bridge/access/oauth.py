@@ -146,7 +146,8 @@ def check_header(header: Mapping[str, Any]) -> None:
     Errors:
         InvalidToken: with the first member that is not accepted.
     """
-    if header.get("alg") not in ALGORITHMS:
+    algorithm = header.get("alg")
+    if not isinstance(algorithm, str) or algorithm not in ALGORITHMS:
         raise InvalidToken("algorithm", "The token is not valid: its algorithm is not accepted.")
     kind = header.get("typ")
     if kind is not None and str(kind).lower().removeprefix("application/") not in _TYPES:

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 from vestige_bridge.access.jwt import Key, Signed
 from vestige_bridge.access.oauth import NOTHING, AccessToken, InvalidToken, ResourceServer
-from vestige_bridge.access.provider_keys import ProviderKeys
+from vestige_bridge.access.provider_keys import NOT_SENT, ProviderKeys
 from vestige_bridge.access.token_file import digest_of
 from vestige_bridge.errors import KeysUnavailable
 
@@ -71,17 +71,19 @@ class OAuthTokens:
 
         Errors:
             InvalidToken: it is not valid, or its key is not known.
-            KeysUnavailable: there are no keys, so that no token can be verified.
+            KeysUnavailable: there are no keys, or too many requests wait for them.
         """
-        signed = Signed(token)
-        key = await self.keys.find(signed.kid)
+        # While the keys are fetched, nothing is held but the token and the id of its key.
+        kid = Signed(token).kid
+        key = await self.keys.find(kid)
         if key is None and not self.keys.known:
             raise KeysUnavailable(
                 "No token can be verified now: the signing keys of the provider cannot be fetched.",
-                data={"outcome": "not_sent", "retryable": True},
+                data=NOT_SENT,
             )
         if key is None:
             raise InvalidToken("unknown_key", "The token is not valid: no known key of the provider signed it.")
+        signed = Signed(token)
         if not key.verifies(signed):
             raise InvalidToken("signature", "The token is not valid: its signature is wrong.")
         now = time.time()
@@ -89,7 +91,7 @@ class OAuthTokens:
         if verified.permissions is NOTHING:
             return verified
         self.last_used = now
-        self._verified[verified.digest] = _Verified(verified, signed.kid, key)
+        self._verified[verified.digest] = _Verified(verified, kid, key)
         if len(self._verified) > MAX_TOKENS:
             self._verified.popitem(last=False)
         return verified

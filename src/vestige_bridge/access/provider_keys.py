@@ -1,7 +1,7 @@
 """The public signing keys of the identity provider: fetched, refreshed in the background, and removed.
 
 Invariants: valid keys stay in use for 24 hours if the provider cannot be reached. Whatever tokens clients send, there
-is one fetch at a time, and at most one in ten seconds.
+is one fetch at a time, at most one in ten seconds, and a bounded number of requests that wait for it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any, Final
 from vestige_bridge.access.jwt import Key, read_keys
 from vestige_bridge.access.oauth import NotFetched, keys_url, metadata_urls
 from vestige_bridge.concurrency import Tasks
+from vestige_bridge.errors import KeysUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -29,8 +30,13 @@ LEAST_SECONDS: Final = 10.0
 ATTEMPT_SECONDS: Final = 10.0
 """The time limit of an attempt, including the discovery of the URL of the keys."""
 
+MAX_WAITING: Final = 64
+"""How many requests may wait for a fetch. The bridge rejects others, so that strangers cannot take all connections."""
+
 KEPT_SECONDS: Final = 86_400.0
 """How long keys stay in use while they cannot be fetched."""
+
+NOT_SENT: Final = {"outcome": "not_sent", "retryable": True}
 
 Fetch = Callable[[str], Awaitable[bytes]]
 """GETs a document of the provider. Raises ``NotFetched``."""
@@ -55,13 +61,13 @@ class ProviderKeys:
         self.on_removal: Callable[[], None] = lambda: None
         self._issuer = issuer
         self._configured_url = jwks_url
-        self._url = jwks_url
         self._fetch = fetch
         self._clock = clock
         self._keys: dict[str, Key] = {}
         self._fetched_at: float | None = None
         self._tried_at = -LEAST_SECONDS
         self._failing = False
+        self._waiting = 0
         self._tasks = Tasks()
         self._attempt: asyncio.Task[None] | None = None
 
@@ -76,9 +82,19 @@ class ProviderKeys:
         return self._keys
 
     async def find(self, kid: str) -> Key | None:
-        """The key with that id; for an unknown id the keys are fetched first, unless the last fetch is too recent."""
-        if kid not in self._keys:
-            await self._refresh()
+        """The key with that id; for an unknown id the keys are fetched first, unless the last fetch is too recent.
+
+        Errors:
+            KeysUnavailable: too many requests wait for the fetch.
+        """
+        if kid not in self._keys and (self._fetching or self._due):
+            if self._waiting >= MAX_WAITING:
+                raise KeysUnavailable("Too many requests wait for the signing keys of the provider.", data=NOT_SENT)
+            self._waiting += 1
+            try:
+                await self._refresh()
+            finally:
+                self._waiting -= 1
         return self._keys.get(kid)
 
     @asynccontextmanager
@@ -95,9 +111,17 @@ class ProviderKeys:
             await self._refresh()
             await asyncio.sleep(LEAST_SECONDS if self._failing else REFRESH_SECONDS)
 
+    @property
+    def _fetching(self) -> bool:
+        return self._attempt is not None and not self._attempt.done()
+
+    @property
+    def _due(self) -> bool:
+        return self._clock() - self._tried_at >= LEAST_SECONDS
+
     async def _refresh(self) -> None:
         if self._attempt is None or self._attempt.done():
-            if self._clock() - self._tried_at < LEAST_SECONDS:
+            if not self._due:
                 return
             self._tried_at = self._clock()
             self._attempt = self._tasks.start(self._fetch_keys())
@@ -108,12 +132,11 @@ class ProviderKeys:
         before = self._keys
         try:
             async with asyncio.timeout(ATTEMPT_SECONDS):
-                url = self._url or await self._discover()
+                url = self._configured_url or await self._discover()
                 self._keys = read_keys(await self._fetched("its keys", url), before)
         except (NotFetched, TimeoutError, ValueError) as error:
             self._failed(str(error) or "no answer in time")
         else:
-            self._url = url
             self._fetched_at = self._clock()
             if self._failing or not before:
                 log.info("%d signing keys of %s were fetched", len(self._keys), self._issuer)
@@ -124,8 +147,6 @@ class ProviderKeys:
 
     def _failed(self, why: str) -> None:
         self.failures += 1
-        # The provider may have moved its keys.
-        self._url = self._configured_url
         if not self._failing:
             kept = "the previous keys stay in use" if self._keys else "no OAuth token can be verified"
             log.error("The signing keys of %s could not be fetched: %s; %s", self._issuer, why, kept)

@@ -15,7 +15,7 @@ from joserfc.jwk import ECKey, OctKey, RSAKey
 
 from identity_provider import key, public, sign
 from vestige_bridge.access.jwt import MAX_KEYS, MAX_TOKEN_BYTES, Key, Signed, read_keys
-from vestige_bridge.access.oauth import InvalidToken
+from vestige_bridge.access.oauth import InvalidToken, check_header
 from vestige_bridge.settings import has_jwt_form
 
 CLAIMS = {"sub": "alice"}
@@ -36,7 +36,7 @@ def verdict(token: str | bytes, keys: dict[str, Key]) -> str:
     return "unknown_key" if found is None else "taken" if found.verifies(signed) else "signature"
 
 
-def b64(data: bytes | dict[str, Any]) -> str:
+def b64(data: Any) -> str:
     raw = data if isinstance(data, bytes) else json.dumps(data).encode()
     return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
 
@@ -73,6 +73,21 @@ def test_a_token_that_calls_its_algorithm_by_the_older_name_is_taken() -> None:
 def test_a_token_without_a_signature_is_refused(algorithm: str, signature: str) -> None:
     token = f"{b64({'alg': algorithm, 'kid': 'one'})}.{b64(CLAIMS)}.{signature}"
     assert verdict(token, keys_of(EC)) in ("malformed", "algorithm")
+
+
+@pytest.mark.parametrize("algorithm", [None, 7, ["ES256"], {"ES256": 1}])
+def test_an_algorithm_that_is_no_text_is_refused(algorithm: Any) -> None:
+    with pytest.raises(InvalidToken):
+        check_header({"alg": algorithm, "kid": "one"})
+    assert verdict(f"{b64({'alg': algorithm, 'kid': 'one'})}.{b64(CLAIMS)}.{b64(bytes(64))}", keys_of(EC)) in (
+        "algorithm",
+        "malformed",
+    )
+
+
+@pytest.mark.parametrize("header", ["alg", ["alg"], 7, None])
+def test_a_header_that_is_no_object_is_refused(header: Any) -> None:
+    assert verdict(f"{b64(header)}.{b64(CLAIMS)}.{b64(bytes(64))}", keys_of(EC)) == "malformed"
 
 
 @pytest.mark.parametrize("algorithm", ["HS256", "HS384", "HS512"])

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -16,7 +17,7 @@ from identity_provider import AUDIENCE, PUBLIC_URL, SCOPES, key, public, sign
 from vestige_bridge.access import oauth_tokens, provider_keys
 from vestige_bridge.access.oauth import InvalidToken, NotFetched, ResourceServer
 from vestige_bridge.access.oauth_tokens import OAuthTokens
-from vestige_bridge.access.provider_keys import KEPT_SECONDS, LEAST_SECONDS, ProviderKeys
+from vestige_bridge.access.provider_keys import KEPT_SECONDS, LEAST_SECONDS, MAX_WAITING, ProviderKeys
 from vestige_bridge.errors import KeysUnavailable
 from vestige_bridge.settings import Settings
 
@@ -72,6 +73,24 @@ async def documents() -> Documents:
     return Documents("one")
 
 
+async def test_strangers_cannot_have_more_requests_wait_for_the_keys_than_the_limit(documents: Documents) -> None:
+    keys = documents.keys()
+    tokens = tokens_of(keys)
+    documents.slow.clear()
+    strangers = [asyncio.create_task(tokens.verify(token(f"unknown-{n}"))) for n in range(MAX_WAITING + 20)]
+    await until(lambda: sum(it.done() for it in strangers) == 20)
+    refused = [it.exception() for it in strangers if it.done()]
+    assert all(isinstance(error, KeysUnavailable) for error in refused)
+    documents.slow.set()
+    ended = await asyncio.gather(*strangers, return_exceptions=True)
+    assert sum(isinstance(error, InvalidToken) for error in ended) == MAX_WAITING
+    valid = token()
+    await tokens.verify(valid)
+    assert tokens.find(valid) is not None
+    with pytest.raises(InvalidToken):
+        await tokens.verify(token("unknown"))
+
+
 @asynccontextmanager
 async def refreshing(keys: ProviderKeys) -> AsyncIterator[None]:
     async with asyncio.timeout(30), keys.refreshing():
@@ -118,12 +137,13 @@ async def test_ten_thousand_unknown_keys_ask_the_provider_once_in_ten_seconds(do
         asked = len(documents.asked)
         for round_ in range(3):
             documents.now += LEAST_SECONDS
-            found = await asyncio.gather(*(keys.find(f"{round_}-{number}") for number in range(10_000)))
-            assert not any(found)
-            assert len(documents.asked) == asked + round_ + 1
+            asking = (keys.find(f"{round_}-{number}") for number in range(10_000))
+            found = await asyncio.gather(*asking, return_exceptions=True)
+            assert Counter(type(it) for it in found) == {type(None): MAX_WAITING, KeysUnavailable: 10_000 - MAX_WAITING}
+            assert len(documents.asked) == asked + 2 * (round_ + 1)
         documents.now += LEAST_SECONDS - 0.1
         assert await keys.find("another") is None
-        assert len(documents.asked) == asked + 3
+        assert len(documents.asked) == asked + 6
 
 
 async def test_a_new_key_is_found_by_the_first_token_that_names_it(documents: Documents) -> None:
@@ -191,13 +211,14 @@ async def test_keys_outlive_the_provider_by_a_day(
     assert keys.failures == 5
 
 
-async def test_keys_that_moved_are_found_again(documents: Documents) -> None:
+@pytest.mark.parametrize("still_there", [False, True])
+async def test_keys_that_moved_are_found_again(documents: Documents, *, still_there: bool) -> None:
     keys = documents.keys()
     async with refreshing(keys):
         documents.at[f"{ISSUER}/moved"] = json.dumps(public(key("two"))).encode()
         documents.at[METADATA] = json.dumps({"issuer": ISSUER, "jwks_uri": f"{ISSUER}/moved"}).encode()
-        del documents.at[f"{ISSUER}/keys"]
-        assert not await documents.until_due(keys, "two")
+        if not still_there:
+            del documents.at[f"{ISSUER}/keys"]
         assert await documents.until_due(keys, "two")
 
 
