@@ -86,7 +86,7 @@ https: on-linux test-tools .tools/bin/caddy ## Test nginx and Caddy in front of 
 faults = PYTHONPATH=tests $(bin)/python -m chaos $@ $(if $(SEED),--seed $(SEED)) $(WRITE)
 
 .PHONY: chaos-quick
-chaos-quick: on-linux test-tools proxies ## Inject a few faults of every kind, in three minutes; SEED=… repeats a run (Linux).
+chaos-quick: on-linux test-tools proxies ## Inject a few faults of every kind, in five minutes; SEED=… repeats a run (Linux).
 	$(faults)
 
 .PHONY: chaos-defects
