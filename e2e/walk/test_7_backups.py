@@ -187,6 +187,8 @@ def test_the_containers_of_backups_have_no_more_rights_than_the_others(client: C
 
 
 def test_a_backup_at_its_time_is_uploaded_and_told_to_prometheus(client: Client, shelf: Shelf) -> None:
+    # A Service reaches a new pod some moments after the pod is ready.
+    eventually("an answer", client.is_answered)
     assert client.remember(SENTENCE).content["id"]
     # It lets the time of the schedule be now.
     assert in_backup("sh", "-c", "kill -ALRM $(pidof snooze)").returncode == 0
@@ -241,6 +243,7 @@ def test_the_drill(client: Client, loaded: Images, shelf: Shelf, tmp_path: Path)
     ready = time.monotonic()
     saw(typed(re.sub(r"<\S+", f"<{file}", restore)).strip())
     again = Client(*service(), TOKEN)
+    eventually("an answer", again.is_answered)
     kept = set(again.search("drill"))
     restored = time.monotonic()
     assert acknowledged <= kept, f"{len(acknowledged - kept)} memories acknowledged before the backup are lost"
