@@ -1,4 +1,4 @@
-// supergateway listens on every address and has no option for it, and its MCP endpoint has no authentication.
+// supergateway listens on every address, without an option to change that, and has no authentication.
 // Loaded with `node --import`, this puts every port that it opens on GATEWAY_HOST (127.0.0.1 unless set),
 // and ends the process when a port is found anywhere else.
 import { BlockList, isIP, Server } from 'node:net'

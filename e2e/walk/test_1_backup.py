@@ -50,8 +50,8 @@ class Container:
         code, status = first.split(maxsplit=1)
         return Outcome(int(code), stdout, done.stderr.strip(), json.loads(status), sorted(backups), state.split())
 
-    def run(self, script: str, **options: str) -> Outcome:
-        done = self.attempt(f"set -e\n{textwrap.dedent(script)}", **options)  # type: ignore[arg-type]
+    def run(self, script: str, keep: int = 3, **variables: str) -> Outcome:
+        done = self.attempt(f"set -e\n{textwrap.dedent(script)}", keep, **variables)
         assert done.code == 0, done
         return done
 
@@ -129,7 +129,7 @@ def test_a_backup_contains_one_state_of_the_database_and_no_writer_waits_for_it(
 def test_the_newest_are_kept_and_only_its_own_are_deleted(memory: Container) -> None:
     others = ["mine.db", "vestige-20260101-000000.db", "vestige-backup-20200101T000000Z.db"]
     before = memory.run(f"cd /data/backups; touch {' '.join(others)}; echo ../vestige.db >>.state/made").backups
-    after = memory.run("vestige-backup; test -e /data/vestige.db", keep=2).backups  # type: ignore[arg-type]
+    after = memory.run("vestige-backup; test -e /data/vestige.db", keep=2).backups
     own = [name for name in after if name not in others]
     assert set(others) <= set(after) and len(own) == 2
     assert own[0] == [name for name in before if name not in others][-1]

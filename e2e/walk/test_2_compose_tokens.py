@@ -67,7 +67,7 @@ def test_without_a_folder_compose_refuses(command: list[str], images: Images) ->
 def test_each_token_has_its_own_rights(address: tuple[str, int]) -> None:
     agents, job = Client(*address, OLD), Client(*address, JOB)
     eventually("the bridge", agents.is_answered)
-    agents.remember("compose keeps this").result  # noqa: B018 -- asks for the result: an error would raise
+    assert agents.remember("compose keeps this").content["id"]
     assert job.search("compose keeps") == ["compose keeps this"]
     assert job.remember("and not this").status == 403
 
@@ -108,7 +108,7 @@ def test_make_backup_brings_one_here_and_a_restore_takes_it_back(
     where = ("COMPOSE=docker/compose.tokens.yaml", f"CONTAINER_TOOL={tool}", f"BACKUP={file}")
     saw(run("make", "backup", *where, cwd=ROOT).stderr)
     agents = Client(*address, OLD)
-    agents.remember("compose wrote this after the backup").result  # noqa: B018 -- asks for the result
+    assert agents.remember("compose wrote this after the backup").content["id"]
     saw(run("sh", "-c", f'{" ".join(command)} exec -T vestige-mcp vestige-restore - <"{file}"').stdout)
     eventually("the bridge", agents.is_answered)
     assert agents.search("compose") == ["compose keeps this"]

@@ -230,19 +230,20 @@ async def until_cancelled(client: Bridge, name: str) -> None:
 def mixed(number: int, chance: random.Random) -> tuple[dict[str, Any], dict[str, str], object]:
     """A call, its headers, and what it has to get: a text, a result without one, or the code of an error."""
     key, characters = f"call {number}", chance.randrange(20_000)
-    id, wrong = number % 5, {"Authorization": "Bearer wrong"}  # noqa: A001 - the same few ids for all
+    # All calls use the same few ids.
+    request_id, wrong = number % 5, {"Authorization": "Bearer wrong"}
     kinds: list[tuple[dict[str, Any], dict[str, str], object]] = [
         (
-            call_body("json_schema_2020_12_tool", {"name": key}, id=id),
+            call_body("json_schema_2020_12_tool", {"name": key}, id=request_id),
             {},
             json.dumps({"name": key}, separators=(",", ":")),
         ),
-        (call_body("wait", {"name": key, "steps": 0}, id=id), {}, key),
-        (call_body("large", {"characters": characters}, id=id), {}, "x" * characters),
-        (call_body("test_error_handling", id=id), {}, "This tool intentionally returns an error for testing"),
-        ({"jsonrpc": "2.0", "id": id, "method": "ping"}, {}, {}),
-        ({"jsonrpc": "2.0", "id": id, "method": "unknown/method"}, {}, -32601),
-        (call_body("wait", {"name": key, "steps": 0}, id=id), wrong, -32015),
+        (call_body("wait", {"name": key, "steps": 0}, id=request_id), {}, key),
+        (call_body("large", {"characters": characters}, id=request_id), {}, "x" * characters),
+        (call_body("test_error_handling", id=request_id), {}, "This tool intentionally returns an error for testing"),
+        ({"jsonrpc": "2.0", "id": request_id, "method": "ping"}, {}, {}),
+        ({"jsonrpc": "2.0", "id": request_id, "method": "unknown/method"}, {}, -32601),
+        (call_body("wait", {"name": key, "steps": 0}, id=request_id), wrong, -32015),
     ]
     body, headers, expected = chance.choice(kinds)
     return body, headers | chance.choice([{}, SSE]), expected

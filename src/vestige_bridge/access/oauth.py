@@ -247,7 +247,10 @@ def _permissions(rights: str, shares_lists: bool) -> Permissions:
 
 
 def _union(rights: Iterable[Permissions]) -> Permissions:
-    """The permissions of several scopes together: each action that one of them permits."""
+    """The permissions of several scopes together: the tools of each, and the requests that one of them permits.
+
+    With a read-only scope among them, messages that do not call one of those tools must be read-only.
+    """
     rights = list(rights)
     tools = tuple(sorted({tool for it in rights for tool in it.tools or ()}))
     for it in rights:
