@@ -43,6 +43,8 @@ from typing import Final, Literal
 
 Outcome = Literal["not_sent", "unknown"]
 
+NOT_SENT: Final[Mapping[str, object]] = MappingProxyType({"outcome": "not_sent", "retryable": True})
+"""The ``data`` of an error about a request that was not sent to upstream and may be repeated."""
 
 EXPIRED: Final = "The token has expired."
 """The message for a token that has expired."""
@@ -123,7 +125,7 @@ class AuthenticationError(BridgeError):
 
 
 class KeysUnavailable(BridgeError):
-    """No signing key of the identity provider is known, so an OAuth token cannot be verified now."""
+    """An OAuth token cannot be verified now: there are no signing keys, or too many requests wait for them."""
 
     sent = False
 
@@ -185,7 +187,7 @@ class LimitReached(BridgeError):
     def __init__(self, message: str, retry_after_seconds: int, *, request_id: str | None = None) -> None:
         super().__init__(
             message,
-            data={"outcome": "not_sent", "retryable": True},
+            data=NOT_SENT,
             headers={"retry-after": str(retry_after_seconds)},
             request_id=request_id,
         )

@@ -15,7 +15,16 @@ from typing import Final, Self
 
 from vestige_bridge.access.audit_writer import AuditWriter
 from vestige_bridge.access.record import AccessRecord
-from vestige_bridge.errors import REASONS, RENDERINGS, AuditFailed, BridgeError, Forbidden, LimitReached, SettingsError
+from vestige_bridge.errors import (
+    NOT_SENT,
+    REASONS,
+    RENDERINGS,
+    AuditFailed,
+    BridgeError,
+    Forbidden,
+    LimitReached,
+    SettingsError,
+)
 from vestige_bridge.http import headers
 from vestige_bridge.jsonrpc.messages import AnyMessage, Request, Response
 from vestige_bridge.logs import timestamp
@@ -99,7 +108,7 @@ class AuditLog:
         if self.required and self.writer.failing:
             raise AuditFailed(
                 "The audit log cannot be written; no tool is called.",
-                data={"outcome": "not_sent", "retryable": True},
+                data=NOT_SENT,
                 request_id=request_id,
             )
 

@@ -13,9 +13,9 @@ from typing import Final, NamedTuple
 
 from vestige_bridge.access.jwt import Key, Signed
 from vestige_bridge.access.oauth import NOTHING, AccessToken, InvalidToken, ResourceServer
-from vestige_bridge.access.provider_keys import NOT_SENT, ProviderKeys
+from vestige_bridge.access.provider_keys import ProviderKeys
 from vestige_bridge.access.token_file import digest_of
-from vestige_bridge.errors import KeysUnavailable
+from vestige_bridge.errors import NOT_SENT, KeysUnavailable
 
 MAX_TOKENS: Final = 4_096
 """Maximum number of cached tokens; other tokens are verified each time."""

@@ -17,7 +17,7 @@ from typing import Any, Final
 from vestige_bridge.access.jwt import Key, read_keys
 from vestige_bridge.access.oauth import NotFetched, keys_url, metadata_urls
 from vestige_bridge.concurrency import Tasks
-from vestige_bridge.errors import KeysUnavailable
+from vestige_bridge.errors import NOT_SENT, KeysUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +35,6 @@ MAX_WAITING: Final = 64
 
 KEPT_SECONDS: Final = 86_400.0
 """How long keys stay in use while they cannot be fetched."""
-
-NOT_SENT: Final = {"outcome": "not_sent", "retryable": True}
 
 Fetch = Callable[[str], Awaitable[bytes]]
 """GETs a document of the provider. Raises ``NotFetched``."""

@@ -23,6 +23,7 @@ from vestige_bridge.access.record import AccessRecord
 from vestige_bridge.access.responses import RETRY_AFTER_SECONDS
 from vestige_bridge.concurrency import Tasks
 from vestige_bridge.errors import (
+    NOT_SENT,
     REASONS,
     AuditFailed,
     BridgeError,
@@ -579,7 +580,7 @@ class Dispatcher:
             raise UpstreamUnavailable(
                 "Upstream rejects its own session again and again.",
                 detail=str(error),
-                data={"outcome": "not_sent", "retryable": True},
+                data=NOT_SENT,
             ) from error
 
     async def _notify_once(self, notification: Notification, header_lines: str) -> None:
@@ -593,4 +594,4 @@ class Dispatcher:
 
 
 def _overloaded(message: str) -> Overloaded:
-    return Overloaded(message, data={"outcome": "not_sent", "retryable": True})
+    return Overloaded(message, data=NOT_SENT)

@@ -15,6 +15,7 @@ from typing import Final, Self
 
 from vestige_bridge.concurrency import Tasks
 from vestige_bridge.errors import (
+    NOT_SENT,
     BridgeError,
     NoEventStream,
     RequestRefused,
@@ -304,4 +305,4 @@ class Session:
 
 def _unavailable(message: str, detail: str) -> UpstreamUnavailable:
     """The error for requests that wait for a session: nothing was sent, so they may be retried."""
-    return UpstreamUnavailable(message, detail=detail, data={"outcome": "not_sent", "retryable": True})
+    return UpstreamUnavailable(message, detail=detail, data=NOT_SENT)
