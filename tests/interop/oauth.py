@@ -141,8 +141,9 @@ async def _walk(walk: Walk, idp: Provider, served: Bridge, metrics_port: int, cl
     await asyncio.gather(
         walk.step("key changes under callers", "20 at once", "20 at once"), asyncio.create_task(idp.told("two keys"))
     )
-    await asyncio.sleep(TOKEN_SECONDS)
+    # Before it expires: a client whose stream ends with the token renews it by itself, and that one has to last.
     await idp.told("long")
+    await asyncio.sleep(TOKEN_SECONDS)
     await walk.step("token of the new key", "call", "20 at once")
     last = await idp.told("away")
     known = await _sample(served, metrics_port, "oauth_keys")

@@ -43,6 +43,8 @@ const configuration = () => ({
   cookies: { keys: ['interop'] },
   scopes: ['openid', 'offline_access', 'vestige.read', 'vestige.write'],
   pkce: { required: () => true },
+  // A client whose stream and call renew the token at the same moment sends one refresh token twice.
+  rotateRefreshToken: false,
   issueRefreshToken: (ctx, client) => client.grantTypeAllowed('refresh_token'),
   findAccount: (ctx, id) => ({ accountId: id, claims: () => ({ sub: id }) }),
   interactions: { url: (ctx, { uid }) => `/interaction/${uid}` },
