@@ -15,7 +15,7 @@ from mcp.client.streamable_http import streamablehttp_client
 
 
 async def write(url: str, token: str, count: int, name: str) -> list[str]:
-    """One client: it initialises, lists the tools, and returns the names that were acknowledged."""
+    """Writes as one client, which initialises and lists the tools; returns the acknowledged names."""
     acknowledged: list[str] = []
     async with (
         streamablehttp_client(url, headers={"Authorization": f"Bearer {token}"}) as (read, send, _),

@@ -16,7 +16,7 @@ from mcp.client.streamable_http import streamable_http_client
 
 
 async def write(url: str, token: str, count: int, name: str) -> list[str]:
-    """One client: it connects in the mode that it finds, lists the tools, and returns the names acknowledged."""
+    """Writes as one client, which negotiates the era and lists the tools; returns the acknowledged names."""
     acknowledged: list[str] = []
     headers = {"Authorization": f"Bearer {token}"}
     async with (

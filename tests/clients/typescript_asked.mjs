@@ -1,4 +1,4 @@
-// A client that the server may ask: it calls the tools of server-everything that ask, and prints what they answered.
+// Calls the tools of server-everything that send requests to their client, answers these, and prints the results.
 // usage: node typescript_asked.mjs URL TOKEN NAME
 import { Client } from '@modelcontextprotocol/sdk/client/index.js'
 import { StreamableHTTPClientTransport } from '@modelcontextprotocol/sdk/client/streamableHttp.js'

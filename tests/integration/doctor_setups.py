@@ -1,4 +1,4 @@
-"""Set-ups in which one layer between a person and Vestige is broken, made of real parts where they exist."""
+"""Set-ups in which one layer between the user and Vestige is broken, made of real parts where they exist."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from identity_provider import IdentityProvider, key
 
 @dataclass(frozen=True)
 class Patient:
-    """What the doctor is told."""
+    """The arguments with which the doctor runs."""
 
     environ: Mapping[str, str]
     url: str | None = None
@@ -43,13 +43,13 @@ class Patient:
 
     @property
     def provider(self) -> str:
-        """Where the identity provider is that matters; empty if none does."""
+        """The URL of the identity provider; empty if the set-up has none."""
         return self.environ.get("VESTIGE_BRIDGE_OAUTH_ISSUER", "") or self.environ.get("PROVIDER", "")
 
 
 @dataclass(frozen=True)
 class Setup:
-    """A set-up, and the layer in it that is broken."""
+    """A set-up and its broken layer."""
 
     name: str
     layer: str
@@ -62,13 +62,13 @@ HASHED = "a-token-that-a-file-knows-by-its-hash"
 
 
 def entry(name: str, token: str, *lines: str) -> str:
-    """The entry of a token in a ``tokens.toml``."""
+    """Returns the entry of a token in a ``tokens.toml``."""
     digest = hashlib.sha256(token.encode()).hexdigest()
     return "\n".join(["[[token]]", f'name = "{name}"', f'sha256 = "{digest}"', *lines, ""])
 
 
 def broken(layer: str, name: str) -> Callable[[Callable[[Path], AsyncIterator[Patient]]], None]:
-    """Takes a set-up into the list."""
+    """Returns a decorator that adds a set-up to the list."""
 
     def add(make: Callable[[Path], AsyncIterator[Patient]]) -> None:
         SETUPS.append(Setup(name, layer, asynccontextmanager(make)))
@@ -77,13 +77,13 @@ def broken(layer: str, name: str) -> Callable[[Callable[[Path], AsyncIterator[Pa
 
 
 def near(upstream: str, served: Bridge | None = None, **variables: str) -> Patient:
-    """A doctor on the machine of the bridge, or where one should run."""
+    """Returns the arguments for a doctor on the machine of the bridge, or on one that should run a bridge."""
     port = served.origin.rpartition(":")[2] if served else str(free_port())
     return Patient(environment(upstream, PORT=port, **variables))
 
 
 def far(url: str, token: str | None = None) -> Patient:
-    """A doctor elsewhere, who knows an address and a token."""
+    """Returns the arguments for a doctor on another machine, with only an address and a token."""
     return Patient({} if token is None else {"VESTIGE_AUTH_TOKEN": token}, url)
 
 
@@ -99,7 +99,7 @@ async def scripted_upstream() -> AsyncIterator[ScriptedUpstream]:
 async def listening(
     serve: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]], tls: ssl.SSLContext | None = None
 ) -> AsyncIterator[str]:
-    """Something that listens; its authority."""
+    """Serves TCP connections with ``serve``; yields the host and the port."""
 
     async def serve_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -115,20 +115,20 @@ async def listening(
 
 
 def tls_context() -> ssl.SSLContext:
-    """TLS with a certificate that nobody outside the tests knows."""
+    """Returns a TLS context whose certificate no system trusts."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
     return context
 
 
 async def hang(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
-    """Reads for ever, and says nothing."""
+    """Reads until the client closes and sends nothing."""
     while await reader.read(65536):
         pass
 
 
 async def answer_html(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Answers as a web server does that knows nothing of MCP."""
+    """Answers with an HTML page, as a web server that does not implement MCP does."""
     await reader.readuntil(b"\r\n\r\n")
     page = b"<html>Welcome!</html>"
     writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: %d\r\n\r\n%s" % (len(page), page))
@@ -136,20 +136,20 @@ async def answer_html(reader: asyncio.StreamReader, writer: asyncio.StreamWriter
 
 
 async def lead_away(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Leads everybody to a page for logging in."""
+    """Redirects every request to a login page."""
     await reader.readuntil(b"\r\n\r\n")
     writer.write(b"HTTP/1.1 302 Found\r\nLocation: https://login.example.com/\r\nContent-Length: 0\r\n\r\n")
     await writer.drain()
 
 
 async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Speaks first, and something else than HTTP."""
+    """Sends first, and not HTTP."""
     writer.write(b"220 mail.example.com ESMTP\r\n")
     await hang(reader, writer)
 
 
 def nobody() -> str:
-    """The address of an upstream where nobody listens."""
+    """Returns the URL of an upstream on a port on which nothing listens."""
     return f"http://127.0.0.1:{free_port()}/mcp"
 
 
@@ -194,7 +194,7 @@ async def _(tmp: Path) -> AsyncIterator[Patient]:
 
 @broken("address", "packets to the address are lost")
 async def _(tmp: Path) -> AsyncIterator[Patient]:
-    # Once its queue is full, the kernel drops whoever asks for a connection.
+    # Once the queue is full, the kernel drops new connection requests.
     with ExitStack() as sockets:
         listener = sockets.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
         while True:
@@ -292,7 +292,7 @@ async def _(tmp: Path) -> AsyncIterator[Patient]:
 
 @asynccontextmanager
 async def signing(**token: Any) -> AsyncIterator[tuple[IdentityProvider, Bridge, Patient]]:
-    """A provider, a bridge that takes its tokens, and a doctor there who is given such a token."""
+    """Yields a provider, a bridge that accepts its tokens, and a doctor on the same machine with such a token."""
     async with IdentityProvider().serving() as provider, scripted_upstream() as upstream:
         variables = provider.variables()
         async with bridge(upstream.url, **variables) as served:
@@ -478,7 +478,7 @@ async def _(tmp: Path) -> AsyncIterator[Patient]:
 
 
 def answering(status: int) -> Callable[[Received], Awaitable[web.StreamResponse]]:
-    """A script that answers with nothing but a status."""
+    """Returns a script that answers with this status and no JSON."""
 
     async def answer(_received: Received) -> web.StreamResponse:
         return web.Response(status=status, text="No.")
@@ -519,7 +519,7 @@ async def _(tmp: Path) -> AsyncIterator[Patient]:
 
 
 async def reason(served: Bridge) -> bool:
-    """Whether the bridge knows why it does not reach Vestige."""
+    """Returns whether the bridge reports why it does not reach Vestige."""
     return (await served.get("/readyz")).json["reason"] is not None
 
 

@@ -1,4 +1,4 @@
-"""The audit log: one line for each call of a tool, whatever becomes of it, and none that holds up a request."""
+"""The audit log has one line for each tool call, whatever its outcome, and writing it delays no request."""
 
 from __future__ import annotations
 
@@ -61,25 +61,25 @@ read_only = true
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
-    """The lines that stand in the log, each a whole one."""
+    """Returns the lines of the log, all of which must be complete."""
     text = path.read_text()
     assert text.endswith("\n") or not text
     return [json.loads(line) for line in text.splitlines()]
 
 
 async def written(path: Path, count: int) -> list[dict[str, Any]]:
-    """The lines, once there are as many as there have to be."""
+    """Waits for at least ``count`` lines; returns all lines."""
     await until(lambda: path.read_text().count("\n") >= count)
     return lines(path)
 
 
 def told(line: dict[str, Any]) -> tuple[Any, ...]:
-    """How a call ended, in a few words."""
+    """Returns the fields of a line that say how the call ended."""
     return line["tool"], line["outcome"], line["reason"]
 
 
 def modern(body: dict[str, Any], **meta: Any) -> tuple[dict[str, Any], dict[str, str]]:
-    """The request and the headers of a modern client."""
+    """Returns the request and the headers of a modern client."""
     prefix = "io.modelcontextprotocol/"
     meta |= {f"{prefix}protocolVersion": LATEST_MODERN_VERSION, f"{prefix}clientCapabilities": {}}
     headers = {"MCP-Protocol-Version": LATEST_MODERN_VERSION, "Mcp-Method": body["method"]}
@@ -89,23 +89,23 @@ def modern(body: dict[str, Any], **meta: Any) -> tuple[dict[str, Any], dict[str,
 
 
 def principals(directory: Path) -> dict[str, str]:
-    """The variables of a bridge for three principals with different rights."""
+    """Returns the variables of a bridge for three principals with different permissions."""
     (directory / "tokens.toml").write_text(TOKENS)
     return {"VESTIGE_AUTH_TOKEN": "", "VESTIGE_AUTH_TOKEN_FILE": str(directory / "tokens.toml")}
 
 
 def seen_by(served: Bridge, token: str) -> Bridge:
-    """The bridge as the holder of a token sees it."""
+    """Returns the bridge with the token of another client."""
     return Bridge(served.origin, served.http, token, metrics=served.metrics)
 
 
 def ask_shell(command: str, directory: Path) -> str:
-    """What a command prints."""
+    """Returns the output of a shell command."""
     return subprocess.run(["bash", "-c", command], cwd=directory, check=True, capture_output=True, text=True).stdout
 
 
 async def open_session(served: Bridge) -> dict[str, str]:
-    """The header of a session of a legacy client."""
+    """Opens a session of a legacy client; returns its header."""
     params = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
     opened = await served.post({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": params}, SSE)
     return {"Mcp-Session-Id": opened.headers["Mcp-Session-Id"]}
@@ -514,7 +514,7 @@ async def test_a_full_device_loses_no_request(upstream: ScriptedUpstream, caplog
 
 
 class Destination:
-    """A path that stands for a full device until it is told to stand for a file."""
+    """A path that leads to a full device, and after ``take_lines`` to a file."""
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / "audit"
@@ -523,7 +523,7 @@ class Destination:
         self.path.symlink_to("/dev/full")
 
     def take_lines(self) -> None:
-        """Puts a file there; the bridge is to open it."""
+        """Makes the path lead to the file, which the bridge has to open again."""
         self.path.unlink()
         self.path.symlink_to(self.file)
 
@@ -745,7 +745,7 @@ async def test_a_dash_writes_to_standard_output_and_standard_error_keeps_the_log
 async def test_the_commands_for_jq_say_which_tools_a_principal_called_when_and_with_which_outcome(
     upstream: ScriptedUpstream, tmp_path: Path
 ) -> None:
-    """Where there is no jq the selection is asked of the lines alone, as a machine may not have it."""
+    """Without jq on the machine, the test checks only the lines and the number of commands."""
     page = (ROOT / "docs/operations.md").read_text().partition("\n## Audit")[2].partition("\n## ")[0]
     commands = re.findall(r"^jq .*(?:\n  .*)*", page, re.MULTILINE)
     async with bridge(upstream.url, AUDIT_LOG=str(tmp_path / "audit.log"), **principals(tmp_path)) as served:

@@ -1,4 +1,4 @@
-"""Closed by default: who has no token gets nowhere, and nothing about a header breaks the bridge."""
+"""Without a valid token no client has access, and no header breaks the bridge."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much a principal may do: calls a minute, requests in flight, and the time of its token."""
+"""Limits of a principal: tool calls per minute, requests in flight, and the expiry of its token."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def entry(name: str, *lines: str, token: str = "") -> str:
 async def limited(
     upstream: ScriptedUpstream, directory: Path, *lines: str, **variables: str
 ) -> AsyncIterator[tuple[Bridge, Bridge]]:
-    """A bridge as a principal with limits sees it, and as one without."""
+    """Yields the bridge with the token of a principal with limits, and with the token of one without."""
     file = directory / "tokens.toml"
     file.write_text(entry("limited", *lines) + entry("limited", *lines, token=token_of("again")) + entry("free"))
     variables = {"VESTIGE_AUTH_TOKEN": "", "VESTIGE_AUTH_TOKEN_FILE": str(file), **variables}
@@ -47,7 +47,7 @@ async def limited(
 
 
 def too_much(answer: Answer, id: Any = 1) -> int:
-    """Asserts that the answer is that of a limit; returns after how many seconds it is worth another try."""
+    """Asserts that the response is the error of a limit; returns its ``Retry-After`` in seconds."""
     assert (answer.status, answer.json["id"]) == (429, id), answer
     is_a_limit(answer.json)
     return int(answer.headers["Retry-After"])
@@ -70,7 +70,7 @@ async def test_more_calls_a_minute_than_the_rate_are_429_and_nothing_else_is(
             assert (await served.post(body, headers | accept)).status == 200
         for _ in range(3):
             assert 1 <= too_much(await served.post(body, headers | accept), "c") <= 30
-        # Both tokens are of one principal.
+        # Both tokens belong to one principal.
         other = {"Authorization": f"Bearer {token_of('again')}"}
         if era not in ("legacy", "per-client"):
             too_much(await served.post(body, headers | accept | other), "c")
@@ -186,7 +186,7 @@ async def test_a_page_of_an_allowed_origin_reads_when_to_try_again(upstream: Scr
 
 
 class Clock:
-    """The time of the day, which a test moves on."""
+    """A wall clock that a test can move forward."""
 
     def __init__(self) -> None:
         self._time = time.time
@@ -321,11 +321,11 @@ async def test_a_start_with_a_file_of_no_use_is_a_sentence_and_exit_status_2(tmp
 
 
 PLACES = ("access/", "endpoint/", "session/dispatcher.py", "session/window.py", "session/exchange.py")
-"""The modules that know of principals."""
+"""The modules whose code depends on principals."""
 
 
 def instructions(kind: str) -> Callable[[FrameType, str, object], Any]:
-    """Counts the instructions of Python that run in these modules, under a name."""
+    """Returns a trace function that counts the bytecode instructions of these modules under a name."""
     package = str(Path(vestige_bridge.__file__).parent)
     places = tuple(f"{package}/{place}" for place in PLACES)
 
@@ -359,7 +359,7 @@ async def test_a_thousand_principals_cost_a_request_no_more_than_ten(
         variables = {"VESTIGE_AUTH_TOKEN": "", "VESTIGE_AUTH_TOKEN_FILE": str(file)}
         async with bridge(upstream.url, CHECK_INTERVAL_SECONDS="600", **variables) as served:
             await until(served.ready)
-            # Whoever has called before costs what all cost from then on.
+            # The first request of a principal costs more than the later ones.
             for name in (*names, *names[-4:]):
                 assert (await served.call("read", headers={"Authorization": f"Bearer {token_of(name)}"})).status == 200
             costs[number] = {}
@@ -370,7 +370,7 @@ async def test_a_thousand_principals_cost_a_request_no_more_than_ten(
                 ("unknown", "nobody", "read"),
             ):
                 COUNTED[kind] = 0
-                # What measures the coverage of the tests traces, too, and goes on afterwards.
+                # The coverage tool sets a trace function too; it is restored afterwards.
                 before = sys.gettrace()
                 sys.settrace(instructions(kind))
                 try:

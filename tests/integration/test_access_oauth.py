@@ -1,4 +1,4 @@
-"""OAuth access tokens of a provider that signs what a test wants: who gets in, what they may do, and who does not."""
+"""OAuth access tokens of a scripted provider: which are accepted, what they permit, and which are rejected."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PING = {"jsonrpc": "2.0", "id": 7, "method": "ping"}
 METADATA = "/.well-known/oauth-protected-resource"
 CHALLENGE = f'resource_metadata="{PUBLIC_URL}{METADATA}/mcp"'
 GONE_IN_TWO_SECONDS = -58
-"""What is left of a token that is taken for a minute more than it says."""
+"""The lifetime of a token in seconds; tokens are accepted for a minute after their expiry."""
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ async def provider() -> AsyncIterator[IdentityProvider]:
 
 @pytest.fixture
 async def protected(upstream: ScriptedUpstream, provider: IdentityProvider) -> AsyncIterator[Bridge]:
-    """A bridge that takes the tokens of the provider and no others."""
+    """A bridge that accepts the tokens of the provider and no others."""
     async with oauth_bridge(upstream, provider) as served:
         yield served
 
@@ -67,7 +67,7 @@ def has_keys(served: Bridge) -> bool:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The provider may be asked again at once."""
+    """Lets the bridge ask the provider again almost at once."""
     monkeypatch.setattr(provider_keys, "LEAST_SECONDS", 0.05)
 
 

@@ -1,4 +1,4 @@
-"""Read-only principals: whatever they send, by whatever way, nothing is changed by it."""
+"""A read-only principal can change nothing, whatever it sends and in whichever mode."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ SPELLINGS = [
     json.dumps([{"jsonrpc": "2.0", "id": 1, "method": "ping"}, WRITE, [WRITE]]),
     json.dumps([WRITE, {"jsonrpc": "2.0", "id": 2, "result": {}}]),
 ]
-"""Ways to call the tool `wait`, which changes what `waits` says."""
+"""Ways to call the tool `wait`, which changes the result of `waits`."""
 
 
 def modern(body: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """The request and the headers of a modern client."""
+    """Returns the request and the headers of a modern client."""
     meta = {
         "io.modelcontextprotocol/protocolVersion": MODERN,
         "io.modelcontextprotocol/clientInfo": {"name": "reader", "version": "1"},
@@ -70,7 +70,7 @@ def modern(body: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
 
 @asynccontextmanager
 async def guarded(upstream: str, directory: Path, **variables: str) -> AsyncIterator[tuple[Bridge, Bridge]]:
-    """A bridge as its writer and as its reader see it."""
+    """Yields the bridge with the token of the writer and with the token of the reader."""
     file = directory / "tokens"
     file.write_text(f"writer {WRITER}\nreader:read-only {READER}\n")
     async with bridge(upstream, VESTIGE_AUTH_TOKEN="", VESTIGE_AUTH_TOKEN_FILE=str(file), **variables) as served:
@@ -79,13 +79,13 @@ async def guarded(upstream: str, directory: Path, **variables: str) -> AsyncIter
 
 
 def refused(answer: Answer, id: Any = "w") -> None:
-    """Asserts that the answer is the refusal."""
+    """Asserts that the response rejects the call because the token is read-only."""
     assert (answer.status, answer.error["code"], answer.json["id"]) == (403, -32016, id), answer
     assert "This token is read-only" in answer.error["message"]
 
 
 async def written(served: Bridge, headers: dict[str, str] | None = None) -> bool:
-    """Whether the tool `wait` has run; a session of per-client mode has a server of its own to be asked."""
+    """Returns whether the tool `wait` has run; each session of per-client mode has a server of its own."""
     return bool(json.loads((await served.call("waits", headers=headers)).text))
 
 
@@ -232,7 +232,7 @@ async def test_a_renewed_session_with_other_tools_decides_before_the_replay(
         upstream.sessions.clear()
         refused(await reader.call("read", id="w"))
         assert upstream.sessions_opened == 2
-        assert upstream.count("tools/call") == 1  # the one that the lost session refused
+        assert upstream.count("tools/call") == 1  # the one that the lost session rejected
 
 
 async def test_without_a_session_a_tool_is_not_judged_by_an_empty_list(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Who may do what: a table of principals, methods, eras and spellings, and the ways round it that were thought of."""
+"""Permissions: a table of principals, methods, eras and spellings, and known ways to evade them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ INITIALIZE = {
 
 @dataclass(frozen=True)
 class Rights:
-    """What an entry says."""
+    """The permissions in an entry."""
 
     read_only: bool = False
     tools: tuple[str, ...] | None = None
@@ -110,7 +110,7 @@ def token_of(name: str) -> str:
 
 
 def escaped(text: str) -> str:
-    """The same JSON with each string in it spelled in escapes alone."""
+    """Returns the same JSON with every character of its strings as an escape."""
     value = json.loads(text, object_pairs_hook=lambda pairs: pairs)
 
     def spelled(it: Any) -> str:
@@ -128,7 +128,7 @@ SPELLINGS: list[Callable[[str], str]] = [
     escaped,
     lambda text: "\n\t" + json.dumps(json.loads(text), separators=(" ,\r", "\t: ")) + "\r\n",
 ]
-"""Ways to spell a message that mean the same."""
+"""Functions that spell a message differently without changing its meaning."""
 
 AMBIGUOUS: list[Callable[[str], str]] = [
     lambda text: text.replace('"params": {', '"params": {"Name": "read", ', 1),
@@ -140,14 +140,14 @@ AMBIGUOUS: list[Callable[[str], str]] = [
     lambda text: text.replace('"params"', '"params": {"name": "read"}, "Params"', 1),
     lambda text: text.replace('"params"', '"params": {"name": "read"}, "param\u017f"', 1),
 ]
-"""Ways to spell a call that two readers could read as two messages."""
+"""Functions that spell a call so that two parsers may read different messages."""
 
 
 @asynccontextmanager
 async def guarded(
     upstream: ScriptedUpstream, directory: Path, entries: str = "", **variables: str
 ) -> AsyncIterator[dict[str, Bridge]]:
-    """A bridge as each principal sees it."""
+    """Yields the bridge with the token of each principal."""
 
     async def lists(received: Received) -> web.StreamResponse:
         return received.result({"tools": TOOLS})
@@ -165,7 +165,7 @@ async def guarded(
 
 
 def modern(body: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """The request and the headers of a modern client."""
+    """Returns the request and the headers of a modern client."""
     meta = {f"{PREFIX}protocolVersion": LATEST_MODERN_VERSION, f"{PREFIX}clientCapabilities": {}}
     params = {**body.get("params", {}), "_meta": meta}
     headers = {"MCP-Protocol-Version": LATEST_MODERN_VERSION, "Mcp-Method": body["method"]}
@@ -176,12 +176,12 @@ def modern(body: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
 def spelled_for(
     era: str, body: dict[str, Any], session: dict[str, str] | None = None
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """The request and the headers of a client of that era."""
+    """Returns the request and the headers of a client of that era."""
     return modern(body) if era == "modern" else (body, session or {})
 
 
 async def session_of(served: Bridge) -> dict[str, str]:
-    """The header of a session that a legacy client opens."""
+    """Opens a session of a legacy client; returns its header."""
     opened = await served.post(INITIALIZE)
     assert opened.status == 200, opened
     return {"Mcp-Session-Id": opened.headers["Mcp-Session-Id"], "MCP-Protocol-Version": "2025-11-25"}
@@ -197,7 +197,7 @@ async def headers_of(era: str, served: Bridge) -> dict[str, str]:
 
 def cases(era: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
     for (method, params), name in itertools.product(METHODS, PRINCIPALS):
-        # What no header of a modern request can repeat is refused before it is judged.
+        # A modern request that no headers can mirror is rejected before permissions are checked.
         if era != "modern" or (method not in LEGACY_ONLY and params.get("name") != 7):
             yield name, method, params
 
@@ -221,7 +221,7 @@ async def test_each_principal_may_do_what_its_entry_says_and_nothing_else(
         for some in in_parts(enumerate(itertools.product(cases(era), SPELLINGS), start=1_000_000), 100):
             async with asyncio.TaskGroup() as group:
                 for number, ((name, method, params), spell) in some:
-                    # The bridge gives the request another id, so a member tells whether upstream saw it.
+                    # The bridge replaces the id, so the test finds its messages at upstream by another member.
                     body = {"jsonrpc": "2.0", "id": number, "method": method, "params": {**params, "marker": number}}
                     body, headers = modern(body) if era == "modern" else (body, sessions[name])
                     expected[number] = PRINCIPALS[name].allow(method, params)
@@ -288,7 +288,7 @@ async def test_no_header_of_a_modern_client_speaks_for_its_body(upstream: Script
 
 
 def refused(answer: Answer, id: Any = "w") -> None:
-    """Asserts that the answer is the refusal."""
+    """Asserts that the response rejects the request for lack of permission."""
     assert (answer.status, answer.error["code"], answer.json["id"]) == (403, -32016, id), answer
 
 
@@ -310,7 +310,7 @@ PAGES = {
     '"ttlMs":60000, "nextCursor":"2"}',
     "2": '{"tools":[{"title":"read","name":"hidden"}, {"name":"set"} ],"_meta":{"a":1e0}}',
 }
-"""Two pages of tools, as an upstream spells them that knows the hints of the modern era."""
+"""Two pages of tools, as an upstream with the cache hints of the modern era sends them."""
 
 
 async def pages(received: Received) -> web.StreamResponse:
@@ -349,7 +349,7 @@ async def test_a_list_of_tools_shows_only_those_that_its_reader_may_call(
             assert ("write" in text) is (rights.sees("write") and cursor is None)
             assert result.get("nextCursor") == (None if cursor else "2")
             if cursor is None:
-                # What one sees is not for all, as others see less.
+                # The result depends on the principal, so shared caches must not keep it.
                 assert result["cacheScope"] == "private"
                 assert '"ttlMs":60000, "nextCursor":"2"' in text
             elif era == "modern":
@@ -424,7 +424,7 @@ async def test_a_late_list_of_tools_is_no_answer_to_another_request(upstream: Sc
         cancelled = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 5}}
         assert (await served.post(cancelled, headers)).status == 202
         await listing
-        # Upstream is made to forget the id; a client that uses it again gets nothing that still comes for it.
+        # The bridge has upstream forget the id. A client that uses it again gets no late response.
         await until(lambda: any(received.message.get("id") == 5 for received in upstream.of("ping")))
         await until(lambda: served.metric("upstream_requests_forgetting") == 0)
         async with served.http.get(served.url, headers=served.request_headers(headers)) as stream:
@@ -477,7 +477,7 @@ async def test_a_renewal_that_brings_other_tools_decides_anew(
         body, headers = spelled_for(era, call_body("write"))
         assert (await served.post([body] if era == "batch" else body, headers)).status == 200
         refused(await principals["least"].call("write", id="w"))
-    # The second call is the one that the lost session refused.
+    # The second call is the one that the lost session rejected.
     called = [received.message["params"]["name"] for received in upstream.of("tools/call")]
     assert called == ["read", "read", "write"]
 

@@ -1,4 +1,4 @@
-"""Tokens are rotated again and again under 32 callers: nobody valid is refused, and nobody removed gets in."""
+"""Rotates tokens under 32 callers: no valid token is rejected, and no removed one is accepted."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from vestige_bridge.mcp.versions import LATEST_MODERN_VERSION
 CALLERS = 32
 ROTATIONS = 3
 TOKENS = [f"token-of-generation-{n}" for n in range(ROTATIONS + 2)]
-"""One after the other is valid; the last never is."""
+"""Each token is valid after the one before it; the last one never is."""
 
 
 def in_place(file: Path, text: str) -> None:
-    """As an editor writes that truncates first."""
+    """Writes the file as an editor that truncates it first."""
     file.write_text(text)
 
 
 def by_rename(file: Path, text: str) -> None:
-    """As an editor writes that replaces."""
+    """Writes the file as an editor that replaces it."""
     other = file.with_suffix(".new")
     other.write_text(text)
     other.replace(file)
 
 
 def by_symlink(file: Path, text: str) -> None:
-    """As kubelet writes a mounted Secret: the directory behind all its files is swapped."""
+    """Writes the file as kubelet writes a mounted Secret: by swapping the directory of all its files."""
     data = file.parent / f"..{time.monotonic_ns()}"
     data.mkdir()
     (data / file.name).write_text(text)
@@ -64,7 +64,7 @@ def as_lines(tokens: Iterable[str]) -> str:
 
 
 def as_entries(tokens: Iterable[str]) -> str:
-    """The same as TOML, some tokens by their hash and some as they are."""
+    """Returns the same tokens as TOML, some by their hash and some as they are."""
     return "".join(
         '[[token]]\nname = "agents"\ntools = ["echo", "*-*"]\n'
         + (f'token = "{token}"\n' if number % 2 else f'sha256 = "{hashlib.sha256(token.encode()).hexdigest()}"\n')
@@ -73,12 +73,12 @@ def as_entries(tokens: Iterable[str]) -> str:
 
 
 class Rotation(logging.Handler):
-    """A token file, and which tokens were valid from when on, by what the bridge says of the changes that it saw.
+    """A token file, and the times from which tokens were valid according to the log of the bridge.
 
     Parameters:
         file: the token file.
-        write: how it is written.
-        spell: what stands in it for some tokens.
+        write: the function that writes it.
+        spell: the function that returns the text of the file for some tokens.
     """
 
     def __init__(
@@ -100,20 +100,20 @@ class Rotation(logging.Handler):
         self.states.append((time.perf_counter(), self.written))
 
     async def change(self, *tokens: str) -> None:
-        """Writes the file, and waits until the bridge has seen it."""
+        """Writes the file, and waits until the bridge has read it."""
         seen = len(self.states)
         self.written = frozenset(tokens)
         await asyncio.to_thread(self._write, self._file, self._spell(tokens))
         await until(lambda: len(self.states) > seen)
 
     async def spoil(self, text: str) -> None:
-        """Writes an invalid file, and waits until the bridge has seen it."""
+        """Writes an invalid file, and waits until the bridge has rejected it."""
         refused = self.refused
         await asyncio.to_thread(self._write, self._file, text)
         await until(lambda: self.refused > refused)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Notes when the bridge saw a change."""
+        """Records the time of each change that the bridge logs."""
         if record.levelno == logging.INFO:
             self.states.append((time.perf_counter(), self.written))
         else:
@@ -122,14 +122,14 @@ class Rotation(logging.Handler):
             self.refused += 1
 
     def expected(self, token: str, began: float, ended: float) -> set[int]:
-        """What a request may be answered that was under way in that time."""
+        """Returns the statuses that a request in flight during that time may get."""
         ends = [at for at, _ in self.states[1:]] + [float("inf")]
         in_force = [tokens for (at, tokens), end in zip(self.states, ends, strict=True) if at <= ended and began <= end]
         return {200 if token in tokens else 401 for tokens in in_force}
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Reads what the bridge says of the file."""
+        """Reads the log of the bridge about the file."""
         logger = logging.getLogger(tokens.__name__)
         level = logger.level
         logger.addHandler(self)
@@ -142,12 +142,12 @@ class Rotation(logging.Handler):
 
 
 async def post(served: Bridge, token: str) -> int:
-    """A plain poster's status."""
+    """Returns the status of a request of a sessionless client."""
     return (await served.call("echo", {"message": token}, headers={"Authorization": f"Bearer {token}"})).status
 
 
 async def post_for_a_stream(served: Bridge, token: str) -> int:
-    """An MCP client's status."""
+    """Returns the status of a request of an MCP client."""
     headers = served.request_headers({**SSE, "Authorization": f"Bearer {token}"})
     async with served.http.post(served.url, json=call_body("echo", {"message": token}), headers=headers) as response:
         await response.read()
@@ -155,7 +155,7 @@ async def post_for_a_stream(served: Bridge, token: str) -> int:
 
 
 async def open_a_stream(served: Bridge, token: str) -> int:
-    """The status of a client that wants to listen."""
+    """Returns the status of a request for an event stream."""
     headers = {"Accept": "text/event-stream", "Authorization": f"Bearer {token}", "Mcp-Session-Id": "s"}
     async with served.http.get(served.url, headers=headers) as response:
         return response.status
@@ -220,7 +220,7 @@ async def test_no_valid_token_is_refused_and_no_removed_one_gets_in(
 
 
 async def listen_in_a_session(served: Bridge, token: str) -> aiohttp.ClientResponse:
-    """The stream of a legacy client."""
+    """Opens the stream of a legacy client."""
     headers = served.request_headers({**SSE, "Authorization": f"Bearer {token}"})
     opened = await served.post(INITIALIZE, headers)
     assert opened.status == 200, opened
@@ -229,7 +229,7 @@ async def listen_in_a_session(served: Bridge, token: str) -> aiohttp.ClientRespo
 
 
 async def listen_without_a_session(served: Bridge, token: str) -> aiohttp.ClientResponse:
-    """The stream of a modern client."""
+    """Opens the stream of a modern client."""
     prefix = "io.modelcontextprotocol/"
     meta = {f"{prefix}protocolVersion": LATEST_MODERN_VERSION, f"{prefix}clientCapabilities": {}}
     params = {"notifications": {"toolsListChanged": True}, "_meta": meta}

@@ -1,4 +1,4 @@
-"""docker/bring-backup, which brings a backup to this machine: nothing but a whole one gets its name."""
+"""docker/bring-backup copies a backup to this machine; only a complete backup gets the final name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SAID = f"vestige-backup: 3 memories, {len(CONTENT)} bytes, sha256 {hashlib.sha25
 
 
 def bring(file: Path, sent: bytes, said: str = SAID, status: int = 0) -> subprocess.CompletedProcess[str]:
-    """Brings what a container would send."""
+    """Runs docker/bring-backup with a command that prints what a container would."""
     source = file.parent / "sent"
     source.write_bytes(sent)
     command = f'cat "{source}"; echo "{said}" >&2; exit {status}'

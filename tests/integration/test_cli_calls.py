@@ -29,12 +29,12 @@ class Done:
 
     @property
     def json(self) -> Any:
-        """What it wrote for a program."""
+        """Returns the JSON on standard output."""
         return json.loads(self.out)
 
 
 def surroundings(variables: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a command, without the settings of whoever runs the tests."""
+    """Returns the environment of a command without inherited settings of the bridge."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("VESTIGE_")}
     return {**inherited, "COLUMNS": "60", **variables}
 
@@ -48,7 +48,7 @@ async def start(*words: str | bytes, variables: Mapping[str, str], **streams: An
 
 
 async def run(*words: str | bytes, stdin: str | bytes = "", **variables: str) -> Done:
-    """Runs a command between pipes, to its end."""
+    """Runs a command between pipes until it ends."""
     process = await start(*words, variables=variables)
     async with asyncio.timeout(30):
         out, err = await process.communicate(stdin.encode() if isinstance(stdin, str) else stdin)
@@ -58,13 +58,13 @@ async def run(*words: str | bytes, stdin: str | bytes = "", **variables: str) ->
 
 
 async def ask(served: Bridge, *words: str | bytes, stdin: str | bytes = "", **variables: str) -> Done:
-    """Runs a command that asks this bridge, by its settings."""
+    """Runs a command with the settings of this bridge."""
     port = served.origin.rpartition(":")[2]
     return await run(*words, stdin=stdin, **{"VESTIGE_BRIDGE_PORT": port, "VESTIGE_AUTH_TOKEN": TOKEN, **variables})
 
 
 async def see(served: Bridge, *words: str) -> Done:
-    """Runs a command in a terminal; what it shows on either stream is its output."""
+    """Runs a command in a terminal; what it shows on standard output and standard error is its output."""
     ours, its = pty.openpty()
     variables = {"VESTIGE_BRIDGE_PORT": served.origin.rpartition(":")[2], "VESTIGE_AUTH_TOKEN": TOKEN}
     process = await start(*words, variables=variables, stdin=its, stdout=its, stderr=its)
@@ -76,7 +76,7 @@ async def see(served: Bridge, *words: str) -> Done:
         while True:
             try:
                 shown += os.read(ours, 65536)
-            except OSError:  # the command has ended, and with it the other end
+            except OSError:  # the command has ended and closed the other end
                 return os.close(ours)
 
     async with asyncio.timeout(30):

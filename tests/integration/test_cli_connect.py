@@ -1,4 +1,4 @@
-"""`vestige-bridge connect`: what it prints for each client, and the page that is made of the same."""
+"""`vestige-bridge connect`: what it prints for each client, and the page generated from the same texts."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ URL = "https://vestige.example.com"
 
 
 def connected(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    """What the command prints."""
+    """Returns the output of the command."""
     assert main(["connect", *words]) == 0
     return capsys.readouterr().out
 
 
 @pytest.fixture(autouse=True)
 def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A home and a working directory that hold nothing, and none of the settings of whoever runs the tests."""
+    """An empty home and working directory; inherited settings of the bridge are unset."""
     for variable in [name for name in os.environ if name.startswith("VESTIGE_")]:
         monkeypatch.delenv(variable)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -145,7 +145,7 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
 async def test_the_line_for_curl_gets_an_answer(
     everything: Bridge, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Sent without curl, which a machine may not have."""
+    """The request is sent without curl, which may not be installed."""
     for name in PROXIES:
         monkeypatch.delenv(name, raising=False)
     await until(everything.ready)

@@ -1,4 +1,4 @@
-"""`vestige-bridge doctor` names the layer that fails, and leaves nothing running behind."""
+"""`vestige-bridge doctor` names the layer that fails, and leaves no process or session behind."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ PAGE = ROOT / "docs/doctor.md"
 HEADING = "| layer | problem | message |\n|---|---|---|\n"
 LAYERS = ["settings", "address", "bridge", "token", "upstream", "Vestige", "read"]
 PROVIDER = "provider"
-"""A layer only where OAuth matters."""
+"""The layer that the doctor shows only with OAuth."""
 
 TIMEOUT_SECONDS = 2.0
 
 
 async def examine(patient: Patient, *, as_json: bool = False) -> int:
-    """The doctor's exit status; what it prints goes to standard output."""
+    """Runs the doctor, which prints to standard output; returns its exit status."""
     return await asyncio.to_thread(
         doctor.run,
         patient.environ,
@@ -43,18 +43,18 @@ async def examine(patient: Patient, *, as_json: bool = False) -> int:
 
 
 def marks(said: str) -> dict[str, str]:
-    """The mark of each layer."""
+    """Returns the mark of each layer."""
     return {line[2:16].strip(): line[0] for line in said.splitlines()}
 
 
 def documented() -> dict[tuple[str, str], str]:
-    """What the page shows for each set-up."""
+    """Returns the line that the page shows for each set-up."""
     rows = re.findall(r"^\| (.*?) \| (.*?) \| `(.*)` \|$", PAGE.read_text().partition(HEADING)[2], re.MULTILINE)
     return {(layer, name): line for layer, name, line in rows}
 
 
 def general(line: str, patient: Patient, directory: Path) -> str:
-    """The line without what differs each time: ports, directories and times."""
+    """Returns the line with fixed values for ports, directories and times."""
     ports = {patient.environ.get("VESTIGE_BRIDGE_PORT", ""): "8000", (patient.url or "").rpartition(":")[2]: "8000"}
     ports[re.sub(r".*:(\d+).*", r"\1", patient.environ.get("VESTIGE_MCP_URL", ""))] = "3100"
     ports[patient.provider.rpartition(":")[2]] = "9000"
@@ -64,7 +64,7 @@ def general(line: str, patient: Patient, directory: Path) -> str:
 
 
 def write_down(setup: Setup, line: str) -> None:
-    """Puts the line of a set-up into the page."""
+    """Writes the line of a set-up to the page."""
     with PAGE.open("r+") as page:
         fcntl.flock(page, fcntl.LOCK_EX)
         lines = documented() | {(setup.layer, setup.name): line}
@@ -311,7 +311,7 @@ async def test_quiet_says_by_its_exit_status_alone_whether_the_bridge_is_healthy
     assert await quiet(scripted.origin) == 0
     assert upstream.count("tools/list") == lists + 1
     upstream.on("tools/list", answering(500))
-    await asyncio.sleep(SHARED_SECONDS)  # the last answer serves everybody for so long
+    await asyncio.sleep(SHARED_SECONDS)  # for so long, all clients get the same response
     assert await quiet(scripted.origin) == 1
     assert await quiet(f"http://127.0.0.1:{free_port()}") == 1
     assert capsys.readouterr().out == ""

@@ -1,4 +1,4 @@
-"""`vestige-bridge stdio`, as a client that starts it meets it."""
+"""`vestige-bridge stdio`, as its client sees it."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ class Pipe:
         self.process = process
 
     def send(self, *messages: dict[str, Any] | list[Any] | bytes) -> None:
-        """Writes messages, one a line."""
+        """Writes messages, one per line."""
         assert self.process.stdin is not None
         for message in messages:
             line = message if isinstance(message, bytes) else json.dumps(message).encode()
             self.process.stdin.write(line + b"\n")
 
     async def line(self) -> bytes:
-        """The next line, without its end."""
+        """Returns the next line without its line feed."""
         assert self.process.stdout is not None
         async with asyncio.timeout(30):
             line = await self.process.stdout.readline()
@@ -57,17 +57,17 @@ class Pipe:
         return line[:-1]
 
     async def message(self) -> Any:
-        """The next message."""
+        """Returns the next message."""
         return json.loads(await self.line())
 
     async def heard(self, method: str) -> Any:
-        """The next message with that method; others are passed over."""
+        """Returns the next message with that method and skips others."""
         while (message := await self.message()).get("method") != method:
             pass
         return message
 
     async def ask(self, method: str, params: dict[str, Any] | None = None, *, id: Any = 1) -> Any:
-        """Sends a request, and waits for the message after it."""
+        """Sends a request; returns the next message."""
         self.send(request(method, params, id=id))
         return await self.message()
 
@@ -78,7 +78,7 @@ class Pipe:
         self.send({"jsonrpc": "2.0", "method": "notifications/initialized"})
 
     async def end(self) -> tuple[int, str]:
-        """Closes standard input, as a client does that ends; the exit status, and what stood on standard error."""
+        """Closes standard input, as a client does when it ends; returns the exit status and standard error."""
         async with asyncio.timeout(30):
             _, log = await self.process.communicate(b"")
         assert self.process.returncode is not None
@@ -177,7 +177,7 @@ async def test_a_cancelled_request_is_cancelled_and_gets_no_answer(features: Bri
 
 
 async def cancelled(pipe: Pipe, **meta: Any) -> None:
-    """Asks until the server knows of the cancellation; no answer to the cancelled request comes in between."""
+    """Waits until the server reports the cancellation; the cancelled request must get no response meanwhile."""
     while True:
         pipe.send(calling("waits", id="look", **meta))
         while "id" not in (message := await pipe.message()):
@@ -269,7 +269,7 @@ async def test_a_restart_of_the_bridge_is_seen_by_nobody(features_gateway: Gatew
             while (message := await pipe.message()).get("id") != 2:
                 pass
             assert message["result"]["content"]
-            # Its own stream is open again, too.
+            # The command's own stream is open again, too.
             async with asyncio.timeout(30):
                 while True:
                     await served.call("test_trigger_tool_change")

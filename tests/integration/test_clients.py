@@ -1,4 +1,4 @@
-"""Real MCP clients, all at once, on one Vestige process."""
+"""Twenty real MCP clients at once on one Vestige process."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ CLIENTS = {
 
 
 def names_kept(memory_file: Path) -> list[str]:
-    """The names of the memories in the store."""
+    """Returns the names of the memories in the store."""
     return [json.loads(line)["name"] for line in memory_file.read_text().splitlines()]
 
 
 async def run(served: Bridge, kind: str, command: list[Path], clients: int) -> list[str]:
-    """The names of the memories that were acknowledged to the clients of one kind."""
+    """Runs the clients of one kind; returns the names of the memories that were acknowledged."""
     process = await asyncio.create_subprocess_exec(
         *command,
         *(served.url, TOKEN, str(WRITES)),

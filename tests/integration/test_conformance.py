@@ -1,4 +1,4 @@
-"""The bar of the conformance run: what breaks it, and that a real defect does."""
+"""The pass criteria of the conformance run: what fails it, and that it detects a real defect."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_gains_and_exceptions_that_both_session_modes_have_are_named_once() -> N
 
 async def test_a_bridge_that_loses_a_member_of_each_answer_breaks_the_bar(features_gateway: Gateway) -> None:
     async def relay(request: web.Request) -> web.StreamResponse:
-        """Does what the bridge does, but for the input schemas, which it drops."""
+        """Relays like the bridge, but renames each input schema."""
         async with served.http.request(
             request.method, served.url, data=await request.read(), headers=request.headers
         ) as response:

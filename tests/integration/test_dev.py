@@ -1,4 +1,4 @@
-"""`make dev` as a person meets it: in a terminal, with a line to paste, and Ctrl-C at the end."""
+"""`make dev` in a terminal, until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ PORTS = ("VESTIGE_MCP_PORT", "VESTIGE_BRIDGE_PORT", "VESTIGE_BRIDGE_METRICS_PORT
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A checkout of its own, which borrows what is installed in this one."""
+    """A copy of the checkout that uses the packages installed in this one."""
     copy = tmp_path / "check out"
     for folder in ("dev", "docker/gateway"):
         shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("node_modules", "__pycache__"))
     for file in ("Makefile", "Procfile", "setup.cfg", "pyproject.toml"):
         shutil.copyfile(ROOT / file, copy / file)
     for file in ("setup.cfg", "pyproject.toml", "docker/gateway/package.json", "docker/gateway/package-lock.json"):
-        os.utime(copy / file, (0, 0))  # older than what is installed, so that nothing is installed into this one
+        os.utime(copy / file, (0, 0))  # older than the installed packages, so that none is installed again
     (copy / ".venv").symlink_to(ROOT / ".venv")
     (copy / "docker/gateway/node_modules").symlink_to(ROOT / "docker/gateway/node_modules")
     return copy
@@ -49,13 +49,13 @@ def ports() -> dict[str, str]:
 
 
 def clean_environment(variables: dict[str, str]) -> dict[str, str]:
-    """The environment without settings and without the make that runs the tests."""
+    """Returns the environment without settings and without the variables of an outer make."""
     drop = ("VESTIGE_", "MAKE", "MFLAGS", "GATEWAY_", "COVERAGE_", "NO_PROXY", "no_proxy")
     return {name: value for name, value in os.environ.items() if not name.startswith(drop)} | variables
 
 
 class Terminal:
-    """A person's terminal in which `make dev` runs."""
+    """A terminal in which `make dev` runs."""
 
     def __init__(self, checkout: Path, variables: dict[str, str]) -> None:
         self.screen = ""
@@ -65,7 +65,7 @@ class Terminal:
             os.execvpe("make", ["make", "dev"], clean_environment(variables))
 
     def read_until(self, text: str, seconds: float) -> None:
-        """Reads the screen until the text stands there."""
+        """Reads the screen until it shows the text."""
         over = time.monotonic() + seconds
         os.set_blocking(self._terminal, False)
         while text not in self.screen:
@@ -74,16 +74,16 @@ class Terminal:
                 self.screen += os.read(self._terminal, 65536).decode()
             except BlockingIOError:
                 time.sleep(0.02)
-            except OSError as error:  # nobody holds the other end any more
+            except OSError as error:  # the other end is closed
                 raise AssertionError(self.screen) from error
 
     def processes(self) -> list[psutil.Process]:
-        """make and everything that it started."""
+        """Returns make and all its child processes."""
         make = psutil.Process(self._pid)
         return [make, *make.children(recursive=True)]
 
     def press_ctrl_c(self) -> None:
-        """Ctrl-C, and what is left of the processes after five seconds is none."""
+        """Sends Ctrl-C, and asserts that no process runs after five seconds."""
         processes = self.processes()
         os.write(self._terminal, b"\x03")
         _, left = psutil.wait_procs(processes, timeout=5)
@@ -95,7 +95,7 @@ class Terminal:
 
 @contextmanager
 def running(checkout: Path, variables: dict[str, str]) -> Iterator[Terminal]:
-    """`make dev` until it is ready; at the end Ctrl-C."""
+    """Runs `make dev` until it is ready; sends Ctrl-C at the end."""
     terminal = Terminal(checkout, variables)
     try:
         terminal.read_until(READY, 60)
@@ -105,7 +105,7 @@ def running(checkout: Path, variables: dict[str, str]) -> Iterator[Terminal]:
 
 
 def paste(screen: str, change: Callable[[Any], Any] = lambda body: body) -> Any:
-    """What the curl line on the screen gets, sent without curl, which a machine may not have."""
+    """Sends the request of the curl line on the screen, without curl, which may not be installed."""
     (line,) = [line for line in screen.splitlines() if line.strip().startswith("curl ")]
     _curl, _options, *words = shlex.split(line)
     url, *pairs = words[2:] if words[0] == "--noproxy" else words
@@ -118,7 +118,7 @@ def paste(screen: str, change: Callable[[Any], Any] = lambda body: body) -> Any:
 
 
 def run_printed(screen: str, checkout: Path, name: str) -> subprocess.CompletedProcess[str]:
-    """What the line on the screen that ends in this command of the bridge comes to, typed into a new terminal."""
+    """Runs the printed line that ends in this command of the bridge, as in a new terminal."""
     (line,) = [line for line in screen.splitlines() if line.endswith(f".venv/bin/vestige-bridge {name}")]
     environ = clean_environment({})
     return subprocess.run(
@@ -127,12 +127,12 @@ def run_printed(screen: str, checkout: Path, name: str) -> subprocess.CompletedP
 
 
 def calling(tool: str, arguments: dict[str, Any]) -> Callable[[Any], Any]:
-    """The pasted line with another body: a call of a tool."""
+    """Returns a change for ``paste``: the body becomes a call of a tool."""
     return lambda body: {**body, "method": "tools/call", "params": {"name": tool, "arguments": arguments}}
 
 
 def refused(checkout: Path, variables: dict[str, str]) -> str:
-    """What `make dev` says when it cannot start."""
+    """Returns the output of `make dev` when it cannot start."""
     done = subprocess.run(
         ["make", "dev"],
         cwd=checkout,
@@ -209,7 +209,7 @@ def test_a_dotenv_that_is_not_utf_8_is_one_sentence(checkout: Path, ports: dict[
 
 @pytest.fixture
 def vestige(checkout: Path) -> Path:
-    """A `vestige-mcp` in the checkout, which shows its environment to who calls `get-env`."""
+    """A `vestige-mcp` in the checkout whose tool `get-env` returns its environment."""
     program = checkout / ".tools/bin/vestige-mcp"
     program.parent.mkdir(parents=True)
     program.write_text(f"#!/bin/sh\nexec {shlex.join([str(NODE), str(SERVER_EVERYTHING)])}\n")

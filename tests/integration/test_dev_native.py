@@ -1,4 +1,4 @@
-"""`make dev GATEWAY=none`, and the log of the MCP server in both ways of `make dev`."""
+"""`make dev GATEWAY=none`, and the log of the MCP server with and without supergateway."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["checkout", "ports"]
 
 
 def server(folder: Path, name: str, script: str) -> str:
-    """A PATH with a program of Vestige's, which says on standard error what it was given."""
+    """Returns a PATH with a stub for a program of Vestige; the stub prints its arguments to standard error."""
     folder.mkdir()
     program = folder / name
     program.write_text(f'#!/bin/sh\necho "the server says: $*, token of ${{#VESTIGE_AUTH_TOKEN}}" >&2\n{script}\n')

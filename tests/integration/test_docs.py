@@ -1,4 +1,4 @@
-"""The documents say what is true: every setting, every target, every room, one version."""
+"""The documents agree with the code: settings, make targets, modules, metrics and the version."""
 
 from __future__ import annotations
 
@@ -140,18 +140,18 @@ COMMANDS = {
         "printf ": "test_the_line_that_says_who_a_principal_is_says_it",
     },
 }
-"""How each command that a page shows is run, by the beginning of its line: a test, a target, or why it is not."""
+"""How the commands on the pages are run, by the beginning of their lines: a test, a target, or why they are not."""
 
 OF_A_RELEASE = {
     "README.md": dict.fromkeys(("pipx install", "docker run"), "not run: it needs a registry"),
     "docs/clients.md": {"openclaw plugins install npm:": "not run: it needs a registry"},
     "docs/command-line.md": {},
 }
-"""The commands that pages show besides, once there is a release."""
+"""The other commands that pages show once there is a release."""
 
 
 def commands(document: str) -> list[str]:
-    """The lines of shell that a page shows."""
+    """Returns the shell commands that a page shows."""
     blocks = re.findall(r"^```sh\n(.*?)^```$", (ROOT / document).read_text(), re.MULTILINE | re.DOTALL)
     return [line for block in blocks for line in block.replace("\\\n", "").splitlines()]
 
@@ -207,7 +207,7 @@ async def test_the_commands_that_follow_make_dev_work_as_they_stand(memory_gatew
 
 
 async def test_the_readmes_line_for_curl_gets_an_answer(everything: Bridge) -> None:
-    """Sent without curl, which a machine may not have."""
+    """The request is sent without curl, which may not be installed."""
     await until(everything.ready)
     [line] = [line for line in commands("README.md") if line.startswith("curl -sS")]
     _curl, _silent, url, *pairs = shlex.split(line.replace("YOUR-TOKEN", TOKEN))
@@ -293,7 +293,7 @@ def _first_column(text: str, heading: str) -> set[str]:
 
 @pytest.fixture
 async def eventful(upstream: ScriptedUpstream, tmp_path: Path) -> AsyncIterator[Bridge]:
-    """A bridge to which enough happened for each metric to have a value."""
+    """A bridge that has had requests, so that each metric has a value."""
     file = tmp_path / "tokens.toml"
     file.write_text(f'[[token]]\nname = "agent"\ntoken = "{TOKEN}"\ntools = ["read"]\nexpires = 2999-01-31T00:00:00Z\n')
     backups = tmp_path / "status.json"

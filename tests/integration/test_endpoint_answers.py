@@ -1,4 +1,4 @@
-"""What answers say and do not say: each error provoked, and looked at for what is nobody's business."""
+"""What responses disclose: each error is provoked and checked for confidential content."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MODERN = "2026-07-28"
 
 
 async def fails_with_a_page(received: Received) -> web.StreamResponse:
-    """supergateway's way to fail: a page with a stack trace."""
+    """Fails like supergateway: with a page that contains a stack trace."""
     page = f"<pre>Error: {SECRET}\n at /srv/{SECRET}.js:1 {received.http.url}</pre>"
     return web.Response(status=500, text=page, content_type="text/html")
 
@@ -61,7 +61,7 @@ async def never_ends() -> AsyncIterator[bytes]:
 
 
 async def asked_with_an_unknown_coding(served: Bridge) -> Answer:
-    """What is answered to a transfer coding that no client of ours can be made to send."""
+    """Sends a transfer coding that no HTTP client of the tests can send; returns the response."""
     host, port = served.origin.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(b"POST /mcp HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n")
@@ -74,14 +74,14 @@ async def asked_with_an_unknown_coding(served: Bridge) -> Answer:
 
 
 class Provoked:
-    """A bridge of which every kind of error is wanted."""
+    """A bridge, and the ways to provoke its errors."""
 
     def __init__(self, served: Bridge, upstream: ScriptedUpstream) -> None:
         self._served = served
         self._upstream = upstream
 
     async def by_the_request(self) -> AsyncIterator[Answer]:
-        """What is wrong with a request alone."""
+        """Yields the responses to faulty requests."""
         served = self._served
         yield await served.post(b"{")
         yield await served.post(b"[]")
@@ -105,7 +105,7 @@ class Provoked:
         yield await asked_with_an_unknown_coding(served)
 
     async def by_upstream(self) -> AsyncIterator[Answer]:
-        """What upstream does, to a client of each era and of each kind of answer."""
+        """Yields the responses to failures of upstream, as JSON and as event streams."""
         for script in (fails_with_a_page, is_too_large, hangs_up, hangs):
             self._upstream.on("tools/call", script)
             yield await self._served.call("write")
@@ -120,7 +120,7 @@ class Provoked:
         self._upstream.scripts.clear()
 
     async def while_it_drains(self) -> AsyncIterator[Answer]:
-        """What a bridge says that is about to stop."""
+        """Yields the responses of a draining bridge."""
         assert self._served.drain is not None
         await self._served.drain()
         yield await self._served.post(PING)
@@ -130,7 +130,7 @@ class Provoked:
 async def provoked(
     upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> AsyncGenerator[tuple[Answer, int], None]:
-    """Each answer with the port of upstream, which it must not name."""
+    """Yields each response with the port of upstream, which it must not contain."""
     closed = free_port()
     async with AsyncExitStack() as stack:
         variables = {"UPSTREAM_TOKEN": UPSTREAM_TOKEN, "REQUEST_TIMEOUT_SECONDS": "0.5", "MAX_BODY_BYTES": "1000"}
@@ -156,7 +156,7 @@ async def provoked(
         for answer in (await unconfigured.post(PING), await unconfigured.get("/readyz")):
             yield answer, port
         with monkeypatch.context() as planted:
-            planted.setattr(Dispatcher, "request", None)  # a bug: it cannot be called
+            planted.setattr(Dispatcher, "request", None)  # simulates a bug: it cannot be called
             yield await served.post(PING), port
         async for answer in errors.while_it_drains():
             yield answer, port

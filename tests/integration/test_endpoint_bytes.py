@@ -1,4 +1,4 @@
-"""But for the id, the progress token and halves of characters, bytes go through as written, in both directions."""
+"""All bytes except ids, progress tokens and unpaired surrogates pass through unchanged, in both directions."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ANSWERS = [
 
 
 def upstream_id(body: bytes) -> bytes:
-    """The id that the bridge made, in a body as it reached upstream."""
+    """Returns the id that the bridge gave the request, from a body that upstream received."""
     found = re.search(rb'"(?:id|\\u0069d)"\s*:\s*("[^"]*"|[-0-9.e]+)', body)
     assert found
     return found[1]

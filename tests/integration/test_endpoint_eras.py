@@ -52,7 +52,7 @@ class Listener:
 
 @asynccontextmanager
 async def listeners(served: Bridge, count: int) -> AsyncIterator[list[Listener]]:
-    """Clients that are subscribed and listen."""
+    """Yields clients that are subscribed and have open streams."""
     clients = [Listener(served, number) for number in range(count)]
     await asyncio.gather(*(client.subscribe() for client in clients))
     opened = asyncio.Semaphore(0)
@@ -92,7 +92,7 @@ async def test_fifty_clients_hear_of_their_own_resource_and_upstream_may_restart
 
 
 async def asked(served: Bridge, name: str) -> list[dict[str, Any]]:
-    """What the tools that ask answered to a real client."""
+    """Runs a real client; returns the results of the tools that send requests to the client."""
     process = await asyncio.create_subprocess_exec(
         *(NODE, ROOT / "tests/clients/typescript_asked.mjs", served.url, TOKEN, name),
         stdout=asyncio.subprocess.PIPE,
@@ -195,14 +195,14 @@ async def test_a_client_that_knows_only_the_modern_era_remembers_on_one_process(
 
 
 def progressing(name: str, *, id: Any, steps: int = 300) -> dict[str, Any]:
-    """A call that reports progress."""
+    """Returns a call that reports progress."""
     body = call_body("wait", {"name": name, "steps": steps}, id=id)
     body["params"]["_meta"] = {"progressToken": "mine"}
     return body
 
 
 def modern(body: dict[str, Any]) -> dict[str, Any]:
-    """The same request as a modern client describes it."""
+    """Returns the same request with the metadata of a modern client."""
     body["params"]["_meta"] |= {
         "io.modelcontextprotocol/protocolVersion": MODERN,
         "io.modelcontextprotocol/clientInfo": {"name": "eras", "version": "1"},
@@ -212,11 +212,11 @@ def modern(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def modern_headers(method: str, name: str) -> dict[str, str]:
-    """What a modern client mirrors in headers."""
+    """Returns the headers with which a modern client mirrors its body."""
     return {"MCP-Protocol-Version": MODERN, "Mcp-Method": method, "Mcp-Name": name}
 
 
 async def states(served: Bridge, expected: dict[str, str]) -> bool:
-    """Whether the server says that these calls are in these states."""
+    """Returns whether the server reports these states for these calls."""
     seen: dict[str, str] = json.loads((await served.call("waits")).text)
     return expected.items() <= seen.items()

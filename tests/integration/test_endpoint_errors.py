@@ -1,4 +1,4 @@
-"""Whatever is wrong, the client gets clear JSON with its own id, and the session goes on."""
+"""For every fault, the client gets a JSON error with its own id, and the session stays usable."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LIMIT = 1_048_576
 
 @pytest.fixture(autouse=True)
 async def the_session_still_works(scripted: Bridge, upstream: ScriptedUpstream) -> AsyncIterator[None]:
-    """After each test the same upstream session serves the next client."""
+    """Checks after each test that the same upstream session serves the next client."""
     yield
     upstream.scripts.clear()
     assert (await scripted.call("write", {"after": True})).status == 200

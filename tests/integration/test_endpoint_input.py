@@ -1,4 +1,4 @@
-"""Input that strict parsers refuse: mended where that changes nothing, otherwise refused at once."""
+"""Input that strict parsers reject is corrected where that changes no meaning, and otherwise rejected at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Per-client mode: each legacy client has an upstream session of its own, and is asked what upstream asks."""
+"""Per-client mode: each legacy client has its own upstream session and gets the requests of upstream."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def own(shared_gateway: Gateway) -> AsyncIterator[Bridge]:
 
 
 async def initialize(served: Bridge, capabilities: dict[str, Any] | None = None) -> dict[str, str]:
-    """Opens a session; returns the headers that name it."""
+    """Opens a session; returns its headers."""
     params = INITIALIZE | {"capabilities": capabilities or {}}
     answer = await served.post({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": params}, SSE)
     assert answer.status == 200, answer
@@ -52,7 +52,7 @@ async def delete(served: Bridge, headers: dict[str, str]) -> Answer:
 
 
 async def sampled(served: Bridge, headers: dict[str, str], text: str) -> str:
-    """Calls the tool that asks its client for a sample, answers with the text, and returns what the tool says."""
+    """Calls a tool that requests sampling, answers that request with the text, and returns the tool's result."""
     arguments = {"prompt": "say it", "maxTokens": 5}
     body = {"jsonrpc": "2.0", "id": 1, "method": "tools/call"}
     params = {"name": "trigger-sampling-request", "arguments": arguments}
@@ -233,7 +233,7 @@ async def test_what_is_not_mcp_answers_502_and_too_much_413(upstream: ScriptedUp
 
 
 def html(status: int) -> Any:
-    """A script that answers with a page."""
+    """Returns a script that answers with an HTML page."""
 
     async def script(received: Any) -> Any:
         return web.Response(status=status, text="<html>", content_type="text/html")
@@ -247,14 +247,14 @@ PING = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
 
 @asynccontextmanager
 async def scripted_mode(upstream: ScriptedUpstream, **variables: str) -> AsyncIterator[Bridge]:
-    """A bridge in per-client mode in front of the scripted upstream."""
+    """Yields a bridge in per-client mode in front of the scripted upstream."""
     async with bridge(upstream.url, SESSION_MODE="per-client", **variables) as served:
         await until(served.ready)
         yield served
 
 
 def answering(status: int, content_type: str = "text/plain", text: str = "no") -> Any:
-    """A script that answers with a status and something that is not MCP."""
+    """Returns a script that answers with a status and a body that is not MCP."""
 
     async def script(received: Any) -> Any:
         return web.Response(status=status, text=text, content_type=content_type)
@@ -263,7 +263,7 @@ def answering(status: int, content_type: str = "text/plain", text: str = "no") -
 
 
 class Hanging:
-    """A script that answers nothing, not even a head, until it is let go."""
+    """A script that sends nothing, not even a head, until it is released."""
 
     def __init__(self) -> None:
         self.came = 0
@@ -275,7 +275,7 @@ class Hanging:
         return web.Response(status=404)
 
     def let_go(self) -> None:
-        """Ends the waiting."""
+        """Releases the script."""
         self._let_go.set()
 
 
@@ -288,7 +288,7 @@ def hanging() -> Iterator[Hanging]:
 
 
 def opening(id: Any) -> dict[str, Any]:
-    """The request that opens a session."""
+    """Returns the request that opens a session."""
     return {"jsonrpc": "2.0", "id": id, "method": "initialize", "params": INITIALIZE}
 
 
@@ -410,7 +410,7 @@ async def test_a_client_that_cancels_is_told_and_upstream_gets_its_words(
         assert (await calling).error["code"] == -32017
         await until(lambda: upstream.count("notifications/cancelled") == 1)
         assert upstream.of("notifications/cancelled")[0].body == spelled
-        # Whoever cancels what is not in flight is taken at his word, and upstream is left alone.
+        # A cancellation of a request that is not in flight is accepted and not sent to upstream.
         assert (await served.post(spelled, headers)).status == 202
         assert upstream.count("notifications/cancelled") == 1
 
@@ -450,7 +450,7 @@ async def test_a_drain_ends_what_is_in_flight_in_json(upstream: ScriptedUpstream
 
 
 async def stream_of_nothing(received: Received) -> web.StreamResponse:
-    """An open event stream on which nothing comes."""
+    """Opens an event stream without events."""
     response = await received.events()
     await until(lambda: received.http.transport is None or received.http.transport.is_closing(), 60)
     return response
@@ -656,7 +656,7 @@ async def test_notifications_take_a_turn_in_the_window_of_all(upstream: Scripted
         upstream.scripts.pop(note["method"])
         hanging.let_go()
         statuses = sorted([(await post).status for post in posts])
-    # The one that upstream was asked to take first is answered by the script; 404 on a session means that it is lost.
+    # The script answers the notification that upstream got first; 404 on a session means that it is lost.
     assert statuses.count(503) == 12
 
 
@@ -702,7 +702,7 @@ async def test_a_session_that_upstream_has_ended_is_404_from_then_on(upstream: S
         upstream.sessions.discard(kept["Mcp-Session-Id"])
         assert (await served.post({"jsonrpc": "2.0", "method": "notifications/x"}, kept)).status == 404
         assert served.metric("client_sessions_open") == 0
-        # The held session is another one.
+        # The shared session is another one.
         assert await served.ready()
         assert (await served.call("write")).status == 200
 
@@ -754,7 +754,7 @@ async def test_a_session_is_not_idle_while_its_stream_is_open(upstream: Scripted
         sent = served.request_headers({**listener, **STREAM})
         async with served.http.get(served.url, headers=sent) as stream:
             assert stream.status == 200
-            # Another session that is as old has been idle for too long by now.
+            # By now, another session of the same age has been idle for too long.
             await until(lambda: clock["Mcp-Session-Id"] not in upstream.sessions)
             assert (await served.post(PING, listener)).status == 200
         await until(lambda: listener["Mcp-Session-Id"] not in upstream.sessions)

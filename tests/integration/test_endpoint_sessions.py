@@ -1,4 +1,4 @@
-"""What a legacy MCP client sees: a session that outlives every restart, and versions of its own."""
+"""Sessions of legacy clients: they survive every restart, and each has the client's version."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PING = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
 
 
 def initialize(version: str) -> dict[str, Any]:
-    """A client's handshake."""
+    """Returns the initialize request of a client."""
     params = {"protocolVersion": version, "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
     return {"jsonrpc": "2.0", "id": "hello", "method": "initialize", "params": params}
 

@@ -1,4 +1,4 @@
-"""The streams of notifications that legacy clients GET: many clients on one session, each hears what concerns it."""
+"""Streams that legacy clients GET: many clients on one session, each gets its own notifications."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vestige_bridge.session import listeners
 
 
 class Ear:
-    """A client that listens."""
+    """A client that reads its stream."""
 
     def __init__(self, session_id: str) -> None:
         self.session_id = session_id
@@ -27,7 +27,7 @@ class Ear:
         self.opened = asyncio.Event()
 
     async def hear(self, served: Bridge) -> None:
-        """Keeps every message of the stream."""
+        """Collects every message of the stream."""
         headers = served.request_headers({**self.headers, "Accept": "text/event-stream"})
         async with served.http.get(served.url, headers=headers) as response:
             assert response.status == 200, await response.read()
@@ -42,7 +42,7 @@ class Ear:
 
 @asynccontextmanager
 async def listening(served: Bridge, session_id: str) -> AsyncIterator[Ear]:
-    """A client whose stream is open."""
+    """Yields a client whose stream is open."""
     ear = Ear(session_id)
     task = asyncio.create_task(ear.hear(served))
     try:
@@ -55,7 +55,7 @@ async def listening(served: Bridge, session_id: str) -> AsyncIterator[Ear]:
 
 
 async def ask(served: Bridge, ear: Ear, method: str, **params: object) -> Any:
-    """Sends a request in the ear's session; returns the result."""
+    """Sends a request in the session of the client; returns the result."""
     answer = await served.post({"jsonrpc": "2.0", "id": 1, "method": method, "params": params}, ear.headers)
     return answer.json["result"]
 
@@ -82,7 +82,7 @@ async def test_upstream_is_asked_for_the_least_severe_level_of_all(
 
 
 def levels(upstream: ScriptedUpstream) -> list[str]:
-    """The levels that upstream was asked for."""
+    """Returns the levels that were requested from upstream."""
     return [json.loads(received.body)["params"]["level"] for received in upstream.of("logging/setLevel")]
 
 
@@ -165,7 +165,7 @@ async def test_a_batch_and_an_invalid_interest_are_answered_member_by_member(
     ]
     answer = await scripted.post(batch, {"Mcp-Session-Id": "a"})
     assert [(it["id"], it["result"]) for it in answer.json] == [(number, {}) for number in range(5)]
-    # Upstream has to say itself what is wrong with a wish that the bridge does not understand.
+    # The bridge forwards requests with invalid params: upstream decides whether to reject them.
     assert levels(upstream) == ["loud"]
 
 
@@ -207,7 +207,7 @@ async def test_a_client_that_lists_at_each_change_does_not_hear_of_its_own_lists
             await ask(scripted, ann, "tools/list")
         heard = len(ann.heard)
         await until(lambda: len(ann.heard) > heard)
-    # A few lists take a few seconds on a busy machine; what counts is that it is not one for each list.
+    # A few lists take a few seconds on a busy machine; there must not be one notification for each list.
     assert heard < 100
 
 

@@ -1,4 +1,4 @@
-"""Tasks (MCP 2025-11-25) belong to a session, and principals share one: they are not offered and cannot be made."""
+"""Tasks (MCP 2025-11-25) belong to a session, which principals share: in shared mode they are not available."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TOPIC = "ann's secret topic"
 
 @pytest.fixture
 async def served(shared_gateway: Gateway, tmp_path: Path) -> AsyncIterator[Bridge]:
-    """A bridge with two principals in front of server-everything, which has tasks."""
+    """A bridge with two principals in front of server-everything, which supports tasks."""
     tokens = tmp_path / "tokens"
     tokens.write_text(f"ann {ANN}\nbob {BOB}\n")
     async with bridge(shared_gateway.url, VESTIGE_AUTH_TOKEN="", VESTIGE_AUTH_TOKEN_FILE=str(tokens)) as it:

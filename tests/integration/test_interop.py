@@ -1,4 +1,4 @@
-"""The bar of `make interop`: a client that is served badly fails the run."""
+"""The pass criteria of `make interop`: a client with a wrong result fails the run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_what_a_client_cannot_show_is_said_and_breaks_nothing() -> None:
 
 async def test_a_bridge_that_changes_what_a_tool_says_fails_a_real_client(features_gateway: Gateway) -> None:
     async def relay(request: web.Request) -> web.Response:
-        """Does what the bridge does, but for the texts, which it changes."""
+        """Relays like the bridge, but changes the texts."""
         headers = {name: value for name, value in request.headers.items() if name != "Accept"}
         async with served.http.request(
             request.method, served.url, data=await request.read(), headers=headers | {"Accept": "application/json"}

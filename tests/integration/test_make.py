@@ -1,4 +1,4 @@
-"""The make targets on machines that are half installed, lack tools, or have settings of their own."""
+"""The make targets on machines with incomplete installations, missing tools or settings for pip and npm."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ LINUX_ONLY = (
 
 
 def script(folder: Path, name: str, text: str) -> None:
-    """A command that says what a machine of another kind says."""
+    """Writes a command that prints what it would on another kind of machine."""
     folder.mkdir(exist_ok=True)
     (folder / name).write_text(f"#!/bin/sh\n{text}\n")
     (folder / name).chmod(0o755)
 
 
 def tools(folder: Path, *names: str) -> None:
-    """Those commands of this machine, and no others."""
+    """Links these commands of the machine, and no others, into a folder."""
     folder.mkdir(exist_ok=True)
     for name in names:
         found = shutil.which(name)
@@ -44,7 +44,7 @@ def tools(folder: Path, *names: str) -> None:
 
 
 def refused(*command: str | Path, path: str, cwd: Path = ROOT) -> str:
-    """What a command says that cannot do its work."""
+    """Runs a command that has to fail; returns its standard error."""
     done = subprocess.run(
         command,
         cwd=cwd,
@@ -139,7 +139,7 @@ def test_what_was_interrupted_while_npm_ran_is_installed_anew(tmp_path: Path) ->
         shutil.copyfile(ROOT / file, checkout / file)
     shutil.copyfile(ROOT / "docker/gateway/package-lock.json", gateway / "package-lock.json")
     for file in ("setup.cfg", "pyproject.toml"):
-        os.utime(checkout / file, (0, 0))  # older than what is installed, so that nothing is installed into this one
+        os.utime(checkout / file, (0, 0))  # older than the installed packages, so that none is installed again
     (checkout / ".venv").symlink_to(ROOT / ".venv")
     command, modules = ["make", "docker/gateway/node_modules/stamp"], gateway / "node_modules"
     with subprocess.Popen(command, cwd=checkout, env=clean_environment({}), start_new_session=True) as make:

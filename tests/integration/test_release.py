@@ -1,4 +1,4 @@
-"""Releases: one version everywhere, archives that hold what belongs into them, and documents that name what exists."""
+"""Releases: one version everywhere, complete archives without other files, and documents that name what exists."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PUBLISHED = {
     "a chart": r"\boci://|\bhelm repo\b",
     "the plugin": r"\bnpm:openclaw-plugin-vestige\b|\bnp[mx] \S[^\n`]*\sopenclaw-plugin-vestige(?:@|\b(?!-))",
 }
-"""The forms that need a release, each with an expression that finds it."""
+"""The forms of delivery that need a release, each with a regular expression that finds it."""
 
 PAGES = [
     *ROOT.glob("*.md"),
@@ -47,7 +47,7 @@ PAGES = [
 
 @pytest.fixture
 def versioned(tmp_path: Path) -> Path:
-    """The files of the checkout that hold the version, and the program that compares them."""
+    """A copy of the files that contain the version, and of the program that compares them."""
     for name in [*version.PLACES, "CHANGELOG.md", "dev/version.py", "dev/release_check.py"]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
@@ -116,7 +116,7 @@ def test_a_secret_in_an_archive_is_found(content: str, *, is_secret: bool) -> No
     ("key", "value"), [("name", "no-namespace"), ("version", 1), ("description", "x" * 101), ("packages", [{}])]
 )
 def test_what_the_schema_of_the_registry_does_not_allow_is_found(key: str, value: object) -> None:
-    """By the few rules of the schema that this needs; `make release-check` takes the registry's own."""
+    """Checks with the parts of the schema that are needed here; `make release-check` uses the registry's own schema."""
     package = {"type": "object", "required": ["registryType", "identifier", "transport"]}
     schema: dict[str, Any] = {
         "required": ["name", "description", "version"],
@@ -190,7 +190,7 @@ def test_with_a_release_every_form_is_named_and_stands_before_the_build_from_sou
     assert "ghcr.io/example/" in made["README.md"], "names of images are in lower case"
     assert f"<!-- mcp-name: {release_check.server_json('Example', '1')['name']} -->" in made["README.md"]
     assert len(made["README.md"].splitlines()) <= 150
-    # The section that the released chart is installed with.
+    # The section of the page that explains how to install the released chart.
     heading = re.search(r"\]\(#([\w-]+)\)", generate.published("Example", "1.2.3")["published-deployment"])
     assert heading is not None
     assert heading[1] in {

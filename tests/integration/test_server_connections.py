@@ -1,4 +1,4 @@
-"""What a client may send before there is a request: little, in time, and refused in JSON when it is no HTTP."""
+"""Input before a complete request: limited in size and time, and rejected in JSON if it is not HTTP."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ GET = b"GET /livez HTTP/1.1\r\nHost: x\r\n"
 
 @asynccontextmanager
 async def connected(served: Bridge) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """A connection to the bridge, without anything said on it."""
+    """Yields an open connection to the bridge."""
     host, port = served.origin.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     try:
@@ -43,13 +43,13 @@ async def connected(served: Bridge) -> AsyncIterator[tuple[asyncio.StreamReader,
 
 
 def split(answer: bytes) -> tuple[bytes, Any]:
-    """The head of a raw answer and its JSON."""
+    """Returns the head of a raw response and its JSON."""
     head, _, body = answer.partition(b"\r\n\r\n")
     return head.lower(), json.loads(body)
 
 
 def called(body: bytes, *, path: bytes = b"/mcp", token: str = TOKEN) -> bytes:
-    """A POST as bytes."""
+    """Returns a POST as bytes."""
     head = b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nAuthorization: Bearer %b\r\n"
     return head % (path, token.encode()) + b"Content-Length: %d\r\n\r\n" % len(body) + body
 
@@ -344,7 +344,7 @@ async def test_bodies_on_their_way_are_bounded_in_number(upstream: ScriptedUpstr
             return answer.startswith(b"HTTP/1.1 503 ")
 
         await until(refused)
-        assert (await served.post(ping)).status == 200  # what has come whole is on its way no more
+        assert (await served.post(ping)).status == 200  # a complete body is no longer counted
         writer.write(ping[-1:])
         assert b"200 OK" in await reader.readuntil(b"result")
         assert (await served.post(ping)).status == 200
@@ -503,7 +503,7 @@ async def test_a_connection_that_carried_a_token_may_idle_for_the_keep_alive_tim
 
 
 def place_of(served: Bridge) -> tuple[str, int]:
-    """Where it listens."""
+    """Returns the host and the port of the bridge."""
     host, port = served.origin.removeprefix("http://").split(":")
     return host, int(port)
 
@@ -514,7 +514,7 @@ async def test_a_stranger_that_pipelines_and_never_reads_is_disconnected(upstrea
             stranger.setblocking(False)
             stranger.send((GET + b"\r\n") * 500)
             await until(lambda: served.metric("client_connections") == 1)
-            # It neither reads nor closes: the bridge waits for that no longer than for the rest of a request.
+            # The client neither reads nor closes: the bridge waits for it only as long as for the rest of a request.
             await until(lambda: served.metric("client_connections") == 0)
 
 
@@ -533,7 +533,7 @@ async def test_a_client_that_goes_on_sending_behind_a_refusal_is_read_no_further
                     break
                 else:
                     await asyncio.sleep(0)
-    # What the bridge dropped, and what the buffers of both sockets hold.
+    # What the bridge discarded, and the contents of the buffers of both sockets.
     assert sent < http_protocol.LINGER_BYTES + 2**25
 
 

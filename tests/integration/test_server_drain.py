@@ -1,4 +1,4 @@
-"""A bridge that is told to stop finishes what it accepted, then ends."""
+"""A bridge that is told to stop finishes the requests that it accepted, then exits."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ async def test_sighup_drains_like_sigterm(upstream: ScriptedUpstream) -> None:
         return await upstream.answer(received)
 
     upstream.on("tools/call", wait)
-    # Under nohup it is ignored, and the bridge inherits that.
+    # Under nohup, SIGHUP is ignored, and the bridge would inherit that.
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     try:
         process = BridgeProcess(environment(upstream.url))

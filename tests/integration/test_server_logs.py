@@ -1,4 +1,4 @@
-"""What the log says of requests, and what it never says."""
+"""What the log contains about requests, and what it must never contain."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ INITIALIZE = {
 
 
 async def call_with_canaries(served: Bridge) -> None:
-    """Everything that a client can say, with what must not be logged in it."""
+    """Sends canaries in every part of a request that must not be logged."""
     await served.call("write", {CANARY: CANARY})
     await served.call(CANARY, {}, id=CANARY)
     await served.call("write", {"text": CANARY}, headers=SSE)

@@ -1,4 +1,4 @@
-"""What Prometheus is told: on a listener of its own, true, and in words that the bridge knows."""
+"""The metrics have a listener of their own, correct values, and no label values from clients."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ LONG = "trigger-long-running-operation"
 
 
 async def scrape(served: Bridge, process: BridgeProcess, path: str = "/metrics", method: str = "GET") -> Answer:
-    """What the listener of the metrics answers."""
+    """Returns the response of the metrics listener."""
     url = f"http://127.0.0.1:{process.metrics_port}{path}"
     async with served.http.request(method, url) as response:
         return Answer(response.status, response.headers, await response.read())
@@ -132,7 +132,7 @@ async def test_requests_are_counted_by_method_tool_and_status(scripted: Bridge) 
 
 
 def requests(served: Bridge) -> list[tuple[tuple[str, ...], float]]:
-    """The requests by method, tool and status."""
+    """Returns the requests by method, tool and status."""
     assert served.metrics is not None
     (family,) = [it for it in served.metrics.collect() if it.name == "vestige_bridge_requests"]
     return [(tuple(sample.labels.values()), sample.value) for sample in family.samples]
@@ -168,7 +168,7 @@ async def test_what_is_in_flight_and_what_waits_for_the_window_are_told(everythi
         assert served.metric("requests_in_flight_limit") == 512
         await asyncio.gather(*calls)
         assert served.metric("requests_in_flight") == served.metric("upstream_requests_in_flight") == 0
-        # Of the five two waited for one other call, and one for two: four seconds in all, of which upstream took none.
+        # Two of the five waited for one call, and one for two: four seconds in all, none of them spent by upstream.
         assert served.metric("upstream_call_duration_seconds_count") == 5
         whole = served.metric("request_duration_seconds_sum", method="tools/call", tool=LONG)
         assert whole - served.metric("upstream_call_duration_seconds_sum") >= 3

@@ -1,4 +1,4 @@
-"""Places: what there is no room for is refused before anything is awaited, and a place is free when upstream is."""
+"""Admission: requests over the limit are rejected at once, and a slot is free when upstream has finished."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def cancellation(request_id: Any) -> dict[str, Any]:
 
 
 class Hanging:
-    """A script that takes messages and answers none until it is told to."""
+    """A script that receives messages and answers none until it is released."""
 
     def __init__(self, upstream: ScriptedUpstream) -> None:
         self.upstream = upstream
@@ -145,7 +145,7 @@ async def test_a_cancelled_call_keeps_its_place_until_upstream_answered_it(upstr
         assert (await following).status == 200
         assert hanging.most == 1
         await until(lambda: served.metric("upstream_requests_in_flight") == 0)
-        # Told to cancel, a server may answer nothing: then nobody would know when it is done.
+        # A server may send no response to a cancelled call; the bridge could not tell when it ends.
         assert upstream.count("notifications/cancelled") == 0
 
 
@@ -186,7 +186,7 @@ async def test_a_place_is_kept_no_longer_than_the_request_timeout_again(
         assert served.metric("upstream_requests_in_flight") == 1
         await until(lambda: served.metric("upstream_requests_in_flight") == 0)
         assert (await served.call("write", id="b")).status == 200
-        # Its connection was cut.
+        # The connection of the call was cut.
         await until(lambda: hanging.held == 0)
         hanging.released.set()
         forgetting.released.set()

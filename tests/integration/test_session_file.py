@@ -1,4 +1,4 @@
-"""A bridge that is killed leaves no Vestige process behind for longer than the next start takes."""
+"""After a kill of the bridge, its Vestige process runs at most until the next start of the bridge."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vestige_bridge.cli.parser import main
 
 
 async def killed(upstream: str, state: Path) -> None:
-    """A bridge is killed while it holds a session."""
+    """Kills a bridge that has a session."""
     process = BridgeProcess(environment(upstream, STATE_DIR=str(state)))
     async with process.serving() as served:
         await until(served.ready)

@@ -1,4 +1,4 @@
-"""Many callers on one upstream session: each gets its own answer and its own progress, and nobody else's."""
+"""Many callers on one upstream session: each gets its own response and progress, and no others."""
 
 from __future__ import annotations
 
@@ -42,19 +42,19 @@ async def test_five_thousand_requests_with_one_id_on_256_connections_each_get_th
 
 
 def long_call(steps: int, *, seconds: float, id: Any, token: Any = 1) -> dict[str, Any]:
-    """A long call; the number of its steps tells whose progress a notification is."""
+    """Returns a long call; its number of steps identifies its progress notifications."""
     body = call_body(LONG, {"duration": seconds, "steps": steps}, id=id)
     body["params"]["_meta"] = {"progressToken": token}
     return body
 
 
 async def watch(served: Bridge, body: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every message of a response stream."""
+    """Returns every message of a response stream."""
     return [message async for message in served.stream(body)]
 
 
 def assert_own(messages: list[dict[str, Any]], body: dict[str, Any]) -> None:
-    """A caller saw its own progress in order, perhaps but for last ones that its answer overtook, then that."""
+    """Asserts that a caller got its own progress in order, then its response; the last steps may be missing."""
     steps = body["params"]["arguments"]["steps"]
     *progress, answer = messages
     assert answer["id"] == body["id"]
@@ -150,7 +150,7 @@ async def test_a_cancelled_call_leaves_the_window(shared_gateway: Gateway) -> No
 
 
 async def test_a_cancelled_call_keeps_a_window_of_one_until_it_has_run(shared_gateway: Gateway) -> None:
-    # Its server would answer a ping, and take the next call, while it still runs.
+    # The call's server would answer a ping, and take the next call, while the call runs.
     async with bridge(shared_gateway.url, UPSTREAM_CONCURRENCY="1") as served:
         await until(served.ready)
         began = time.monotonic()

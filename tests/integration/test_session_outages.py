@@ -1,4 +1,4 @@
-"""What happens behind the bridge stays behind it: a crash costs an error object at most, and never a client."""
+"""Failures of upstream do not reach clients: a crash costs at most an error object."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from integration.test_endpoint_sessions import PING, initialize
 
 
 class Outage:
-    """What callers and a probe see while supergateway is killed and started again."""
+    """Responses to callers and to a probe while supergateway is killed and restarted."""
 
     def __init__(self, served: Bridge) -> None:
         self.served = served
@@ -25,7 +25,7 @@ class Outage:
         self.failures = 0
 
     async def call_until_it_is_over(self, name: int) -> None:
-        """One client, which shakes hands once: each answer is its own, and after the restart it goes on."""
+        """Calls in one session until some time after the restart; each response must be the client's own."""
         session_id = (await self.served.post(initialize("2025-06-18"))).headers["Mcp-Session-Id"]
         number = after = 0
         while after < 3:
@@ -45,7 +45,7 @@ class Outage:
                 await asyncio.sleep(0.1)
 
     async def probe(self) -> None:
-        """Asks for readiness all the time."""
+        """Requests /readyz repeatedly."""
         while True:
             asked_at = time.monotonic()
             self.readiness.append((asked_at, (await self.served.get("/readyz")).status))

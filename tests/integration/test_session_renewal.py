@@ -1,4 +1,4 @@
-"""What upstream does to the held session, and what that costs: one session at a time, and an answer for everybody."""
+"""How the bridge reacts when upstream ends or rejects the shared session: one session at a time, no lost response."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NO_SESSION = {"code": -32000, "message": "Bad Request: No valid session ID provi
 
 
 class Listening(ScriptedUpstream):
-    """A scripted upstream whose GET and DELETE a test scripts, too."""
+    """A scripted upstream whose GET and DELETE are scripted, too."""
 
     def __init__(self) -> None:
         self.got: list[web.Request] = []

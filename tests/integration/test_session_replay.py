@@ -1,4 +1,4 @@
-"""A request is sent again only where that is provably harmless; the scripted upstream counts."""
+"""A request is sent again only if that is provably harmless; the scripted upstream counts the attempts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from harness import Bridge, Received, ScriptedUpstream, bridge, call_body, until
 
 @pytest.fixture
 async def steady(upstream: ScriptedUpstream) -> AsyncIterator[Bridge]:
-    """A bridge that is connected, and that a periodic check does not disturb."""
+    """A connected bridge that no periodic check disturbs."""
     async with bridge(upstream.url, CHECK_INTERVAL_SECONDS="60", REQUEST_TIMEOUT_SECONDS="10") as served:
         await until(served.ready)
         upstream.received.clear()
@@ -23,7 +23,7 @@ async def steady(upstream: ScriptedUpstream) -> AsyncIterator[Bridge]:
 
 
 def cut_once(upstream: ScriptedUpstream, method: str) -> None:
-    """Has the connection cut once, after the request was taken."""
+    """Makes upstream cut the connection once, after it received the request."""
 
     async def cut(received: Received) -> web.StreamResponse:
         if upstream.count(method) == 1:

@@ -1,4 +1,4 @@
-"""Principals share the window in turns, and where there is no more room the largest makes way for the smaller."""
+"""Principals take turns in the window; at the limit, the largest one's requests give way to those of smaller ones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PRINCIPALS = ("ann", "bob", "cat")
 
 
 class Calls(Hanging):
-    """Takes calls and notifications, keeps the order in which they came, and answers none until it is told to."""
+    """A script that records the order of calls and notifications, and answers none until it is released."""
 
     def __init__(self, upstream: ScriptedUpstream) -> None:
         super().__init__(upstream)
@@ -37,7 +37,7 @@ class Calls(Hanging):
 
 
 class Sharing:
-    """A bridge, what each of its principals posted, and how that was answered."""
+    """A bridge, the requests of each of its principals, and their responses."""
 
     def __init__(self, served: Bridge) -> None:
         self.served = served
@@ -45,7 +45,7 @@ class Sharing:
         self.posts: dict[str, asyncio.Task[Answer]] = {}
 
     def post(self, name: str, body: Any = None, **headers: str) -> asyncio.Task[Answer]:
-        """Posts a call, or another body, under a name that begins with that of its principal."""
+        """Posts a call, or another body, under a name that begins with the name of its principal."""
         client = self.clients[name[:3]]
         sent = {it.replace("_", "-"): value for it, value in headers.items()}
         post = client.post(body or call_body("write", {"name": name}), sent)
@@ -53,27 +53,27 @@ class Sharing:
         return self.posts[name]
 
     async def post_each(self, *names: str, **headers: str) -> None:
-        """Posts calls, each when the one before it was accepted."""
+        """Posts calls, each after the one before it was accepted."""
         for name in names:
             in_flight = self.in_flight
             self.post(name, **headers)
             await self.accepted(in_flight + 1)
 
     async def accepted(self, in_flight: float) -> None:
-        """Waits until so many are in flight."""
+        """Waits until this number of messages is in flight."""
         await until(lambda: self.in_flight == in_flight)
 
     @property
     def in_flight(self) -> float:
-        """How many are."""
+        """The number of messages in flight."""
         return self.served.metric("requests_in_flight")
 
     def told(self, name: str, principal: str) -> float:
-        """A metric of one principal."""
+        """Returns a metric of one principal."""
         return self.served.metric(name, principal=principal)
 
     async def statuses(self) -> dict[str, int]:
-        """The HTTP status of each answer, once all have come and nothing is left of any request."""
+        """Returns the HTTP status of each response, once no request is left in the bridge."""
         statuses = {name: (await post).status for name, post in self.posts.items()}
         await until(lambda: (self.in_flight, self.served.metric("upstream_requests_in_flight")) == (0, 0))
         return statuses
@@ -83,7 +83,7 @@ class Sharing:
 async def sharing(
     upstream: ScriptedUpstream, directory: Path, *, places: int = 1, **variables: str
 ) -> AsyncIterator[Sharing]:
-    """A bridge with a few principals and a window of so many places."""
+    """Yields a bridge with three principals and a window of this number of slots."""
     file = directory / "tokens"
     file.write_text("".join(f"{it} token-of-{it}-for-tests\n" for it in PRINCIPALS))
     variables |= {"VESTIGE_AUTH_TOKEN": "", "VESTIGE_AUTH_TOKEN_FILE": str(file), "CHECK_INTERVAL_SECONDS": "60"}
@@ -93,7 +93,7 @@ async def sharing(
 
 
 def made_way(answer: Answer) -> None:
-    """Asserts that the answer says that there is no room, and that nothing was sent."""
+    """Asserts that the request was rejected at the limit and was not sent."""
     assert (answer.status, answer.error["code"], answer.headers["Retry-After"]) == (503, -32013, "1")
     assert (answer.error["data"]["outcome"], answer.error["data"]["retryable"]) == ("not_sent", True)
 
@@ -142,7 +142,7 @@ async def test_neither_agents_nor_sessions_give_a_principal_a_turn_of_its_own(
         await it.post_each("bob-1", "bob-2", X_Agent_Id="agent-0")
         calls.released.set()
         assert set((await it.statuses()).values()) == {200}
-    # The plain posts stay in their order whatever agent they name, and bob has every other place.
+    # The sessionless requests keep their order whichever agent they name, and every other slot is for bob.
     assert calls.order == ["ann-0", "ann-1", "bob-1", "ann-3", "bob-2", "ann-4", "ann-5", "ann-2"]
 
 
@@ -232,7 +232,7 @@ async def test_a_batch_is_let_in_whole_or_nobody_is_refused_for_it(upstream: Scr
     async with sharing(upstream, tmp_path, MAX_IN_FLIGHT="8") as it:
         await it.post_each(*(f"ann-{number}" for number in range(7)))
         await it.post_each("cat-0")
-        # With five, bob would have more than ann keeps.
+        # With five, bob would have more than the rest of ann's.
         made_way(await it.post("bob-5", batch(5)))
         assert (it.in_flight, it.told("requests_made_way_total", "ann")) == (8, 0)
         it.post("bob-3", batch(3))
@@ -274,7 +274,7 @@ async def test_notifications_make_way_and_their_places_are_free_at_once(
         it.post("bob-0")
         it.post("bob-1")
         await until(lambda: it.told("requests_made_way_total", "ann") >= 2 and it.told("requests_waiting", "bob") == 2)
-        # Nobody more is refused because one that was has not noticed it yet.
+        # No other request is displaced while the displaced ones have not ended yet.
         assert (it.in_flight, it.told("requests_made_way_total", "ann")) == (6, 2)
         made_way(await it.posts["ann-4"])
         made_way(await it.posts["ann-5"])
@@ -334,7 +334,7 @@ async def test_bodies_of_the_principal_with_the_most_on_their_way_make_way(
         writers: dict[asyncio.Task[bytes], asyncio.StreamWriter] = {}
 
         async def begin(principal: str) -> asyncio.Task[bytes]:
-            """Sends all of a request but its last byte; returns the first line of the answer, once it comes."""
+            """Sends a request except its last byte; returns a task that reads the first line of the response."""
             reader, writer = await connections.enter_async_context(connected(it.served))
             writer.write(called(ping, token=f"token-of-{principal}-for-tests")[:-1])
             line = asyncio.create_task(reader.readline())
@@ -345,7 +345,7 @@ async def test_bodies_of_the_principal_with_the_most_on_their_way_make_way(
         await until(lambda: sum(line.done() for line in anns) == 1)
         bob = await begin("bob")
         await until(lambda: sum(line.done() for line in anns) == 2)
-        # Both have as many now.
+        # Both have the same number now.
         assert (await (await begin("bob"))).startswith(b"HTTP/1.1 503 ")
         (kept,) = [line for line in anns if not line.done()]
         for line in (kept, bob):

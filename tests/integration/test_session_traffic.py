@@ -1,4 +1,4 @@
-"""Traffic as clients send it that cannot be installed here; each test names where it is publicly described."""
+"""Traffic of clients that cannot be installed here; each test names the public description of its case."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LIST = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
 
 
 async def open_session(served: Bridge, headers: dict[str, str] | None = None) -> dict[str, str]:
-    """The header that names a new session."""
+    """Opens a session; returns its header."""
     answer = await served.post(INITIALIZE, headers)
     assert answer.status == 200, answer
     return {"Mcp-Session-Id": answer.headers["Mcp-Session-Id"]}
@@ -47,7 +47,7 @@ async def test_a_session_id_that_is_never_sent_back(features: Bridge, features_g
 
 
 async def test_get_before_post_opens_a_stream_or_is_405_and_never_html(features: Bridge) -> None:
-    """Clients that probe with GET while they connect: twentyhq/twenty pull request 19496, f/prompts.chat 1117."""
+    """Clients that send GET while they connect: twentyhq/twenty pull request 19496, f/prompts.chat 1117."""
     for accept in ("text/event-stream", "application/json", "*/*"):
         async with (
             asyncio.timeout(10),
@@ -124,7 +124,7 @@ async def test_the_version_header_may_be_missing_or_spelled_in_any_case(
 
 
 async def test_a_version_header_before_the_handshake_is_taken(features: Bridge) -> None:
-    """The AI SDK and Hermes send their own newest: vercel/ai issue 14413, NousResearch/hermes-agent 14816."""
+    """The AI SDK and Hermes send their own latest: vercel/ai issue 14413, NousResearch/hermes-agent 14816."""
     await open_session(features, {"mcp-protocol-version": "2025-11-25"})
 
 
@@ -143,12 +143,12 @@ async def test_twenty_pooled_sessions_with_the_same_ids_keep_their_progress_apar
 
     async with asyncio.timeout(60):
         progress = await asyncio.gather(*(steps(number) for number in range(20)))
-    # A last step may come after its own answer, on another stream, and is dropped then.
+    # The last step may come after the response, on another stream, and is dropped then.
     assert all(seen in ([0, 1, 2], [0, 1]) for seen in progress), progress
 
 
 async def test_a_batch_with_one_id_twice_is_answered_twice(features_gateway: Gateway) -> None:
-    """2025-03-26 has batches; clients that pool put the same id in one: modelcontextprotocol/python-sdk issue 3060."""
+    """Clients that pool send one id twice in a 2025-03-26 batch: modelcontextprotocol/python-sdk issue 3060."""
     async with bridge(features_gateway.url) as served:
         batch = [call_body("wait", {"name": name, "steps": 0}, id=1) for name in ("one", "two")]
         answers = (await served.post(batch, {"MCP-Protocol-Version": "2025-03-26"})).json

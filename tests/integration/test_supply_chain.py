@@ -1,4 +1,4 @@
-"""What the images install is what was looked at: pinned, with hashes, and true to what the package asks for."""
+"""The images install only what was reviewed: pinned, with hashes, and consistent with the package's requirements."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PIN = re.compile(r"^([a-z0-9-]+)==(\S+) \\\n((?:    --hash=sha256:[0-9a-f]{64}(?
 
 
 def pins(path: Path) -> dict[str, str]:
-    """The versions in a file, by name."""
+    """Returns the versions in a file, by name."""
     return {name: version for name, version, _ in PIN.findall(path.read_text())}
 
 
@@ -104,7 +104,7 @@ def test_each_job_of_a_release_has_a_registry_of_its_own_and_no_right_that_it_do
         "github": {"contents": "write"},
         "documents": {"contents": "write", "pull-requests": "write"},
     }
-    # Nothing is published unless everything was built and looked at.
+    # Every job but the build waits for another one, so nothing is published before everything is built and checked.
     for name, job in jobs.items():
         before = {job["needs"]} if isinstance(job.get("needs"), str) else set(job.get("needs", ()))
         assert name == "build" or before, name

@@ -1,4 +1,4 @@
-"""An upstream that keeps the protocol until it is asked for a tool, and then breaks HTTP as no library would."""
+"""An upstream that follows the protocol until a tool is called, and then violates HTTP as no library would."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ RESULTS: dict[str, dict[str, Any]] = {
     "tools/list": {"tools": [{"name": "read", "inputSchema": {}, "annotations": {"readOnlyHint": True}}]},
 }
 ENDLESS_BYTES = 64 * MAX_HEAD_BYTES
-"""More than is ever taken, and little enough to be written by a server that nobody stops."""
+"""More than the bridge ever reads, but little enough that a server which nothing stops can write it."""
 
 Reply = Callable[[bytes], bytes]
 
 
 def whole(body: bytes, headers: bytes = b"") -> bytes:
-    """A reply as it should be."""
+    """Returns a correct reply."""
     head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nMcp-Session-Id: s\r\n" + headers
     return head + b"Content-Length: %d\r\n\r\n" % len(body) + body
 
 
 class Hostile:
-    """Such an endpoint: it answers ``tools/call`` with the bytes that ``reply`` makes of the answer."""
+    """A hostile upstream: it answers ``tools/call`` with the bytes that ``reply`` makes of the response."""
 
     def __init__(self) -> None:
         self.reply: Reply = whole
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answers what comes on a connection."""
+        """Serves the requests on a connection."""
         try:
             while head := await reader.readuntil(b"\r\n\r\n"):
                 await self._answer(head, reader, writer)
@@ -66,7 +66,7 @@ class Hostile:
 
 @asynccontextmanager
 async def facing(reply: Reply) -> AsyncIterator[tuple[Bridge, Hostile]]:
-    """A bridge in front of such an endpoint."""
+    """Yields a bridge in front of a hostile upstream."""
     hostile = Hostile()
     server = await asyncio.start_server(hostile.serve, "127.0.0.1", 0)
     async with server, bridge(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/mcp") as served:

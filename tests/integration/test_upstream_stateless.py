@@ -1,4 +1,4 @@
-"""Modern clients (2026-07-28) on real supergateway and a server that never heard of it."""
+"""Modern clients (2026-07-28) on a real supergateway and a server that implements only the legacy era."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ LONG = "trigger-long-running-operation"
 
 
 def request(method: str, *, id: Any = 1, **params: Any) -> dict[str, Any]:
-    """A request that describes itself."""
+    """Returns a self-contained request."""
     meta = {f"{PREFIX}protocolVersion": VERSION, f"{PREFIX}clientCapabilities": {}} | params.pop("_meta", {})
     return {"jsonrpc": "2.0", "id": id, "method": method, "params": params | {"_meta": meta}}
 
 
 def mirrored(body: dict[str, Any]) -> dict[str, str]:
-    """The headers that say what the body says."""
+    """Returns the headers that mirror the body."""
     name = body["params"].get("name", body["params"].get("uri"))
     headers = {"MCP-Protocol-Version": VERSION, "Mcp-Method": body["method"]}
     return headers if name is None else headers | {"Mcp-Name": name}
@@ -80,7 +80,7 @@ async def test_closing_the_response_cancels_the_request_upstream(shared_gateway:
             async with served.http.post(served.url, data=json.dumps(body).encode(), headers=headers) as response:
                 assert b"event" in await response.content.readline()
         async with asyncio.timeout(10):
-            # The window of two is free again, though the tools would have run for a minute.
+            # Both slots are free again, though the tools would have run for a minute.
             assert (await ask(served, "tools/call", name="echo", arguments={"message": "next"})).text == "Echo: next"
 
 

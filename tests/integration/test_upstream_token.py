@@ -1,4 +1,4 @@
-"""The token that the bridge shows to upstream, from a file that its Vestige writes anew at each start."""
+"""The bridge's token for upstream, from a file that Vestige rewrites at each start."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PING = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
 
 
 def shown(upstream: ScriptedUpstream) -> list[str | None]:
-    """What the bridge showed to upstream, oldest first."""
+    """Returns the credentials that the bridge sent to upstream, oldest first."""
     return [received.http.headers.get("Authorization") for received in upstream.received]
 
 
@@ -87,7 +87,7 @@ def test_a_token_and_its_file_at_once_are_refused() -> None:
 
 
 async def native(received: Received) -> web.StreamResponse:
-    """What a Vestige that serves HTTP itself answers to a ping without a session, and on one that it does not know."""
+    """Answers a ping without a session, or on an unknown one, as a Vestige that serves HTTP itself."""
     if received.http.headers.get("Authorization") != "Bearer of-this-start":
         return web.Response(status=401, text="Missing Authorization header")
     if "Mcp-Session-Id" in received.http.headers:

@@ -19,13 +19,13 @@ from harness import ROOT
 
 SCRIPTS = ROOT / "docker/vestige"
 RUNS_ON = "exec tail -f /dev/null"
-"""A Vestige that ends by a signal only."""
+"""The command of a Vestige that only a signal ends."""
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the scripts run in a Linux container")
 
 
 class Image:
-    """A folder with what the scripts find in the image."""
+    """A folder with the programs and files that the scripts find in the image."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -49,20 +49,20 @@ class Image:
         self.add("vestige-mcp", "#!/bin/sh\necho vestige-mcp 3.1.0\n")
 
     def add(self, name: str, script: str) -> None:
-        """Puts a program on PATH."""
+        """Adds a program to PATH."""
         program = self.folder / "bin" / name
         program.write_text(script)
         program.chmod(0o755)
 
     def fifo(self, name: str) -> Path:
-        """A pipe, by which a stub and the test wait for each other."""
+        """Returns a named pipe by which a stub and the test wait for each other."""
         path = self.folder / name
         os.mkfifo(path)
         return path
 
     @contextmanager
     def running(self, *command: str, **variables: str) -> Iterator[subprocess.Popen[bytes]]:
-        """The command and all that it started, until the end of the test."""
+        """Runs a command; kills it and all its child processes at the end."""
         environ = {**self.environ, **variables}
         with subprocess.Popen(command, env=environ, stdin=subprocess.DEVNULL, start_new_session=True) as process:
             try:
@@ -74,7 +74,7 @@ class Image:
 
 @pytest.fixture
 def image(tmp_path: Path) -> Image:
-    """A new image, in which nothing has run."""
+    """A new image in which nothing has run."""
     return Image(tmp_path)
 
 
@@ -116,7 +116,7 @@ def test_a_signal_that_comes_while_the_token_is_made_ends_the_vestige_that_start
 
 def test_a_signal_that_comes_before_vestiges_process_is_known_ends_it(image: Image) -> None:
     image.add("vestige", f"#!/bin/sh\n{RUNS_ON}\n")
-    # The shell runs this before each of its commands; the one that starts Vestige is signalled at.
+    # Bash runs this trap before each command; it sends the signal before the command that starts Vestige.
     before = image.folder / "before"
     before.write_text("""trap 'case $BASH_COMMAND in \\"\\$@\\"*) kill -TERM $$ ;; esac' DEBUG\n""")
     with image.running("vestige-serve", "vestige", "serve", BASH_ENV=str(before)) as serve:

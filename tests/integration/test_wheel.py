@@ -1,4 +1,4 @@
-"""What is installed from the wheel runs the same outside the checkout."""
+"""The bridge installed from the wheel behaves the same outside the checkout."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from integration.test_docs import commands
 
 @pytest.fixture
 def installed(tmp_path: Path) -> Path:
-    """The environment into which the lines of the README install the bridge, from a copy of the checkout."""
+    """Installs the bridge from a copy of the checkout with the commands of the README; returns its environment."""
     sources, home = tmp_path / "sources", tmp_path / "home"
     shutil.copytree(ROOT / "src", sources / "src", ignore=shutil.ignore_patterns("*.egg-info", "__pycache__"))
     for file in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
