@@ -218,7 +218,7 @@ async def test_a_line_says_whether_the_tool_failed(upstream: ScriptedUpstream, t
     assert {line["outcome"] for line in said} == {"answered"}
 
 
-async def test_a_replayed_call_has_one_line_that_says_so(upstream: ScriptedUpstream, tmp_path: Path) -> None:
+async def test_a_replayed_call_has_one_line_with_its_replay(upstream: ScriptedUpstream, tmp_path: Path) -> None:
     async def cut_fourth(received: Received) -> web.StreamResponse:
         return received.cut() if upstream.count("tools/call") == 4 else await upstream.answer(received)
 
@@ -236,7 +236,7 @@ async def test_a_replayed_call_has_one_line_that_says_so(upstream: ScriptedUpstr
     ]
 
 
-async def test_a_call_whose_end_nobody_knows_is_told_so(upstream: ScriptedUpstream, tmp_path: Path) -> None:
+async def test_a_call_with_an_unknown_outcome_is_logged_as_unknown(upstream: ScriptedUpstream, tmp_path: Path) -> None:
     async def fail(received: Received) -> web.StreamResponse:
         tool = received.message["params"]["name"]
         if tool == "write":
@@ -285,7 +285,7 @@ async def test_cancelled_and_abandoned_calls_have_their_lines(upstream: Scripted
     ]
 
 
-async def test_what_is_refused_before_it_is_accepted_has_its_line(upstream: ScriptedUpstream, tmp_path: Path) -> None:
+async def test_a_call_rejected_before_admission_has_a_line(upstream: ScriptedUpstream, tmp_path: Path) -> None:
     hanging = Hanging(upstream)
     upstream.on("tools/call", hanging)
     async with bridge(upstream.url, AUDIT_LOG=str(tmp_path / "audit"), MAX_IN_FLIGHT="2") as served:
@@ -386,7 +386,7 @@ async def test_each_refusal_of_a_principal_has_a_line(upstream: ScriptedUpstream
     )
 
 
-async def test_a_refusal_that_a_renewed_session_brings_has_one_line(upstream: ScriptedUpstream, tmp_path: Path) -> None:
+async def test_a_call_rejected_after_a_renewal_has_one_line(upstream: ScriptedUpstream, tmp_path: Path) -> None:
     async def announce_nothing(received: Received) -> web.StreamResponse:
         return received.result({"tools": [{**tool, "annotations": {}} for tool in TOOLS]})
 
@@ -401,7 +401,7 @@ async def test_a_refusal_that_a_renewed_session_brings_has_one_line(upstream: Sc
     assert upstream.count("tools/call") == 1
 
 
-async def test_no_content_gets_into_a_line(upstream: ScriptedUpstream, tmp_path: Path) -> None:
+async def test_a_line_contains_no_content_of_the_call(upstream: ScriptedUpstream, tmp_path: Path) -> None:
     async def answer(received: Received) -> web.StreamResponse:
         return received.result({"content": [{"type": "text", "text": CANARY}], CANARY: CANARY, "isError": True})
 
@@ -425,9 +425,7 @@ async def test_no_content_gets_into_a_line(upstream: ScriptedUpstream, tmp_path:
 
 
 @pytest.mark.parametrize("where", ["header", "meta", "both"])
-async def test_the_trace_of_a_request_stands_in_both_logs(
-    upstream: ScriptedUpstream, tmp_path: Path, where: str
-) -> None:
+async def test_the_trace_of_a_request_is_in_both_logs(upstream: ScriptedUpstream, tmp_path: Path, where: str) -> None:
     body, headers = modern(call_body("read"), **({} if where == "header" else {"traceparent": TRACEPARENT}))
     if where == "header":
         headers["Traceparent"] = TRACEPARENT
@@ -471,9 +469,7 @@ async def test_calls_that_the_drain_ends_have_their_lines(upstream: ScriptedUpst
     assert sorted(answer.error["data"]["outcome"] for answer in answers) == [outcome for _, outcome, _ in said]
 
 
-async def test_a_call_that_is_given_up_before_it_is_accepted_has_its_line(
-    upstream: ScriptedUpstream, tmp_path: Path
-) -> None:
+async def test_a_call_abandoned_before_admission_has_a_line(upstream: ScriptedUpstream, tmp_path: Path) -> None:
     async def open_never(received: Received) -> web.StreamResponse:
         await asyncio.Event().wait()
         raise AssertionError
@@ -568,7 +564,7 @@ async def test_a_required_audit_refuses_calls_while_the_log_cannot_be_written(
     assert log.count("The audit log cannot be written") == log.count("The audit log is written again") == 1
 
 
-async def test_a_required_audit_withholds_an_answer_from_a_stream_too(upstream: ScriptedUpstream) -> None:
+async def test_a_required_audit_withholds_a_response_on_a_stream_too(upstream: ScriptedUpstream) -> None:
     async def progress_first(received: Received) -> web.StreamResponse:
         token = received.message["params"]["_meta"]["progressToken"]
         step = {"jsonrpc": "2.0", "method": "notifications/progress", "params": {"progressToken": token, "progress": 1}}
@@ -625,7 +621,7 @@ async def test_answers_of_a_required_audit_come_once_their_lines_are_written(
     assert Counter(line["request_id"] for line in lines(path)) == Counter(f"r-{number}" for number in range(50))
 
 
-async def test_a_client_that_leaves_while_its_line_is_written_disturbs_nobody(
+async def test_a_client_that_leaves_while_its_line_is_written_affects_no_other(
     upstream: ScriptedUpstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(audit_writer, "SLOW_SECONDS", 0.5)
@@ -657,7 +653,7 @@ async def test_a_client_that_leaves_while_its_line_is_written_disturbs_nobody(
     assert sum(line["outcome"] == "answered" for line in said) == upstream.count("tools/call")
 
 
-async def test_a_pipe_that_nobody_empties_holds_up_no_request(
+async def test_an_audit_pipe_without_a_reader_delays_no_request(
     upstream: ScriptedUpstream, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(audit_writer, "SLOW_SECONDS", 0.2)
@@ -711,7 +707,7 @@ async def test_sigusr1_after_a_rename_writes_to_a_new_file_and_loses_nothing(
     assert all(lines(file) for file in files[:-1])
 
 
-async def test_sigusr1_ends_no_bridge_that_writes_no_audit_log(upstream: ScriptedUpstream) -> None:
+async def test_sigusr1_does_not_end_a_bridge_without_an_audit_log(upstream: ScriptedUpstream) -> None:
     process = BridgeProcess(environment(upstream.url))
     async with process.serving() as served:
         await until(served.ready)
@@ -722,7 +718,7 @@ async def test_sigusr1_ends_no_bridge_that_writes_no_audit_log(upstream: Scripte
     assert status == 0
 
 
-async def test_a_dash_writes_to_standard_output_and_standard_error_keeps_the_log(upstream: ScriptedUpstream) -> None:
+async def test_a_dash_writes_the_audit_log_to_standard_output_and_not_the_other_log(upstream: ScriptedUpstream) -> None:
     read_end, write_end = os.pipe()
     process = BridgeProcess(environment(upstream.url, AUDIT_LOG="-", LOG_FORMAT="json"), stdout=write_end)
     os.close(write_end)
@@ -742,7 +738,7 @@ async def test_a_dash_writes_to_standard_output_and_standard_error_keeps_the_log
     assert not any("audit" in line for line in logged)
 
 
-async def test_the_commands_for_jq_say_which_tools_a_principal_called_when_and_with_which_outcome(
+async def test_the_documented_jq_commands_report_the_calls_of_a_principal(
     upstream: ScriptedUpstream, tmp_path: Path
 ) -> None:
     """Without jq on the machine, the test checks only the lines and the number of commands."""
@@ -772,7 +768,7 @@ async def test_the_commands_for_jq_say_which_tools_a_principal_called_when_and_w
     assert [json.loads(line)["outcome"] for line in answers[2].splitlines()] == ["refused"]
 
 
-async def test_a_standard_output_that_nobody_reads_holds_up_neither_requests_nor_the_end(
+async def test_a_standard_output_without_a_reader_delays_neither_requests_nor_the_exit(
     upstream: ScriptedUpstream,
 ) -> None:
     read_end, write_end = os.pipe()
@@ -791,7 +787,7 @@ async def test_a_standard_output_that_nobody_reads_holds_up_neither_requests_nor
     assert f"{400 - len(said)} lines of the audit log were not written" in log
 
 
-async def test_an_audit_that_is_required_and_goes_nowhere_is_one_line_and_exit_status_2() -> None:
+async def test_a_required_audit_without_a_destination_is_one_line_and_exit_status_2() -> None:
     status, log = await BridgeProcess(environment("http://127.0.0.1:9/mcp", AUDIT_REQUIRED="true")).ended()
     assert status == 2
     (line,) = log.splitlines()

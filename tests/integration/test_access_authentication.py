@@ -38,7 +38,9 @@ async def test_wrong_credentials_answer_401_with_a_challenge(
     assert not upstream.count("tools/call")
 
 
-async def test_a_wrong_token_is_named_as_rfc_6750_says_and_a_missing_one_is_not(scripted: Bridge) -> None:
+async def test_the_challenge_has_the_rfc_6750_error_for_a_wrong_token_but_not_for_a_missing_one(
+    scripted: Bridge,
+) -> None:
     wrong = await scripted.post(PING, {"Authorization": "Bearer wrong"})
     missing = await scripted.ask("POST", "/mcp", PING, JSON)
     assert 'error="invalid_token"' in wrong.headers["WWW-Authenticate"]
@@ -117,7 +119,7 @@ async def test_without_configuration_everything_but_livez_answers_500_with_the_s
     assert "VESTIGE_ALLOW_ANONYMOUS" in sentence
 
 
-async def test_anonymous_access_is_open_and_says_so_at_warning(
+async def test_anonymous_access_is_open_and_logged_as_a_warning(
     upstream: ScriptedUpstream, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with bridge(upstream.url, VESTIGE_AUTH_TOKEN="", VESTIGE_ALLOW_ANONYMOUS="true") as served:
@@ -137,7 +139,7 @@ async def test_a_token_that_can_be_guessed_is_a_warning_that_does_not_show_it(
     assert not any(token in record.getMessage() for record in caplog.records)
 
 
-async def test_a_token_together_with_anonymous_access_ends_the_start_with_one_line() -> None:
+async def test_a_token_together_with_anonymous_access_is_one_line_at_the_start() -> None:
     process = BridgeProcess(environment("http://127.0.0.1:9/mcp", VESTIGE_ALLOW_ANONYMOUS="true"))
     status, log = await process.ended()
     assert status == 2
@@ -155,7 +157,7 @@ async def test_the_clients_token_and_principal_never_travel_upstream(
     assert received["X-Agent-Id"] == "agent-7"
 
 
-async def test_the_bridge_shows_upstream_a_token_of_its_own(upstream: ScriptedUpstream) -> None:
+async def test_the_bridge_sends_its_own_token_to_upstream(upstream: ScriptedUpstream) -> None:
     async with bridge(upstream.url, UPSTREAM_TOKEN="for-upstream") as served:
         assert (await served.post(PING)).status == 200
     assert {received.http.headers["Authorization"] for received in upstream.received} == {"Bearer for-upstream"}

@@ -145,7 +145,7 @@ async def test_a_batch_that_would_be_too_many_in_flight_is_429_as_a_whole(
 
 
 @pytest.mark.parametrize("era", BATCHES)
-async def test_a_batch_that_can_never_be_in_flight_is_invalid_and_not_to_be_repeated(
+async def test_a_batch_over_the_limit_by_itself_is_invalid_and_not_retryable(
     upstream: ScriptedUpstream, tmp_path: Path, era: str
 ) -> None:
     mode = {"SESSION_MODE": mode_of(era), "MAX_IN_FLIGHT": "3"}
@@ -161,7 +161,7 @@ async def test_a_batch_that_can_never_be_in_flight_is_invalid_and_not_to_be_repe
 
 
 @pytest.mark.parametrize("mode", ["shared", "per-client"])
-async def test_notifications_are_in_flight_too(upstream: ScriptedUpstream, tmp_path: Path, mode: str) -> None:
+async def test_notifications_count_as_in_flight(upstream: ScriptedUpstream, tmp_path: Path, mode: str) -> None:
     hanging = Hanging(upstream)
     note = {"jsonrpc": "2.0", "method": "notifications/of-our-own"}
     upstream.on("notifications/of-our-own", hanging)
@@ -176,7 +176,7 @@ async def test_notifications_are_in_flight_too(upstream: ScriptedUpstream, tmp_p
         assert (await taken).status == 202
 
 
-async def test_a_page_of_an_allowed_origin_reads_when_to_try_again(upstream: ScriptedUpstream, tmp_path: Path) -> None:
+async def test_retry_after_is_exposed_to_an_allowed_origin(upstream: ScriptedUpstream, tmp_path: Path) -> None:
     origin = "https://app.example.com"
     async with limited(upstream, tmp_path, "rate = 1", ALLOWED_ORIGINS=origin) as (served, _):
         await served.call("write")
@@ -255,7 +255,7 @@ async def test_a_token_expires_by_itself_and_open_streams_with_it(
     assert upstream.count("tools/call") == 1
 
 
-async def test_what_runs_when_a_token_expires_is_answered(
+async def test_a_call_in_flight_when_its_token_expires_is_answered(
     upstream: ScriptedUpstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hanging = Hanging(upstream)
@@ -272,7 +272,7 @@ async def test_what_runs_when_a_token_expires_is_answered(
         assert (await call).status == 200
 
 
-async def test_a_token_that_has_expired_at_the_start_is_a_warning_and_lets_nobody_in(
+async def test_a_token_that_has_expired_at_the_start_is_a_warning_and_is_rejected(
     upstream: ScriptedUpstream, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with limited(upstream, tmp_path, "expires = 2001-01-31T00:00:00Z") as (served, free):
@@ -301,7 +301,7 @@ BAD_FILES: dict[str, tuple[bytes | None, str]] = {
 }
 
 
-async def test_a_start_with_a_file_of_no_use_is_a_sentence_and_exit_status_2(tmp_path: Path) -> None:
+async def test_a_start_with_an_invalid_file_is_a_sentence_and_exit_status_2(tmp_path: Path) -> None:
     async def starts(kind: str, content: bytes | None, why: str) -> None:
         file = tmp_path / kind / "tokens.toml"
         file.parent.mkdir()

@@ -101,7 +101,7 @@ async def test_the_metadata_are_served_without_a_token_and_without_upstream(
     assert len(upstream.received) == received
 
 
-async def test_a_page_of_an_allowed_origin_reads_the_metadata_and_the_challenge(
+async def test_the_metadata_and_the_challenge_are_readable_for_an_allowed_origin(
     upstream: ScriptedUpstream, provider: IdentityProvider
 ) -> None:
     origin = {"Origin": "https://app.example.com"}
@@ -268,7 +268,7 @@ async def test_a_token_that_is_a_name_or_a_token_of_the_file_gets_nobodys_rights
         assert served.metric("token_last_used_timestamp_seconds", principal="oauth") > 0
 
 
-async def test_the_token_file_and_oauth_let_each_their_own_in(
+async def test_tokens_of_the_file_and_of_the_provider_are_both_accepted(
     upstream: ScriptedUpstream, provider: IdentityProvider, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     file = tmp_path / "tokens"
@@ -303,7 +303,7 @@ async def test_a_token_file_with_a_jwt_ends_the_start_and_the_sentence_does_not_
     assert jwt not in log
 
 
-async def test_without_what_verifies_tokens_the_start_ends_with_one_line(provider: IdentityProvider) -> None:
+async def test_without_the_oauth_packages_the_start_ends_with_one_line(provider: IdentityProvider) -> None:
     program = "import sys; sys.modules['joserfc'] = None; from vestige_bridge.cli.parser import main; sys.exit(main())"
     environ = provider.environment("http://127.0.0.1:9/mcp")
     exit_status, log = await BridgeProcess(environ, [sys.executable, "-c", program]).ended()
@@ -312,7 +312,7 @@ async def test_without_what_verifies_tokens_the_start_ends_with_one_line(provide
     assert "pip install 'vestige-bridge[oauth]'" in log
 
 
-async def test_what_verifies_tokens_is_loaded_only_where_an_issuer_is_set(upstream: ScriptedUpstream) -> None:
+async def test_the_oauth_packages_are_imported_only_with_an_issuer(upstream: ScriptedUpstream) -> None:
     program = (
         "import sys; from vestige_bridge.server.app import build_app; from vestige_bridge.settings import Settings\n"
         "build_app(Settings.from_environ({'VESTIGE_AUTH_TOKEN': 'x'})); sys.exit('joserfc' in sys.modules)"
@@ -337,7 +337,7 @@ async def test_a_token_without_a_mapped_scope_answers_403_with_the_scopes(
     assert len(upstream.received) == received
 
 
-async def test_a_scope_that_only_reads_is_told_which_scope_would_permit_more(
+async def test_a_write_with_a_read_only_scope_is_403_with_the_scopes_that_permit_it(
     protected: Bridge, provider: IdentityProvider, upstream: ScriptedUpstream
 ) -> None:
     reads, writes = bearer(provider.token(scope="vestige.read")), bearer(provider.token())
@@ -423,9 +423,7 @@ async def test_a_stream_ends_with_the_token_that_opened_it_and_no_other_does(
             stream.close()
 
 
-async def test_a_call_that_is_under_way_outlives_its_token(
-    upstream: ScriptedUpstream, provider: IdentityProvider
-) -> None:
+async def test_a_call_in_flight_outlives_its_token(upstream: ScriptedUpstream, provider: IdentityProvider) -> None:
     async def take_time(received: Any) -> web.StreamResponse:
         await asyncio.sleep(3)
         result: web.StreamResponse = received.result({"content": []})
@@ -610,7 +608,9 @@ async def test_neither_a_token_nor_a_subject_gets_into_the_log_or_the_audit_log(
         assert forged.split(".")[2] not in said
 
 
-async def test_oauth_alone_is_configured_authentication(protected: Bridge, caplog: pytest.LogCaptureFixture) -> None:
+async def test_oauth_alone_counts_as_configured_authentication(
+    protected: Bridge, caplog: pytest.LogCaptureFixture
+) -> None:
     assert [(await protected.get(path)).status for path in ("/health", "/readyz", "/livez")] == [200, 200, 200]
     assert await status(protected, TOKEN) == 401
     assert "not configured" not in caplog.text

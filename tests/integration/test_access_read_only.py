@@ -172,7 +172,7 @@ async def test_in_a_batch_the_refused_member_alone_gets_the_error(features_gatew
         ("tools/call", {"name": "waits"}),
     ],
 )
-async def test_what_changes_nothing_is_served(
+async def test_read_only_requests_are_served(
     features_gateway: Gateway, tmp_path: Path, method: str, params: dict[str, Any] | None
 ) -> None:
     async with guarded(features_gateway.url, tmp_path) as (_, reader):
@@ -235,7 +235,7 @@ async def test_a_renewed_session_with_other_tools_decides_before_the_replay(
         assert upstream.count("tools/call") == 1  # the one that the lost session rejected
 
 
-async def test_without_a_session_a_tool_is_not_judged_by_an_empty_list(tmp_path: Path) -> None:
+async def test_without_a_session_a_call_is_not_checked_against_an_empty_tool_list(tmp_path: Path) -> None:
     file = tmp_path / "tokens"
     file.write_text(f"reader:read-only {READER}\n")
     variables = {"VESTIGE_AUTH_TOKEN": "", "VESTIGE_AUTH_TOKEN_FILE": str(file)}
@@ -247,7 +247,7 @@ async def test_without_a_session_a_tool_is_not_judged_by_an_empty_list(tmp_path:
         refused(await served.post({"jsonrpc": "2.0", "id": "w", "method": "memory/write"}))
 
 
-async def test_its_name_is_told_without_the_suffix(upstream: ScriptedUpstream, tmp_path: Path) -> None:
+async def test_the_name_of_a_read_only_principal_has_no_suffix(upstream: ScriptedUpstream, tmp_path: Path) -> None:
     file = tmp_path / "tokens"
     file.write_text(f"reader:read-only {READER}\n")
     variables = {"VESTIGE_AUTH_TOKEN": "", "VESTIGE_AUTH_TOKEN_FILE": str(file)}

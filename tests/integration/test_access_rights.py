@@ -361,7 +361,7 @@ async def test_a_list_of_tools_shows_only_those_that_its_reader_may_call(
                 assert text == f'{{"jsonrpc":"2.0","id":7,"result":{whole}}}'
 
 
-async def test_a_list_that_all_may_see_stays_as_it_is(upstream: ScriptedUpstream, tmp_path: Path) -> None:
+async def test_a_list_without_hidden_tools_is_unchanged(upstream: ScriptedUpstream, tmp_path: Path) -> None:
     upstream.on("tools/list", pages)
     file = tmp_path / "tokens.toml"
     file.write_text(f"{Rights(resources=False).entry('bare')}\nrate = 5\n{Rights(read_only=True).entry('reader')}")
@@ -502,7 +502,7 @@ async def test_requests_that_wait_while_a_session_is_renewed_are_judged_by_its_t
     assert upstream.count("tools/call") == 1
 
 
-async def test_resources_are_not_told_on_a_stream_to_whom_they_are_refused(
+async def test_a_principal_without_resources_cannot_listen_to_resources(
     upstream: ScriptedUpstream, tmp_path: Path
 ) -> None:
     async with guarded(upstream, tmp_path) as principals:
@@ -519,7 +519,7 @@ async def test_resources_are_not_told_on_a_stream_to_whom_they_are_refused(
             assert await stream.content.readline()
 
 
-async def test_a_subscription_does_not_outlive_the_right_to_resources(
+async def test_a_subscription_ends_with_the_permission_for_resources(
     upstream: ScriptedUpstream, tmp_path: Path
 ) -> None:
     told = asyncio.Event()

@@ -27,7 +27,7 @@ def bring(file: Path, sent: bytes, said: str = SAID, status: int = 0) -> subproc
     )
 
 
-def test_a_whole_backup_gets_its_name_and_is_for_its_owner_alone(tmp_path: Path) -> None:
+def test_a_complete_backup_gets_its_name_and_is_readable_only_for_its_owner(tmp_path: Path) -> None:
     file = tmp_path / "backup.db"
     done = bring(file, CONTENT)
     assert done.returncode == 0, done.stderr
@@ -55,7 +55,7 @@ def test_anything_else_leaves_no_file_and_fails(tmp_path: Path, sent: bytes, sai
     assert [path.name for path in tmp_path.iterdir()] == ["sent"]
 
 
-def test_a_file_that_is_there_is_never_written_over(tmp_path: Path) -> None:
+def test_an_existing_file_is_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "backup.db").write_text("yesterday's")
     assert bring(tmp_path / "backup.db", CONTENT).returncode == 1
     assert (tmp_path / "backup.db").read_text() == "yesterday's"
@@ -69,7 +69,7 @@ def test_a_file_that_is_there_is_never_written_over(tmp_path: Path) -> None:
         (["COMPOSE=x.yaml", "CONTAINER_TOOL=podman"], "podman-compose -f x.yaml exec -T vestige-mcp"),
     ],
 )
-def test_make_asks_the_container_that_has_the_memory(variables: list[str], command: str) -> None:
+def test_make_runs_the_backup_in_the_container_with_the_memory(variables: list[str], command: str) -> None:
     done = subprocess.run(
         ["make", "backup", "DRY_RUN=1", "BACKUP=here.db", *variables],
         cwd=ROOT,

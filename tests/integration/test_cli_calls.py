@@ -94,7 +94,7 @@ async def test_a_program_gets_the_tools_as_vestige_announces_them(memory_gateway
             assert (done.status, done.json, done.err) == (0, listed, "")
 
 
-async def test_a_person_gets_a_table_of_what_each_tool_needs_and_does(everything: Bridge) -> None:
+async def test_a_terminal_shows_a_table_of_tools_with_arguments_and_descriptions(everything: Bridge) -> None:
     await until(everything.ready)
     done = await see(everything, "tools")
     lines = done.out.splitlines()
@@ -128,13 +128,13 @@ async def test_one_tool_is_shown_with_its_arguments(everything: Bridge) -> None:
     assert json.loads((await see(everything, "tools", "get-sum", "--json")).out) == announced
 
 
-async def test_a_tool_without_arguments_and_one_that_is_none(everything: Bridge) -> None:
+async def test_a_tool_without_arguments_and_an_unknown_tool(everything: Bridge) -> None:
     assert "The schema names no arguments." in (await ask(everything, "call", "get-env", "-h")).out
     done = await ask(everything, "tools", "get-smu")
     assert (done.status, done.err.partition(".")[0]) == (2, "There is no tool 'get-smu'")
 
 
-async def test_call_alone_says_that_a_tool_is_missing_and_nothing_of_its_arguments() -> None:
+async def test_call_without_a_tool_reports_the_missing_tool() -> None:
     done = await run("call")
     assert done.status == 2
     assert done.err.splitlines()[-1] == (
@@ -143,7 +143,7 @@ async def test_call_alone_says_that_a_tool_is_missing_and_nothing_of_its_argumen
     assert "vestige-bridge call recall --help" in (await run("call", "--help")).out
 
 
-async def test_without_a_token_it_says_which_variable_takes_one(everything: Bridge) -> None:
+async def test_without_a_token_the_variable_for_one_is_named(everything: Bridge) -> None:
     done = await run("tools", "--url", everything.origin)
     sentence = "The bridge requires a token: set VESTIGE_AUTH_TOKEN to one that the bridge accepts."
     assert (done.status, done.err.splitlines()[0]) == (1, f"{everything.origin}: {sentence}")
@@ -188,7 +188,7 @@ async def test_values_are_typed_by_the_schema_of_the_tool(everything: Bridge) ->
         ([b"--json", b'{"message":"\xe9"}'], b"", "the byte 0xe9"),
     ],
 )
-async def test_input_that_is_no_utf_8_is_one_sentence_and_nothing_is_sent(
+async def test_input_that_is_not_utf_8_is_one_sentence_and_nothing_is_sent(
     scripted: Bridge, upstream: ScriptedUpstream, words: list[bytes], stdin: bytes, said: str
 ) -> None:
     for locale in ("C.UTF-8", "POSIX"):
@@ -265,7 +265,7 @@ async def test_an_error_of_the_tool_is_printed_and_is_exit_status_1(
     assert "The disk is full." in (await see(scripted, "call", "write")).out
 
 
-async def test_a_write_that_was_cut_may_have_run_and_is_said_to(upstream: ScriptedUpstream, scripted: Bridge) -> None:
+async def test_a_write_that_was_cut_is_reported_as_possibly_run(upstream: ScriptedUpstream, scripted: Bridge) -> None:
     async def cut(received: Received) -> Any:
         return received.cut()
 
@@ -302,13 +302,13 @@ async def test_a_bridge_elsewhere_is_named_by_its_address(everything: Bridge, en
 @pytest.mark.parametrize(
     "words", [["--url", "host:8000"], ["--url", "http://h/?a=b"], ["--url", ""], ["--colour"], ["a", "b"]]
 )
-async def test_words_that_mean_nothing_are_exit_status_2(words: list[str]) -> None:
+async def test_invalid_arguments_are_exit_status_2(words: list[str]) -> None:
     done = await run("tools", *words)
     assert done.status == 2
     assert "Traceback" not in done.err
 
 
-async def test_settings_that_matter_and_are_wrong_are_exit_status_2(tmp_path: Path) -> None:
+async def test_invalid_settings_that_the_command_uses_are_exit_status_2(tmp_path: Path) -> None:
     done = await run("tools", VESTIGE_BRIDGE_PORT="none", VESTIGE_AUTH_TOKEN="a b", VESTIGE_MCP_URL="nowhere")
     assert done.status == 2
     assert [line.partition(":")[0] for line in done.err.splitlines()] == ["VESTIGE_BRIDGE_PORT", "VESTIGE_AUTH_TOKEN"]
@@ -316,7 +316,7 @@ async def test_settings_that_matter_and_are_wrong_are_exit_status_2(tmp_path: Pa
     assert (done.status, done.err.partition(":")[0]) == (2, "VESTIGE_AUTH_TOKEN_FILE")
 
 
-async def test_a_bridge_that_is_none_or_refuses_is_named_and_is_exit_status_1(everything: Bridge) -> None:
+async def test_a_failed_request_names_the_address_and_is_exit_status_1(everything: Bridge) -> None:
     nowhere = f"http://127.0.0.1:{free_port()}"
     done = await run("tools", "--url", nowhere)
     assert (done.status, done.out) == (1, "")
@@ -331,7 +331,7 @@ async def test_a_bridge_that_is_none_or_refuses_is_named_and_is_exit_status_1(ev
         assert (done.status, done.err.splitlines()[0]) == (1, f"http://{authority}: the server does not use HTTP")
 
 
-async def test_a_list_of_tools_that_is_none_is_said(upstream: ScriptedUpstream, scripted: Bridge) -> None:
+async def test_an_invalid_list_of_tools_is_reported(upstream: ScriptedUpstream, scripted: Bridge) -> None:
     async def list_odd(received: Received) -> Any:
         return received.result({"tools": "none"})
 
@@ -342,7 +342,7 @@ async def test_a_list_of_tools_that_is_none_is_said(upstream: ScriptedUpstream, 
     assert "not a list of tools" in done.err
 
 
-async def test_a_stream_that_ends_before_the_answer_is_no_answer(upstream: ScriptedUpstream) -> None:
+async def test_a_stream_that_ends_before_the_response_is_an_error(upstream: ScriptedUpstream) -> None:
     async def end_early(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n: hello\n\ndata: what?\n\n")
@@ -369,7 +369,9 @@ async def test_a_program_gets_a_result_without_progress(everything: Bridge) -> N
     assert done.json["content"]
 
 
-async def test_a_result_is_readable_whatever_is_in_it(upstream: ScriptedUpstream, scripted: Bridge) -> None:
+async def test_all_kinds_of_content_are_shown_and_control_characters_are_replaced(
+    upstream: ScriptedUpstream, scripted: Bridge
+) -> None:
     content: list[Any] = [
         {"type": "text", "text": '{"a":[1]}'},
         {"type": "text", "text": "two\nlines\tand \x1b[31mred\ud800"},
@@ -398,7 +400,7 @@ async def test_a_result_is_readable_whatever_is_in_it(upstream: ScriptedUpstream
     assert (await see(scripted, "call", "read")).status == 0
 
 
-async def test_json_moves_no_cursor_either(upstream: ScriptedUpstream, scripted: Bridge) -> None:
+async def test_control_characters_in_json_are_escaped(upstream: ScriptedUpstream, scripted: Bridge) -> None:
     result = {"content": [{"type": "text", "text": "\x1b[2J\x9b2J\x7f é"}]}
 
     async def answer(received: Received) -> Any:
@@ -476,9 +478,7 @@ async def test_a_file_that_holds_only_hashes_has_no_token_to_show(upstream: Scri
     assert upstream.count("tools/call") == 1
 
 
-async def test_the_first_token_that_stands_in_a_file_and_has_not_expired_is_shown(
-    upstream: ScriptedUpstream, tmp_path: Path
-) -> None:
+async def test_the_first_unexpired_plain_token_of_a_file_is_used(upstream: ScriptedUpstream, tmp_path: Path) -> None:
     file = tmp_path / "tokens.toml"
     plain = [f'[[token]]\nname = "{name}"\ntoken = "{token}"\n' for name, token in (("old", "old"), ("now", TOKEN))]
     file.write_text(f"{entry('hashed', 'another')}{plain[0]}expires = 2001-01-31T00:00:00Z\n{plain[1]}")

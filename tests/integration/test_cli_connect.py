@@ -68,7 +68,7 @@ def test_what_is_printed_for_a_client_is_the_golden_text(
     ],
 )
 @pytest.mark.usefixtures("home")
-def test_curl_asks_no_proxy_for_this_machine(
+def test_curl_uses_no_proxy_for_this_machine(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, url: str, proxy: str, option: str
 ) -> None:
     for name in PROXIES:
@@ -77,7 +77,7 @@ def test_curl_asks_no_proxy_for_this_machine(
     assert f"curl -sS {option}{url}/mcp" in connected(capsys, "curl", "--url", url)
 
 
-def test_every_golden_text_is_of_a_client() -> None:
+def test_every_golden_text_belongs_to_a_client() -> None:
     assert {path.stem for path in GOLDEN.iterdir()} == BY_KEY.keys()
 
 
@@ -86,7 +86,7 @@ def test_without_a_client_it_lists_them_all(capsys: pytest.CaptureFixture[str]) 
     assert [line.split()[0] for line in lines[: len(BY_KEY)]] == list(BY_KEY)
 
 
-def test_without_an_address_it_is_the_one_of_the_settings(
+def test_without_an_address_the_one_of_the_settings_is_printed(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VESTIGE_BRIDGE_PORT", "8123")
@@ -95,13 +95,13 @@ def test_without_an_address_it_is_the_one_of_the_settings(
 
 
 @pytest.mark.parametrize("words", [["emacs"], ["codex", "--token-env", "a b"], ["codex", "--url", "here"]])
-def test_what_means_nothing_is_exit_status_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_arguments_of_connect_are_exit_status_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exited:
         main(["connect", *words])
     assert exited.value.code == 2
 
 
-def test_what_is_put_into_a_file_of_json_is_json() -> None:
+def test_text_for_a_json_file_is_json() -> None:
     texts = [step.text for client in CLIENTS for step in client.steps if step.language == "json"]
     assert texts
     assert all(json.loads(text) for text in texts)
@@ -113,7 +113,7 @@ def test_a_client_says_how_it_is_tested_or_which_page_it_comes_from() -> None:
     assert {client.tested.partition(":")[0] for client in CLIENTS} == {"Tested", "Partly tested", ""}
 
 
-def test_what_is_generated_is_what_would_be_generated_now() -> None:
+def test_the_generated_page_is_up_to_date() -> None:
     assert [str(file) for file, text in generated() if file.read_text() != text] == []
     assert page() == (ROOT / "docs/clients.md").read_text()
 

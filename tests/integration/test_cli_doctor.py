@@ -97,7 +97,7 @@ def test_the_page_shows_every_set_up_and_no_other() -> None:
     assert {setup.layer for setup in SETUPS} == {*LAYERS, PROVIDER}
 
 
-async def test_when_all_is_well_each_layer_is_ticked_and_no_second_server_was_started(
+async def test_without_faults_each_layer_is_ticked_and_no_second_server_is_started(
     memory_gateway: Gateway, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async with bridge(memory_gateway.url) as served:
@@ -151,7 +151,7 @@ async def test_an_oauth_token_is_examined_here_and_from_elsewhere(
     assert provider.token().split(".")[1] not in near_by + elsewhere
 
 
-async def test_a_bridge_for_everybody_needs_no_token(
+async def test_a_bridge_with_anonymous_access_needs_no_token(
     upstream: ScriptedUpstream, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async with bridge(upstream.url, VESTIGE_AUTH_TOKEN="", VESTIGE_ALLOW_ANONYMOUS="true") as served:
@@ -160,7 +160,7 @@ async def test_a_bridge_for_everybody_needs_no_token(
     assert marks(capsys.readouterr().out) == dict.fromkeys(LAYERS, "✓")
 
 
-async def test_the_first_token_of_a_file_is_shown_to_the_bridge(
+async def test_the_first_token_of_a_file_is_sent_to_the_bridge(
     upstream: ScriptedUpstream, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tokens = tmp_path / "token"
@@ -195,7 +195,7 @@ async def test_a_file_of_hashes_leaves_only_the_token_unexamined(
         (["read_only = true", "tools = []", "resources = false", "rate = 1", "max_in_flight = 1"], "ping was answered"),
     ],
 )
-async def test_a_principal_with_few_rights_finds_that_all_is_well(
+async def test_a_principal_with_few_permissions_gets_no_fault(
     upstream: ScriptedUpstream, tmp_path: Path, capsys: pytest.CaptureFixture[str], rights: list[str], asked: str
 ) -> None:
     (tmp_path / "tokens.toml").write_text(entry("agents", HASHED, *rights))
@@ -209,7 +209,7 @@ async def test_a_principal_with_few_rights_finds_that_all_is_well(
     assert HASHED not in said
 
 
-async def test_one_json_document_says_the_same(
+async def test_the_json_document_has_the_same_results(
     upstream: ScriptedUpstream, scripted: Bridge, capsys: pytest.CaptureFixture[str]
 ) -> None:
     await until(scripted.ready)
@@ -237,7 +237,7 @@ async def test_without_a_bridge_it_makes_one_handshake_and_ends_it(
     assert not upstream.sessions
 
 
-async def test_without_a_bridge_and_an_endpoint_nothing_is_asked_of_vestige(
+async def test_without_a_bridge_and_an_upstream_vestige_is_not_examined(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert await examine(near(f"http://127.0.0.1:{free_port()}/mcp")) == 1
@@ -245,7 +245,7 @@ async def test_without_a_bridge_and_an_endpoint_nothing_is_asked_of_vestige(
 
 
 @pytest.mark.parametrize("answer", [{"tools": []}, None])
-async def test_a_handshake_that_leads_to_nothing_is_told(
+async def test_a_failed_handshake_is_reported(
     upstream: ScriptedUpstream, capsys: pytest.CaptureFixture[str], answer: dict[str, Any] | None
 ) -> None:
     async def disappoint(received: Received) -> Any:
@@ -257,7 +257,7 @@ async def test_a_handshake_that_leads_to_nothing_is_told(
     assert not upstream.sessions
 
 
-async def test_a_bridge_that_does_not_answer_is_not_taken_for_none(
+async def test_a_bridge_that_does_not_answer_is_not_treated_as_missing(
     upstream: ScriptedUpstream, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async with listening(hang) as authority:
@@ -267,7 +267,7 @@ async def test_a_bridge_that_does_not_answer_is_not_taken_for_none(
 
 
 @pytest.mark.parametrize("asked", ["resources/list", "ping"])
-async def test_where_no_tool_only_reads_something_else_is_read(
+async def test_without_a_read_only_tool_another_request_is_sent(
     upstream: ScriptedUpstream, scripted: Bridge, capsys: pytest.CaptureFixture[str], asked: str
 ) -> None:
     async def list_tools(received: Received) -> Any:
@@ -288,7 +288,7 @@ async def test_where_no_tool_only_reads_something_else_is_read(
     assert upstream.count("tools/call") == 0
 
 
-async def test_what_vestige_says_moves_no_cursor(
+async def test_control_characters_from_vestige_do_not_reach_the_terminal(
     upstream: ScriptedUpstream, scripted: Bridge, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async def fail(received: Received) -> Any:
@@ -321,7 +321,7 @@ async def test_quiet_says_by_its_exit_status_alone_whether_the_bridge_is_healthy
     ("status", "found"),
     [(429, "/mcp answers HTTP 429, text/plain"), (None, "the connection was closed without an answer")],
 )
-async def test_what_stands_before_the_bridge_and_lets_no_token_through_is_told(
+async def test_a_proxy_that_rejects_every_token_is_reported(
     capsys: pytest.CaptureFixture[str], status: int | None, found: str
 ) -> None:
     async def be_alive(_request: web.Request) -> web.Response:
@@ -341,7 +341,7 @@ async def test_what_stands_before_the_bridge_and_lets_no_token_through_is_told(
     assert found in next(line for line in lines if line.startswith("✗ token"))
 
 
-async def test_a_doctor_that_is_not_told_where_upstream_is_leaves_it_to_the_bridge(
+async def test_without_the_upstream_url_the_result_of_the_bridge_is_used(
     upstream: ScriptedUpstream, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async with bridge(upstream.url) as served:
@@ -353,7 +353,7 @@ async def test_a_doctor_that_is_not_told_where_upstream_is_leaves_it_to_the_brid
         assert "VESTIGE_MCP_URL is not set here" in said
 
 
-async def test_a_token_that_only_a_connected_bridge_has_is_no_fault_of_upstream(
+async def test_an_upstream_token_that_only_a_connected_bridge_has_is_no_fault(
     upstream: ScriptedUpstream, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async def ping(received: Received) -> web.StreamResponse:

@@ -123,7 +123,7 @@ async def test_a_session_is_opened_used_and_ended_with_its_client(everything: Br
         assert await pipe.end() == (0, "")
 
 
-async def test_requests_and_answers_cross_byte_for_byte(upstream: ScriptedUpstream, scripted: Bridge) -> None:
+async def test_requests_and_responses_are_relayed_byte_for_byte(upstream: ScriptedUpstream, scripted: Bridge) -> None:
     spelled = b'{"jsonrpc":"2.0","id":ID, "result" : {"a":1.0,"b":"\\u00e9\xc3\xa9\\n",\r\n "c":[ 1e3 ]}}'
 
     async def answer(received: Received) -> Any:
@@ -158,7 +158,7 @@ async def test_progress_and_answers_of_many_requests_come_as_they_happen(feature
     assert all(steps == sorted(steps) for steps in seen.values())
 
 
-async def test_what_the_server_says_by_itself_is_passed_on(features: Bridge) -> None:
+async def test_notifications_of_the_server_are_relayed(features: Bridge) -> None:
     async with started(features.origin) as pipe:
         await pipe.initialize()
         await until(lambda: features.metric("streams_open") == 1)
@@ -233,7 +233,7 @@ async def test_an_answer_that_is_cut_is_an_error_that_says_that_it_may_have_run(
         assert (error["code"], error["data"]) == (-32011, {"outcome": "unknown", "retryable": False})
 
 
-async def test_what_is_no_bridge_is_an_error_that_says_so() -> None:
+async def test_a_server_that_is_no_bridge_is_reported_as_an_error() -> None:
     async with listening(answer_html) as authority, started(f"http://{authority}") as pipe:
         answer = await pipe.ask("tools/list", id=9)
         assert (answer["id"], answer["error"]["code"]) == (9, -32011)
@@ -248,7 +248,7 @@ async def test_a_name_that_does_not_resolve_is_an_error_and_nothing_was_sent() -
         assert "does not resolve" in answer["error"]["message"]
 
 
-async def test_a_message_waits_for_a_bridge_that_is_about_to_run(upstream: ScriptedUpstream) -> None:
+async def test_a_message_waits_until_the_bridge_runs(upstream: ScriptedUpstream) -> None:
     environ = environment(upstream.url, PORT=str(free_port()))
     async with started(f"http://127.0.0.1:{environ['VESTIGE_BRIDGE_PORT']}") as pipe:
         pipe.send(calling("read", id=5))
@@ -256,7 +256,7 @@ async def test_a_message_waits_for_a_bridge_that_is_about_to_run(upstream: Scrip
             assert (await pipe.message())["id"] == 5
 
 
-async def test_a_restart_of_the_bridge_is_seen_by_nobody(features_gateway: Gateway) -> None:
+async def test_a_restart_of_the_bridge_is_invisible_to_the_client(features_gateway: Gateway) -> None:
     environ = environment(features_gateway.url, PORT=str(free_port()), LOG_LEVEL="error")
     async with started(f"http://127.0.0.1:{environ['VESTIGE_BRIDGE_PORT']}") as pipe:
         async with BridgeProcess(environ).serving() as served:
@@ -279,7 +279,7 @@ async def test_a_restart_of_the_bridge_is_seen_by_nobody(features_gateway: Gatew
                             break
 
 
-async def test_a_session_that_the_bridge_forgot_is_opened_anew(features_gateway: Gateway) -> None:
+async def test_a_session_that_the_bridge_lost_is_opened_again(features_gateway: Gateway) -> None:
     variables = {"PORT": str(free_port()), "LOG_LEVEL": "error", "SESSION_MODE": "per-client"}
     environ = environment(features_gateway.url, **variables)
     async with started(f"http://127.0.0.1:{environ['VESTIGE_BRIDGE_PORT']}") as pipe:
@@ -292,7 +292,7 @@ async def test_a_session_that_the_bridge_forgot_is_opened_anew(features_gateway:
                 assert (answer["id"], "result" in answer) == (number, True)
 
 
-async def test_it_ends_when_nobody_reads_any_more(scripted: Bridge) -> None:
+async def test_it_exits_when_standard_output_has_no_reader(scripted: Bridge) -> None:
     await until(scripted.ready)
     ours, its = os.pipe()
     process = await asyncio.create_subprocess_exec(

@@ -66,7 +66,7 @@ async def test_twenty_clients_of_three_sdks_share_one_process_and_lose_nothing(
     assert len(servers) == 1
 
 
-async def test_a_poster_without_a_handshake_writes_and_reads_back(memory_gateway: Gateway) -> None:
+async def test_a_sessionless_client_writes_and_reads_back(memory_gateway: Gateway) -> None:
     entity = {"name": "sky", "entityType": "fact", "observations": ["it is blue"]}
     async with bridge(memory_gateway.url) as served:
         listed = await served.post({"jsonrpc": "2.0", "id": 1, "method": "tools/list"})

@@ -88,7 +88,7 @@ def test_gains_and_exceptions_that_both_session_modes_have_are_named_once() -> N
     ]
 
 
-async def test_a_bridge_that_loses_a_member_of_each_answer_breaks_the_bar(features_gateway: Gateway) -> None:
+async def test_a_bridge_that_drops_a_member_of_each_response_fails_the_run(features_gateway: Gateway) -> None:
     async def relay(request: web.Request) -> web.StreamResponse:
         """Relays like the bridge, but renames each input schema."""
         async with served.http.request(

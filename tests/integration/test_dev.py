@@ -165,7 +165,7 @@ def test_a_first_start_makes_a_token_once_and_memory_survives_a_restart(checkout
     assert {file.name for file in (checkout / ".dev").iterdir()} == {"memory.jsonl", "vestige.log"}
 
 
-def test_the_first_lines_are_a_line_a_part_and_nothing_to_worry_about(checkout: Path, ports: dict[str, str]) -> None:
+def test_the_first_output_has_one_line_per_process_and_no_warnings(checkout: Path, ports: dict[str, str]) -> None:
     with running(checkout, ports) as terminal:
         before, _, after = terminal.screen.partition("Ready:")
     for noise in ("WARNING", "ERROR", "status=", "npm", "[Errno", "Error:"):
@@ -180,9 +180,7 @@ def test_the_first_lines_are_a_line_a_part_and_nothing_to_worry_about(checkout: 
     ]
 
 
-def test_the_printed_commands_find_this_bridge_and_its_upstream_on_whatever_ports(
-    checkout: Path, ports: dict[str, str]
-) -> None:
+def test_the_printed_commands_use_the_chosen_ports(checkout: Path, ports: dict[str, str]) -> None:
     with running(checkout, ports) as terminal:
         doctor = run_printed(terminal.screen, checkout, "doctor")
         clients = run_printed(terminal.screen, checkout, "connect")
@@ -217,7 +215,7 @@ def vestige(checkout: Path) -> Path:
     return program
 
 
-def test_vestige_is_taken_when_it_is_there_and_never_sees_the_bridges_token(
+def test_an_installed_vestige_is_used_and_does_not_get_the_bridges_token(
     checkout: Path, ports: dict[str, str], vestige: Path
 ) -> None:
     with running(checkout, ports) as terminal:
@@ -231,7 +229,7 @@ def test_vestige_is_taken_when_it_is_there_and_never_sees_the_bridges_token(
 
 
 @pytest.mark.usefixtures("vestige")
-def test_the_autopilot_of_vestige_runs_when_a_person_says_so(checkout: Path, ports: dict[str, str]) -> None:
+def test_the_autopilot_of_vestige_runs_if_configured(checkout: Path, ports: dict[str, str]) -> None:
     with running(checkout, {**ports, "VESTIGE_AUTOPILOT_ENABLED": "1"}) as terminal:
         seen = paste(terminal.screen, calling("get-env", {}))["result"]["content"][0]["text"]
     assert json.loads(seen)["VESTIGE_AUTOPILOT_ENABLED"] == "1"
@@ -274,7 +272,9 @@ def test_a_file_of_tokens_takes_the_place_of_the_token_in_dotenv(
     assert (checkout / ".env").read_text() == "VESTIGE_AUTH_TOKEN=a-token-of-an-earlier-start\n"
 
 
-def test_a_file_of_hashes_leaves_the_token_to_the_person(checkout: Path, ports: dict[str, str], tmp_path: Path) -> None:
+def test_with_a_file_of_hashes_the_printed_line_has_no_token(
+    checkout: Path, ports: dict[str, str], tmp_path: Path
+) -> None:
     tokens = tmp_path / "tokens.toml"
     digest = hashlib.sha256(b"a-token-of-a-person").hexdigest()
     tokens.write_text(f'[[token]]\nname = "agents"\nsha256 = "{digest}"\n')
@@ -322,7 +322,7 @@ def test_a_port_that_is_given_twice_is_one_sentence_naming_both_variables(
 
 
 @pytest.mark.parametrize("value", ["many", "0", "70000"])
-def test_a_port_that_is_none_is_one_sentence(checkout: Path, ports: dict[str, str], value: str) -> None:
+def test_an_invalid_port_is_one_sentence(checkout: Path, ports: dict[str, str], value: str) -> None:
     assert f"VESTIGE_MCP_PORT is '{value}'" in refused(checkout, ports | {"VESTIGE_MCP_PORT": value})
 
 

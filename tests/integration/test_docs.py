@@ -56,7 +56,7 @@ def test_every_setting_is_documented_with_its_default() -> None:
     assert dict(table) == VARIABLES | {"VESTIGE_MCP_PORT": "3100"}
 
 
-def test_every_setting_stands_in_the_example_with_its_default() -> None:
+def test_every_setting_is_in_the_example_with_its_default() -> None:
     example = re.findall(r"^#(VESTIGE_\w+)=(.*)$", (ROOT / ".env.example").read_text(), re.MULTILINE)
     assert len(example) == len(dict(example))
     assert dict(example) == VARIABLES | {"VESTIGE_MCP_PORT": "3100"}
@@ -157,7 +157,7 @@ def commands(document: str) -> list[str]:
 
 
 @pytest.mark.parametrize("document", COMMANDS)
-def test_every_command_of_a_page_is_run_or_says_why_not(document: str) -> None:
+def test_every_command_of_a_page_is_tested_or_has_a_reason_why_not(document: str) -> None:
     lines, known = commands(document), COMMANDS[document] | (OF_A_RELEASE[document] if OWNER else {})
     assert [line for line in lines if not line.startswith(tuple(known))] == []
     assert [beginning for beginning in known if not any(line.startswith(beginning) for line in lines)] == []
@@ -218,7 +218,7 @@ async def test_the_readmes_line_for_curl_gets_an_answer(everything: Bridge) -> N
 
 
 @pytest.mark.parametrize("document", ["README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
-def test_every_path_that_a_page_names_is_there(document: str) -> None:
+def test_every_path_that_a_page_names_exists(document: str) -> None:
     folders = "bench|charts|dev|docker|docs|e2e|openclaw-plugin|src|tests"
     named = set(re.findall(rf"`((?:{folders})/[\w./-]+)`", (ROOT / document).read_text()))
     made = {path for path in named if path.startswith("openclaw-plugin/dist")}
@@ -274,7 +274,7 @@ def test_the_architecture_has_a_row_for_every_module_and_package_and_no_other() 
     assert _first_column(text, "## Packages") == packages
 
 
-def test_the_places_to_change_something_are_there() -> None:
+def test_the_modules_and_functions_named_for_changes_exist() -> None:
     text = (ROOT / "docs/architecture.md").read_text()
     table = text.partition("## To change something")[2].partition("\n## ")[0]
     named = set(re.findall(r"`([a-z_]+(?:/[a-z_]+)?)`", table))

@@ -201,7 +201,7 @@ async def test_a_page_learns_nothing_of_an_answer_that_it_may_not_read(scripted:
 
 
 @pytest.mark.parametrize("path", ["/health", "/readyz", "/livez"])
-async def test_a_probe_that_a_person_asks_ends_with_a_line_feed(scripted: Bridge, path: str) -> None:
+async def test_the_response_of_a_probe_ends_with_a_line_feed(scripted: Bridge, path: str) -> None:
     await until(scripted.ready)
     answer = await scripted.get(path)
     assert answer.body.endswith(b"}\n")

@@ -78,7 +78,7 @@ async def test_an_answer_reaches_the_client_byte_for_byte_but_for_the_id(
         assert answer.body == expected
 
 
-async def test_a_progress_token_is_the_clients_again_in_its_progress(
+async def test_progress_notifications_have_the_clients_own_progress_token(
     scripted: Bridge, upstream: ScriptedUpstream
 ) -> None:
     tokens = []

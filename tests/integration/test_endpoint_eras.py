@@ -68,7 +68,7 @@ async def listeners(served: Bridge, count: int) -> AsyncIterator[list[Listener]]
         await asyncio.gather(*listening, return_exceptions=True)
 
 
-async def test_fifty_clients_hear_of_their_own_resource_and_upstream_may_restart(
+async def test_fifty_clients_get_updates_of_their_own_resource_across_a_restart(
     features: Bridge, features_gateway: Gateway
 ) -> None:
     async with listeners(features, 50) as clients:
@@ -105,7 +105,9 @@ async def asked(served: Bridge, name: str) -> list[dict[str, Any]]:
     return answers
 
 
-async def test_two_clients_are_asked_at_once_each_for_itself_in_per_client_mode(everything_gateway: Gateway) -> None:
+async def test_in_per_client_mode_two_clients_get_their_own_server_requests_concurrently(
+    everything_gateway: Gateway,
+) -> None:
     async with bridge(everything_gateway.url, SESSION_MODE="per-client") as served:
         for name, answers in zip(
             ("anna", "otto"), await asyncio.gather(asked(served, "anna"), asked(served, "otto")), strict=True
@@ -185,7 +187,7 @@ async def test_progress_reaches_the_next_caller_after_a_cancel(features: Bridge)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in CLIENTS if "modern only" in kind.name], ids=lambda kind: kind.name)
-async def test_a_client_that_knows_only_the_modern_era_remembers_on_one_process(
+async def test_a_modern_only_client_stores_a_memory_on_one_process(
     kind: Kind, memory_gateway: Gateway, memory_file: Path
 ) -> None:
     async with bridge(memory_gateway.url) as served, kind.connect(served.url, TOKEN) as client:

@@ -294,9 +294,7 @@ async def test_a_silent_stream_is_kept_open_by_comments(upstream: ScriptedUpstre
     assert comments >= 3
 
 
-async def test_a_tools_own_failure_is_its_answer_and_no_error_of_ours(
-    scripted: Bridge, upstream: ScriptedUpstream
-) -> None:
+async def test_a_failure_of_a_tool_is_relayed_as_its_result(scripted: Bridge, upstream: ScriptedUpstream) -> None:
     async def fail(received: Received) -> web.StreamResponse:
         return received.result({"content": [], "isError": True})
 

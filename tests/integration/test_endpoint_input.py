@@ -82,12 +82,12 @@ async def test_a_message_nested_too_deeply_is_refused_at_once_with_its_id(
 
 
 @pytest.mark.parametrize("value", ["2025-11-25, 2025-11-25", "2025-11-25,2025-11-25 ,\t2025-11-25"])
-async def test_a_version_that_is_said_twice_is_one(scripted: Bridge, value: str) -> None:
+async def test_a_repeated_version_header_counts_once(scripted: Bridge, value: str) -> None:
     ping = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
     assert (await scripted.post(ping, {"MCP-Protocol-Version": value})).status == 200
 
 
-async def test_headers_of_the_modern_era_that_are_said_twice_are_one(scripted: Bridge) -> None:
+async def test_repeated_headers_of_the_modern_era_count_once(scripted: Bridge) -> None:
     body = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "write", "_meta": META}}
     twice = {name: f"{value}, {value}" for name, value in MODERN_HEADERS.items()}
     assert (await scripted.post(body, twice)).status == 200
@@ -112,7 +112,7 @@ async def test_params_that_are_no_object_are_refused(scripted: Bridge, params: A
     assert (answer.status, answer.error["code"], answer.json["id"]) == (400, -32600, 7)
 
 
-async def test_params_that_are_null_do_not_travel(scripted: Bridge, upstream: ScriptedUpstream) -> None:
+async def test_null_params_are_not_sent_to_upstream(scripted: Bridge, upstream: ScriptedUpstream) -> None:
     answer = await scripted.post(b'{"jsonrpc":"2.0","id":7,"params":null,"method":"prompts/list"}')
     assert answer.status == 200
     assert upstream.of("prompts/list")[-1].message.keys() == {"jsonrpc", "id", "method"}
@@ -124,7 +124,7 @@ async def test_a_body_with_a_byte_order_mark_is_taken(scripted: Bridge, upstream
     assert upstream.of("ping")[-1].body.startswith(b"{")
 
 
-async def test_an_initialized_notification_with_an_id_is_taken_for_what_it_is(
+async def test_an_initialized_notification_with_an_id_is_accepted_as_a_notification(
     scripted: Bridge, upstream: ScriptedUpstream
 ) -> None:
     body = {"jsonrpc": "2.0", "id": 5, "method": "notifications/initialized"}

@@ -123,7 +123,7 @@ async def test_a_session_id_that_upstream_gives_twice_stays_with_its_first_princ
         assert [(await it.post(ping, headers)).status for it in (ann, bob)] == [200, 404]
 
 
-async def test_an_unknown_session_is_404_and_a_plain_poster_is_served(own: Bridge) -> None:
+async def test_an_unknown_session_is_404_and_a_sessionless_client_is_served(own: Bridge) -> None:
     ping = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
     assert (await own.post(ping, {"Mcp-Session-Id": "never-seen"})).status == 404
     assert (await own.post(ping)).json == {"jsonrpc": "2.0", "id": 1, "result": {}}
@@ -170,7 +170,7 @@ async def test_every_session_is_ended_when_the_bridge_stops(everything_gateway: 
     await until(lambda: not everything_gateway.servers)
 
 
-async def test_a_clients_own_stream_brings_what_comes_when_nothing_is_in_flight(own: Bridge) -> None:
+async def test_a_clients_own_stream_carries_messages_while_nothing_is_in_flight(own: Bridge) -> None:
     headers = await initialize(own)
     uri = "demo://resource/dynamic/text/5"
     subscribe = {"jsonrpc": "2.0", "id": 1, "method": "resources/subscribe", "params": {"uri": uri}}
@@ -201,7 +201,7 @@ async def test_a_clients_own_stream_ends_when_upstream_is_killed(everything_gate
             assert b"error" not in await response.read()
 
 
-async def test_a_timeout_is_told_and_upstream_hears_of_it(upstream: ScriptedUpstream) -> None:
+async def test_a_timeout_is_reported_and_upstream_gets_a_cancellation(upstream: ScriptedUpstream) -> None:
     hanging = asyncio.Event()
 
     async def hang(received: Any) -> Any:
@@ -222,7 +222,7 @@ async def test_a_timeout_is_told_and_upstream_hears_of_it(upstream: ScriptedUpst
         hanging.set()
 
 
-async def test_what_is_not_mcp_answers_502_and_too_much_413(upstream: ScriptedUpstream) -> None:
+async def test_a_reply_that_is_not_mcp_answers_502_and_a_large_body_413(upstream: ScriptedUpstream) -> None:
     async with bridge(upstream.url, SESSION_MODE="per-client", MAX_IN_FLIGHT="1") as served:
         await until(served.ready)
         headers = await initialize(served)
@@ -369,7 +369,7 @@ async def test_a_client_that_leaves_during_its_initialize_leaves_a_session_that_
 
 
 @pytest.mark.parametrize("accept", [{}, SSE], ids=["json", "sse"])
-async def test_a_call_that_gets_no_byte_is_504_and_upstream_hears_its_own_id(
+async def test_a_call_without_a_reply_is_504_and_upstream_gets_its_id_in_a_cancellation(
     upstream: ScriptedUpstream, hanging: Hanging, accept: dict[str, str]
 ) -> None:
     async with scripted_mode(upstream, REQUEST_TIMEOUT_SECONDS="0.5") as served:
@@ -397,7 +397,7 @@ async def test_an_id_that_timed_out_can_be_used_again_at_once(upstream: Scripted
             assert (answer.json["id"], json.loads(answer.text)) == (1, {"number": number})
 
 
-async def test_a_client_that_cancels_is_told_and_upstream_gets_its_words(
+async def test_a_cancellation_is_answered_and_reaches_upstream_unchanged(
     upstream: ScriptedUpstream, hanging: Hanging
 ) -> None:
     async with scripted_mode(upstream) as served:
@@ -472,7 +472,7 @@ async def test_a_session_id_that_nobody_gave_out_never_leads_to_the_shared_sessi
         assert not [it for it in upstream.received[before:] if it.method != "ping"]
 
 
-async def test_a_session_id_that_upstream_made_long_works(upstream: ScriptedUpstream) -> None:
+async def test_a_long_session_id_of_upstream_works(upstream: ScriptedUpstream) -> None:
     token = "eyJ" + "x" * 1000
 
     async def open_with_token(received: Received) -> web.StreamResponse:
@@ -518,7 +518,7 @@ async def test_what_upstream_refuses_the_bridge_never_reaches_the_client_as_its_
         assert (await served.ask("GET", "/mcp", b"", served.request_headers({**headers, **STREAM}))).status == 502
 
 
-async def test_a_batch_gets_all_its_answers_although_upstream_takes_none(upstream: ScriptedUpstream) -> None:
+async def test_a_batch_gets_all_responses_from_an_upstream_without_batches(upstream: ScriptedUpstream) -> None:
     async with scripted_mode(upstream) as served:
         headers = await initialize(served)
         batch = [call_body("write", {"n": 0}, id=0), {"jsonrpc": "2.0", "method": "notifications/x"}]
@@ -572,7 +572,7 @@ async def test_messages_are_untouched_in_both_directions(upstream: ScriptedUpstr
         assert upstream.of("tools/call")[0].body == body
 
 
-async def test_two_calls_under_one_id_each_get_their_own_answer(upstream: ScriptedUpstream) -> None:
+async def test_two_calls_with_one_id_each_get_their_own_response(upstream: ScriptedUpstream) -> None:
     both = asyncio.Event()
 
     async def wait_for_both(received: Received) -> web.StreamResponse:
@@ -642,7 +642,7 @@ async def test_a_window_of_one_holds_for_the_sessions_of_all(upstream: ScriptedU
     assert most == 1
 
 
-async def test_notifications_take_a_turn_in_the_window_of_all(upstream: ScriptedUpstream, hanging: Hanging) -> None:
+async def test_notifications_take_slots_of_the_common_window(upstream: ScriptedUpstream, hanging: Hanging) -> None:
     note = {"jsonrpc": "2.0", "method": "notifications/of-our-own"}
     async with scripted_mode(upstream, UPSTREAM_CONCURRENCY="1", MAX_IN_FLIGHT="8") as served:
         sessions = [await initialize(served) for _ in range(2)]
@@ -673,7 +673,7 @@ async def test_an_answer_over_the_limit_is_502(upstream: ScriptedUpstream, strea
         assert (answer.status, answer.error["code"], answer.json["id"]) == (502, -32011, "much")
 
 
-async def test_a_slow_reader_slows_nobody_else(upstream: ScriptedUpstream) -> None:
+async def test_a_slow_reader_delays_no_other_client(upstream: ScriptedUpstream) -> None:
     async def answer_much(received: Received) -> web.StreamResponse:
         return received.result({"x": "x" * 20_000_000})
 
@@ -724,7 +724,7 @@ async def test_a_read_that_was_cut_is_sent_again_and_a_write_is_not(upstream: Sc
 
 
 @pytest.mark.parametrize("status", [404, 405, 501])
-async def test_an_upstream_without_streams_costs_no_session(upstream: ScriptedUpstream, status: int) -> None:
+async def test_an_upstream_without_streams_is_405_and_ends_no_session(upstream: ScriptedUpstream, status: int) -> None:
     async with scripted_mode(upstream) as served:
         headers = await initialize(served)
         upstream.on("GET", answering(status, "text/html", "Cannot GET /mcp"))
@@ -772,7 +772,7 @@ async def test_the_stream_of_a_client_that_leaves_ends_at_once(upstream: Scripte
             await until(lambda: served.metric("streams_open") == 0)
 
 
-async def test_a_question_to_a_client_that_takes_json_comes_on_its_stream(upstream: ScriptedUpstream) -> None:
+async def test_a_server_request_to_a_client_that_accepts_json_comes_on_its_stream(upstream: ScriptedUpstream) -> None:
     question = {"jsonrpc": "2.0", "id": 1, "method": "elicitation/create", "params": {}}
     answered = asyncio.Event()
 
@@ -821,7 +821,7 @@ async def test_a_clients_own_stream_is_resumed_behind_its_last_event(upstream: S
     assert told == [None, "1"]
 
 
-async def test_another_stream_takes_the_place_of_the_first(upstream: ScriptedUpstream) -> None:
+async def test_a_second_stream_replaces_the_first(upstream: ScriptedUpstream) -> None:
     opened: list[str] = []
 
     async def stream(received: Received) -> web.StreamResponse:

@@ -19,7 +19,7 @@ def initialize(version: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("version", ["2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25"])
-async def test_initialize_answers_from_the_held_session_in_the_clients_version(
+async def test_initialize_is_answered_from_the_shared_session_in_the_clients_version(
     scripted: Bridge, upstream: ScriptedUpstream, version: str
 ) -> None:
     answer = await scripted.post(initialize(version))
@@ -89,7 +89,7 @@ async def test_requests_travel_with_the_bridges_session_and_the_negotiated_versi
     assert "text/event-stream" in received["Accept"]
 
 
-async def test_a_request_of_an_unknown_version_is_told_which_versions_are_spoken(scripted: Bridge) -> None:
+async def test_a_request_with_an_unknown_version_gets_the_supported_versions(scripted: Bridge) -> None:
     answer = await scripted.post(
         {"jsonrpc": "2.0", "id": 3, "method": "server/discover", "params": {}},
         {"MCP-Protocol-Version": "2031-01-01", "Mcp-Method": "server/discover"},
@@ -160,7 +160,7 @@ async def test_a_deep_check_says_so_when_no_session_can_be_opened(scripted: Brid
     assert (health.status, health.json["status"], health.json["tools"]) == (503, "unavailable", None)
 
 
-async def test_a_handshake_without_a_session_to_answer_from_may_be_tried_again(upstream: ScriptedUpstream) -> None:
+async def test_initialize_without_a_shared_session_is_retryable(upstream: ScriptedUpstream) -> None:
     async def refuse(received: Received) -> web.StreamResponse:
         return web.Response(status=503, text="not yet")
 
@@ -172,7 +172,7 @@ async def test_a_handshake_without_a_session_to_answer_from_may_be_tried_again(u
     assert answer.headers["Retry-After"]
 
 
-async def test_an_upstream_that_knows_no_handshake_is_refused_with_503_and_a_line_in_the_log(
+async def test_an_upstream_that_rejects_initialize_is_503_and_logged(
     upstream: ScriptedUpstream, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def unknown(received: Received) -> web.StreamResponse:

@@ -139,7 +139,7 @@ async def test_a_resource_that_upstream_refuses_is_refused_and_not_asked_for_aga
     assert asked == ["memory://good", "memory://bad", "memory://good"]
 
 
-async def test_what_clients_want_to_hear_is_asked_of_a_renewed_session(
+async def test_subscriptions_and_the_level_are_restored_on_a_renewed_session(
     scripted: Bridge, upstream: ScriptedUpstream
 ) -> None:
     async with listening(scripted, "a") as ann:
@@ -154,7 +154,7 @@ async def test_what_clients_want_to_hear_is_asked_of_a_renewed_session(
     assert upstream.sessions_opened == 2
 
 
-async def test_a_batch_and_an_invalid_interest_are_answered_member_by_member(
+async def test_subscriptions_in_a_batch_are_answered_member_by_member(
     scripted: Bridge, upstream: ScriptedUpstream
 ) -> None:
     wishes = [("logging/setLevel", {"level": "loud"}), ("resources/subscribe", {"uri": 1}), ("resources/subscribe", {})]
@@ -187,7 +187,7 @@ async def test_a_subscription_that_upstream_does_not_answer_is_504_and_can_be_ca
         assert (await served.post(body, ann.headers)).json["result"] == {}
 
 
-async def test_a_part_of_a_watched_resource_is_heard_of(features: Bridge) -> None:
+async def test_an_update_of_a_part_of_a_subscribed_resource_reaches_the_client(features: Bridge) -> None:
     async with listening(features, "a") as ann:
         await ask(features, ann, "resources/subscribe", uri="test://watched/dir")
         await features.call("touch_part", {"uri": "test://watched/dir", "part": "/note.txt"})

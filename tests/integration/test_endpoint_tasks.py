@@ -65,7 +65,7 @@ async def test_nobody_makes_lists_reads_or_cancels_a_task(served: Bridge) -> Non
             assert TOPIC not in answer.body.decode()
 
 
-async def test_a_batch_answers_each_of_its_tasks_by_itself(served: Bridge) -> None:
+async def test_a_task_in_a_batch_is_rejected_by_itself(served: Bridge) -> None:
     answer = await served.post(
         [
             {"jsonrpc": "2.0", "id": 1, "method": "tasks/list"},
@@ -101,7 +101,7 @@ async def test_a_task_that_two_readers_could_read_differently_is_refused(scripte
     assert (answer.status, answer.error["code"]) == (400, -32600)
 
 
-async def test_what_a_client_says_of_tasks_is_taken_and_goes_nowhere(
+async def test_task_capabilities_of_a_client_are_accepted_and_not_sent_upstream(
     scripted: Bridge, upstream: ScriptedUpstream
 ) -> None:
     for method in ("notifications/tasks/status", "notifications/own"):
@@ -134,7 +134,7 @@ def test_an_initialize_result_is_kept_without_tasks(capabilities: str) -> None:
     assert ("tools" in kept["capabilities"]) == ("tools" in capabilities)
 
 
-def test_a_request_without_a_task_is_as_it_was() -> None:
+def test_a_request_without_a_task_is_unchanged() -> None:
     request = parse_body(b'{"jsonrpc":"2.0","id":1,"method":"x","params":{"arguments":{"task":1}}}')
     assert isinstance(request, Request)
     assert without_task(request) is request

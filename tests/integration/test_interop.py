@@ -12,25 +12,25 @@ from interop.clients import CLIENTS
 SOUND = dict.fromkeys([*BEHAVIOURS, BRIDGE_RESTARTED, UPSTREAM_RESTARTED], "ok")
 
 
-def test_a_client_that_does_all_passes() -> None:
+def test_a_client_that_passes_each_check_passes() -> None:
     table, failures = judge({"sound": SOUND})
     assert failures == []
     assert "| sound | ✓ |" in table
 
 
-def test_a_client_that_fails_or_does_not_answer_breaks_the_bar() -> None:
+def test_a_client_that_fails_or_does_not_answer_fails_the_run() -> None:
     silent = {behaviour: word for behaviour, word in SOUND.items() if behaviour != "call"}
     _, failures = judge({"failing": SOUND | {"cancel": "failed it ran on"}, "silent": silent})
     assert failures == ["failing, cancel: it ran on", "silent, call: it did not answer"]
 
 
-def test_what_a_client_cannot_show_is_said_and_breaks_nothing() -> None:
+def test_a_check_that_does_not_apply_to_a_client_is_reported_and_does_not_fail_the_run() -> None:
     table, failures = judge({"bare": SOUND | {"progress": "n/a no option for it"}})
     assert failures == []
     assert "*progress*: n/a for bare: no option for it" in table
 
 
-async def test_a_bridge_that_changes_what_a_tool_says_fails_a_real_client(features_gateway: Gateway) -> None:
+async def test_a_bridge_that_changes_tool_results_fails_a_real_client(features_gateway: Gateway) -> None:
     async def relay(request: web.Request) -> web.Response:
         """Relays like the bridge, but changes the texts."""
         headers = {name: value for name, value in request.headers.items() if name != "Accept"}

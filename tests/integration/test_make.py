@@ -100,7 +100,7 @@ def test_a_machine_without_go_is_told_that_it_is_missing(tmp_path: Path, target:
     assert said.splitlines()[0].startswith("Go is missing, and a tool has to be built with it")
 
 
-def test_what_a_person_set_for_pip_python_and_npm_reaches_no_recipe_but_where_packages_come_from_does() -> None:
+def test_recipes_get_no_settings_for_pip_python_and_npm_except_the_registries() -> None:
     breaks = {
         "PIP_USER": "1",
         "PIP_TARGET": "/nowhere",
@@ -131,7 +131,7 @@ def test_what_a_person_set_for_pip_python_and_npm_reaches_no_recipe_but_where_pa
     assert environ["NO_PROXY"] == environ["no_proxy"] == "example.com,localhost,127.0.0.1,::1"
 
 
-def test_what_was_interrupted_while_npm_ran_is_installed_anew(tmp_path: Path) -> None:
+def test_an_interrupted_npm_installation_is_repeated(tmp_path: Path) -> None:
     checkout = tmp_path / "check out"
     gateway = checkout / "docker/gateway"
     gateway.mkdir(parents=True)
@@ -154,7 +154,7 @@ def test_what_was_interrupted_while_npm_ran_is_installed_anew(tmp_path: Path) ->
     assert (modules / "stamp").exists()
 
 
-def test_a_part_of_the_tests_runs_without_the_bar_of_the_coverage() -> None:
+def test_a_part_of_the_tests_runs_without_the_coverage_threshold() -> None:
     printed = subprocess.run(
         ["make", "--dry-run", "test", "PYTEST_ARGS=-k drain", "COVERAGE_ARGS=--fail-under=0"],
         cwd=ROOT,

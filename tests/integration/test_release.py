@@ -115,7 +115,7 @@ def test_a_secret_in_an_archive_is_found(content: str, *, is_secret: bool) -> No
 @pytest.mark.parametrize(
     ("key", "value"), [("name", "no-namespace"), ("version", 1), ("description", "x" * 101), ("packages", [{}])]
 )
-def test_what_the_schema_of_the_registry_does_not_allow_is_found(key: str, value: object) -> None:
+def test_violations_of_the_registrys_schema_are_found(key: str, value: object) -> None:
     """Checks with the parts of the schema that are needed here; `make release-check` uses the registry's own schema."""
     package = {"type": "object", "required": ["registryType", "identifier", "transport"]}
     schema: dict[str, Any] = {
@@ -132,7 +132,7 @@ def test_what_the_schema_of_the_registry_does_not_allow_is_found(key: str, value
     assert list(release_check.invalid(document | {key: value}, schema))
 
 
-async def test_what_the_registry_is_told_to_run_reaches_a_bridge(everything: Bridge) -> None:
+async def test_the_command_in_the_registry_entry_reaches_a_bridge(everything: Bridge) -> None:
     await until(everything.ready)
     [package] = release_check.server_json("example", "1.2.3")["packages"]
     command, url = package["packageArguments"]
@@ -166,7 +166,7 @@ def test_without_a_release_no_page_and_no_command_names_a_form_that_needs_one() 
     } == set()
 
 
-def test_with_a_release_every_form_is_named_and_stands_before_the_build_from_source() -> None:
+def test_with_a_release_every_form_is_documented_before_the_build_from_source() -> None:
     made = {str(file.relative_to(ROOT)): text for file, text in generate.generated("Example")}
     connect = {key: described(BY_KEY[key], HOME, owner="Example") for key in ("claude-desktop", "openclaw-plugin")}
     before = {

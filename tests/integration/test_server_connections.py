@@ -144,7 +144,7 @@ async def test_a_body_in_chunks_that_goes_on_behind_its_refusal_closes_the_conne
         assert b"connection: close" in head
 
 
-async def test_a_client_that_waits_for_leave_is_told_to_go_on_only_where_its_body_is_wanted(scripted: Bridge) -> None:
+async def test_expect_100_continue_is_answered_only_for_an_accepted_body(scripted: Bridge) -> None:
     ping = b'{"jsonrpc":"2.0","id":1,"method":"ping"}'
     expecting = (b"\r\nContent-Length", b"\r\nExpect: 100-continue\r\nContent-Length")
     async with connected(scripted) as (reader, writer):
@@ -308,7 +308,7 @@ async def test_a_connection_without_a_request_ends_however_busy_it_looks(
         assert (await served.get("/livez")).status == 200
 
 
-async def test_a_request_that_takes_longer_than_an_idle_connection_may_is_answered(
+async def test_a_request_that_takes_longer_than_the_idle_timeout_is_answered(
     upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     release = asyncio.Event()
@@ -351,7 +351,7 @@ async def test_bodies_on_their_way_are_bounded_in_number(upstream: ScriptedUpstr
 
 
 @pytest.mark.parametrize("offer", [b"Upgrade: h2c", b"upgrade: websocket", b"UPGRADE: h2c"])
-async def test_an_offer_to_speak_another_protocol_is_overlooked(scripted: Bridge, offer: bytes) -> None:
+async def test_an_upgrade_header_is_ignored(scripted: Bridge, offer: bytes) -> None:
     body = b'{"jsonrpc":"2.0","id":"Upgrade: h2c","method":"ping"}'
     head, _, _ = called(body).partition(b"\r\n\r\n")
     head += b"\r\nConnection: Upgrade, HTTP2-Settings\r\n" + offer + b"\r\nHTTP2-Settings: AAEAAEAA\r\n\r\n"
@@ -508,7 +508,9 @@ def place_of(served: Bridge) -> tuple[str, int]:
     return host, int(port)
 
 
-async def test_a_stranger_that_pipelines_and_never_reads_is_disconnected(upstream: ScriptedUpstream) -> None:
+async def test_an_unauthenticated_client_that_pipelines_and_never_reads_is_disconnected(
+    upstream: ScriptedUpstream,
+) -> None:
     async with bridge(upstream.url) as served:
         with socket.create_connection(place_of(served)) as stranger:
             stranger.setblocking(False)
@@ -518,7 +520,7 @@ async def test_a_stranger_that_pipelines_and_never_reads_is_disconnected(upstrea
             await until(lambda: served.metric("client_connections") == 0)
 
 
-async def test_a_client_that_goes_on_sending_behind_a_refusal_is_read_no_further(scripted: Bridge) -> None:
+async def test_a_client_that_keeps_sending_after_its_rejection_is_disconnected(scripted: Bridge) -> None:
     sent = 0
     with socket.create_connection(place_of(scripted)) as stranger:
         stranger.setblocking(False)
@@ -537,7 +539,7 @@ async def test_a_client_that_goes_on_sending_behind_a_refusal_is_read_no_further
     assert sent < http_protocol.LINGER_BYTES + 2**25
 
 
-async def test_half_a_head_is_not_waited_for_as_long_as_an_idle_connection(
+async def test_an_incomplete_head_times_out_before_an_idle_connection(
     upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http_protocol, "HEAD_SECONDS", 0.5)

@@ -41,7 +41,7 @@ async def test_sigterm_under_32_callers_answers_every_accepted_request(everythin
     assert not everything_gateway.servers
 
 
-async def test_a_request_that_outlasts_the_drain_is_told_so(everything_gateway: Gateway) -> None:
+async def test_a_request_that_outlasts_the_drain_gets_an_error(everything_gateway: Gateway) -> None:
     process = BridgeProcess(environment(everything_gateway.url, DRAIN_SECONDS="1"))
     async with process.serving() as served:
         await until(served.ready)

@@ -211,7 +211,7 @@ async def test_a_bridge_whose_standard_error_is_closed_serves(upstream: Scripted
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-async def test_an_upstream_that_cannot_be_reached_is_told_in_the_systems_words(
+async def test_an_unreachable_upstream_is_logged_with_the_system_error(
     caplog: pytest.LogCaptureFixture, host: str
 ) -> None:
     port = free_port()
@@ -221,7 +221,7 @@ async def test_an_upstream_that_cannot_be_reached_is_told_in_the_systems_words(
     assert line.endswith(f"Upstream cannot be reached. ({host}:{port}: Connection refused)")
 
 
-async def test_a_name_that_does_not_resolve_is_told_without_the_spelling_of_python(
+async def test_a_name_that_does_not_resolve_is_logged_without_python_syntax(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with bridge("http://vestige.invalid:3100/mcp"):

@@ -158,7 +158,7 @@ async def test_durations_are_those_of_requests_that_were_read(scripted: Bridge) 
     )
 
 
-async def test_what_is_in_flight_and_what_waits_for_the_window_are_told(everything_gateway: Gateway) -> None:
+async def test_messages_in_flight_and_waiting_for_the_window_are_counted(everything_gateway: Gateway) -> None:
     async with bridge(everything_gateway.url, UPSTREAM_CONCURRENCY="2") as served:
         await until(served.ready)
         calls = [asyncio.create_task(served.call(LONG, {"duration": 1, "steps": 1}, id=n)) for n in range(5)]
@@ -247,7 +247,7 @@ async def test_the_sessions_and_the_failures_of_per_client_mode_are_counted(upst
         assert served.metric("client_sessions_open") == 0
 
 
-async def test_who_does_not_get_in_is_counted_by_reason(scripted: Bridge) -> None:
+async def test_authentication_failures_are_counted_by_reason(scripted: Bridge) -> None:
     await scripted.ask("POST", "/mcp", LIST, {})
     await scripted.post(LIST, {"Authorization": "Bearer wrong"})
     await scripted.post(LIST, {"Origin": "https://evil.example"})
@@ -257,7 +257,7 @@ async def test_who_does_not_get_in_is_counted_by_reason(scripted: Bridge) -> Non
     ] == [1, 1, 1, 0]
 
 
-async def test_the_last_use_of_a_token_is_told_by_the_name_of_its_principal(
+async def test_the_last_use_of_a_token_has_the_name_of_its_principal(
     upstream: ScriptedUpstream, tmp_path: Path
 ) -> None:
     file = tmp_path / "tokens"
@@ -296,14 +296,16 @@ async def test_what_clients_invent_makes_no_series(scripted: Bridge) -> None:
     }
 
 
-async def test_the_process_is_told_too(scripted: Bridge) -> None:
+async def test_the_metrics_include_the_process(scripted: Bridge) -> None:
     assert scripted.metrics is not None
     opened = scripted.metrics.registry.get_sample_value("process_open_fds")
     assert opened is not None
     assert 0 < opened <= psutil.Process().num_fds() + 5
 
 
-async def test_backups_are_told_as_the_file_says_at_each_scrape(upstream: ScriptedUpstream, tmp_path: Path) -> None:
+async def test_the_backup_metrics_follow_the_status_file_at_each_scrape(
+    upstream: ScriptedUpstream, tmp_path: Path
+) -> None:
     file = tmp_path / "status.json"
     async with bridge(upstream.url, VESTIGE_BRIDGE_BACKUP_STATUS_FILE=str(file)) as served:
         assert _backups(served) == {"failing": 1}

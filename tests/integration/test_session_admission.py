@@ -106,7 +106,7 @@ async def test_what_waits_for_a_session_holds_its_place(
         assert served.metric("requests_in_flight") == 0
 
 
-async def test_a_timed_out_call_keeps_a_window_of_one_no_longer_than_its_time_again(
+async def test_a_timed_out_call_keeps_its_slot_at_most_for_another_timeout(
     upstream: ScriptedUpstream,
 ) -> None:
     hanging = Hanging(upstream)
@@ -149,7 +149,7 @@ async def test_a_cancelled_call_keeps_its_place_until_upstream_answered_it(upstr
         assert upstream.count("notifications/cancelled") == 0
 
 
-async def test_a_cancelled_call_keeps_its_place_until_upstream_has_forgotten_it(upstream: ScriptedUpstream) -> None:
+async def test_a_cancelled_call_keeps_its_slot_until_upstream_has_forgotten_it(upstream: ScriptedUpstream) -> None:
     hanging, forgetting = Hanging(upstream), Hanging(upstream)
     upstream.on("tools/call", hanging)
     async with bridge(upstream.url, UPSTREAM_CONCURRENCY="2", CHECK_INTERVAL_SECONDS="60") as served:
@@ -168,7 +168,7 @@ async def test_a_cancelled_call_keeps_its_place_until_upstream_has_forgotten_it(
 
 
 @pytest.mark.parametrize("refused", [True, False], ids=["refuses", "takes and never forgets"])
-async def test_a_place_is_kept_no_longer_than_the_request_timeout_again(
+async def test_a_cancelled_call_keeps_its_slot_at_most_for_another_request_timeout(
     upstream: ScriptedUpstream, refused: bool
 ) -> None:
     async def refuse(received: Received) -> web.StreamResponse:
@@ -210,7 +210,7 @@ async def test_requests_that_are_forgotten_are_bounded(
         forgetting.released.set()
 
 
-async def test_a_reply_that_never_comes_is_closed_when_its_answer_came_elsewhere(
+async def test_a_hanging_reply_is_closed_when_its_response_came_on_another_stream(
     upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hanging = Hanging(upstream)

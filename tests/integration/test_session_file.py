@@ -39,7 +39,7 @@ async def test_the_start_after_a_kill_ends_the_process_that_was_left_over(
         assert list(tmp_path.iterdir()) == []
 
 
-async def test_without_a_state_directory_it_stays(memory_gateway: Gateway, tmp_path: Path) -> None:
+async def test_without_a_state_directory_the_process_stays(memory_gateway: Gateway, tmp_path: Path) -> None:
     process = BridgeProcess(environment(memory_gateway.url), cwd=tmp_path)
     async with process.serving() as served:
         await until(served.ready)
@@ -98,7 +98,7 @@ async def test_a_renewed_session_is_the_one_that_is_kept(upstream: ScriptedUpstr
         assert json.loads((tmp_path / "session.json").read_text())["session_id"] == "session-2"
 
 
-async def test_an_endpoint_that_was_away_at_the_start_is_told_when_it_is_back(
+async def test_a_left_over_session_is_ended_when_upstream_is_reachable_again(
     memory_gateway: Gateway, tmp_path: Path
 ) -> None:
     await killed(memory_gateway.url, tmp_path)
@@ -113,7 +113,7 @@ async def test_an_endpoint_that_was_away_at_the_start_is_told_when_it_is_back(
 
 
 @pytest.mark.parametrize("change", [{"mcp_url": "http://127.0.0.1:1/mcp"}, {"session_id": "a\nb"}, None])
-async def test_a_file_of_no_use_ends_no_session_and_keeps_no_bridge_from_starting(
+async def test_an_invalid_file_ends_no_session_and_does_not_prevent_the_start(
     upstream: ScriptedUpstream, tmp_path: Path, change: dict[str, Any] | None
 ) -> None:
     await killed(upstream.url, tmp_path)
@@ -125,7 +125,7 @@ async def test_a_file_of_no_use_ends_no_session_and_keeps_no_bridge_from_startin
     assert upstream.sessions == {"session-1"}
 
 
-def test_a_state_directory_that_is_none_is_one_line_and_exit_status_2(
+def test_an_invalid_state_directory_is_one_line_and_exit_status_2(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     environ = environment(f"http://127.0.0.1:{free_port()}/mcp", STATE_DIR=str(tmp_path / "nowhere"))

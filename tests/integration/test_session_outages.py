@@ -115,7 +115,7 @@ async def test_the_session_refusal_of_supergateway_3_is_renewed_too(
     assert upstream.sessions_opened == 2
 
 
-async def test_without_upstream_the_bridge_answers_503_not_sent_and_lives() -> None:
+async def test_without_upstream_the_bridge_answers_503_not_sent_and_keeps_running() -> None:
     async with bridge(f"http://127.0.0.1:{free_port()}/mcp") as served:
         answer = await served.call("write", id="mine")
         ready, health, alive = [await served.get(path) for path in ("/readyz", "/health", "/livez")]

@@ -180,7 +180,7 @@ async def test_a_refusal_in_plain_text_names_its_status_and_was_not_sent(upstrea
         assert await served.ready()
 
 
-async def test_other_tools_of_a_new_session_are_told_to_those_who_listen(upstream: Listening) -> None:
+async def test_listening_clients_are_notified_of_other_tools_of_a_new_session(upstream: Listening) -> None:
     tools: list[dict[str, Any]] = [{"name": "one", "inputSchema": {}}]
 
     async def list_tools(received: Received) -> web.StreamResponse:
@@ -200,7 +200,7 @@ async def test_other_tools_of_a_new_session_are_told_to_those_who_listen(upstrea
     assert upstream.sessions_opened == 3
 
 
-async def test_a_502_and_a_session_that_a_rediscovery_finds_lost_flip_readiness(upstream: Listening) -> None:
+async def test_a_502_and_a_session_found_lost_by_a_tool_list_flip_readiness(upstream: Listening) -> None:
     silent = asyncio.Event()
 
     async def hang(received: Received) -> web.StreamResponse:
@@ -248,7 +248,7 @@ async def test_a_cursor_that_repeats_ends_the_list(upstream: Listening) -> None:
         assert upstream.count("tools/list") == 2
 
 
-async def test_what_is_no_tool_is_left_out_with_one_warning(
+async def test_an_invalid_tool_is_skipped_with_one_warning(
     upstream: Listening, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def list_odd(received: Received) -> web.StreamResponse:
@@ -294,7 +294,7 @@ async def test_a_handshake_that_times_out_is_not_cancelled(upstream: Listening) 
     assert upstream.count("ping") == 0
 
 
-async def test_an_upstream_without_sessions_is_warned_of(upstream: Listening, caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_upstream_without_sessions_is_a_warning(upstream: Listening, caplog: pytest.LogCaptureFixture) -> None:
     async def answer(received: Received) -> web.StreamResponse:
         response = await upstream.answer(received)
         del response.headers["Mcp-Session-Id"]

@@ -149,7 +149,7 @@ async def test_a_timeout_of_a_write_is_504_and_unknown(upstream: ScriptedUpstrea
     assert upstream.count("tools/call") == 1
 
 
-async def test_an_answer_that_comes_on_another_callers_stream_reaches_its_own(
+async def test_a_response_on_another_callers_stream_reaches_its_own_caller(
     steady: Bridge, upstream: ScriptedUpstream
 ) -> None:
     calls: list[Received] = []

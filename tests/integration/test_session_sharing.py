@@ -117,7 +117,7 @@ async def test_a_batch_of_one_principal_delays_anothers_call_by_one_place(
     assert (len(calls.order), calls.most) == (21, 1)
 
 
-async def test_sessions_of_one_principal_take_turns_and_plain_posters_are_one(
+async def test_sessions_of_one_principal_take_turns_and_sessionless_clients_share_one(
     upstream: ScriptedUpstream, tmp_path: Path
 ) -> None:
     calls = Calls(upstream)
@@ -158,9 +158,7 @@ async def test_turns_go_round_principals_in_per_client_mode(upstream: ScriptedUp
     assert calls.order == ["ann-0", "ann-1", "bob-1", "cat-1", "ann-2", "ann-3"]
 
 
-async def test_what_is_cancelled_while_it_waits_leaves_its_turn_to_others(
-    upstream: ScriptedUpstream, tmp_path: Path
-) -> None:
+async def test_a_call_cancelled_while_it_waits_takes_no_turn(upstream: ScriptedUpstream, tmp_path: Path) -> None:
     calls = Calls(upstream)
     async with sharing(upstream, tmp_path) as it:
         await it.post_each("ann-0")
@@ -215,7 +213,7 @@ async def test_between_equal_principals_the_newcomer_is_refused(upstream: Script
     assert {name for name, status in statuses.items() if status == 200} == {"ann-0", "bob-0", "bob-1", "cat-0"}
 
 
-async def test_what_is_with_upstream_makes_way_for_nobody(upstream: ScriptedUpstream, tmp_path: Path) -> None:
+async def test_a_call_that_upstream_has_is_never_displaced(upstream: ScriptedUpstream, tmp_path: Path) -> None:
     calls = Calls(upstream)
     async with sharing(upstream, tmp_path, places=8, MAX_IN_FLIGHT="3") as it:
         await it.post_each("ann-0", "ann-1", "ann-2")
@@ -305,7 +303,7 @@ async def test_a_notification_of_a_batch_makes_way_and_the_rest_goes_on(
     assert "ann-2" in calls.order
 
 
-async def test_of_many_principals_the_metrics_tell_the_rest_as_one(
+async def test_the_metrics_combine_principals_over_the_limit(
     upstream: ScriptedUpstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in (window, metrics):

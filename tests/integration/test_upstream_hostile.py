@@ -114,7 +114,7 @@ async def test_a_reply_that_is_no_http_is_502_and_the_next_one_counts(reply: Rep
 @pytest.mark.parametrize(
     ("content_type", "shown"), [("Text/HTML; secret=1", "text/html"), ("secret/secret", "another content type")]
 )
-async def test_a_content_type_of_its_own_invention_stands_in_no_log(
+async def test_an_invented_content_type_is_not_logged(
     content_type: str, shown: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")

@@ -37,7 +37,7 @@ async def ask(served: Bridge, method: str, **params: Any) -> Answer:
     return await served.post(body, mirrored(body))
 
 
-async def test_a_client_that_knows_no_handshake_discovers_lists_and_calls(shared_gateway: Gateway) -> None:
+async def test_a_client_without_a_handshake_discovers_lists_and_calls(shared_gateway: Gateway) -> None:
     async with bridge(shared_gateway.url) as served:
         discovered = (await ask(served, "server/discover")).json["result"]
         assert VERSION in discovered["supportedVersions"]
@@ -84,7 +84,7 @@ async def test_closing_the_response_cancels_the_request_upstream(shared_gateway:
             assert (await ask(served, "tools/call", name="echo", arguments={"message": "next"})).text == "Echo: next"
 
 
-async def test_a_subscription_is_acknowledged_then_heard(shared_gateway: Gateway) -> None:
+async def test_a_subscription_is_acknowledged_and_then_gets_updates(shared_gateway: Gateway) -> None:
     uri = "demo://resource/dynamic/text/77"
     wanted = {"toolsListChanged": True, "resourceSubscriptions": [uri], "unknown": True}
     async with bridge(shared_gateway.url) as served:
@@ -165,7 +165,7 @@ async def test_a_subscription_that_the_bridge_ends_gets_its_result(shared_gatewa
         (request("resources/read", uri="demo://no/such"), {}, 400, -32602),
     ],
 )
-async def test_what_is_not_as_the_specification_says_is_refused(
+async def test_requests_that_violate_the_specification_are_rejected(
     everything: Bridge, body: dict[str, Any], changed: dict[str, str], status: int, code: int
 ) -> None:
     answer = await everything.post(body, mirrored(body) | changed)
@@ -195,7 +195,7 @@ async def test_more_resources_than_can_be_watched_are_refused(everything: Bridge
     assert (answer.status, answer.error["code"], answer.json["id"]) == (400, -32602, 1)
 
 
-async def test_a_listener_has_to_take_an_event_stream(everything: Bridge) -> None:
+async def test_a_subscription_without_an_event_stream_is_rejected(everything: Bridge) -> None:
     answer = await ask(everything, "subscriptions/listen", notifications={})
     assert (answer.status, answer.error["code"]) == (400, -32600)
 

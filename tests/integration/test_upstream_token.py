@@ -63,7 +63,7 @@ async def test_a_changed_file_is_read_while_connections_stay_open(upstream: Scri
 
 @pytest.mark.usefixtures("watched_closely")
 @pytest.mark.parametrize("content", ["", " \n", "two words", "schlüssel", None])
-async def test_a_file_that_is_spoilt_or_lost_changes_nothing(
+async def test_an_invalid_or_missing_file_changes_nothing(
     content: str | None, upstream: ScriptedUpstream, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     file = tmp_path / "token"
@@ -95,7 +95,7 @@ async def native(received: Received) -> web.StreamResponse:
     return web.Response(status=400, text="Missing or invalid Mcp-Session-Id header")
 
 
-async def test_the_doctor_finds_a_native_vestige_well(
+async def test_the_doctor_recognises_a_native_vestige(
     upstream: ScriptedUpstream, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "token"

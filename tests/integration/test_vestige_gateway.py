@@ -103,7 +103,7 @@ def test_natively_a_token_that_cannot_be_written_ends_the_start_with_a_sentence(
     assert f"{image.token_file} cannot be written: mount a volume there" in done.stderr
 
 
-def test_a_signal_that_comes_while_the_token_is_made_ends_the_vestige_that_starts_after_it(image: Image) -> None:
+def test_a_signal_while_the_token_is_written_ends_the_vestige_started_afterwards(image: Image) -> None:
     asked, go = image.fifo("asked"), image.fifo("go")
     image.add("od", f'#!/bin/sh\necho >"{asked}"\nread _ <"{go}"\nexec "{shutil.which("od")}" "$@"\n')
     image.add("vestige", f"#!/bin/sh\n{RUNS_ON}\n")
@@ -114,7 +114,7 @@ def test_a_signal_that_comes_while_the_token_is_made_ends_the_vestige_that_start
         assert gateway.wait(timeout=10) == 0
 
 
-def test_a_signal_that_comes_before_vestiges_process_is_known_ends_it(image: Image) -> None:
+def test_a_signal_before_the_pid_of_vestige_is_known_ends_vestige(image: Image) -> None:
     image.add("vestige", f"#!/bin/sh\n{RUNS_ON}\n")
     # Bash runs this trap before each command; it sends the signal before the command that starts Vestige.
     before = image.folder / "before"
