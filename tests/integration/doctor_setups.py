@@ -135,7 +135,7 @@ async def answer_html(reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     await writer.drain()
 
 
-async def lead_away(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def redirect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Redirects every request to a login page."""
     await reader.readuntil(b"\r\n\r\n")
     writer.write(b"HTTP/1.1 302 Found\r\nLocation: https://login.example.com/\r\nContent-Length: 0\r\n\r\n")
@@ -226,7 +226,7 @@ async def _(tmp: Path) -> AsyncIterator[Patient]:
 
 @broken("bridge", "a login page is in front of the bridge")
 async def _(tmp: Path) -> AsyncIterator[Patient]:
-    async with listening(lead_away) as authority:
+    async with listening(redirect) as authority:
         yield far(f"http://{authority}")
 
 
@@ -442,12 +442,12 @@ async def _(tmp: Path) -> AsyncIterator[Patient]:
 
 @broken("upstream", "nothing exists at the usual path")
 async def _(tmp: Path) -> AsyncIterator[Patient]:
-    async def be_elsewhere(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def answer_404(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
         await writer.drain()
 
-    async with listening(be_elsewhere) as authority, bridge(f"http://{authority}/mcp") as served:
+    async with listening(answer_404) as authority, bridge(f"http://{authority}/mcp") as served:
         yield near(f"http://{authority}/mcp", served)
 
 

@@ -248,10 +248,10 @@ async def test_without_a_bridge_and_an_upstream_vestige_is_not_examined(
 async def test_a_failed_handshake_is_reported(
     upstream: ScriptedUpstream, capsys: pytest.CaptureFixture[str], answer: dict[str, Any] | None
 ) -> None:
-    async def disappoint(received: Received) -> Any:
+    async def answer_badly(received: Received) -> Any:
         return received.cut() if answer is None else received.result(answer)
 
-    upstream.on("tools/list", disappoint)
+    upstream.on("tools/list", answer_badly)
     assert await examine(near(upstream.url)) == 1
     assert marks(capsys.readouterr().out) == dict(zip(LAYERS, "✓✗--✓✗-", strict=True))
     assert not upstream.sessions
@@ -275,13 +275,13 @@ async def test_without_a_read_only_tool_another_request_is_sent(
         reads = {"name": "read", "inputSchema": {"required": ["id"]}, "annotations": {"readOnlyHint": True}}
         return received.result({"tools": [writes, reads]})
 
-    async def know_nothing(received: Received) -> Any:
+    async def reject(received: Received) -> Any:
         error = {"code": -32601, "message": "Method not found"}
         return web.json_response({"jsonrpc": "2.0", "id": received.message["id"], "error": error})
 
     upstream.on("tools/list", list_tools)
     if asked == "ping":
-        upstream.on("resources/list", know_nothing)
+        upstream.on("resources/list", reject)
     await until(scripted.ready)
     assert await examine(near(upstream.url, scripted)) == 0
     assert f"read          {asked} was answered" in capsys.readouterr().out
@@ -327,14 +327,14 @@ async def test_a_proxy_that_rejects_every_token_is_reported(
     async def be_alive(_request: web.Request) -> web.Response:
         return web.json_response({"status": "alive", "state": "ready"})
 
-    async def let_nobody_in(request: web.Request) -> web.Response:
+    async def reject_tokens(request: web.Request) -> web.Response:
         if status is None:
             assert request.transport is not None
             request.transport.abort()
         return web.Response(status=status or 200, text="No.")
 
     app = web.Application()
-    app.add_routes([web.get("/livez", be_alive), web.get("/readyz", be_alive), web.post("/mcp", let_nobody_in)])
+    app.add_routes([web.get("/livez", be_alive), web.get("/readyz", be_alive), web.post("/mcp", reject_tokens)])
     async with TestServer(app, host="127.0.0.1") as front:
         assert await examine(Patient({}, str(front.make_url("")).rstrip("/"))) == 1
     lines = capsys.readouterr().out.splitlines()

@@ -16,7 +16,7 @@ from harness import Bridge, Received, ScriptedUpstream, bridge, until
 from vestige_bridge.session import listeners
 
 
-class Ear:
+class Client:
     """A client that reads its stream."""
 
     def __init__(self, session_id: str) -> None:
@@ -26,7 +26,7 @@ class Ear:
         self.ended = asyncio.Event()
         self.opened = asyncio.Event()
 
-    async def hear(self, served: Bridge) -> None:
+    async def listen(self, served: Bridge) -> None:
         """Collects every message of the stream."""
         headers = served.request_headers({**self.headers, "Accept": "text/event-stream"})
         async with served.http.get(served.url, headers=headers) as response:
@@ -41,29 +41,29 @@ class Ear:
 
 
 @asynccontextmanager
-async def listening(served: Bridge, session_id: str) -> AsyncIterator[Ear]:
+async def listening(served: Bridge, session_id: str) -> AsyncIterator[Client]:
     """Yields a client whose stream is open."""
-    ear = Ear(session_id)
-    task = asyncio.create_task(ear.hear(served))
+    client = Client(session_id)
+    task = asyncio.create_task(client.listen(served))
     try:
         async with asyncio.timeout(10):
-            await ear.opened.wait()
-        yield ear
+            await client.opened.wait()
+        yield client
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def ask(served: Bridge, ear: Ear, method: str, **params: object) -> Any:
+async def ask(served: Bridge, client: Client, method: str, **params: object) -> Any:
     """Sends a request in the session of the client; returns the result."""
-    answer = await served.post({"jsonrpc": "2.0", "id": 1, "method": method, "params": params}, ear.headers)
+    answer = await served.post({"jsonrpc": "2.0", "id": 1, "method": method, "params": params}, client.headers)
     return answer.json["result"]
 
 
 async def test_a_subscription_stays_until_its_last_client_is_gone(scripted: Bridge, upstream: ScriptedUpstream) -> None:
     async with listening(scripted, "a") as ann, listening(scripted, "b") as bob:
-        for ear in (ann, bob):
-            await ask(scripted, ear, "resources/subscribe", uri="memory://x")
+        for client in (ann, bob):
+            await ask(scripted, client, "resources/subscribe", uri="memory://x")
         assert await ask(scripted, ann, "resources/unsubscribe", uri="memory://x") == {}
         assert upstream.count("resources/unsubscribe") == 0
         await scripted.ask("DELETE", "/mcp", b"", scripted.request_headers(bob.headers))
@@ -221,18 +221,18 @@ async def test_no_principal_takes_the_room_of_another(
     async with bridge(upstream.url, VESTIGE_AUTH_TOKEN="", VESTIGE_AUTH_TOKEN_FILE=str(tokens)) as served:
         for session in range(50):
             served.token = "ann-has-a-long-token"
-            invented = Ear(f"invented-{session}")
+            invented = Client(f"invented-{session}")
             for number in range(4):
                 assert await ask(served, invented, "resources/subscribe", uri=f"memory://{session}/{number}") == {}
         served.token = "bob-has-a-long-token"
         for number in range(15):
-            assert await ask(served, Ear("bob"), "resources/subscribe", uri=f"memory://bob/{number}") == {}
+            assert await ask(served, Client("bob"), "resources/subscribe", uri=f"memory://bob/{number}") == {}
 
 
 async def test_a_plain_poster_takes_from_nobody_what_they_want_to_hear(
     scripted: Bridge, upstream: ScriptedUpstream
 ) -> None:
-    poster = Ear("")
+    poster = Client("")
     poster.headers = {}
     await until(scripted.ready)
     async with listening(scripted, "a") as ann:
@@ -267,12 +267,12 @@ async def test_a_second_stream_of_a_session_ends_the_first(scripted: Bridge) -> 
 
 
 async def test_streams_end_when_the_bridge_drains(upstream: ScriptedUpstream) -> None:
-    async with bridge(upstream.url) as served, listening(served, "a") as ear:
+    async with bridge(upstream.url) as served, listening(served, "a") as client:
         assert served.drain is not None
         await served.drain()
         async with asyncio.timeout(5):
-            await ear.ended.wait()
-        headers = served.request_headers({**ear.headers, "Accept": "text/event-stream"})
+            await client.ended.wait()
+        headers = served.request_headers({**client.headers, "Accept": "text/event-stream"})
         assert (await served.ask("GET", "/mcp", b"", headers)).status == 503
 
 

@@ -452,13 +452,13 @@ async def test_strangers_make_room_for_a_client_with_a_token(
         reader, writer = await stack.enter_async_context(connected(served))
         writer.write(called(ping))
         assert b"200 OK" in await reader.readuntil(b"{}}")
-        strangers = [await stack.enter_async_context(connected(served)) for _ in range(30)]
+        clients = [await stack.enter_async_context(connected(served)) for _ in range(30)]
         await until(lambda: served.metric("client_connections_closed_for_room_total") >= 20)
         assert served.metric("client_connections") <= 8
         writer.write(called(ping))
         assert b"200 OK" in await reader.readuntil(b"{}}")
         assert (await served.get("/livez")).status == 200
-        assert await strangers[0][0].read() == b""
+        assert await clients[0][0].read() == b""
 
 
 async def test_a_connection_with_a_request_in_flight_is_never_closed_for_room(
@@ -496,13 +496,13 @@ async def test_a_connection_that_carried_a_token_may_idle_for_the_keep_alive_tim
         writer.write(called(ping))
         assert b"200 OK" in await reader.readuntil(b"{}}")
         for _ in range(2):
-            async with connected(served) as (stranger, _):
-                assert await stranger.read() == b""
+            async with connected(served) as (client, _):
+                assert await client.read() == b""
         writer.write(called(ping))
         assert b"200 OK" in await reader.readuntil(b"{}}")
 
 
-def place_of(served: Bridge) -> tuple[str, int]:
+def address_of(served: Bridge) -> tuple[str, int]:
     """Returns the host and the port of the bridge."""
     host, port = served.origin.removeprefix("http://").split(":")
     return host, int(port)
@@ -512,9 +512,9 @@ async def test_an_unauthenticated_client_that_pipelines_and_never_reads_is_disco
     upstream: ScriptedUpstream,
 ) -> None:
     async with bridge(upstream.url) as served:
-        with socket.create_connection(place_of(served)) as stranger:
-            stranger.setblocking(False)
-            stranger.send((GET + b"\r\n") * 500)
+        with socket.create_connection(address_of(served)) as client:
+            client.setblocking(False)
+            client.send((GET + b"\r\n") * 500)
             await until(lambda: served.metric("client_connections") == 1)
             # The client neither reads nor closes: the bridge waits for it only as long as for the rest of a request.
             await until(lambda: served.metric("client_connections") == 0)
@@ -522,13 +522,13 @@ async def test_an_unauthenticated_client_that_pipelines_and_never_reads_is_disco
 
 async def test_a_client_that_keeps_sending_after_its_rejection_is_disconnected(scripted: Bridge) -> None:
     sent = 0
-    with socket.create_connection(place_of(scripted)) as stranger:
-        stranger.setblocking(False)
-        stranger.send(b"POST /mcp HTTP/1.1\r\nHost: x\r\nContent-Length: 9999999999\r\n\r\n")
+    with socket.create_connection(address_of(scripted)) as client:
+        client.setblocking(False)
+        client.send(b"POST /mcp HTTP/1.1\r\nHost: x\r\nContent-Length: 9999999999\r\n\r\n")
         async with asyncio.timeout(15):
             while True:
                 try:
-                    sent += stranger.send(b"x" * 65_536)
+                    sent += client.send(b"x" * 65_536)
                 except BlockingIOError:
                     await asyncio.sleep(0.01)
                 except ConnectionError:
