@@ -362,7 +362,7 @@ class Settings:
         "VESTIGE_BRIDGE_UNSENT_BYTES",
         "67108864",
         _count,
-        "How many bytes of large answers the bridge holds at a time.",
+        "How many bytes of large answers (over 64 KiB) the bridge holds at a time for all clients together.",
     )
     max_body_bytes: int = _setting(
         "VESTIGE_BRIDGE_MAX_BODY_BYTES", "1048576", _count, "The largest request body; a larger one gets 413."

@@ -15,7 +15,18 @@ from typing import Any
 
 import pytest
 
-from harness import TOKEN, Bridge, Gateway, Received, ScriptedUpstream, bridge, free_port, until
+from harness import (
+    TOKEN,
+    Bridge,
+    BridgeProcess,
+    Gateway,
+    Received,
+    ScriptedUpstream,
+    bridge,
+    environment,
+    free_port,
+    until,
+)
 from integration.doctor_setups import answer_html, entry, greet, listening
 
 
@@ -277,6 +288,24 @@ async def test_a_write_that_was_cut_is_reported_as_possibly_run(upstream: Script
         "Run `vestige-bridge doctor` to find the cause.",
     ]
     assert upstream.count("tools/call") == 1
+
+
+@pytest.mark.parametrize(("during", "may_have_run"), [("tools/call", True), ("tools/list", False)])
+async def test_a_call_may_have_run_if_the_bridge_is_killed_during_it_but_not_before(
+    upstream: ScriptedUpstream, during: str, may_have_run: bool
+) -> None:
+    process = BridgeProcess(environment(upstream.url))
+
+    async def kill(received: Received) -> Any:
+        process.kill()
+        return received.result({})
+
+    async with process.serving() as served:
+        await until(served.ready)
+        upstream.on(during, kill)
+        done = await ask(served, "call", "write")
+    assert (done.status, done.out) == (1, "")
+    assert ("Vestige may have run the call." in done.err.splitlines()) == may_have_run
 
 
 async def test_the_token_and_the_address_come_from_dotenv_as_for_the_bridge(everything: Bridge, tmp_path: Path) -> None:

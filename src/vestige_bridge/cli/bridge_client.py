@@ -176,11 +176,16 @@ class Client:
                     return result
                 if message.get("method") == PROGRESS and isinstance(message.get("params"), dict):
                     on_progress(message["params"])
+        except ClientError as error:
+            error.may_have_run &= method == CALL_TOOL  # Nothing else that a command sends has an effect.
+            raise
         except KeyboardInterrupt:
             with suppress(ClientError):
                 self.notify(CANCELLED, {"requestId": request_id, "reason": "The user cancelled the call."})
             raise
-        raise NoAnswer("the stream ended before the answer", "cut")
+        failure = NoAnswer("the stream ended before the answer", "cut")
+        failure.may_have_run = method == CALL_TOOL
+        raise failure
 
 
 def local_url(settings: Settings) -> str:

@@ -35,7 +35,13 @@ Kind = Literal[
 
 
 class ClientError(Exception):
-    """A request without a usable answer; the text is the reason."""
+    """A request without a usable answer; the text is the reason.
+
+    Attributes:
+        may_have_run: whether the server may have received and run the request.
+    """
+
+    may_have_run = False
 
 
 class NoAnswer(ClientError):
@@ -64,7 +70,6 @@ class Refused(ClientError):
 
     Attributes:
         code: the error's code.
-        may_have_run: whether Vestige may have run the request.
     """
 
     def __init__(self, status: int, error: Members) -> None:
@@ -153,7 +158,7 @@ def converse(
         NoAnswer: there is no response, or it is incomplete.
         NotMcp: the response is not MCP.
     """
-    with closing(open_connection(url, timeout_seconds)) as connection:
+    with closing(open_connection(url, timeout_seconds)) as connection, _sent():
         connection.sock.settimeout(silence_seconds)
         with closing(_opened(connection, "POST", url, message, _bearer(token))) as response:
             if response.headers.get_content_type() == sse.CONTENT_TYPE:
@@ -167,6 +172,16 @@ def converse(
             if not messages:
                 raise NotMcp(f"the answer is not MCP: {reply}")
             yield from ((reply.status, message) for message in messages)
+
+
+@contextmanager
+def _sent() -> Iterator[None]:
+    """Marks the errors of a request that the server may have received."""
+    try:
+        yield
+    except ClientError as error:
+        error.may_have_run = True
+        raise
 
 
 def is_event_stream(url: str, timeout_seconds: float) -> bool:

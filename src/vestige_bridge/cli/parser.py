@@ -199,7 +199,7 @@ def _tools(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
         return 2
     except ClientError as error:
         print(f"{client.url}: {_reason(error, client)}", file=sys.stderr)
-        if getattr(error, "may_have_run", False):
+        if error.may_have_run:
             print("Vestige may have run the call.", file=sys.stderr)
         print("Run `vestige-bridge doctor` to find the cause.", file=sys.stderr)
         return 1
