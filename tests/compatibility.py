@@ -1,4 +1,4 @@
-"""Writes what was measured into a page of ``docs/``."""
+"""Writes the results of compatibility tests into a page of ``docs/``."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ PAGE = ROOT / "docs/compatibility.md"
 
 
 def package_version(folder: Path) -> str:
-    """The name and the version of an installed npm package."""
+    """Returns the name and the version of an installed npm package."""
     package = json.loads((folder / "package.json").read_text())
     return f"{package['name']} {package['version']}"
 
 
 def write_section(name: str, report: str, versions: Iterable[str], page: Path = PAGE) -> None:
-    """Puts a report, with today's date and the versions that it tested, between the page's two marks of that name."""
+    """Writes a report, with today's date and the tested versions, between the two markers of that name in the page."""
     today = dt.datetime.now(tz=dt.UTC).date()
     text = f"Measured on {today} with {', '.join(versions)}.\n\n{report}"
     begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"

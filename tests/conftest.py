@@ -1,4 +1,4 @@
-"""Fixtures: each test has an upstream of its own, unless it only reads from it."""
+"""Fixtures: each test has its own upstream, unless it only reads from it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from harness import ROOT, SERVER_EVERYTHING, SERVER_MEMORY, Bridge, Gateway, Scr
 
 @pytest.fixture(scope="session", autouse=True)
 def no_process_is_left() -> Iterator[None]:
-    """Whatever the tests started has ended with them."""
+    """Checks that all processes that the tests started have ended with them."""
     yield
     assert not psutil.Process().children(recursive=True)
 
 
 @pytest.fixture
 def memory_file(tmp_path: Path) -> Path:
-    """Where server-memory keeps what it was told."""
+    """The file in which server-memory stores its memories."""
     return tmp_path / "memory.jsonl"
 
 
@@ -54,7 +54,7 @@ def everything_gateway() -> Iterator[Gateway]:
 
 @pytest.fixture
 async def upstream() -> AsyncIterator[ScriptedUpstream]:
-    """An upstream that fails where a test says so; ``url`` is its address."""
+    """An upstream that fails where a test scripts it; ``url`` is its address."""
     scripted = ScriptedUpstream()
     async with TestServer(scripted.app, host="127.0.0.1") as server:
         scripted.url = str(server.make_url("/mcp"))
@@ -77,7 +77,7 @@ async def everything(shared_gateway: Gateway) -> AsyncIterator[Bridge]:
 
 @pytest.fixture
 def features_gateway() -> Iterator[Gateway]:
-    """supergateway with a server behind it that has all that a legacy server can do."""
+    """supergateway with a server behind it that has all features of the legacy era."""
     gateway = Gateway(ROOT / "tests/server.mjs")
     gateway.start()
     yield gateway
@@ -86,6 +86,6 @@ def features_gateway() -> Iterator[Gateway]:
 
 @pytest.fixture
 async def features(features_gateway: Gateway) -> AsyncIterator[Bridge]:
-    """A bridge in front of that server."""
+    """A bridge in front of the server with all features of the legacy era."""
     async with bridge(features_gateway.url) as served:
         yield served

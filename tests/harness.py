@@ -1,4 +1,4 @@
-"""The parts of the tests: real supergateway, the bridge, and a scripted upstream that fails on demand."""
+"""Components for the tests: real supergateway, the bridge, and a scripted upstream that fails on demand."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ Headers = Mapping[str, str]
 
 
 def free_port() -> int:
-    """An unused port below 32768, where the system's ephemeral ports begin, so that no other socket gets it."""
+    """Returns an unused port below 32768, where the ephemeral ports of the system begin, so no other socket gets it."""
     while True:
         port = random.randrange(20_000, 32_000)
         with suppress(OSError), socket.create_server(("127.0.0.1", port)):
@@ -51,7 +51,7 @@ def free_port() -> int:
 
 
 async def until(fact: Callable[[], bool] | Callable[[], Awaitable[bool]], seconds: float = 10) -> None:
-    """Waits for a condition that can only be polled."""
+    """Polls a condition until it is true."""
     async with asyncio.timeout(seconds):
         while True:
             truth = fact()
@@ -61,7 +61,7 @@ async def until(fact: Callable[[], bool] | Callable[[], Awaitable[bool]], second
 
 
 class Gateway:
-    """supergateway in front of a real MCP server, on a port that stays the same after a restart."""
+    """supergateway in front of a real MCP server; its port stays the same after a restart."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class Gateway:
         self._seen: set[psutil.Process] = set()
 
     def start(self) -> None:
-        """Starts it, and waits until it listens."""
+        """Starts supergateway and waits until it listens."""
         self._process = psutil.Popen(self.arguments, stdin=subprocess.DEVNULL)
         while self._process.poll() is None:
             try:
@@ -93,7 +93,7 @@ class Gateway:
 
     @property
     def arguments(self) -> list[str | Path]:
-        """Its command line: with the preload that the image and `make dev` use."""
+        """The command line of supergateway, with the preload that the image and `make dev` use."""
         return [
             *(NODE, "--import", ROOT / "docker/gateway/bind.js", self._supergateway, "--stdio", self._command),
             *(*self._mode, "--logLevel", "none"),
@@ -102,14 +102,14 @@ class Gateway:
 
     @property
     def servers(self) -> list[psutil.Process]:
-        """The MCP servers that supergateway runs: one for each session."""
+        """The processes of the MCP servers that supergateway runs, one for each session."""
         assert self._process is not None
         children = self._process.children() if self._process.is_running() else []
         self._seen.update(children)
         return list(children)
 
     def suspend(self) -> None:
-        """Suspends supergateway: it accepts connections, and answers nothing until it is resumed."""
+        """Suspends supergateway: it accepts connections but answers no request until it is resumed."""
         assert self._process is not None
         self._process.suspend()
 
@@ -168,7 +168,7 @@ class Answer:
 
 @dataclass
 class Bridge:
-    """A running bridge, and a client of it."""
+    """A running bridge and a client for it."""
 
     origin: str
     http: aiohttp.ClientSession
@@ -179,24 +179,24 @@ class Bridge:
 
     @property
     def url(self) -> str:
-        """The URL of its endpoint."""
+        """The URL of the endpoint."""
         return f"{self.origin}/mcp"
 
     def request_headers(self, headers: Headers | None = None) -> dict[str, str]:
-        """The headers of a request: this client's defaults, and the given ones."""
+        """Returns the headers of a request: the defaults of this client and the given ones."""
         token = {"Authorization": f"Bearer {self.token}"} if self.token else {}
         return {**JSON, **token, **self.headers, **(headers or {})}
 
     async def post(self, body: bytes | dict[str, Any] | list[Any], headers: Headers | None = None) -> Answer:
-        """POSTs a message, and waits for the complete answer."""
+        """POSTs a message and returns the complete HTTP response."""
         return await self.ask("POST", "/mcp", body, self.request_headers(headers))
 
     async def get(self, path: str) -> Answer:
-        """GETs a path without a token."""
+        """GETs a path without a token and returns the complete HTTP response."""
         return await self.ask("GET", path, b"", {})
 
     async def ask(self, method: str, path: str, body: bytes | dict[str, Any] | list[Any], headers: Headers) -> Answer:
-        """Sends any request, and waits for the complete answer."""
+        """Sends an HTTP request and returns the complete response."""
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         async with (
             asyncio.timeout(60),
@@ -209,11 +209,11 @@ class Bridge:
     async def call(
         self, tool: str, arguments: dict[str, Any] | None = None, *, id: Any = 1, headers: Headers | None = None
     ) -> Answer:
-        """Calls a tool."""
+        """Calls a tool and returns the complete HTTP response."""
         return await self.post(call_body(tool, arguments, id=id), headers)
 
     async def stream(self, body: dict[str, Any], headers: Headers | None = None) -> AsyncGenerator[Any, None]:
-        """POSTs a message as a client that accepts event streams, and yields each message as it arrives."""
+        """POSTs a message as a client that accepts event streams, and yields each message of the streamed response."""
         sent = self.request_headers({**SSE, **(headers or {})})
         async with self.http.post(self.url, data=json.dumps(body).encode(), headers=sent) as response:
             assert response.status == 200, await response.read()
@@ -223,25 +223,25 @@ class Bridge:
                     yield json.loads(line[5:])
 
     def metric(self, name: str, /, **labels: str) -> float:
-        """The value of a metric, which must exist."""
+        """Returns the value of a metric, which must exist."""
         assert self.metrics is not None
         value = self.metrics.registry.get_sample_value(f"vestige_bridge_{name}", labels)
         assert value is not None, (name, labels)
         return value
 
     async def ready(self) -> bool:
-        """Whether it is ready."""
+        """Returns whether `/readyz` reports the bridge as ready."""
         return (await self.get("/readyz")).status == 200
 
 
 def call_body(tool: str, arguments: dict[str, Any] | None = None, *, id: Any = 1) -> dict[str, Any]:
-    """A request that calls a tool."""
+    """Returns a request that calls a tool."""
     params = {"name": tool, "arguments": arguments or {}}
     return {"jsonrpc": "2.0", "id": id, "method": "tools/call", "params": params}
 
 
 def environment(upstream: str, **variables: str) -> dict[str, str]:
-    """The variables of a bridge for tests; the bridge's are given without their prefix."""
+    """Returns the environment of a bridge for tests; names of variables may omit the prefix `VESTIGE_BRIDGE_`."""
     environ = {"VESTIGE_MCP_URL": upstream, "VESTIGE_AUTH_TOKEN": TOKEN}
     environ |= {"VESTIGE_BRIDGE_PORT": "0", "VESTIGE_BRIDGE_METRICS_PORT": "0"}
     environ |= {
@@ -252,7 +252,7 @@ def environment(upstream: str, **variables: str) -> dict[str, str]:
 
 @asynccontextmanager
 async def bridge(upstream: str, **variables: str) -> AsyncIterator[Bridge]:
-    """A bridge in this process, on a real socket."""
+    """Runs a bridge in this process on a real socket."""
     settings = Settings.from_environ(environment(upstream, **variables))
     app = build_app(settings)
     listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
@@ -301,7 +301,7 @@ class BridgeProcess:
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[Bridge]:
-        """A client of it, once it listens; at the end the bridge is stopped if it still runs."""
+        """Yields a client once the bridge listens, and kills the bridge at the end if it still runs."""
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http:
             served = Bridge(f"http://127.0.0.1:{self.port}", http)
 
@@ -321,20 +321,20 @@ class BridgeProcess:
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """The process id of the bridge."""
         return self._process.pid
 
     def terminate(self, with_signal: signal.Signals = signal.SIGTERM) -> None:
-        """Sends it a signal to stop, as an init process does."""
+        """Sends the bridge a signal to stop, as an init process does."""
         self._process.send_signal(with_signal)
 
     def kill(self) -> None:
-        """Kills it as the out-of-memory killer does."""
+        """Kills the bridge as the out-of-memory killer does."""
         self._process.kill()
         self._process.communicate()
 
     async def ended(self, seconds: float = 30) -> tuple[int, str]:
-        """Its exit status and its standard error."""
+        """Waits for the end of the process, and returns its exit status and standard error."""
         _, log = await asyncio.to_thread(self._process.communicate, timeout=seconds)
         return self._process.returncode, log
 
@@ -353,7 +353,7 @@ Script = Callable[["Received"], Awaitable[web.StreamResponse]]
 
 @dataclass(frozen=True)
 class Received:
-    """One message that the scripted upstream received."""
+    """A message that the scripted upstream received."""
 
     http: web.Request
     body: bytes
@@ -361,7 +361,7 @@ class Received:
 
     @property
     def id(self) -> str:
-        """The id in the spelling of an answer."""
+        """The id as JSON text."""
         return json.dumps(self.message.get("id"))
 
     @property
@@ -371,11 +371,11 @@ class Received:
         return method
 
     def result(self, result: Any) -> web.Response:
-        """A response with that result, as one JSON body."""
+        """Returns a JSON response with that result."""
         return web.json_response({"jsonrpc": "2.0", "id": self.message["id"], "result": result})
 
     async def events(self, *data: str | dict[str, Any]) -> web.StreamResponse:
-        """An event stream with these messages; it stays open until the caller returns it."""
+        """Returns an event stream with these messages; it stays open until the caller returns it."""
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(self.http)
         for message in data:
@@ -384,7 +384,7 @@ class Received:
         return response
 
     def cut(self) -> web.Response:
-        """Closes the connection without an answer."""
+        """Closes the connection without a response."""
         assert self.http.transport is not None
         self.http.transport.abort()
         return web.Response()
@@ -398,7 +398,7 @@ TOOLS = [
 
 
 class ScriptedUpstream:
-    """An upstream that follows the protocol, except for faults that a test scripts."""
+    """An upstream that follows the protocol, except for the faults that a test scripts."""
 
     def __init__(self) -> None:
         self.url = ""
@@ -413,15 +413,15 @@ class ScriptedUpstream:
         self.app.router.add_delete("/mcp", self._delete)
 
     def on(self, method: str, script: Script) -> None:
-        """Answers a method by a script from now on; ``GET`` means that HTTP method."""
+        """Sets the script that answers a method from now on; ``GET`` means the HTTP method."""
         self.scripts[method] = script
 
     def count(self, method: str) -> int:
-        """The number of messages with that method."""
+        """Returns the number of received messages with that method."""
         return len(self.of(method))
 
     def of(self, method: str) -> list[Received]:
-        """The messages with that method, in the order of arrival."""
+        """Returns the received messages with that method, in the order of arrival."""
         return [received for received in self.received if received.method == method]
 
     async def _post(self, http: web.Request) -> web.StreamResponse:
@@ -433,7 +433,7 @@ class ScriptedUpstream:
         return await self.answer(received)
 
     async def answer(self, received: Received) -> web.StreamResponse:
-        """The answer of a server without a fault."""
+        """Returns the response of a server without faults."""
         if received.method == "initialize":
             return self._open(received)
         if "Mcp-Session-Id" not in received.http.headers:

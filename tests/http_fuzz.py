@@ -1,8 +1,8 @@
-"""Streams of HTTP/1.1 requests, random and mutated, read by the bridge's protocol and by h11 (RFC 9112).
+"""Compares the bridge's HTTP/1.1 parser with h11 on random and mutated request streams (RFC 9112).
 
-Where both accept a request they agree on its method, target, fields, body and end. Where one accepts what the other
-refuses, the case is in ``EXPECTED`` with its section of the RFC; any other difference is a failure.
-`python -m http_fuzz STREAMS [SEED]` runs it for as many streams as wanted.
+If both accept a request, they must agree on its method, target, fields, body and end. If only one accepts it, the
+case must be in ``EXPECTED`` with its section of the RFC; any other difference is a failure.
+`python -m http_fuzz STREAMS [SEED]` runs it for that number of streams.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from vestige_bridge.upstream.answer_budget import AnswerBudget
 
 
 class Request(NamedTuple):
-    """A request as a reader understood it.
+    """A request as one of the two parsers read it.
 
     Attributes:
-        method, target, fields, body: its parts; names of fields in lower case.
-        rest: what follows it, as far as the reader tells: h11 gives the bytes, the bridge only whether it dropped any.
+        method, target, fields, body: the parts of the request; field names are in lower case.
+        rest: the bytes after the request; the bridge reports only whether it dropped any.
     """
 
     method: bytes
@@ -44,7 +44,7 @@ class Request(NamedTuple):
 
 
 class MemoryTransport(asyncio.Transport):
-    """A transport that keeps what is written to it."""
+    """A transport that stores the data written to it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class MemoryTransport(asyncio.Transport):
 
 
 class Reader:
-    """The bridge's protocol in front of an application that only takes the request; to be made in an event loop."""
+    """The bridge's protocol with an application that only reads the request; create it in a running event loop."""
 
     def __init__(self) -> None:
         self._buffer = bytearray(READ_BYTES)
@@ -90,7 +90,7 @@ class Reader:
         self._connections = Connections(limits, AnswerBudget(2**20))
 
     async def read(self, chunks: list[bytes]) -> Request | None:
-        """The first request of a stream; ``None`` if it is refused or not whole."""
+        """Returns the first request of a stream; ``None`` if it is rejected or incomplete."""
         self._taken.clear()
         state, transport = ServerState(), MemoryTransport()
         protocol = HttpProtocol(self._config, state, {}, self._connections, memoryview(self._buffer))
@@ -131,7 +131,7 @@ class Reader:
 
 
 def read_by_h11(chunks: list[bytes]) -> Request | None:
-    """The first request of a stream, as h11 reads it; ``None`` if it is refused or not whole."""
+    """Returns the first request of a stream, as h11 reads it; ``None`` if it is rejected or incomplete."""
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=65_536)
     head: h11.Request | None = None
     body, ended = b"", False
@@ -161,13 +161,13 @@ def read_by_h11(chunks: list[bytes]) -> Request | None:
         return None
     target = bytes(head.target)
     if b"://" in target:
-        # The application sees the path of a target in the absolute form (RFC 9112, section 3.2.2).
+        # The application gets only the path of a target in absolute form (RFC 9112, section 3.2.2).
         try:
             parts = urlsplit(target)
         except ValueError:
             return Request(bytes(head.method), target, list(head.headers), body, rest)
         target = (parts.path or b"/") + (b"?" + parts.query if parts.query else b"")
-    # An empty query is no query to the application.
+    # The application does not distinguish an empty query from a missing one.
     path, _, query = target.partition(b"?")
     target = path + (b"?" + query if query else b"")
     return Request(bytes(head.method), target, list(head.headers), body, rest)
@@ -175,14 +175,14 @@ def read_by_h11(chunks: list[bytes]) -> Request | None:
 
 @dataclass(frozen=True)
 class Difference:
-    """A case in which the two readers are known to differ.
+    """A case in which the two parsers are known to differ.
 
     Attributes:
-        what: what it is about.
-        section: what the RFC says of it.
-        bridge_accepts: whether it is the bridge that accepts.
-        example: a stream that one of them accepts and the other one refuses.
-        shows: whether a stream, given as one piece, has it.
+        what: a description of the difference.
+        section: the section of the RFC about it.
+        bridge_accepts: whether the bridge is the parser that accepts.
+        example: a stream that one parser accepts and the other one rejects.
+        shows: a function that returns whether a stream, given in one piece, has the difference.
     """
 
     what: str
@@ -326,7 +326,7 @@ EXPECTED = (
 
 @dataclass
 class Report:
-    """What a run found: how often both agreed, and each difference."""
+    """The results of a run: the number of agreements, and each difference."""
 
     accepted: int = 0
     refused: int = 0
@@ -352,7 +352,7 @@ INSERTS = [
 
 
 def build_stream(chance: random.Random) -> bytes:
-    """One stream: a request that is right, or nearly, and perhaps what follows it."""
+    """Builds one stream: a valid or nearly valid request, sometimes followed by more bytes."""
     body = chance.randbytes(chance.randrange(40)) if chance.random() < 0.3 else b'{"id":1}' * chance.randrange(4)
     fields = [b"Host: x"] if chance.random() < 0.95 else []
     fields += [
@@ -411,7 +411,7 @@ def _mutated(stream: bytes, chance: random.Random) -> bytes:
 
 
 def cut(stream: bytes, chance: random.Random) -> list[bytes]:
-    """The stream in pieces of random sizes."""
+    """Splits a stream into pieces of random sizes."""
     if chance.random() < 0.3:
         return [stream] if stream else []
     chunks, position = [], 0
@@ -424,7 +424,7 @@ def cut(stream: bytes, chance: random.Random) -> list[bytes]:
 
 
 async def run(streams: int, seed: int) -> Report:
-    """Reads as many streams with both readers, and compares."""
+    """Parses that number of streams with both parsers, and compares the results."""
     chance, reader, report = random.Random(seed), Reader(), Report()
     for _ in range(streams):
         stream = build_stream(chance)
@@ -445,19 +445,19 @@ async def run(streams: int, seed: int) -> Report:
 def _agree(ours: Request | None, theirs: Request | None) -> bool:
     if ours is None or theirs is None:
         return ours is theirs
-    # Empty lines behind a request may be passed over or taken for what follows (section 2.2).
+    # A parser may ignore empty lines after a request or count them as following bytes (section 2.2).
     same_end = bool(ours.rest) == bool(theirs.rest) or not theirs.rest.strip(b"\r\n")
     return same_end and _comparable(ours) == _comparable(theirs)
 
 
 def _comparable(request: Request) -> Request:
-    """The request without what may be told in two ways; h11 writes the transfer coding in lower case (section 7)."""
+    """Returns the request without differences in form; h11 writes the transfer coding in lower case (section 7)."""
     fields = [(name, value.lower() if name == b"transfer-encoding" else value) for name, value in request.fields]
     return request._replace(fields=fields, rest=b"")
 
 
 def _explains(difference: Difference, stream: bytes, ours: Request | None, theirs: Request | None) -> bool:
-    """Whether a known difference explains that one reader accepts what the other one refuses."""
+    """Returns whether a known difference explains why only one parser accepts the stream."""
     if ours is not None and theirs is not None:
         return False
     accepts = ours is not None if difference.bridge_accepts else theirs is not None
@@ -465,7 +465,7 @@ def _explains(difference: Difference, stream: bytes, ours: Request | None, their
 
 
 def main() -> int:
-    """Runs as many streams as the command line says; the exit status is 1 where a difference is not expected."""
+    """Runs the number of streams in the command line; the exit status is 1 if a difference is not expected."""
     streams, seed = int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else random.randrange(2**32)
     report = asyncio.run(run(streams, seed))
     print(f"{streams} streams, seed {seed}: {report.accepted} accepted by both, {report.refused} by neither")

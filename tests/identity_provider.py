@@ -1,4 +1,4 @@
-"""An identity provider for tests: its keys are real, and what it serves and signs is what a test says."""
+"""An identity provider for tests: its keys are real, and tests set its documents and tokens."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SCOPES = "vestige.read=read-only;vestige.write=all"
 
 @cache
 def key(kid: str, kind: str = "EC", size: str | int = "P-256") -> PrivateKey:
-    """The key of that id; all tests share it, as making one takes its time."""
+    """Returns the key with that id; all tests share it, because generating a key is slow."""
     parameters: Any = {"kid": kid, "use": "sig"}
     if kind == "RSA":
         return RSAKey.generate_key(int(size), parameters)
@@ -33,29 +33,29 @@ def key(kid: str, kind: str = "EC", size: str | int = "P-256") -> PrivateKey:
 
 
 def public(*keys: PrivateKey, **members: str) -> dict[str, Any]:
-    """The JWK Set of some keys."""
+    """Returns the JWK Set of these keys."""
     return {"keys": [{**it.as_dict(private=False), **members} for it in keys]}
 
 
 def sign(header: Mapping[str, Any], claims: Mapping[str, Any] | bytes, by: PrivateKey) -> str:
-    """A signed JWT, with whatever header and claims."""
+    """Returns a signed JWT with any header and claims."""
     registry = JWSRegistry(algorithms=list(JWSRegistry.algorithms), strict_check_header=False)
     payload = claims if isinstance(claims, bytes) else json.dumps(claims)
     return serialize_compact(dict(header), payload, by, registry=registry)
 
 
 class IdentityProvider:
-    """A provider that signs what a test wants.
+    """A provider whose metadata, keys and tokens a test sets.
 
     Attributes:
-        url: its address.
-        issuer: what it calls itself.
-        keys: the keys that it shows.
-        signs_with: the key that it signs with.
-        asked: how often each of its paths was asked for.
-        metadata: what its metadata say besides, or instead; ``None`` for a member leaves it out.
-        serves: at which well-known name it serves them.
-        away: the HTTP status of all that it answers instead; 0 for none.
+        url: the address of the provider.
+        issuer: its issuer identifier.
+        keys: the keys in its JWK Set.
+        signs_with: the key that signs its tokens.
+        asked: the paths of all requests, in order.
+        metadata: members that are added to the metadata or replace them; ``None`` removes a member.
+        serves: the path of the metadata.
+        away: the HTTP status of every response; 0 for normal responses.
     """
 
     def __init__(self) -> None:
@@ -73,7 +73,7 @@ class IdentityProvider:
 
     @asynccontextmanager
     async def serving(self, path: str = "") -> AsyncIterator[IdentityProvider]:
-        """The provider, once it listens; its issuer has that path."""
+        """Yields the provider once it listens; its issuer has that path."""
         async with TestServer(self.app, host="127.0.0.1") as server:
             self.url = str(server.make_url("")).rstrip("/")
             self.issuer = self.url + path
@@ -91,28 +91,28 @@ class IdentityProvider:
         return web.Response(status=404)
 
     def rotate(self, *kids: str) -> None:
-        """Shows these keys from now on, and signs with the last."""
+        """Replaces the keys; new tokens are signed with the last one."""
         self.keys = [key(kid) for kid in kids]
         self.signs_with = self.keys[-1]
 
     def claims(self, **claims: Any) -> dict[str, Any]:
-        """The claims of a good token, with some that differ; ``None`` leaves one out."""
+        """Returns the claims of a valid token with these changes; ``None`` removes a claim."""
         now = int(time.time())
         good = {"iss": self.issuer, "aud": AUDIENCE, "sub": "alice", "exp": now + 600, "iat": now}
         good |= {"scope": "vestige.write", "client_id": "tests", "jti": "1"}
         return {name: value for name, value in (good | claims).items() if value is not None}
 
     def token(self, header: Mapping[str, Any] | None = None, by: PrivateKey | None = None, **claims: Any) -> str:
-        """A token, good but for what is said; ``None`` leaves a member of its header out."""
+        """Returns a valid token with these changes; ``None`` removes a member of the header or a claim."""
         signing = by or self.signs_with
         whole = {"alg": "ES256", "kid": signing.kid, "typ": "at+jwt", **(header or {})}
         return sign({name: it for name, it in whole.items() if it is not None}, self.claims(**claims), signing)
 
     def environment(self, upstream: str, **variables: str) -> dict[str, str]:
-        """The variables of a bridge that takes its tokens and no others."""
+        """Returns the environment of a bridge that accepts only tokens of this provider."""
         return environment(upstream, **self.variables(**variables))
 
     def variables(self, **variables: str) -> dict[str, str]:
-        """The same without where upstream is."""
+        """Returns only the variables that make a bridge accept the tokens of this provider and no others."""
         own = {"VESTIGE_AUTH_TOKEN": "", "PUBLIC_URL": PUBLIC_URL, "OAUTH_ISSUER": self.issuer, "OAUTH_SCOPES": SCOPES}
         return {**own, **variables}
