@@ -1,4 +1,4 @@
-"""What a line of the audit log says, and what it never says."""
+"""The lines of the audit log: their content, and what they never contain."""
 
 from __future__ import annotations
 
@@ -57,14 +57,14 @@ async def audit(tmp_path: Path) -> AsyncIterator[AuditLog]:
 
 
 async def lines(audit: AuditLog, tmp_path: Path) -> list[dict[str, Any]]:
-    """The lines, once all are written."""
+    """Returns the lines once all are written."""
     await until(lambda: not audit.writer.queued)
     text = (tmp_path / "audit").read_text()
     assert CANARY not in text
     return [json.loads(line) for line in text.splitlines()]
 
 
-async def test_a_line_says_who_called_what_when_and_how_it_ended(audit: AuditLog, tmp_path: Path) -> None:
+async def test_a_line_has_principal_tool_time_and_outcome_of_a_call(audit: AuditLog, tmp_path: Path) -> None:
     asked = record(x_agent_id="researcher", mcp_session_id="s-1", traceparent=f"00-{TRACE_ID}-b7ad6b7169203331-01")
     audit.ended(audit.accepted(asked, call(), known=True), error=None, is_error=True, sent=True, replayed=True)
     (line,) = await lines(audit, tmp_path)
@@ -98,7 +98,7 @@ async def test_a_line_says_who_called_what_when_and_how_it_ended(audit: AuditLog
         (Forbidden("No."), True, ("unknown", "forbidden")),
     ],
 )
-async def test_the_outcome_is_what_the_client_was_told(
+async def test_outcome_and_reason_follow_from_the_error(
     audit: AuditLog, tmp_path: Path, error: BridgeError, sent: bool, told: tuple[str, str]
 ) -> None:
     audit.ended(audit.accepted(record(), call(), known=True), error=error, sent=sent)
@@ -107,7 +107,7 @@ async def test_the_outcome_is_what_the_client_was_told(
     assert (line["outcome"], line["reason"]) == told
 
 
-async def test_a_call_that_is_refused_once_its_turn_comes_is_a_refusal(audit: AuditLog, tmp_path: Path) -> None:
+async def test_a_call_that_is_rejected_after_waiting_is_a_refusal(audit: AuditLog, tmp_path: Path) -> None:
     audit.ended(audit.accepted(record(), call(), known=True), error=Forbidden("No."))
     (line,) = await lines(audit, tmp_path)
     assert (line["audit"], line["outcome"], line["reason"], line["status"]) == ("refusal", "refused", "forbidden", 403)
@@ -143,20 +143,20 @@ async def test_each_refused_message_has_a_line(
         (message("tools/call", None, name="write"), InvalidMessage("No."), []),
     ],
 )
-async def test_what_could_not_be_served_has_a_line_if_it_is_a_call(
+async def test_a_message_that_could_not_be_served_has_a_line_only_if_it_is_a_call(
     audit: AuditLog, tmp_path: Path, refused: AnyMessage, error: BridgeError, outcomes: list[str]
 ) -> None:
     audit.refused(record(), refused, error, known=True)
     assert [(it["audit"], it["outcome"]) for it in await lines(audit, tmp_path)] == [("call", it) for it in outcomes]
 
 
-async def test_a_tool_that_only_a_client_names_is_in_no_line(audit: AuditLog, tmp_path: Path) -> None:
+async def test_an_unknown_tool_is_logged_as_other(audit: AuditLog, tmp_path: Path) -> None:
     audit.ended(audit.accepted(record(), call(CANARY), known=False), error=None)
     audit.refused(record(), call(CANARY), Forbidden("No."), known=False)
     assert [it["tool"] for it in await lines(audit, tmp_path)] == ["other", "other"]
 
 
-async def test_a_tool_that_was_not_known_yet_is_named_at_the_end(audit: AuditLog, tmp_path: Path) -> None:
+async def test_a_tool_that_becomes_known_during_its_call_is_logged_by_name(audit: AuditLog, tmp_path: Path) -> None:
     audit.ended(audit.accepted(record(), call(), known=False), error=None, tool="write")
     assert [it["tool"] for it in await lines(audit, tmp_path)] == ["write"]
 
@@ -184,7 +184,7 @@ async def test_a_line_is_short_enough_for_one_write_to_a_pipe(audit: AuditLog, t
         (None, None, None),
     ],
 )
-async def test_the_trace_is_that_of_the_header_and_otherwise_that_of_meta(
+async def test_the_trace_id_is_from_the_header_or_else_from_meta(
     audit: AuditLog, tmp_path: Path, header: str | None, meta: Any, trace_id: str | None
 ) -> None:
     asked = record() if header is None else record(traceparent=f"00-{header}-b7ad6b7169203331-01")
@@ -195,7 +195,7 @@ async def test_the_trace_is_that_of_the_header_and_otherwise_that_of_meta(
 
 
 @pytest.mark.parametrize("required", [True, False])
-async def test_only_a_required_audit_refuses_calls(monkeypatch: pytest.MonkeyPatch, required: bool) -> None:
+async def test_only_a_required_audit_log_rejects_calls(monkeypatch: pytest.MonkeyPatch, required: bool) -> None:
     monkeypatch.setattr(audit_writer, "CLOSE_SECONDS", 0.1)
     async with AuditLog("/dev/full", required=required) as audit:
         audit.require()
@@ -213,7 +213,7 @@ def test_without_a_destination_there_is_no_audit_log() -> None:
     assert AuditLog.from_settings(Settings.from_environ({})) is None
 
 
-def test_a_destination_that_cannot_be_opened_is_one_sentence(tmp_path: Path) -> None:
+def test_a_destination_that_cannot_be_opened_is_one_mistake_in_the_settings(tmp_path: Path) -> None:
     settings = Settings.from_environ({"VESTIGE_BRIDGE_AUDIT_LOG": str(tmp_path)})
     with pytest.raises(SettingsError) as failure:
         AuditLog.from_settings(settings)

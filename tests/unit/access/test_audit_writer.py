@@ -33,8 +33,8 @@ async def writing(destination: Path | str) -> AsyncIterator[AuditWriter]:
 
 
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What waits for seconds waits for less, so that a test does not."""
+def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shortens the waits of the writer."""
     monkeypatch.setattr(audit_writer, "RETRY_SECONDS", 0.05)
     monkeypatch.setattr(audit_writer, "CLOSE_SECONDS", 1.0)
 
@@ -44,7 +44,7 @@ def line(number: int, width: int = 100) -> bytes:
 
 
 class Pipe:
-    """A named pipe, and a reader that reads when it is told to."""
+    """A named pipe with a reader that reads only on request."""
 
     def __init__(self, path: Path) -> None:
         os.mkfifo(path)
@@ -84,7 +84,7 @@ async def test_a_file_is_appended_to_and_nobody_else_may_read_it(tmp_path: Path)
     assert path.stat().st_mode & 0o777 == 0o600
 
 
-async def test_what_a_killed_process_left_in_the_middle_of_a_line_does_not_spoil_the_next_one(tmp_path: Path) -> None:
+async def test_a_partial_line_of_a_killed_process_does_not_spoil_the_next_one(tmp_path: Path) -> None:
     path = tmp_path / "audit"
     path.write_bytes(b'{"torn": ')
     async with writing(path) as writer:
@@ -103,7 +103,7 @@ async def test_a_receipt_says_that_a_line_was_written(tmp_path: Path) -> None:
         assert writer.put(line(2)) is None
 
 
-async def test_a_reader_that_goes_away_spoils_no_receipt(tmp_path: Path) -> None:
+async def test_a_cancelled_receipt_does_not_affect_the_others(tmp_path: Path) -> None:
     async with writing(tmp_path / "audit") as writer:
         receipts = [writer.put(line(number), receipt=True) for number in range(3)]
         assert receipts[0] is not None
@@ -113,7 +113,7 @@ async def test_a_reader_that_goes_away_spoils_no_receipt(tmp_path: Path) -> None
     assert (tmp_path / "audit").read_bytes() == line(0) + line(1) + line(2)
 
 
-async def test_a_full_device_is_told_once_and_counted(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_full_device_is_logged_once_and_lost_lines_are_counted(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     async with writing("/dev/full") as writer:
         receipt = writer.put(line(1), receipt=True)
@@ -135,7 +135,7 @@ async def test_a_full_device_is_told_once_and_counted(caplog: pytest.LogCaptureF
     assert (writer.written, writer.queued, writer.lost) == (0, 0, 22)
 
 
-async def test_lines_that_waited_are_written_when_the_file_takes_them_again(
+async def test_queued_lines_are_written_once_the_file_is_writable_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -158,7 +158,7 @@ async def test_lines_that_waited_are_written_when_the_file_takes_them_again(
     ]
 
 
-async def test_a_pipe_that_nobody_empties_holds_up_nobody_and_gets_whole_lines(
+async def test_a_full_pipe_does_not_block_and_receives_whole_lines(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -200,13 +200,13 @@ async def test_a_pipe_whose_reader_has_gone_fails_until_another_reads_it(
     assert "The audit log cannot be written: Broken pipe" in caplog.text
 
 
-def test_a_pipe_that_nobody_reads_does_not_hold_up_the_start(tmp_path: Path) -> None:
+def test_a_pipe_without_a_reader_is_an_error_at_the_start(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(OSError, match="No such device or address"):
         AuditWriter(str(tmp_path / "pipe"))
 
 
-async def test_a_write_that_hangs_blocks_nobody_and_counts_as_a_failure(
+async def test_a_hanging_write_does_not_block_the_event_loop_and_counts_as_a_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(audit_writer, "SLOW_SECONDS", 0.1)
@@ -231,7 +231,7 @@ async def test_a_write_that_hangs_blocks_nobody_and_counts_as_a_failure(
 
 
 @pytest.mark.parametrize(("constant", "bound"), [("MAX_QUEUED_LINES", 10), ("MAX_QUEUED_BYTES", 1010)])
-async def test_what_waits_is_bounded_and_what_has_no_room_is_lost_and_told_once(
+async def test_the_queue_is_bounded_and_lost_lines_are_logged_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, constant: str, bound: int
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -254,7 +254,7 @@ async def test_what_waits_is_bounded_and_what_has_no_room_is_lost_and_told_once(
 
 
 class PartialWrites:
-    """A file system that takes a part of what it is given, and then nothing until it is told to."""
+    """A file system with limited space: it writes ``room`` bytes and then fails until ``room`` is raised."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.room = 150
@@ -269,7 +269,9 @@ class PartialWrites:
         return written
 
 
-async def test_the_rest_of_a_line_follows_when_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_rest_of_a_line_is_written_when_there_is_space(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     system = PartialWrites(monkeypatch)
     async with writing(tmp_path / "audit") as writer:
         for number in range(3):
@@ -282,7 +284,7 @@ async def test_the_rest_of_a_line_follows_when_there_is_room(tmp_path: Path, mon
 
 
 @pytest.mark.parametrize("full", [True, False])
-async def test_a_file_moved_away_in_the_middle_of_a_line_leaves_the_line_whole_once(
+async def test_a_line_is_complete_exactly_once_if_its_file_is_moved_away_in_the_middle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: bool
 ) -> None:
     monkeypatch.setattr(audit_writer, "RETRY_SECONDS", 60)
@@ -307,7 +309,7 @@ async def test_a_file_moved_away_in_the_middle_of_a_line_leaves_the_line_whole_o
     assert (len(lines) == 4) is full
 
 
-async def test_rotation_under_load_loses_and_tears_nothing(tmp_path: Path) -> None:
+async def test_rotation_under_load_neither_loses_nor_splits_a_line(tmp_path: Path) -> None:
     path = tmp_path / "audit"
     async with writing(path) as writer:
         for number in range(3000):
@@ -321,7 +323,7 @@ async def test_rotation_under_load_loses_and_tears_nothing(tmp_path: Path) -> No
     assert b"".join(file.read_bytes() for file in files) == b"".join(map(line, range(3000)))
 
 
-async def test_a_path_that_cannot_be_opened_again_leaves_the_old_file(
+async def test_if_a_path_cannot_be_opened_again_the_old_file_is_used(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = tmp_path / "folder"
@@ -358,7 +360,7 @@ def test_reopening_before_the_start_does_nothing(tmp_path: Path) -> None:
     assert (writer.queued, writer.failing) == (0, False)
 
 
-async def test_the_thread_and_the_file_are_gone_at_the_end(tmp_path: Path) -> None:
+async def test_closing_ends_the_thread_and_closes_the_file(tmp_path: Path) -> None:
     def held() -> tuple[bool, bool]:
         threads, files = threading.enumerate(), psutil.Process().open_files()
         return "audit" in [it.name for it in threads], str(tmp_path / "audit") in [it.path for it in files]
@@ -386,7 +388,7 @@ async def test_closing_writes_what_a_slow_pipe_takes_in_time(tmp_path: Path) -> 
     pipe.close()
 
 
-async def test_closing_does_not_wait_for_a_pipe_that_nobody_empties(
+async def test_closing_does_not_wait_for_a_full_pipe(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(audit_writer, "CLOSE_SECONDS", 0.1)

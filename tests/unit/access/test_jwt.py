@@ -1,4 +1,4 @@
-"""Attacks on the signature of a token, and on the keys that verify it."""
+"""Attacks on the signature of a token and on the keys that verify it."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def b64(data: Any) -> str:
         ("Ed25519", key("ed", "OKP")),
     ],
 )
-def test_a_token_of_each_algorithm_is_taken_by_its_key_and_by_no_other(algorithm: str, by: Any) -> None:
+def test_a_token_of_each_algorithm_verifies_with_its_key_and_with_no_other(algorithm: str, by: Any) -> None:
     token = sign({"alg": algorithm, "kid": by.kid}, CLAIMS, by)
     assert verdict(token, keys_of(by)) == "taken"
     assert verdict(token, keys_of(by, alg=algorithm)) == "taken"
@@ -63,7 +63,7 @@ def test_a_token_of_each_algorithm_is_taken_by_its_key_and_by_no_other(algorithm
 
 
 @pytest.mark.filterwarnings("ignore:EdDSA is deprecated")
-def test_a_token_that_calls_its_algorithm_by_the_older_name_is_taken() -> None:
+def test_a_token_with_the_older_name_of_its_algorithm_is_accepted() -> None:
     by = key("ed", "OKP")
     assert verdict(sign({"alg": "EdDSA", "kid": "ed"}, CLAIMS, by), keys_of(by)) == "taken"
 
@@ -145,7 +145,7 @@ def test_what_calls_itself_something_else_than_an_access_token_is_refused(kind: 
     assert verdict(sign(header, CLAIMS, EC), keys_of(EC)) == expected
 
 
-def test_a_header_that_has_to_be_understood_and_is_not_refuses_the_token() -> None:
+def test_a_token_with_an_unknown_critical_header_is_rejected() -> None:
     header = {"alg": "ES256", "kid": "one", "crit": ["urn:x"], "urn:x": 1}
     assert verdict(f"{b64(header)}.{b64(CLAIMS)}.{b64(bytes(64))}", keys_of(EC)) == "malformed"
     unencoded = {"alg": "ES256", "kid": "one", "crit": ["b64"], "b64": False}
@@ -177,7 +177,7 @@ def test_a_token_is_taken_up_to_its_longest_and_no_longer() -> None:
         f"{b64({'alg': 'ES256', 'kid': 'one'})}.e30.e3 0",
     ],
 )
-def test_what_is_no_token_is_refused_by_its_form(token: str) -> None:
+def test_a_malformed_token_is_rejected(token: str) -> None:
     assert verdict(token, keys_of(EC)) in ("malformed", "algorithm", "unknown_key")
 
 
@@ -189,9 +189,9 @@ def test_claims_that_are_no_object_are_refused(payload: bytes) -> None:
 
 
 @given(st.data())
-def test_no_changed_byte_of_a_token_is_taken(data: st.DataObject) -> None:
+def test_a_token_with_one_changed_byte_is_rejected(data: st.DataObject) -> None:
     token = bytearray(sign({"alg": "ES256", "kid": "one"}, CLAIMS, EC), "ascii")
-    # The last character holds bits that stand for nothing.
+    # The last character has unused bits.
     position = data.draw(st.integers(0, len(token) - 2))
     before = token[position]
     token[position] = data.draw(st.integers(0, 255).filter(lambda value: value != before))
@@ -228,7 +228,7 @@ GOOD_KEY = public(EC)["keys"][0]
         None,
     ],
 )
-def test_a_key_that_cannot_verify_a_token_is_passed_over(jwk: Any) -> None:
+def test_a_key_that_cannot_verify_a_token_is_ignored(jwk: Any) -> None:
     document = json.dumps({"keys": [jwk, public(key("two"))["keys"][0]]}).encode()
     assert list(read_keys(document, {})) == ["two"]
 
@@ -237,20 +237,20 @@ def test_a_key_that_cannot_verify_a_token_is_passed_over(jwk: Any) -> None:
     "document",
     [b"", b"<html>", b"[]", b"null", b'{"keys":{}}', b'{"keys":null}', b'{"keys":[]}', b"[" * 100_000, b"\xff"],
 )
-def test_what_is_no_set_of_keys_is_refused(document: bytes) -> None:
+def test_a_document_that_is_not_a_jwk_set_is_rejected(document: bytes) -> None:
     with pytest.raises(ValueError, match=r"^(its keys are not a JWK Set|none of its keys can verify a token)$"):
         read_keys(document, {})
 
 
 @given(st.recursive(st.none() | st.integers() | st.text(), lambda it: st.lists(it) | st.dictionaries(st.text(), it)))
-def test_whatever_stands_in_a_key_is_a_key_or_passed_over(value: Any) -> None:
+def test_a_key_with_any_member_value_is_read_or_ignored(value: Any) -> None:
     names = ("kty", "kid", "alg", "use", "key_ops", "n", "e", "crv", "x", "y")
     for name in names:
         document = json.dumps({"keys": [{**GOOD_KEY, name: value}, public(key("two"))["keys"][0]]}).encode()
         assert "two" in read_keys(document, {})
 
 
-def test_of_one_id_the_first_key_counts_and_the_number_of_keys_is_bounded() -> None:
+def test_the_first_key_of_an_id_is_used_and_the_number_of_keys_is_bounded() -> None:
     other = {**public(key("two"))["keys"][0], "kid": "one"}
     keys = read_keys(json.dumps({"keys": [GOOD_KEY, other]}).encode(), {})
     assert verdict(sign({"alg": "ES256", "kid": "one"}, CLAIMS, EC), keys) == "taken"
@@ -258,7 +258,7 @@ def test_of_one_id_the_first_key_counts_and_the_number_of_keys_is_bounded() -> N
     assert len(read_keys(json.dumps({"keys": many}).encode(), {})) == MAX_KEYS
 
 
-def test_a_key_that_stays_is_the_same_object_and_one_that_changed_is_not() -> None:
+def test_an_unchanged_key_stays_the_same_object_and_a_changed_key_does_not() -> None:
     before = keys_of(EC, key("two"))
     changed = {**public(key("three"))["keys"][0], "kid": "two"}
     after = read_keys(json.dumps({"keys": [GOOD_KEY, changed]}).encode(), before)
@@ -266,6 +266,6 @@ def test_a_key_that_stays_is_the_same_object_and_one_that_changed_is_not() -> No
     assert after["two"] is not before["two"]
 
 
-def test_nothing_private_of_a_key_is_kept() -> None:
+def test_private_members_of_a_key_are_not_kept() -> None:
     document = json.dumps({"keys": [EC.as_dict(private=True)]}).encode()
     assert "d" not in read_keys(document, {})["one"].members

@@ -1,4 +1,4 @@
-"""What a token claims, what its scopes permit, and where a provider says where its keys are."""
+"""The claims of a token, the permissions of its scopes, and the metadata of a provider with the URL of its keys."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ ANYTHING = st.none() | st.integers() | st.text() | st.floats() | st.lists(st.tex
 
 
 @given(st.dictionaries(st.sampled_from([*GOOD, "nbf", "scp", "cnf"]), ANYTHING))
-def test_whatever_a_provider_signs_gives_a_token_or_a_reason(claims: dict[str, Any]) -> None:
+def test_any_claims_give_an_access_token_or_invalid_token(claims: dict[str, Any]) -> None:
     try:
         token = server().admitted(b"token", GOOD | claims, NOW)
     except InvalidToken:
@@ -118,7 +118,7 @@ def test_a_token_is_taken_until_it_expires_and_for_a_day_at_most() -> None:
         ({}, set()),
     ],
 )
-def test_scopes_are_found_as_providers_spell_them(claims: dict[str, Any], scopes: set[str]) -> None:
+def test_scopes_are_read_from_scope_or_scp_as_text_or_list(claims: dict[str, Any], scopes: set[str]) -> None:
     assert scopes_of(claims) == scopes
 
 
@@ -140,7 +140,7 @@ MIXED = "read=read-only;write=all;recall=tools:recall;notes=tools:note_*,recall"
         ("", NOTHING),
     ],
 )
-def test_scopes_permit_together_what_any_of_them_does(scope: str, permissions: Permissions) -> None:
+def test_a_token_has_the_permissions_of_all_its_scopes(scope: str, permissions: Permissions) -> None:
     assert admitted(scope, MIXED).permissions == permissions
 
 
@@ -166,7 +166,7 @@ def test_a_scope_that_reads_and_one_that_calls_a_tool_permit_no_other_change() -
 @pytest.mark.parametrize(
     ("scope", "wider"), [("read", True), ("write", False), ("read write", False), ("", True), ("recall", True)]
 )
-def test_a_token_that_may_do_everything_is_not_told_of_wider_scopes(scope: str, wider: bool) -> None:
+def test_only_an_unrestricted_token_has_no_wider_scope(scope: str, wider: bool) -> None:
     assert admitted(scope, MIXED).wider_scope is wider
 
 
@@ -179,7 +179,7 @@ def test_a_token_that_may_do_everything_is_not_told_of_wider_scopes(scope: str, 
         ("write=all;recall=tools:recall", {}, False),
     ],
 )
-def test_a_list_of_tools_is_for_all_only_where_nobody_sees_another(
+def test_tool_lists_are_shared_only_if_all_principals_see_the_same_list(
     scopes: str, variables: dict[str, str], shared: bool
 ) -> None:
     permissions = admitted("write", scopes, **variables).permissions
@@ -235,7 +235,7 @@ def test_the_metadata_describe_the_resource_by_its_public_url() -> None:
         ),
     ],
 )
-def test_metadata_are_looked_for_where_rfc_8414_and_openid_say(issuer: str, urls: list[str]) -> None:
+def test_metadata_urls_are_those_of_rfc_8414_and_openid(issuer: str, urls: list[str]) -> None:
     assert metadata_urls(issuer) == urls
 
 
@@ -258,5 +258,5 @@ def test_metadata_that_lead_elsewhere_are_refused(metadata: dict[str, Any], issu
 
 
 @pytest.mark.parametrize("host", ["https://a.example", "http://127.0.0.1:9000", "http://localhost:9000"])
-def test_keys_are_where_the_metadata_of_the_issuer_say(host: str) -> None:
+def test_the_url_of_the_keys_is_that_of_the_issuers_metadata(host: str) -> None:
     assert keys_url({"issuer": host, "jwks_uri": f"{host}/keys"}, host) == f"{host}/keys"

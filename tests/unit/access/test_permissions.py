@@ -37,11 +37,11 @@ def first_without_case(pairs: Pairs) -> dict[str, object]:
 
 
 READERS: list[Callable[[Pairs], dict[str, object]]] = [dict, first_wins, without_case, first_without_case]
-"""What becomes of a repeated key, and of one in another case, is not the same for every reader of JSON."""
+"""JSON parsers differ in their treatment of repeated keys and of keys in another case."""
 
 
 def writes(message: object) -> bool:
-    """Whether a reader finds something in the message that is not known to change nothing."""
+    """Returns whether a parsed message is not known to be read-only."""
     if not isinstance(message, dict):
         return False
     method, params = message.get("method", "ping"), message.get("params")
@@ -51,7 +51,7 @@ def writes(message: object) -> bool:
 
 
 def calls_another(message: object) -> bool:
-    """Whether a reader finds what it could take for a call of a tool but ``read`` or ``set`` in the message."""
+    """Returns whether a parsed message could be a call of a tool other than ``read`` and ``set``."""
     if not isinstance(message, dict):
         return False
     method, params = str(message.get("method", "ping")), message.get("params")
@@ -61,7 +61,7 @@ def calls_another(message: object) -> bool:
 
 
 def uses_resources(message: object) -> bool:
-    """Whether a reader finds a request for resources or prompts in the message."""
+    """Returns whether a parsed message is a request for resources or prompts."""
     return isinstance(message, dict) and str(message.get("method")).casefold().startswith(("resources/", "prompts/"))
 
 
@@ -71,7 +71,7 @@ def spell(speller: Speller, pairs: Iterable[tuple[str, str]]) -> str:
 
 @st.composite
 def bodies(draw: st.DrawFn) -> str:
-    """Messages and batches with the keys that matter missing, repeated, in another case, or spelled with escapes."""
+    """Draws messages and batches with relevant keys missing, repeated, in another case, or spelled with escapes."""
     speller = draw(spellers)
 
     def message() -> str:
@@ -125,7 +125,7 @@ def test_no_spelling_of_a_write_passes_whoever_reads_it(text: str) -> None:
 
 
 @given(spellers, st.sampled_from(["ping", "tools/list", "resources/read", "server/discover", "subscriptions/listen"]))
-def test_what_changes_nothing_passes_in_any_spelling(speller: Speller, method: str) -> None:
+def test_a_read_only_request_passes_in_any_spelling(speller: Speller, method: str) -> None:
     READ_ONLY.require(
         parse_message(
             spell(speller, [("jsonrpc", '"2.0"'), ("id", speller.id()), ("method", speller.spelled(method))])
@@ -135,7 +135,7 @@ def test_what_changes_nothing_passes_in_any_spelling(speller: Speller, method: s
 
 
 @given(spellers)
-def test_a_tool_that_announces_that_it_only_reads_passes_in_any_spelling(speller: Speller) -> None:
+def test_a_call_of_a_read_only_tool_passes_in_any_spelling(speller: Speller) -> None:
     params = spell(speller, [("name", speller.spelled("read")), ("arguments", speller.value())])
     members = [
         ("jsonrpc", '"2.0"'),
@@ -194,7 +194,9 @@ def request(method: str, **params: object) -> str:
         (ALL_LIMITS, request("memory/write"), "read-only, and this method is not known to be read-only"),
     ],
 )
-def test_what_an_entry_does_not_allow_is_refused_with_the_reason(permissions: Permissions, text: str, why: str) -> None:
+def test_a_message_that_an_entry_does_not_allow_is_rejected_with_the_reason(
+    permissions: Permissions, text: str, why: str
+) -> None:
     with pytest.raises(Forbidden, match=why) as refusal:
         permissions.require(parse_message(text), TOOLS)
     assert refusal.value.request_id == ("1" if '"id"' in text else None)
@@ -220,7 +222,7 @@ def test_what_an_entry_does_not_allow_is_refused_with_the_reason(permissions: Pe
         (Permissions(rate=1, max_in_flight=1), request("tools/call", name="write", extra=1)),
     ],
 )
-def test_what_an_entry_allows_passes(permissions: Permissions, text: str) -> None:
+def test_a_message_that_an_entry_allows_passes(permissions: Permissions, text: str) -> None:
     permissions.require(parse_message(text), TOOLS)
     assert permissions.limited is (permissions not in (UNRESTRICTED, Permissions(rate=1, max_in_flight=1)))
 
@@ -229,7 +231,7 @@ def test_what_an_entry_allows_passes(permissions: Permissions, text: str) -> Non
 @example("a*a", "a")
 @example("*a*a*", "aa")
 @example("ab*ba", "aba")
-def test_a_star_stands_for_any_characters_and_everything_else_for_itself(pattern: str, name: str) -> None:
+def test_a_star_matches_any_characters_and_any_other_character_matches_itself(pattern: str, name: str) -> None:
     expression = ".*".join(map(re.escape, pattern.split("*")))
     assert matches(pattern, name) is bool(re.fullmatch(expression, name, re.DOTALL))
 
@@ -249,7 +251,7 @@ def test_a_star_stands_for_any_characters_and_everything_else_for_itself(pattern
         ("", "", True),
     ],
 )
-def test_only_a_star_means_anything_but_itself(pattern: str, name: str, fits: bool) -> None:
+def test_only_the_star_is_special_in_a_pattern(pattern: str, name: str, fits: bool) -> None:
     assert matches(pattern, name) is fits
 
 
@@ -259,7 +261,7 @@ def test_a_pattern_full_of_stars_is_matched_without_backtracking() -> None:
 
 
 @pytest.mark.parametrize("name", [None, 7, ["read"], {"name": "read"}, True])
-def test_what_is_no_name_fits_no_allow_list_not_even_a_star(name: object) -> None:
+def test_a_name_that_is_not_a_string_matches_no_allow_list(name: object) -> None:
     assert not Permissions(tools=("*",)).allows_tool(name)
     assert UNRESTRICTED.allows_tool(name)
 
@@ -278,7 +280,7 @@ def test_what_is_no_name_fits_no_allow_list_not_even_a_star(name: object) -> Non
         ('{"jsonrpc":"2.0","id":1,"result":{},"extra":1}', "member that JSON-RPC does not define"),
     ],
 )
-def test_a_refusal_says_why_and_names_the_request(text: str, why: str) -> None:
+def test_a_rejection_has_its_reason_and_the_request_id(text: str, why: str) -> None:
     with pytest.raises(Forbidden, match=f"read-only, and .*{why}") as refusal:
         READ_ONLY.require(parse_message(text), TOOLS)
     assert refusal.value.request_id == ("1" if '"id":1,"method"' in text else None)
@@ -295,5 +297,5 @@ def test_a_refusal_says_why_and_names_the_request(text: str, why: str) -> None:
         (None, Tool()),
     ],
 )
-def test_a_tool_is_what_it_announces_and_nothing_more(annotations: object, tool: Tool) -> None:
+def test_a_tool_has_only_the_properties_that_its_annotations_set_to_true(annotations: object, tool: Tool) -> None:
     assert read_tool({"name": "x", "annotations": annotations}) == tool

@@ -1,4 +1,4 @@
-"""When the keys of a provider are fetched, how long they are kept, and which verified tokens go with them."""
+"""When the keys of a provider are fetched, how long they are kept, and which verified tokens are dropped with them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OPENID = f"{ISSUER}/.well-known/openid-configuration"
 
 
 class Documents:
-    """What a provider shows, by address, and what was asked for; its clock stands still unless a test moves it."""
+    """The documents of a provider by URL, the requested URLs, and a clock that only tests advance."""
 
     def __init__(self, *kids: str) -> None:
         self.now = 1000.0
@@ -52,7 +52,7 @@ class Documents:
         return ProviderKeys(ISSUER, jwks_url, self.fetch, lambda: self.now)
 
     async def until_due(self, keys: ProviderKeys, kid: str = "unknown") -> bool:
-        """Moves the clock to where the keys may be fetched again, and has somebody ask for one."""
+        """Advances the clock until the keys may be fetched again, and returns whether a key is found."""
         self.now += LEAST_SECONDS
         return await keys.find(kid) is not None
 
@@ -77,12 +77,12 @@ async def test_strangers_cannot_have_more_requests_wait_for_the_keys_than_the_li
     keys = documents.keys()
     tokens = tokens_of(keys)
     documents.slow.clear()
-    strangers = [asyncio.create_task(tokens.verify(token(f"unknown-{n}"))) for n in range(MAX_WAITING + 20)]
-    await until(lambda: sum(it.done() for it in strangers) == 20)
-    refused = [it.exception() for it in strangers if it.done()]
+    unauthenticated = [asyncio.create_task(tokens.verify(token(f"unknown-{n}"))) for n in range(MAX_WAITING + 20)]
+    await until(lambda: sum(it.done() for it in unauthenticated) == 20)
+    refused = [it.exception() for it in unauthenticated if it.done()]
     assert all(isinstance(error, KeysUnavailable) for error in refused)
     documents.slow.set()
-    ended = await asyncio.gather(*strangers, return_exceptions=True)
+    ended = await asyncio.gather(*unauthenticated, return_exceptions=True)
     assert sum(isinstance(error, InvalidToken) for error in ended) == MAX_WAITING
     valid = token()
     await tokens.verify(valid)
@@ -108,21 +108,19 @@ async def test_keys_are_fetched_at_the_start_from_where_the_metadata_say(documen
     assert documents.asked == [METADATA, f"{ISSUER}/keys"]
 
 
-async def test_an_address_that_the_settings_name_needs_no_metadata(documents: Documents) -> None:
+async def test_a_jwks_url_in_the_settings_needs_no_metadata(documents: Documents) -> None:
     documents.at[f"{ISSUER}/other"] = documents.at[f"{ISSUER}/keys"]
     async with refreshing(documents.keys(f"{ISSUER}/other")):
         assert documents.asked == [f"{ISSUER}/other"]
 
 
-async def test_a_provider_that_speaks_openid_alone_is_found(documents: Documents) -> None:
+async def test_a_provider_with_only_openid_metadata_is_found(documents: Documents) -> None:
     documents.at[OPENID] = documents.at.pop(METADATA)
     async with refreshing(documents.keys()):
         assert documents.asked == [METADATA, OPENID, f"{ISSUER}/keys"]
 
 
-async def test_metadata_of_another_issuer_lead_to_no_keys(
-    documents: Documents, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_metadata_of_another_issuer_give_no_keys(documents: Documents, caplog: pytest.LogCaptureFixture) -> None:
     documents.at[METADATA] = json.dumps({"issuer": f"{ISSUER}/", "jwks_uri": f"{ISSUER}/keys"}).encode()
     keys = documents.keys()
     assert await keys.find("one") is None
@@ -154,7 +152,7 @@ async def test_a_new_key_is_found_by_the_first_token_that_names_it(documents: Do
         assert await documents.until_due(keys, "two")
 
 
-async def test_who_leaves_while_keys_are_fetched_leaves_the_others_waiting(documents: Documents) -> None:
+async def test_a_cancelled_request_does_not_cancel_the_fetch_that_others_wait_for(documents: Documents) -> None:
     documents.slow.clear()
     keys = documents.keys()
     leaves, stays = asyncio.create_task(keys.find("one")), asyncio.create_task(keys.find("one"))
@@ -166,7 +164,7 @@ async def test_who_leaves_while_keys_are_fetched_leaves_the_others_waiting(docum
     assert documents.asked == [METADATA, f"{ISSUER}/keys"]
 
 
-async def test_a_provider_that_hangs_is_given_up(documents: Documents, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_fetch_from_a_hanging_provider_times_out(documents: Documents, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(provider_keys, "ATTEMPT_SECONDS", 0.05)
     documents.slow.clear()
     keys = documents.keys()
@@ -243,7 +241,7 @@ async def test_tokens_of_a_key_that_disappears_are_dropped_and_no_others(documen
     assert refused.value.reason == "unknown_key"
 
 
-async def test_a_key_that_another_takes_the_id_of_is_gone_too(documents: Documents) -> None:
+async def test_a_key_whose_id_is_reused_by_another_key_is_dropped(documents: Documents) -> None:
     keys = documents.keys()
     tokens = tokens_of(keys)
     async with refreshing(keys):
@@ -294,7 +292,7 @@ async def test_only_verified_tokens_are_kept_and_so_many_at_most(
     assert tokens.kept == 3
 
 
-async def test_without_any_key_a_token_cannot_be_verified_and_a_bad_one_is_refused_all_the_same(
+async def test_without_keys_no_token_can_be_verified_and_an_invalid_one_is_rejected(
     documents: Documents,
 ) -> None:
     documents.at.clear()

@@ -43,7 +43,7 @@ def test_a_minutes_calls_may_be_made_at_once_and_then_one_each_interval(rate: in
         assert limits.take("alice", rate) >= 1
 
 
-def test_the_wait_is_told_in_whole_seconds_and_is_long_enough(clock: Clock, limits: RateLimits) -> None:
+def test_the_wait_is_in_whole_seconds_and_long_enough(clock: Clock, limits: RateLimits) -> None:
     for _ in range(4):
         assert limits.take("alice", 4) == 0
     assert limits.take("alice", 4) == 15
@@ -60,7 +60,7 @@ def test_a_call_that_is_refused_costs_nothing(clock: Clock, limits: RateLimits) 
     assert limits.take("alice", 1) == 0
 
 
-def test_principals_do_not_count_for_each_other(limits: RateLimits) -> None:
+def test_each_principal_has_its_own_limit(limits: RateLimits) -> None:
     assert [limits.take(name, 1) for name in ("alice", "bob", "alice", "bob")] == [0, 0, 60, 60]
 
 
@@ -70,7 +70,7 @@ def test_a_limit_that_changes_counts_from_the_next_call_on(limits: RateLimits) -
     assert limits.take("alice", 1_000_000) >= 1
 
 
-def test_principals_that_are_quiet_are_forgotten_and_others_are_not(
+def test_idle_principals_are_forgotten_and_others_are_not(
     clock: Clock, limits: RateLimits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rate_limits, "MAX_KEPT", 3)

@@ -1,4 +1,4 @@
-"""What a file of tokens says, in both of its forms, and that nothing else is taken for it."""
+"""Both formats of the token file, and the rejection of invalid files."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_a_line_that_is_no_token_is_told_by_its_number_and_never_by_its_text(tex
     assert "secret" not in str(refusal.value)
 
 
-def test_an_entry_says_all_that_a_token_can_be() -> None:
+def test_an_entry_sets_all_properties_of_a_token() -> None:
     (token,) = parse_toml(
         f"""
         [[token]]
@@ -98,7 +98,7 @@ def test_an_entry_says_all_that_a_token_can_be() -> None:
     assert token.value == b""
 
 
-def test_an_entry_that_says_nothing_of_its_rights_has_all_of_them() -> None:
+def test_an_entry_without_restrictions_is_unrestricted() -> None:
     (token,) = parse_toml(ENTRY)
     assert token.permissions is UNRESTRICTED
     assert token.expires_at is None
@@ -107,14 +107,14 @@ def test_an_entry_that_says_nothing_of_its_rights_has_all_of_them() -> None:
     assert token.permissions is UNRESTRICTED
 
 
-def test_a_token_that_stands_in_an_entry_is_the_one_that_its_hash_names() -> None:
+def test_an_entry_with_a_token_equals_the_entry_with_its_hash() -> None:
     (token,) = parse_toml(f'[[token]]\nname = "alice"\ntoken = " {SECRET}\\n"\n')
     assert token == parse_toml(ENTRY)[0]
     assert token.value == SECRET.encode()
     assert SECRET not in repr(token)
 
 
-def test_entries_of_one_name_may_overlap_if_they_agree_in_whatever_order() -> None:
+def test_entries_of_one_name_are_valid_if_their_permissions_agree_in_any_order() -> None:
     rights = 'tools = ["recall", "memory_*"]\nrate = 3\n'
     same = 'rate = 3\ntools = ["memory_*", "recall", "recall"]\n'
     another = f'[[token]]\nname = "alice"\ntoken = "{SECRET}-next"\nexpires = 2027-01-31T00:00:00Z\n'
@@ -123,7 +123,7 @@ def test_entries_of_one_name_may_overlap_if_they_agree_in_whatever_order() -> No
     assert (first.expires_at, second.expires_at is None) == (None, False)
 
 
-def test_where_one_has_an_allow_list_no_list_of_tools_is_for_all() -> None:
+def test_tool_lists_are_not_shared_if_any_token_has_an_allow_list() -> None:
     alone, _ = parse_toml(f"{ENTRY}{OTHER}")
     assert alone.permissions is UNRESTRICTED
     both = parse_toml(f"{ENTRY}{OTHER}tools = []\n")
@@ -136,7 +136,7 @@ def test_an_allow_list_without_a_tool_allows_none() -> None:
     assert not token.permissions.allows_tool("recall")
 
 
-def test_a_token_is_expired_from_its_time_on() -> None:
+def test_a_token_is_expired_from_its_expiry_time_on() -> None:
     (token,) = parse_toml(f"{ENTRY}expires = 2027-01-31T00:00:00Z\n")
     at = datetime(2027, 1, 31, tzinfo=UTC).timestamp()
     assert [token.expired(now) for now in (at - 0.001, at, at + 1)] == [False, True, True]
@@ -144,7 +144,7 @@ def test_a_token_is_expired_from_its_time_on() -> None:
 
 WRONG_ENTRIES = {
     "": "it holds no token",
-    "token = []": "it holds no token",  # an empty array is no entry at all
+    "token = []": "it holds no token",  # an empty array has no entry
     "token = [1]": "it holds no token",
     "[token]\nname = 'alice'": "it holds no token; each is an entry that begins with",
     "tokens = 1": 'it holds "tokens", and only entries',
@@ -205,11 +205,11 @@ WRONG_ENTRIES = {
     f"{ENTRY}{OTHER.replace('bob', 'alice', 1)}read_only = true": "entry 2 .alice. has other rights than an entry",
     f"{ENTRY}{OTHER.replace('bob', 'alice', 1)}tools = []": "entry 2 .alice. has other rights than an entry",
 }
-"""Documents of no use, and how the sentence about each begins."""
+"""Invalid documents, each with the beginning of its error message."""
 
 
 @pytest.mark.parametrize("text", WRONG_ENTRIES, ids=range(len(WRONG_ENTRIES)))
-def test_a_document_of_no_use_is_a_sentence_with_the_entry_and_without_a_token(text: str) -> None:
+def test_an_invalid_document_is_one_sentence_that_names_the_entry_but_no_token(text: str) -> None:
     with pytest.raises(ValueError, match=f"^{WRONG_ENTRIES[text]}") as refusal:
         parse_toml(text)
     said = str(refusal.value)
@@ -218,7 +218,7 @@ def test_a_document_of_no_use_is_a_sentence_with_the_entry_and_without_a_token(t
     assert HASH not in said
 
 
-def test_the_name_of_the_file_says_its_form(tmp_path: Path) -> None:
+def test_the_name_of_the_file_determines_its_format(tmp_path: Path) -> None:
     (tmp_path / "tokens.toml").write_text(ENTRY)
     (tmp_path / "tokens").write_text(f"alice {SECRET}\n")
     assert read_tokens(tmp_path / "tokens.toml") == read_tokens(tmp_path / "tokens")
@@ -227,14 +227,14 @@ def test_the_name_of_the_file_says_its_form(tmp_path: Path) -> None:
         read_tokens(tmp_path / "tokens.toml")
 
 
-def test_a_byte_order_mark_and_the_line_ends_of_windows_are_no_mistake(tmp_path: Path) -> None:
+def test_a_byte_order_mark_and_windows_line_ends_are_accepted(tmp_path: Path) -> None:
     (tmp_path / "tokens.toml").write_bytes(b"\xef\xbb\xbf" + ENTRY.replace("\n", "\r\n").encode())
     assert read_tokens(tmp_path / "tokens.toml") == parse_toml(ENTRY)
 
 
 @pytest.mark.parametrize(("data", "why"), [(b"\xff", "not UTF-8"), (b"#" * (MAX_FILE_BYTES + 1), "longer than")])
 @pytest.mark.parametrize("name", ["tokens", "tokens.toml"])
-def test_bytes_that_are_no_text_or_too_many_are_refused(tmp_path: Path, name: str, data: bytes, why: str) -> None:
+def test_a_file_that_is_not_utf_8_or_too_long_is_rejected(tmp_path: Path, name: str, data: bytes, why: str) -> None:
     (tmp_path / name).write_bytes(data)
     with pytest.raises(ValueError, match=why):
         read_tokens(tmp_path / name)
@@ -253,7 +253,7 @@ def toml_string(text: str) -> str:
 
 
 def spelled(value: object) -> str:
-    """A value as TOML spells it."""
+    """Returns a value in the syntax of TOML."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
@@ -288,7 +288,7 @@ def document(entries: list[dict[str, object]]) -> str:
         unique_by=(lambda entry: entry["name"], lambda entry: entry["token"]),
     )
 )
-def test_every_right_document_means_what_it_says(entries: list[dict[str, object]]) -> None:
+def test_every_valid_document_gives_the_tokens_that_it_describes(entries: list[dict[str, object]]) -> None:
     tokens = parse_toml(document(entries))
     assert [token.name for token in tokens] == [entry["name"] for entry in entries]
     for token, entry in zip(tokens, entries, strict=True):
@@ -324,7 +324,7 @@ mangled = st.lists(
 
 
 def tokens_or_why(parse: Callable[[], tuple[Token, ...]]) -> tuple[Token, ...] | str:
-    """The tokens, or the sentence that says why there are none."""
+    """Returns the tokens or the error message."""
     try:
         return parse()
     except ValueError as error:
@@ -334,7 +334,7 @@ def tokens_or_why(parse: Callable[[], tuple[Token, ...]]) -> tuple[Token, ...] |
 @given(mangled)
 @example(f"[[token]]\n[[token]]\n{SECRET} = 1\n{SECRET} = 2")
 @example(f"[{SECRET}]\n[{SECRET}]")
-def test_a_mangled_document_is_a_sentence_that_quotes_no_token(text: str) -> None:
+def test_a_mangled_document_gives_tokens_or_one_sentence_without_a_token(text: str) -> None:
     tokens = tokens_or_why(lambda: parse_toml(text))
     assert tokens
     if isinstance(tokens, str):
@@ -347,7 +347,7 @@ def test_a_mangled_document_is_a_sentence_that_quotes_no_token(text: str) -> Non
 
 @given(st.one_of(st.text(max_size=200), st.binary(max_size=200)), st.sampled_from(["tokens", "tokens.toml"]))
 @example(f"alice {SECRET}\nbob {SECRET}", "tokens")
-def test_no_file_ends_in_anything_but_tokens_or_a_sentence(
+def test_any_file_gives_tokens_or_one_sentence(
     tmp_path_factory: pytest.TempPathFactory, content: str | bytes, name: str
 ) -> None:
     file = tmp_path_factory.getbasetemp() / name
@@ -360,7 +360,7 @@ def test_no_file_ends_in_anything_but_tokens_or_a_sentence(
 
 
 @given(st.lists(st.tuples(st.sampled_from(["a", "b", "a:read-only", "b:read-only"]), secrets), min_size=1, max_size=5))
-def test_a_file_of_lines_leaves_it_to_no_chance_whose_a_token_is(entries: list[tuple[str, str]]) -> None:
+def test_a_file_with_ambiguous_lines_is_rejected(entries: list[tuple[str, str]]) -> None:
     owners: dict[str, set[str]] = {}
     rights: dict[str, set[str]] = {}
     for name, token in entries:

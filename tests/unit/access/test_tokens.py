@@ -47,7 +47,7 @@ def test_two_tokens_of_one_name_are_valid_at_the_same_time() -> None:
     ]
 
 
-def test_no_token_at_all_is_false() -> None:
+def test_tokens_without_a_token_are_false() -> None:
     assert not Tokens(())
     assert Tokens(()).find(b"") is None
     assert not Tokens.from_settings(Settings.from_environ({}))
@@ -106,9 +106,7 @@ def test_a_file_that_is_of_no_use_after_a_change_keeps_the_tokens_from_before(
     assert [name_of(tokens, token) for token in (b"good", b"better")] == [None, "bob"]
 
 
-async def test_a_removal_is_told_although_nobody_asks_and_an_addition_is_not(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_watching_reports_a_removal_but_not_an_addition(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     removals: list[str] = []
     told: list[int] = []
@@ -124,9 +122,7 @@ async def test_a_removal_is_told_although_nobody_asks_and_an_addition_is_not(
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\xff", b"a b c"], ids=["missing", "empty", "bytes", "words"])
-def test_a_file_that_is_of_no_use_at_the_start_is_a_mistake_in_the_settings(
-    tmp_path: Path, content: bytes | None
-) -> None:
+def test_an_unusable_file_at_the_start_is_a_mistake_in_the_settings(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "tokens"
     if content is not None:
         path.write_bytes(content)
@@ -137,7 +133,7 @@ def test_a_file_that_is_of_no_use_at_the_start_is_a_mistake_in_the_settings(
     assert str(path) in problem
 
 
-def test_a_file_of_tokens_is_read_from_where_the_settings_say(tmp_path: Path) -> None:
+def test_the_token_file_is_read_from_the_path_in_the_settings(tmp_path: Path) -> None:
     (tmp_path / "tokens").write_text("alice abc\n")
     tokens = Tokens.from_settings(Settings.from_environ({"VESTIGE_AUTH_TOKEN_FILE": str(tmp_path / "tokens")}))
     assert name_of(tokens, b"abc") == "alice"
