@@ -1,4 +1,4 @@
-"""A client's own session: when it is idle, and what becomes of its stream."""
+"""A client's own session: when it is idle, and when it has a stream."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from vestige_bridge.upstream.token import UpstreamToken
 
 @pytest.fixture
 async def own() -> AsyncIterator[ClientSession]:
-    """A session with an upstream where nobody listens."""
+    """A session with an unreachable upstream."""
     settings = Settings.from_environ(environment(f"http://127.0.0.1:{free_port()}/mcp"))
     upstream = Upstream(
         settings.mcp_url,
@@ -40,7 +40,7 @@ async def own() -> AsyncIterator[ClientSession]:
         await tasks.close()
 
 
-async def test_it_is_idle_from_the_end_of_its_last_use_on(own: ClientSession) -> None:
+async def test_a_session_is_idle_from_the_end_of_its_last_use_on(own: ClientSession) -> None:
     now = asyncio.get_running_loop().time
     assert own.idle_since(now())
     with own.in_use():
@@ -53,7 +53,7 @@ async def test_it_is_idle_from_the_end_of_its_last_use_on(own: ClientSession) ->
     assert own.idle_since(own.used_at)
 
 
-async def test_it_is_not_idle_while_a_request_is_in_flight_whose_client_has_left(own: ClientSession) -> None:
+async def test_a_session_is_not_idle_while_a_request_is_in_flight_whose_client_has_left(own: ClientSession) -> None:
     request = parse_message('{"jsonrpc":"2.0","id":1,"method":"tools/call"}')
     assert isinstance(request, Request)
     call = Call(request, Caller("ann"))
@@ -63,7 +63,7 @@ async def test_it_is_not_idle_while_a_request_is_in_flight_whose_client_has_left
     assert own.idle_since(asyncio.get_running_loop().time())
 
 
-async def test_a_stream_that_cannot_be_opened_leaves_no_trace(own: ClientSession) -> None:
+async def test_a_session_is_not_listening_after_its_stream_could_not_be_opened(own: ClientSession) -> None:
     for _ in range(2):
         with pytest.raises(UpstreamConnectError):
             await own.listen(5)

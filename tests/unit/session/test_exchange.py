@@ -12,8 +12,8 @@ from vestige_bridge.mcp.multiplexer import Caller
 from vestige_bridge.session.exchange import PROGRESS_LIMIT_BYTES, Answered, Exchange, Owner
 
 
-class Kept:
-    """Who sees an exchange through, and remembers what became of it."""
+class RecordingOwner:
+    """An owner of exchanges that records progress and ends."""
 
     def __init__(self, *, repeatable: bool = False) -> None:
         self._repeatable = repeatable
@@ -30,8 +30,8 @@ class Kept:
         self.ended.append(exchange)
 
 
-def new_exchange(kept: Kept | None = None, *, repeatable: bool = False) -> Exchange:
-    kept = kept or Kept(repeatable=repeatable)
+def new_exchange(owner: RecordingOwner | None = None, *, repeatable: bool = False) -> Exchange:
+    owner = owner or RecordingOwner(repeatable=repeatable)
     request = parse_message('{"jsonrpc":"2.0","id":7,"method":"tools/call"}')
     assert isinstance(request, Request)
     return Exchange(
@@ -39,7 +39,7 @@ def new_exchange(kept: Kept | None = None, *, repeatable: bool = False) -> Excha
         Caller("alice"),
         header_lines="",
         timeout_seconds=60,
-        owner=Owner(kept.repeatable, kept.progress, kept.end, lambda *_: None, lambda _: None),
+        owner=Owner(owner.repeatable, owner.progress, owner.end, lambda *_: None, lambda _: None),
         loop=asyncio.get_running_loop(),
     )
 
@@ -68,7 +68,7 @@ async def test_the_answer_says_whether_it_was_streamed() -> None:
     assert (await exchange.result()).streamed
 
 
-async def test_a_reader_that_waits_is_woken_by_what_comes() -> None:
+async def test_a_waiting_reader_is_woken_by_progress_and_by_the_answer() -> None:
     exchange = new_exchange()
     async with asyncio.timeout(5), asyncio.TaskGroup() as group:
         step = group.create_task(exchange.next())
@@ -83,7 +83,7 @@ async def test_a_reader_that_waits_is_woken_by_what_comes() -> None:
     assert result.result().data == data
 
 
-async def test_a_reader_that_is_woken_although_nothing_came_has_no_news() -> None:
+async def test_a_reader_that_is_woken_without_an_event_gets_none() -> None:
     exchange = new_exchange()
     exchange.wake()
     async with asyncio.timeout(5), asyncio.TaskGroup() as group:
@@ -94,15 +94,15 @@ async def test_a_reader_that_is_woken_although_nothing_came_has_no_news() -> Non
     assert step.result() is None
 
 
-async def test_an_exchange_ends_once_and_by_what_came_first() -> None:
-    kept = Kept()
-    exchange = new_exchange(kept)
+async def test_an_exchange_ends_once_with_the_first_answer_or_error() -> None:
+    owner = RecordingOwner()
+    exchange = new_exchange(owner)
     assert not exchange.ended
     data = answer(exchange)
     answer(exchange, '"another"')
     exchange.fail(UpstreamTimeout("Late."))
     assert exchange.ended
-    assert kept.ended == [exchange]
+    assert owner.ended == [exchange]
     assert (await exchange.result()).data == data
 
 
@@ -137,7 +137,7 @@ async def test_progress_that_came_before_an_error_is_still_read() -> None:
             await exchange.next()
 
 
-async def test_progress_that_a_slow_reader_leaves_is_bounded_and_the_newest_stays() -> None:
+async def test_unread_progress_is_bounded_and_the_newest_is_kept() -> None:
     exchange = new_exchange()
     for number in range(1000):
         exchange.take_progress(b"%04d" % number + b"x" * 1020)
@@ -168,9 +168,9 @@ async def test_one_step_of_progress_is_kept_however_large_it_is() -> None:
     assert isinstance(await exchange.next(), Answered)
 
 
-async def test_each_step_of_progress_is_told() -> None:
-    kept = Kept()
-    exchange = new_exchange(kept)
+async def test_the_owner_is_called_for_each_progress_notification() -> None:
+    owner = RecordingOwner()
+    exchange = new_exchange(owner)
     exchange.take_progress(b"1")
     exchange.take_progress(b"2")
-    assert kept.progressed == [exchange, exchange]
+    assert owner.progressed == [exchange, exchange]

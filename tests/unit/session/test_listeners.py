@@ -1,4 +1,4 @@
-"""Who hears which notification."""
+"""Which listener receives which notification."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def updated(uri: str) -> Notification:
     return notification("resources/updated", uri=uri)
 
 
-async def heard(listener: Listener) -> list[bytes]:
-    """All that waits for the listener."""
+async def received(listener: Listener) -> list[bytes]:
+    """Returns all queued messages of the listener."""
     messages = []
     asyncio.get_running_loop().call_soon(lambda: asyncio.get_running_loop().call_soon(listener.wake))
     while (data := await listener.next()) is not None:
@@ -36,47 +36,47 @@ async def heard(listener: Listener) -> list[bytes]:
 
 
 @pytest.mark.parametrize("kind", ["tools", "prompts", "resources"])
-async def test_a_changed_list_is_heard_by_all(kind: str) -> None:
+async def test_a_list_change_is_sent_to_all_listeners(kind: str) -> None:
     it = Listeners()
     ann, bob = it.listen(ANN), it.listen(BOB)
     changed = notification(f"{kind}/list_changed")
     it.publish(changed)
-    assert await heard(ann) == await heard(bob) == [changed.encoded()]
+    assert await received(ann) == await received(bob) == [changed.encoded()]
 
 
-async def test_an_update_is_heard_by_those_who_subscribed() -> None:
+async def test_an_update_is_sent_only_to_subscribers() -> None:
     it = Listeners()
     ann, bob = it.listen(ANN), it.listen(BOB)
     it.subscribe(ANN, "a")
     it.subscribe(BOB, "b")
     for uri in ("a", "b", "c"):
         it.publish(updated(uri))
-    assert await heard(ann) == [updated("a").encoded()]
-    assert await heard(bob) == [updated("b").encoded()]
+    assert await received(ann) == [updated("a").encoded()]
+    assert await received(bob) == [updated("b").encoded()]
     it.unsubscribe(ANN, "a")
     it.publish(updated("a"))
-    assert await heard(ann) == []
+    assert await received(ann) == []
 
 
-async def test_a_log_message_is_heard_by_those_who_asked_for_its_level() -> None:
+async def test_a_log_message_is_sent_only_to_clients_that_set_its_level() -> None:
     it = Listeners()
     ann, bob = it.listen(ANN), it.listen(BOB)
     it.set_level(ANN, "warning")
     for level in ("info", "warning", "emergency", "odd"):
         it.publish(notification("message", level=level, data="x"))
-    assert [json.loads(data)["params"]["level"] for data in await heard(ann)] == ["warning", "emergency"]
-    assert await heard(bob) == []
+    assert [json.loads(data)["params"]["level"] for data in await received(ann)] == ["warning", "emergency"]
+    assert await received(bob) == []
 
 
-async def test_what_belongs_to_nobody_is_heard_by_nobody() -> None:
+async def test_progress_and_task_notifications_are_sent_to_no_listener() -> None:
     it = Listeners()
     ann = it.listen(ANN)
     it.publish(notification("progress", progressToken=1))
     it.publish(notification("tasks/status", taskId="x"))
-    assert await heard(ann) == []
+    assert await received(ann) == []
 
 
-async def test_upstream_is_asked_for_what_anybody_wants() -> None:
+async def test_uris_and_level_are_the_union_of_all_interests() -> None:
     it = Listeners()
     listener = Listener(lambda _: True)
     assert set(it.uris) == set()
@@ -102,7 +102,7 @@ async def test_a_second_stream_of_a_client_ends_the_first() -> None:
     assert first.closed
     it.remove(ANN, first)
     it.publish(updated("a"))
-    assert await heard(second) == [updated("a").encoded()]
+    assert await received(second) == [updated("a").encoded()]
 
 
 async def test_interests_outlive_a_stream_and_end_with_the_session() -> None:
@@ -116,14 +116,14 @@ async def test_interests_outlive_a_stream_and_end_with_the_session() -> None:
     assert set(it.uris) == set()
 
 
-async def test_news_of_the_same_kind_is_told_once_to_a_slow_reader() -> None:
+async def test_equal_notifications_are_queued_once_for_a_slow_reader() -> None:
     it = Listeners()
     ann = it.listen(ANN)
     it.subscribe(ANN, "a")
     for _ in range(1000):
         it.publish(updated("a"))
         it.publish(notification("tools/list_changed"))
-    assert len(await heard(ann)) == 2
+    assert len(await received(ann)) == 2
 
 
 async def test_what_waits_for_a_slow_reader_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,12 +133,12 @@ async def test_what_waits_for_a_slow_reader_is_bounded(monkeypatch: pytest.Monke
     it.set_level(ANN, "debug")
     for number in range(100):
         it.publish(notification("message", level="info", data=f"{number:050}"))
-    messages = await heard(ann)
+    messages = await received(ann)
     assert sum(map(len, messages)) <= 1000
     assert b"99" in messages[-1]
 
 
-async def test_closing_ends_every_stream_after_what_waits() -> None:
+async def test_closing_ends_every_stream_after_its_queued_notifications() -> None:
     it = Listeners()
     ann, other = it.listen(ANN), Listener(lambda _: True)
     it.add(other, "other", frozenset())
@@ -173,8 +173,8 @@ async def test_a_client_is_forgotten_for_another_of_the_principal_with_most_clie
     assert set(it.uris) == {"o", "18", "19"}
 
 
-def room(it: Listeners, caller: Caller, *uris: str) -> bool:
-    """Whether there is room for these resources; if so, the client wants them."""
+def subscribe_within_quota(it: Listeners, caller: Caller, *uris: str) -> bool:
+    """Subscribes the client to these resources if its quota allows it, and returns whether it did."""
     if not it.free_quota(caller.principal, frozenset(uris), caller):
         return False
     for uri in uris:
@@ -189,16 +189,16 @@ async def test_what_is_watched_is_bounded_for_each_and_for_all(monkeypatch: pyte
     it = Listeners()
     for caller in (ANN, BOB, OTTO):
         it.listen(caller)
-    assert room(it, ANN, "a", "b", "c")
-    assert [room(it, ANN, uri) for uri in ("c", "d")] == [True, False]
+    assert subscribe_within_quota(it, ANN, "a", "b", "c")
+    assert [subscribe_within_quota(it, ANN, uri) for uri in ("c", "d")] == [True, False]
     assert not it.free_quota("team", frozenset({"x" * (listeners.MAX_URI_CHARACTERS + 1)}), BOB)
-    assert [room(it, BOB, uri) for uri in ("a", "d")] == [True, False]
-    assert room(it, OTTO, "o", "p")
-    assert not room(it, OTTO, "q")
+    assert [subscribe_within_quota(it, BOB, uri) for uri in ("a", "d")] == [True, False]
+    assert subscribe_within_quota(it, OTTO, "o", "p")
+    assert not subscribe_within_quota(it, OTTO, "q")
     it.forget(ANN)
-    assert room(it, OTTO, "q")
+    assert subscribe_within_quota(it, OTTO, "q")
     it.add(Listener(lambda _: True), "third", frozenset({"x", "y"}))
-    assert not room(it, BOB, "e")
+    assert not subscribe_within_quota(it, BOB, "e")
     assert set(it.uris) == {"a", "o", "p", "q", "x", "y"}
 
 
@@ -208,26 +208,26 @@ async def test_sessions_without_a_stream_make_room_for_those_of_their_own_princi
     monkeypatch.setattr(listeners, "MAX_URIS_OF_PRINCIPAL", 4)
     monkeypatch.setattr(listeners, "MAX_URIS_OF_ALL", 6)
     it = Listeners()
-    assert room(it, OTTO, "o", "p")
+    assert subscribe_within_quota(it, OTTO, "o", "p")
     for number in range(50):
-        assert room(it, Caller("team", f"invented-{number}"), f"{number}a", f"{number}b")
+        assert subscribe_within_quota(it, Caller("team", f"invented-{number}"), f"{number}a", f"{number}b")
     assert set(it.uris) == {"o", "p", "48a", "48b", "49a", "49b"}
-    assert room(it, Caller("third", "c"), "c")
+    assert subscribe_within_quota(it, Caller("third", "c"), "c")
     assert set(it.uris) == {"o", "p", "49a", "49b", "c"}
 
 
-async def test_who_ends_a_stream_is_not_the_one_that_was_quiet_longest(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_end_of_a_stream_counts_as_activity_of_its_client(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listeners, "MAX_URIS_OF_PRINCIPAL", 2)
     it = Listeners()
     listener = it.listen(ANN)
-    assert room(it, ANN, "a")
-    assert room(it, BOB, "b")
+    assert subscribe_within_quota(it, ANN, "a")
+    assert subscribe_within_quota(it, BOB, "b")
     it.remove(ANN, listener)
-    assert room(it, Caller("team", "eve"), "e")
+    assert subscribe_within_quota(it, Caller("team", "eve"), "e")
     assert set(it.uris) == {"a", "e"}
 
 
-async def test_what_begins_and_ceases_to_be_wanted_is_told_once() -> None:
+async def test_each_change_of_the_wanted_resources_is_reported_once() -> None:
     it = Listeners()
     told: list[str | None] = []
     it.changed = told.append
@@ -261,7 +261,7 @@ async def test_a_level_counts_while_its_client_listens() -> None:
     assert it.level is None
 
 
-async def test_a_resource_that_upstream_refused_is_wanted_by_nobody() -> None:
+async def test_a_dropped_resource_is_removed_from_all_interests() -> None:
     it = Listeners()
     listener = Listener(lambda _: True)
     it.subscribe(ANN, "a")
@@ -278,7 +278,7 @@ async def test_a_resource_that_upstream_refused_is_wanted_by_nobody() -> None:
 
 
 @pytest.mark.parametrize(
-    ("subscribed", "update", "heard"),
+    ("subscribed", "update", "concerned"),
     [
         ("file:///dir", "file:///dir", True),
         ("file:///dir", "file:///dir/note.txt", True),
@@ -292,10 +292,10 @@ async def test_a_resource_that_upstream_refused_is_wanted_by_nobody() -> None:
         ("x" * 2_049, "x" * 2_049 + "/" * 100_000, False),
     ],
 )
-async def test_an_update_of_a_part_is_heard_by_who_subscribed_to_the_whole(
-    subscribed: str, update: str, heard: bool
+async def test_an_update_of_a_part_concerns_a_subscription_to_the_whole(
+    subscribed: str, update: str, concerned: bool
 ) -> None:
-    assert concerns(update, {subscribed, "other"}) == heard
+    assert concerns(update, {subscribed, "other"}) == concerned
     assert not concerns(update, set())
 
 
@@ -307,16 +307,16 @@ async def test_equal_notifications_are_merged_for_each_listener() -> None:
     for number in range(500):
         it.publish(notification("tools/list_changed", number=number))
         it.publish(updated("a"))
-        messages += await heard(ann)
+        messages += await received(ann)
     assert messages == [notification("tools/list_changed", number=0).encoded(), updated("a").encoded()]
     async with asyncio.timeout(10):
         later = [await ann.next(), await ann.next()]
     assert later == [notification("tools/list_changed", number=499).encoded(), updated("a").encoded()]
     it.publish(notification("prompts/list_changed"))
-    assert await heard(ann) == [notification("prompts/list_changed").encoded()]
+    assert await received(ann) == [notification("prompts/list_changed").encoded()]
 
 
-async def test_what_was_merged_is_told_before_the_stream_ends() -> None:
+async def test_merged_notifications_are_sent_before_the_stream_ends() -> None:
     it = Listeners()
     ann = it.listen(ANN)
     changed = notification("tools/list_changed")
@@ -325,18 +325,18 @@ async def test_what_was_merged_is_told_before_the_stream_ends() -> None:
     it.publish(changed)
     it.forget(ANN)
     it.publish(changed)
-    assert await heard(ann) == [changed.encoded()]
+    assert await received(ann) == [changed.encoded()]
 
 
-async def test_a_listener_that_is_not_open_yet_tells_its_first_message_first() -> None:
+async def test_a_listener_sends_its_opening_message_before_earlier_notifications() -> None:
     listener = Listener(lambda _: True, opened=False)
     listener.put(updated("a"))
-    assert await heard(listener) == []
+    assert await received(listener) == []
     listener.open(b"first")
-    assert await heard(listener) == [b"first", updated("a").encoded()]
+    assert await received(listener) == [b"first", updated("a").encoded()]
 
 
-async def test_a_listener_that_waits_hears_at_once() -> None:
+async def test_a_waiting_listener_receives_a_notification_at_once() -> None:
     listener = Listener(lambda _: True)
     waiting = asyncio.ensure_future(listener.next())
     await asyncio.sleep(0)
@@ -345,7 +345,7 @@ async def test_a_listener_that_waits_hears_at_once() -> None:
         assert await waiting == notification("tools/list_changed").encoded()
 
 
-async def test_a_client_that_may_hear_of_no_resource_any_more_hears_of_the_rest() -> None:
+async def test_a_client_without_subscriptions_still_receives_other_notifications() -> None:
     it = Listeners()
     it.unsubscribe_from_all(ANN)
     for uri in ("a", "b"):
@@ -357,5 +357,5 @@ async def test_a_client_that_may_hear_of_no_resource_any_more_hears_of_the_rest(
     changed = notification("tools/list_changed")
     for told in (updated("a"), changed, updated("b")):
         it.publish(told)
-    assert await heard(ann) == [changed.encoded()]
-    assert await heard(bob) == [updated("a").encoded(), changed.encoded(), updated("b").encoded()]
+    assert await received(ann) == [changed.encoded()]
+    assert await received(bob) == [updated("a").encoded(), changed.encoded(), updated("b").encoded()]

@@ -43,26 +43,28 @@ def fold(outcomes: list[str | None]) -> Health:
 
 
 @given(outcomes)
-def test_an_answer_makes_ready_whatever_was_before(before: list[str | None]) -> None:
+def test_an_answer_makes_the_health_ready_after_any_history(before: list[str | None]) -> None:
     assert fold([*before, None]) == Health(State.READY, 0, None, len(before))
 
 
 @given(outcomes, st.lists(st.sampled_from(["connect", "timeout"]), min_size=1, max_size=6))
-def test_a_failure_is_never_ready_and_several_in_a_row_are_down(before: list[str | None], failures: list[str]) -> None:
+def test_a_failure_degrades_the_health_and_several_in_a_row_are_down(
+    before: list[str | None], failures: list[str]
+) -> None:
     health = fold([*before, None, *failures])
     assert health.state is (State.DOWN if len(failures) >= DOWN_AFTER else State.DEGRADED)
     assert (health.failures, health.reason, health.answered_at) == (len(failures), failures[-1], len(before))
 
 
 @given(st.lists(st.sampled_from(["connect", "timeout"]), max_size=6))
-def test_without_an_answer_it_is_connecting_until_it_is_down(failures: list[str]) -> None:
+def test_before_the_first_answer_the_state_is_connecting_until_it_is_down(failures: list[str]) -> None:
     health = fold([*failures])
     assert health.state is (State.DOWN if len(failures) >= DOWN_AFTER else State.CONNECTING)
     assert health.answered_at is None
 
 
 @given(outcomes)
-def test_outcomes_leave_the_health_before_them_as_it_was(history: list[str | None]) -> None:
+def test_outcomes_do_not_change_the_previous_health_object(history: list[str | None]) -> None:
     health = fold(history)
     before = repr(health)
     health.after_answer(1)
@@ -82,7 +84,7 @@ def test_the_wait_is_the_interval_or_a_bounded_backoff(history: list[str | None]
         assert delay_seconds == 17
 
 
-def test_the_backoff_stays_bounded_when_failures_go_on_for_ever() -> None:
+def test_the_backoff_is_bounded_after_any_number_of_failures() -> None:
     monitor = Monitor(10)
     monitor.health = Health(failures=10**9)
     assert monitor.delay_seconds() <= LONGEST_BACKOFF_SECONDS
@@ -99,7 +101,7 @@ def test_the_backoff_stays_bounded_when_failures_go_on_for_ever() -> None:
         (UpstreamUnavailable("x"), "unavailable"),
     ],
 )
-def test_a_failure_is_told_as_a_word(error: BridgeError, reason: str) -> None:
+def test_a_failure_has_a_one_word_reason(error: BridgeError, reason: str) -> None:
     monitor = Monitor(10)
     monitor.record(error)
     assert monitor.health.reason == reason
@@ -119,7 +121,7 @@ def test_the_age_of_the_last_answer_grows_until_the_next() -> None:
     assert monitor.answer_age_seconds == 0
 
 
-def test_the_log_tells_each_change_once_and_the_cause_of_a_loss(caplog: pytest.LogCaptureFixture) -> None:
+def test_each_state_change_is_logged_once_with_the_cause_of_a_loss(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     monitor = Monitor(10)
     for error in (UpstreamConnectError("Nobody."), UpstreamConnectError("Nobody."), None, None, SessionLost("Gone.")):
@@ -187,7 +189,7 @@ async def test_a_step_that_finds_the_session_lost_opens_another(upstream: Script
     assert upstream.sessions_opened == 2
 
 
-async def test_a_step_that_reaches_nobody_is_one_failure_and_no_exception() -> None:
+async def test_a_step_with_an_unreachable_upstream_is_one_failure_and_no_exception() -> None:
     monitor = Monitor(10)
     http, session = connection(f"http://127.0.0.1:{free_port()}/mcp", monitor)
     async with asyncio.timeout(5), http, session:
@@ -195,7 +197,7 @@ async def test_a_step_that_reaches_nobody_is_one_failure_and_no_exception() -> N
     assert (monitor.health.failures, monitor.health.reason) == (1, "connect")
 
 
-async def test_a_failure_that_a_client_saw_wakes_the_watch_at_once(upstream: ScriptedUpstream) -> None:
+async def test_a_failure_of_a_client_request_wakes_the_monitor_at_once(upstream: ScriptedUpstream) -> None:
     monitor = Monitor(3600)
     http, session = connection(upstream.url, monitor)
     async with asyncio.timeout(10), http, session, monitor.watching(session):
@@ -208,7 +210,7 @@ async def test_a_failure_that_a_client_saw_wakes_the_watch_at_once(upstream: Scr
 
 
 class Broken:
-    """A connection whose checks fail unexpectedly, until they do not."""
+    """A connection whose checks raise an unexpected exception."""
 
     def __init__(self) -> None:
         self.held: object | None = object()
@@ -225,7 +227,7 @@ class Broken:
         raise KeyError("a bug")
 
 
-async def test_a_bug_in_a_check_does_not_end_the_watch(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_bug_in_a_check_does_not_end_the_monitor(caplog: pytest.LogCaptureFixture) -> None:
     broken = Broken()
     async with asyncio.timeout(5), Monitor(0.001).watching(broken):
         await broken.enough.wait()

@@ -41,7 +41,7 @@ def test_a_session_that_lasted_is_renewed_at_once() -> None:
     assert pacing.delay_seconds() == 0
 
 
-def test_what_upstream_never_saw_delays_nothing() -> None:
+def test_an_opening_that_did_not_reach_upstream_causes_no_delay() -> None:
     pacing = Pacing(Clock())
     pacing.opened()
     pacing.failed(reached=False)

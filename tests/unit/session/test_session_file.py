@@ -24,12 +24,12 @@ def test_the_next_start_finds_the_session_that_was_kept(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [FILE]
 
 
-def test_a_session_is_found_though_its_handshake_was_not_over(tmp_path: Path) -> None:
+def test_a_session_is_found_even_if_its_handshake_was_not_finished(tmp_path: Path) -> None:
     SessionFile(tmp_path, URL).keep(HeldSession("the-session"))
     assert SessionFile(tmp_path, URL).left_over == HeldSession("the-session")
 
 
-def test_after_a_clean_end_there_is_nothing_to_find(tmp_path: Path) -> None:
+def test_after_a_clean_end_no_file_is_left(tmp_path: Path) -> None:
     file = SessionFile(tmp_path, URL)
     file.keep(HELD)
     file.forget()
@@ -86,12 +86,12 @@ def test_without_a_directory_nothing_is_kept(tmp_path: Path, monkeypatch: pytest
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_upstream_without_sessions_leaves_nothing(tmp_path: Path) -> None:
+def test_an_upstream_without_sessions_leaves_no_file(tmp_path: Path) -> None:
     SessionFile(tmp_path, URL).keep(HeldSession())
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_directory_that_is_lost_later_is_said_and_survived(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_directory_that_disappears_is_logged_and_not_fatal(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     state = tmp_path / "state"
     state.mkdir()
     file = SessionFile(state, URL)

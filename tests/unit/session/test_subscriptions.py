@@ -1,4 +1,4 @@
-"""The reconciler: whatever clients want and however upstream behaves, the two end at the same."""
+"""The reconciliation of upstream's subscriptions and log level with those that clients want."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ URIS = ["a", "b", "c"]
 
 
 class Upstream:
-    """An upstream that keeps what it is asked for, and answers when a test lets it."""
+    """An upstream that stores its subscriptions and level, and answers at once or when a test calls ``answer``."""
 
     def __init__(self) -> None:
         self.sessions = 0
@@ -43,21 +43,21 @@ class Upstream:
         self.subscriptions: Subscriptions | None = None
 
     async def connect(self) -> HeldSession:
-        """Opens a session that was asked for nothing."""
+        """Opens a session without subscriptions and level."""
         if not self.reachable:
             raise UpstreamConnectError("Nobody is there.")
         self.renew()
         return HeldSession("it")
 
     def renew(self) -> None:
-        """Begins a session."""
+        """Begins a new session without subscriptions and level."""
         assert self.subscriptions is not None
         self.sessions += 1
         self.uris, self.level = set(), None
         self.subscriptions.begin(HeldSession(f"session-{self.sessions}"))
 
     async def ask(self, held: HeldSession, method: str, params: Mapping[str, object]) -> Answered:
-        """Does what it is asked for, and answers."""
+        """Executes a request and answers it."""
         value = str(params.get("uri", params.get("level")))
         self.asked.append((method, value))
         if not self.answers_at_once:
@@ -78,7 +78,7 @@ class Upstream:
             (self.uris.add if method == "resources/subscribe" else self.uris.discard)(value)
 
     def answer(self, index: int = 0) -> None:
-        """Lets one request be answered."""
+        """Answers one waiting request."""
         self.waiting.pop(index).set_result(None)
 
 
@@ -89,7 +89,7 @@ def made(upstream: Upstream) -> tuple[Listeners, Subscriptions]:
 
 
 async def turns(count: int = 20) -> None:
-    """Lets all that is ready run."""
+    """Runs all tasks that are ready."""
     for _ in range(count):
         await asyncio.sleep(0)
 
@@ -101,7 +101,7 @@ def request(method: str, params: object = None) -> Request:
 
 
 @pytest.mark.parametrize(
-    ("method", "params", "wish"),
+    ("method", "params", "interest"),
     [
         ("resources/subscribe", {"uri": "a"}, Interest("a", True)),
         ("resources/unsubscribe", {"uri": "a"}, Interest("a", False)),
@@ -114,15 +114,15 @@ def request(method: str, params: object = None) -> Request:
         ("resources/read", {"uri": "a"}, None),
     ],
 )
-def test_an_interest_is_what_is_asked_for_in_the_words_of_the_protocol(
-    method: str, params: object, wish: Interest | None
+def test_subscribe_unsubscribe_and_set_level_requests_are_interests(
+    method: str, params: object, interest: Interest | None
 ) -> None:
-    assert interest_of(request(method, params)) == wish
+    assert interest_of(request(method, params)) == interest
 
 
 @given(st.randoms(use_true_random=True))
-def test_upstream_ends_where_clients_want_it(random: Random) -> None:
-    async def change_minds() -> None:
+def test_upstream_ends_in_the_state_that_clients_want(random: Random) -> None:
+    async def change_interests() -> None:
         upstream = Upstream()
         it, _ = made(upstream)
         upstream.renew()
@@ -151,10 +151,10 @@ def test_upstream_ends_where_clients_want_it(random: Random) -> None:
         assert it.level is None or upstream.level == it.level
         assert it.level is not None or upstream.level in (None, "emergency")
 
-    asyncio.run(change_minds())
+    asyncio.run(change_interests())
 
 
-async def test_one_request_for_a_resource_is_with_upstream_at_a_time() -> None:
+async def test_at_most_one_request_for_a_resource_is_in_flight() -> None:
     upstream = Upstream()
     it, _ = made(upstream)
     upstream.answers_at_once = False
@@ -174,19 +174,19 @@ async def test_one_request_for_a_resource_is_with_upstream_at_a_time() -> None:
     assert upstream.uris == set()
 
 
-async def test_so_many_requests_and_no_more_are_with_upstream_at_a_time() -> None:
+async def test_the_number_of_requests_in_flight_is_limited() -> None:
     upstream = Upstream()
-    it, told = made(upstream)
+    it, reconciler = made(upstream)
     upstream.answers_at_once = False
     for number in range(100):
         it.subscribe(CALLERS[number % 3], f"{number}")
     upstream.renew()
     await turns()
     assert len(upstream.asked) == subscriptions.MAX_ASKED_AT_ONCE
-    # Whoever waits goes before what is only restored.
+    # A request that a client waits for goes before restored subscriptions.
     listener = Listener(lambda _: True)
     it.add(listener, "team", frozenset({"now"}))
-    waiting = asyncio.ensure_future(told.confirmed(frozenset({"now"})))
+    waiting = asyncio.ensure_future(reconciler.confirmed(frozenset({"now"})))
     await turns()
     upstream.answer()
     await turns()
@@ -198,16 +198,16 @@ async def test_so_many_requests_and_no_more_are_with_upstream_at_a_time() -> Non
     assert len(upstream.uris) == 101
 
 
-async def test_what_upstream_refuses_is_not_told_of_and_wanted_no_more() -> None:
+async def test_an_interest_that_upstream_rejects_is_neither_confirmed_nor_kept() -> None:
     upstream = Upstream()
-    it, told = made(upstream)
+    it, reconciler = made(upstream)
     upstream.refused = {"bad", "debug"}
     upstream.renew()
     it.add(Listener(lambda _: True), "team", frozenset({"good", "bad"}))
     for caller, level in zip(CALLERS, ("debug", "error"), strict=False):
         it.listen(caller)
         it.set_level(caller, level)
-    assert await told.confirmed(frozenset({"good", "bad"})) == {"good"}
+    assert await reconciler.confirmed(frozenset({"good", "bad"})) == {"good"}
     await turns()
     assert set(it.uris) == {"good"}
     assert (it.level, upstream.level) == ("error", "error")
@@ -217,7 +217,7 @@ async def test_what_upstream_refuses_is_not_told_of_and_wanted_no_more() -> None
     assert sorted(upstream.asked[asked:]) == [("logging/setLevel", "error"), ("resources/subscribe", "good")]
 
 
-async def test_an_upstream_that_refuses_to_be_silent_is_not_asked_again() -> None:
+async def test_a_rejected_emergency_level_is_not_requested_again() -> None:
     upstream = Upstream()
     it, _ = made(upstream)
     upstream.refused = {"emergency"}
@@ -230,39 +230,39 @@ async def test_an_upstream_that_refuses_to_be_silent_is_not_asked_again() -> Non
     assert upstream.asked == [("logging/setLevel", "debug"), ("logging/setLevel", "emergency")]
 
 
-async def test_what_upstream_does_not_answer_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_request_without_an_answer_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subscriptions, "FIRST_RETRY_SECONDS", 0.01)
     upstream = Upstream()
-    it, told = made(upstream)
+    it, reconciler = made(upstream)
     upstream.silent = {"a", "b"}
     upstream.renew()
     it.add(Listener(lambda _: True), "team", frozenset({"a", "b"}))
-    assert await told.confirmed(frozenset({"a"})) == frozenset()
+    assert await reconciler.confirmed(frozenset({"a"})) == frozenset()
     await until(lambda: len(upstream.asked) >= 6)
     upstream.silent = set()
     await until(lambda: upstream.uris == {"a", "b"})
 
 
-async def test_who_waits_for_a_session_that_cannot_be_opened_is_told_so() -> None:
+async def test_nothing_is_confirmed_if_no_session_can_be_opened() -> None:
     upstream = Upstream()
-    it, told = made(upstream)
+    it, reconciler = made(upstream)
     upstream.reachable = False
     it.add(Listener(lambda _: True), "team", frozenset({"a"}))
-    assert await told.confirmed(frozenset({"a"})) == frozenset()
+    assert await reconciler.confirmed(frozenset({"a"})) == frozenset()
     upstream.reachable = True
-    assert await told.confirmed(frozenset({"a"})) == {"a"}
+    assert await reconciler.confirmed(frozenset({"a"})) == {"a"}
 
 
-async def test_who_waits_when_the_session_is_lost_is_told_by_the_next_one() -> None:
+async def test_a_confirmation_pending_when_the_session_is_lost_comes_from_the_next_session() -> None:
     upstream = Upstream()
-    it, told = made(upstream)
+    it, reconciler = made(upstream)
     upstream.answers_at_once = False
     upstream.renew()
     it.add(Listener(lambda _: True), "team", frozenset({"a"}))
-    waiting = asyncio.ensure_future(told.confirmed(frozenset({"a"})))
+    waiting = asyncio.ensure_future(reconciler.confirmed(frozenset({"a"})))
     await turns()
     upstream.answers_at_once = True
-    told.end()
+    reconciler.end()
     assert await waiting == {"a"}
     upstream.answer()
     await turns()
@@ -270,13 +270,13 @@ async def test_who_waits_when_the_session_is_lost_is_told_by_the_next_one() -> N
     assert len(upstream.asked) == 2
 
 
-async def test_what_changes_while_there_is_no_session_is_kept_nowhere_but_in_the_listeners() -> None:
+async def test_changes_without_a_session_are_kept_only_in_the_listeners() -> None:
     upstream = Upstream()
-    it, told = made(upstream)
+    it, reconciler = made(upstream)
     for number in range(100):
         it.subscribe(CALLERS[0], f"{number}")
         it.unsubscribe(CALLERS[0], f"{number}")
-    assert not told._due
+    assert not reconciler._due
     upstream.renew()
     await turns()
     assert upstream.asked == []

@@ -1,4 +1,4 @@
-"""The window: every place is taken while somebody waits, and turns go round the principals and their sessions."""
+"""The window: no slot is free while requests wait, and principals and their sessions take turns."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from vestige_bridge.session import window
 from vestige_bridge.session.window import Rounds, Window
 
 FEW_JOINING = 2
-"""So few may join a round in these tests that rounds are closed to newcomers, too."""
+"""A limit low enough that these tests also reach rounds that are closed to newcomers."""
 
 
 class Model(RuleBasedStateMachine):
-    """A window beside a list of what waits, in the order of arrival.
+    """A window and a model of it: the list of waiting things, in the order of arrival.
 
-    ``turns`` counts for whoever waits the turns that each other one had meanwhile: principals by themselves, sessions
-    with their principal.
+    ``turns`` counts for each waiting principal the turns that the other principals had meanwhile, and for each waiting
+    session those of the other sessions of its principal.
     """
 
     def __init__(self) -> None:
@@ -79,18 +79,18 @@ class Model(RuleBasedStateMachine):
 
     @precondition(lambda self: self.waiting)
     @rule(data=st.data())
-    def make_way(self, data: st.DataObject) -> None:
+    def reject_newest_of_principal(self, data: st.DataObject) -> None:
         _, (principal, _) = data.draw(st.sampled_from(self.waiting))
         newest = [pair for pair in self.waiting if pair[1].principal == principal][-1]
         assert self.it.reject_newest(principal) == newest[0]
         self._waits_no_more(*newest)
 
     @rule()
-    def leave_without_a_place(self) -> None:
+    def leave_without_a_slot(self) -> None:
         self.it.leave(-1)
 
     @invariant()
-    def nobody_waits_while_a_place_is_free(self) -> None:
+    def nothing_waits_while_a_slot_is_free(self) -> None:
         assert self.it.taken == len(self.taken) <= self.slots
         assert self.it.taken == self.slots or not self.waiting
         assert self.it.waiting == Counter(caller.principal for _, caller in self.waiting)
@@ -120,7 +120,7 @@ class Model(RuleBasedStateMachine):
             del self.turns[caller.principal]
 
     def teardown(self) -> None:
-        """Whoever still waits gets a place once the others are given back."""
+        """Checks that all that still wait get a slot once the others are freed."""
         for _ in range(len(self.waiting)):
             self.it.leave(self.taken.pop())
             self._had_its_turn(self.begun.pop())
@@ -136,7 +136,7 @@ def test_places_are_taken_in_fair_turns_whatever_happens(joining: int, monkeypat
 
 
 def order_of(callers: Iterable[tuple[str, str | None]]) -> list[str]:
-    """In which order waiting things get the one place, each named after its caller and its number there."""
+    """Returns the order in which waiting things get the only slot, each named after its caller and its number there."""
     begun: list[str] = []
     it: Window[str] = Window(1, begun.append)
     it.enter("first", Caller("first"))
@@ -159,7 +159,7 @@ def test_each_principal_has_one_turn_in_a_round() -> None:
     assert order_of(callers) == ["a1", "b1", "c1", "a2", "b2", "a3"]
 
 
-def test_within_a_principal_turns_go_round_its_sessions_and_plain_posters_are_one() -> None:
+def test_within_a_principal_its_sessions_take_turns_and_sessionless_requests_count_as_one() -> None:
     callers = [("a", None)] * 4 + [("a", "s")] * 2 + [("a", "t")]
     assert order_of(callers) == ["a1", "as1", "at1", "a2", "as2", "a3", "a4"]
 
@@ -169,7 +169,7 @@ def test_sessions_give_a_principal_no_more_turns() -> None:
     assert order_of(callers) == ["a01", "b1", "a11", "b2", "a21", "a31"]
 
 
-def test_whoever_calls_again_and_again_waits_for_one_turn_of_each_other() -> None:
+def test_a_repeated_caller_waits_for_one_turn_of_each_other_principal() -> None:
     begun: list[str] = []
     it: Window[str] = Window(1, begun.append)
     it.enter("first", Caller("first"))
@@ -186,7 +186,7 @@ def test_whoever_calls_again_and_again_waits_for_one_turn_of_each_other() -> Non
         since = len(begun)
         it.leave(begun[-1])
         it.enter(f"c{number}", Caller("c"))
-    assert max(waited) <= 2 + 1, waited  # of a and b one turn each, and the one that was under way
+    assert max(waited) <= 2 + 1, waited  # one turn each of a and b, and the one in flight
 
 
 def test_who_waits_is_not_kept_waiting_by_ever_new_sessions() -> None:
@@ -207,7 +207,7 @@ def test_who_waits_is_not_kept_waiting_by_ever_new_sessions() -> None:
     assert len(begun) > 2
 
 
-def test_a_round_is_remembered_no_longer_than_somebody_waits() -> None:
+def test_a_round_ends_when_none_of_its_members_waits() -> None:
     it: Rounds[str] = Rounds()
     for name in "ab":
         it.join(name)
@@ -239,7 +239,7 @@ def test_whoever_loses_patience_and_comes_back_is_the_last_of_the_round() -> Non
     assert [it.first(), it.first(), it.first()] == ["b", "c", "a"]
 
 
-def test_nothing_is_kept_of_what_waits_no_more() -> None:
+def test_entries_that_no_longer_wait_are_not_kept() -> None:
     it: Window[str] = Window(1, lambda _: None)
     it.enter("first", Caller("a"))
     for name in ("second", "third"):
@@ -254,7 +254,7 @@ def test_nothing_is_kept_of_what_waits_no_more() -> None:
     assert it.enter("fourth", Caller("a"))
 
 
-def test_waits_are_told_by_principal() -> None:
+def test_waits_are_counted_by_principal() -> None:
     it: Window[str] = Window(1, lambda _: None)
     it.enter("first", Caller("a"))
     assert not it.waits
