@@ -1,4 +1,4 @@
-"""Where a refused request came from: only proxies that are trusted are believed."""
+"""The client address of a rejected request: only addresses from trusted proxies are used."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vestige_bridge.settings import Network
 TRUSTED: tuple[Network, ...] = tuple(map(ipaddress.ip_network, ("10.0.0.0/8", "fd00::/8")))
 
 
-def told(peer: str | None, *forwarded: str, trusted: tuple[Network, ...] = TRUSTED) -> str | None:
+def address_from(peer: str | None, *forwarded: str, trusted: tuple[Network, ...] = TRUSTED) -> str | None:
     return client_address(Headers([(b"x-forwarded-for", it.encode()) for it in forwarded]), peer, trusted)
 
 
@@ -39,24 +39,24 @@ def told(peer: str | None, *forwarded: str, trusted: tuple[Network, ...] = TRUST
         (None, ("198.51.100.1",), None),
     ],
 )
-def test_the_last_address_is_told_that_no_trusted_proxy_has(
+def test_the_client_address_is_the_last_one_that_is_not_a_trusted_proxy(
     peer: str | None, forwarded: tuple[str, ...], address: str | None
 ) -> None:
-    assert told(peer, *forwarded) == address
+    assert address_from(peer, *forwarded) == address
 
 
-def test_nobody_is_trusted_unless_it_is_said() -> None:
-    assert told("10.0.0.1", "198.51.100.1", trusted=()) == "10.0.0.1"
+def test_without_trusted_proxies_the_peer_is_the_client_address() -> None:
+    assert address_from("10.0.0.1", "198.51.100.1", trusted=()) == "10.0.0.1"
 
 
-def test_only_so_many_addresses_are_looked_at() -> None:
+def test_the_number_of_addresses_that_are_read_is_limited() -> None:
     chain = ["198.51.100.1", *["10.1.1.1"] * MAX_HOPS]
-    assert told("10.0.0.1", ", ".join(chain)) == "10.1.1.1"
-    assert told("10.0.0.1", ", ".join(chain[:-1])) == "198.51.100.1"
+    assert address_from("10.0.0.1", ", ".join(chain)) == "10.1.1.1"
+    assert address_from("10.0.0.1", ", ".join(chain[:-1])) == "198.51.100.1"
 
 
 @given(st.text(), st.lists(st.text(st.characters(max_codepoint=255))))
-def test_whatever_a_client_writes_an_address_is_told_or_nothing(peer: str, forwarded: list[str]) -> None:
+def test_any_forwarded_header_gives_a_valid_address_or_none(peer: str, forwarded: list[str]) -> None:
     headers = Headers([(b"x-forwarded-for", it.encode("latin-1")) for it in forwarded])
     address = client_address(headers, peer, (ipaddress.ip_network("0.0.0.0/0"), ipaddress.ip_network("::/0")))
     assert address is None or str(ipaddress.ip_address(address)) == address

@@ -65,7 +65,7 @@ def test_every_client_is_taken_to_accept_something(accept: list[bytes]) -> None:
         (b"text/plain, application/json", False),
     ],
 )
-def test_json_is_what_says_so_in_utf_8(content_type: bytes | None, is_json: bool) -> None:
+def test_a_body_is_json_if_its_content_type_is_json_in_utf_8(content_type: bytes | None, is_json: bool) -> None:
     assert headers.is_json(Headers([] if content_type is None else [(b"content-type", content_type)])) is is_json
 
 
@@ -105,12 +105,12 @@ def test_a_token_comes_from_exactly_one_bearer_header(authorization: list[bytes]
 
 
 @pytest.mark.parametrize("value", [b"abc", b"a.b_c:d+e/f=g-1", b"x" * 128])
-def test_a_request_id_that_is_fit_for_a_log_is_taken_over(value: bytes) -> None:
+def test_a_request_id_that_is_safe_to_log_is_used(value: bytes) -> None:
     assert headers.request_id(Headers([(b"x-request-id", value)])) == value.decode()
 
 
 @pytest.mark.parametrize("value", [None, b"", b"a b", b"a\nb", b"x" * 129, b"\xff", b'"'])
-def test_a_request_id_that_is_not_is_none(value: bytes | None) -> None:
+def test_any_other_request_id_is_ignored(value: bytes | None) -> None:
     assert headers.request_id(Headers([] if value is None else [(b"x-request-id", value)])) is None
 
 
@@ -158,12 +158,12 @@ def test_a_header_that_mirrors_the_body_is_read_plain_or_in_base64(values: list[
         ([b"a"], "."),
     ],
 )
-def test_a_header_that_says_something_else_mirrors_nothing(values: list[bytes], value: object) -> None:
+def test_a_header_that_differs_from_the_body_does_not_mirror_it(values: list[bytes], value: object) -> None:
     assert not headers.mirrors(Headers([(b"mcp-name", it) for it in values]), b"mcp-name", value)
 
 
 @given(st.text(alphabet="aZ /=?,é→𝄞\t\x00"), st.integers(1, 3))
-def test_any_name_survives_its_base64(name: str, times: int) -> None:
+def test_any_name_can_be_mirrored_in_base64(name: str, times: int) -> None:
     value = b"=?base64?" + base64.b64encode(name.encode()) + b"?="
     assert headers.mirrors(Headers([(b"mcp-name", b", ".join([value] * times))]), b"mcp-name", name)
 
@@ -188,7 +188,7 @@ def test_equal_values_of_a_header_are_one(values: list[bytes], single: str | Non
     assert headers.single_value(Headers(raw), b"mcp-protocol-version") == single
 
 
-def test_nothing_crosses_upstream_but_what_is_named() -> None:
+def test_only_listed_headers_are_forwarded_upstream() -> None:
     raw = [
         (b"authorization", b"Bearer secret"),
         (b"cookie", b"secret"),
@@ -206,7 +206,7 @@ def test_nothing_crosses_upstream_but_what_is_named() -> None:
     )
 
 
-def test_a_header_that_could_break_a_request_does_not_cross() -> None:
+def test_an_invalid_header_value_is_not_forwarded() -> None:
     raw = [(b"x-agent-id", b"a\r\nAuthorization: Bearer x"), (b"traceparent", b"")]
     assert headers.upstream_lines(Headers(raw), "alice", "7") == "x-vestige-principal: alice\r\nx-request-id: 7\r\n"
 
@@ -259,13 +259,13 @@ TRACE = b"0af7651916cd43dd8448eb211c80319c"
         (b"", None),
     ],
 )
-def test_a_trace_is_named_only_by_a_valid_traceparent(value: bytes, trace_id: str | None) -> None:
+def test_a_trace_id_is_read_only_from_a_valid_traceparent(value: bytes, trace_id: str | None) -> None:
     assert headers.trace_id(value) == trace_id
     assert headers.trace_id(None) is None
 
 
 @given(st.binary(max_size=40), st.binary(max_size=40))
-def test_no_origin_and_no_host_can_break_the_question(origin: bytes, host: bytes) -> None:
+def test_the_origin_check_handles_any_bytes(origin: bytes, host: bytes) -> None:
     raw = [(b"origin", origin), (b"host", host)]
     assert headers.origin_allowed(Headers(raw), frozenset()) <= (b"localhost" in origin.lower() or b"1" in origin)
 
@@ -302,11 +302,11 @@ def test_no_header_of_a_client_becomes_more_than_its_line(raw: list[tuple[bytes,
 
 
 @pytest.mark.parametrize("value", ["a\r\nX: y", "a\n", "\r"])
-def test_a_header_that_would_be_more_than_a_line_is_refused(value: str) -> None:
+def test_a_header_value_with_a_line_break_is_rejected(value: str) -> None:
     with pytest.raises(ValueError, match="contains a line break"):
         headers.header_lines({"mcp-session-id": value})
 
 
-def test_an_accept_without_an_end_is_read_up_to_a_point() -> None:
+def test_a_very_long_accept_header_is_read_up_to_a_limit() -> None:
     assert headers.accepted(Headers([(b"accept", b"text/event-stream" + b"," * 100_000)])) == STREAM_ONLY
     assert headers.accepted(Headers([(b"accept", b"," * 100_000 + b"text/event-stream")])) == JSON_ONLY

@@ -1,4 +1,4 @@
-"""Request targets: the forms of RFC 9112, and nothing else."""
+"""Request targets: only the forms of RFC 9112 are accepted."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from vestige_bridge.http.request_head import Target, read_target
         (b"http://x", b"/", b""),
         (b"http://x?z", b"/", b"z"),
         (b"HTTPS://x:8443/a/../b", b"/a/../b", b""),
-        # Containers are called so, and a proxy repeats it.
+        # A container name may have an underscore, and a proxy may use it in a target.
         (b"http://vestige_bridge:8000/mcp", b"/mcp", b""),
         (b"http://_/y?z", b"/y", b"z"),
         (b"http://[2001:db8::1]:8000/mcp", b"/mcp", b""),
         (b"http://x%41/y", b"/y", b""),
     ],
 )
-def test_a_target_is_taken_apart(target: bytes, path: bytes, query: bytes) -> None:
+def test_a_target_is_split_into_path_and_query(target: bytes, path: bytes, query: bytes) -> None:
     assert read_target(target) == Target(path, query)
 
 
@@ -45,6 +45,6 @@ def test_a_target_is_taken_apart(target: bytes, path: bytes, query: bytes) -> No
         *(b"http://x y/mcp", b"http://x\\mcp", b"http://\xe9/mcp", b"/mcp#a", b"http://x/mcp#a"),
     ],
 )
-def test_what_is_no_target_is_refused(target: bytes) -> None:
+def test_an_invalid_target_is_rejected(target: bytes) -> None:
     with pytest.raises(InvalidMessage):
         read_target(target)

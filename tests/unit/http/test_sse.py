@@ -31,7 +31,7 @@ streams = st.lists(st.sampled_from(_fragments) | st.binary(max_size=3), max_size
 
 
 def read_at_once(stream: bytes) -> list[Event]:
-    """The events of a whole stream, read as section 9.2.6 of the HTML standard tells it, but for those without data."""
+    """Returns the events of a stream, except those without data, as section 9.2.6 of the HTML standard defines them."""
     *lines, _incomplete = re.split(rb"\r\n|\n|\r", stream.removeprefix(b"\xef\xbb\xbf"))
     events: list[Event] = []
     data, event_type = b"", b""
@@ -59,8 +59,8 @@ def decode(chunks: list[bytes], limit_bytes: int = 1_000_000) -> list[Event]:
 @example(b"\xef\xbb\xbfdata: a\n\n\xef\xbb\xbfdata: b\n\n", [1, 2, 3])
 @example(b"data: a\r\rdata: b\r\r", [8, 9])
 def test_any_chunking_gives_the_events_of_the_standard(stream: bytes, cuts: list[int]) -> None:
-    places = [0, *sorted(min(cut, len(stream)) for cut in cuts), len(stream)]
-    assert decode([stream[begin:end] for begin, end in pairwise(places)]) == read_at_once(stream)
+    positions = [0, *sorted(min(cut, len(stream)) for cut in cuts), len(stream)]
+    assert decode([stream[begin:end] for begin, end in pairwise(positions)]) == read_at_once(stream)
 
 
 @given(streams)
@@ -88,11 +88,11 @@ def test_the_examples_of_the_standard_are_read_as_it_says(stream: bytes, events:
 
 
 @pytest.mark.parametrize("stream", [b"data\n\n", b"data:\n\n", b"id: 7\ndata: \n\n"])
-def test_an_event_without_data_carries_no_message_and_is_passed_over(stream: bytes) -> None:
+def test_an_event_without_data_is_ignored(stream: bytes) -> None:
     assert decode([stream + b"data: {}\n\n"]) == [Event(b"{}")]
 
 
-def test_an_event_is_given_as_soon_as_its_last_byte_is_there() -> None:
+def test_an_event_is_yielded_as_soon_as_its_last_byte_arrives() -> None:
     decoder = EventDecoder(100)
     assert list(decoder.feed(b"data: 1\r\n\r")) == [Event(b"1")]
     assert list(decoder.feed(b"\ndata: 2\n")) == []
@@ -118,7 +118,7 @@ def test_an_event_over_the_limit_is_refused_in_any_chunking(event: bytes, size: 
 
 
 @pytest.mark.parametrize("event", [b"data: %s" % (b"x" * 200), b"data: xxxx\n" * 50], ids=["one line", "many lines"])
-def test_an_event_over_the_limit_is_let_go(event: bytes) -> None:
+def test_the_buffer_is_cleared_after_an_event_over_the_limit(event: bytes) -> None:
     decoder = EventDecoder(100)
     with pytest.raises(EventTooLarge):
         list(decoder.feed(event))
@@ -138,7 +138,7 @@ def test_a_heartbeat_is_no_event() -> None:
 
 
 @given(json_texts.responses, json_texts.ids)
-def test_a_message_comes_out_of_its_event_as_it_was_but_for_line_breaks(template: str, spelled_id: str) -> None:
+def test_a_message_is_decoded_unchanged_except_for_line_breaks(template: str, spelled_id: str) -> None:
     data = template.replace(json_texts.ID, spelled_id).encode()
     (event,) = decode([encode_event(data)])
     assert event.type == "message"

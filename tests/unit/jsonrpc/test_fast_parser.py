@@ -14,7 +14,7 @@ from vestige_bridge.jsonrpc.messages import AnyMessage, Request, Response
 from vestige_bridge.jsonrpc.parser import parse_message
 
 HAS_POSSESSIVE_BUG = sys.version_info < (3, 11, 5)
-"""There, as on Debian 12, large answers are left to the usual reading."""
+"""Whether `re` has a bug in possessive quantifiers, as on Debian 12; then the usual parser reads large answers."""
 
 
 def parse_response(text: str) -> Response:
@@ -28,7 +28,7 @@ def read_member_by_member(text: str) -> AnyMessage:
 
 
 def facts(message: AnyMessage) -> dict[str, object]:
-    """All that anybody asks a message, with the places where its parts stand."""
+    """Returns all properties of a message, with the positions of its parts."""
     found: dict[str, object] = {
         "kind": type(message),
         "members": message.members,
@@ -88,7 +88,7 @@ _bodies = st.tuples(_ids, _contents, st.lists(st.tuples(_keys, _values).map(":".
 
 
 @given(_bodies | st.lists(_ids | _contents, max_size=3), st.sampled_from(["", "", "", " ", "\n", "\u00a0", "}"]))
-def test_the_fast_parser_is_never_mistaken(members: list[str], end: str) -> None:
+def test_the_fast_parser_agrees_with_the_usual_parser_on_hostile_input(members: list[str], end: str) -> None:
     text = "{" + ",".join(members) + "}" + end
     seen = scan(text)
     if seen is not None:
@@ -96,7 +96,7 @@ def test_the_fast_parser_is_never_mistaken(members: list[str], end: str) -> None
 
 
 @given(json_texts.requests | json_texts.responses | json_texts.progress, json_texts.ids, json_texts.ids)
-def test_the_fast_parser_on_any_spelling_is_never_mistaken(text: str, message_id: str, token: str) -> None:
+def test_the_fast_parser_agrees_with_the_usual_parser_on_any_spelling(text: str, message_id: str, token: str) -> None:
     text = text.replace(ID, message_id).replace(TOKEN, token)
     seen = scan(text)
     if seen is not None:
@@ -115,7 +115,7 @@ def test_the_fast_parser_on_any_spelling_is_never_mistaken(text: str, message_id
         '{"jsonrpc":"2.0","method":"notifications/initialized"}',
     ],
 )
-def test_what_clients_and_servers_send_is_read_by_the_fast_parser(text: str) -> None:
+def test_the_fast_parser_reads_common_messages(text: str) -> None:
     seen = scan(text)
     assert seen is not None
     assert facts(seen) == facts(read_member_by_member(text))
@@ -173,6 +173,8 @@ def test_a_large_answer_is_checked_without_being_decoded(
         b'[{"jsonrpc":"2.0","id":1,"result":"%s"}]',
     ],
 )
-def test_what_is_no_large_answer_is_left_to_the_usual_reading(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
+def test_anything_else_than_a_large_answer_is_left_to_the_usual_parser(
+    monkeypatch: pytest.MonkeyPatch, data: bytes
+) -> None:
     monkeypatch.setattr(fast_parser, "LARGE_BYTES", 100_000)
     assert read_response(data % (b"x" * 300_000)) is None

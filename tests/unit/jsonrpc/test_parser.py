@@ -54,7 +54,7 @@ def is_strict_json(text: str) -> bool:
 
 
 @given(json_texts.requests, json_texts.ids, json_texts.ids)
-def test_a_request_changes_by_its_id_and_its_token_alone(template: str, spelled_id: str, token: str) -> None:
+def test_splicing_a_request_changes_only_its_id_and_its_token(template: str, spelled_id: str, token: str) -> None:
     text = template.replace(ID, spelled_id).replace(TOKEN, token)
     request = parse_request(text)
     assert request.progress_token is not None
@@ -80,7 +80,7 @@ def test_a_request_is_understood_as_any_reader_of_json_understands_it(template: 
 
 
 @given(json_texts.responses, json_texts.ids)
-def test_a_response_changes_by_its_id_alone(template: str, spelled_id: str) -> None:
+def test_splicing_a_response_changes_only_its_id(template: str, spelled_id: str) -> None:
     response = parse_response(template.replace(ID, "17"))
     assert response.id is not None
     assert response.spliced((response.id, spelled_id)) == template.replace(ID, spelled_id).encode()
@@ -115,7 +115,7 @@ def _damaged(draw: st.DrawFn) -> str:
 @example("[] []")
 @example("[1 2]")
 @example('{"params":{"_meta":{"a":1,}}}')
-def test_what_a_strict_reader_of_json_refuses_is_a_parse_error_and_nothing_else_is(text: str) -> None:
+def test_exactly_the_texts_that_strict_json_parsers_reject_are_parse_errors(text: str) -> None:
     parses = True
     members: object = []
     try:
@@ -180,7 +180,7 @@ def test_a_message_may_have_as_many_levels_as_the_limit(template: str, pair: str
         assert refusal.value.request_id == "7"
 
 
-def test_brackets_in_strings_and_side_by_side_are_no_nesting() -> None:
+def test_brackets_in_strings_and_side_by_side_do_not_count_as_nesting() -> None:
     flat = ",".join(["[]", '"[[[{{{\\"[["', "{}"] * 200)
     assert isinstance(parse_body(f'{{"jsonrpc":"2.0","id":1,"method":"x","params":[{flat}]}}'.encode()), Request)
 
@@ -195,7 +195,7 @@ def test_each_message_of_a_batch_has_its_own_levels() -> None:
 
 
 @pytest.mark.parametrize("spelled_id", ["7 8", "null", "[]", '1,"id":2'])
-def test_a_message_that_is_too_deep_and_has_no_id_of_use_is_refused_without_one(spelled_id: str) -> None:
+def test_a_message_that_is_too_deep_and_has_no_usable_id_is_rejected_without_one(spelled_id: str) -> None:
     deep = "[" * 200 + "]" * 200
     with pytest.raises(ParseError) as refusal:
         parse_body(f'{{"jsonrpc":"2.0","id":{spelled_id},"method":"x","params":{deep}}}'.encode())
@@ -219,7 +219,7 @@ def test_params_that_are_neither_object_nor_array_are_refused(params: str, end: 
         ('{"jsonrpc":"2.0","method":"n","p\\u0061rams":null}', '{"jsonrpc":"2.0","method":"n"}'),
     ],
 )
-def test_params_that_are_null_count_as_absent_and_go_nowhere(text: str, without: str) -> None:
+def test_params_that_are_null_count_as_absent_and_are_not_sent_upstream(text: str, without: str) -> None:
     message = parse_body(text.encode())
     assert isinstance(message, Request | Notification)
     assert message.encoded() == without.encode()
@@ -227,7 +227,7 @@ def test_params_that_are_null_count_as_absent_and_go_nowhere(text: str, without:
 
 
 @given(json_texts.requests, json_texts.ids)
-def test_a_byte_order_mark_is_passed_over(template: str, spelled_id: str) -> None:
+def test_a_byte_order_mark_is_ignored(template: str, spelled_id: str) -> None:
     body = template.replace(ID, spelled_id).replace(TOKEN, "1").encode()
     with_mark, without = parse_body(b"\xef\xbb\xbf" + body), parse_body(body)
     assert isinstance(with_mark, Request)
@@ -242,7 +242,7 @@ def test_an_id_of_the_initialized_notification_is_dropped() -> None:
 
 
 @given(json_texts.requests, json_texts.ids, json_texts.ids)
-def test_a_request_goes_upstream_whole_and_its_id_comes_back_as_it_was_spelled(
+def test_a_request_is_sent_upstream_unchanged_except_for_unpaired_surrogates(
     template: str, spelled_id: str, token: str
 ) -> None:
     text = template.replace(ID, spelled_id).replace(TOKEN, token)
@@ -255,7 +255,7 @@ def test_a_request_goes_upstream_whole_and_its_id_comes_back_as_it_was_spelled(
     assert sent == replace_unpaired_surrogates(template.replace(ID, "7").replace(TOKEN, "8"))
 
 
-def test_a_cancellation_means_a_request_whatever_is_in_its_id() -> None:
+def test_a_cancellation_keeps_the_spelling_of_its_request_id() -> None:
     body = rb'{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":"\ud83d","reason":"\ud83d"}}'
     message = parse_body(body)
     assert isinstance(message, Notification)
@@ -265,7 +265,7 @@ def test_a_cancellation_means_a_request_whatever_is_in_its_id() -> None:
     ).replace(rb"\ud83d", rb"\ufffd")
 
 
-def test_each_message_of_a_batch_goes_upstream_whole() -> None:
+def test_unpaired_surrogates_are_replaced_in_each_message_of_a_batch() -> None:
     member = r'{"jsonrpc":"2.0","id":1,"method":"x","params":{"a\udc00":"half \uD83D"}}'
     members = parse_body(f"[{member},{member}]".encode())
     assert isinstance(members, list)
@@ -317,7 +317,7 @@ def test_a_repeated_key_that_the_bridge_does_not_read_passes_as_it_is(params: st
     assert parse_request(text).encoded() == text.encode()
 
 
-def test_a_key_spelled_with_escapes_is_the_key_it_spells() -> None:
+def test_keys_and_values_spelled_with_escapes_are_decoded() -> None:
     request = parse_request(
         r'{"jsonrpc":"2.0","\u0069d":7,"m\u0065thod":"tools\/call","params":{"n\u0061me":"\u0061"}}'
     )
@@ -399,7 +399,7 @@ def test_params_of_another_shape_have_no_name_and_no_token(params: str) -> None:
     assert request.progress_token is None
 
 
-def test_a_token_key_tells_strings_from_numbers_and_not_spellings_of_a_string() -> None:
+def test_a_token_key_distinguishes_strings_from_numbers_but_not_spellings_of_a_string() -> None:
     def key(spelled: str) -> str:
         request = parse_request(f'{{"jsonrpc":"2.0","id":{spelled},"method":"x"}}')
         assert is_token(request.id)
@@ -432,7 +432,7 @@ def test_an_empty_batch_is_refused(body: bytes) -> None:
     assert not isinstance(refusal.value, ParseError)
 
 
-def test_a_request_of_the_bridge_is_one_that_it_reads_itself() -> None:
+def test_a_request_built_by_the_bridge_has_the_fields_of_a_parsed_request() -> None:
     request = build_request("tools/list", {"cursor": "ü"})
     assert json.loads(request.encoded()) == {
         "jsonrpc": "2.0",
@@ -443,7 +443,7 @@ def test_a_request_of_the_bridge_is_one_that_it_reads_itself() -> None:
     assert (request.method, request.spelled_id) == ("tools/list", "0")
 
 
-def test_a_message_of_the_bridge_without_params_has_none() -> None:
+def test_a_message_built_without_params_has_no_params_member() -> None:
     assert json.loads(build_request("ping").encoded()) == {"jsonrpc": "2.0", "id": 0, "method": "ping"}
     assert json.loads(build_notification("notifications/initialized")) == {
         "jsonrpc": "2.0",
@@ -451,13 +451,13 @@ def test_a_message_of_the_bridge_without_params_has_none() -> None:
     }
 
 
-def test_a_notification_of_the_bridge_carries_its_params() -> None:
+def test_a_notification_built_by_the_bridge_has_its_params() -> None:
     built = parse_notification(build_notification("notifications/cancelled", '{"requestId":4}').decode())
     assert built.spelled(built.params["requestId"]) == "4"
 
 
 @given(json_texts.ids, json_texts.values)
-def test_a_result_of_the_bridge_is_a_response_with_the_id_as_it_was_spelled(spelled_id: str, result: str) -> None:
+def test_a_result_built_by_the_bridge_is_a_response_with_the_id_as_it_was_spelled(spelled_id: str, result: str) -> None:
     response = parse_response(build_result(spelled_id, result).decode())
     assert response.id is not None
     assert response.spelled(response.id) == spelled_id
@@ -472,7 +472,7 @@ def test_an_error_object_is_a_response_with_the_id_as_it_was_spelled(spelled_id:
     assert response.error == {"code": -32012, "message": message}
 
 
-def test_an_error_object_carries_data_only_if_there_is_some() -> None:
+def test_an_error_object_has_its_data_but_not_its_detail() -> None:
     error = BodyTooLarge("Too large.", detail="a secret", data={"limit_bytes": 5})
     assert json.loads(build_error(error, None)) == {
         "jsonrpc": "2.0",
@@ -481,12 +481,12 @@ def test_an_error_object_carries_data_only_if_there_is_some() -> None:
     }
 
 
-def test_a_method_that_is_not_offered_is_answered_with_its_code() -> None:
+def test_method_not_found_has_its_error_code() -> None:
     assert json.loads(build_method_not_found('"a"'))["error"]["code"] == -32601
 
 
 @given(json_texts.spellers)
-def test_replacing_a_member_changes_its_value_alone(speller: Speller) -> None:
+def test_replacing_a_member_changes_only_its_value(speller: Speller) -> None:
     template, before = speller.members([("protocolVersion", ID)]), speller.value()
     replaced = replace_member(template.replace(ID, before), "protocolVersion", "2025-06-18")
     assert replaced == template.replace(ID, '"2025-06-18"')
@@ -507,7 +507,7 @@ def test_a_member_is_added_to_an_empty_object_without_a_comma(empty: str) -> Non
 
 
 @given(json_texts.spellers)
-def test_the_members_of_an_object_are_those_that_any_reader_finds(speller: Speller) -> None:
+def test_the_members_of_an_object_are_those_that_the_json_module_finds(speller: Speller) -> None:
     text = speller.members([("id", speller.value()), ("_meta", speller.value())])
     found = {key: text[member.start : member.end] for key, member in members_of(text).items()}
     assert {key: json.loads(value, parse_int=float) for key, value in found.items()} == json.loads(

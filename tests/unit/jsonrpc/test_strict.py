@@ -1,4 +1,4 @@
-"""What strict JSON parsers refuse, and how it is made such that they take it."""
+"""Changes to JSON texts that make strict JSON parsers accept them, and the limit of nesting."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _texts = st.one_of(
 
 
 def whole(value: Any) -> Any:
-    """The value with U+FFFD in the place of each surrogate; a reader of JSON makes one character of each pair."""
+    """Replaces each surrogate in the value by U+FFFD; a JSON parser has already joined each pair to one character."""
     if isinstance(value, str):
         return re.sub("[\ud800-\udfff]", "\ufffd", value)
     if isinstance(value, list):
@@ -59,7 +59,7 @@ def test_each_unpaired_surrogate_is_replaced_in_its_place_and_nothing_else_is(te
 
 
 @given(st.text(alphabet='\\ud8DCfF0e"\0 a', max_size=40))
-def test_what_is_no_json_does_not_become_json(text: str) -> None:
+def test_replacing_surrogates_keeps_valid_json_valid_and_invalid_json_invalid(text: str) -> None:
     def is_json(text: str) -> bool:
         try:
             json.loads(text)
@@ -71,20 +71,20 @@ def test_what_is_no_json_does_not_become_json(text: str) -> None:
 
 
 @pytest.mark.parametrize("unit", [r"\ud83d", r"\ude00\\", r"\ud83d\ude00", "\\\\", r"é\ud83d"])
-def test_a_large_text_is_replaced_throughout(unit: str) -> None:
+def test_all_unpaired_surrogates_of_a_large_text_are_replaced(unit: str) -> None:
     text = '"' + unit * 150_000 + '"'
     assert json.loads(replace_unpaired_surrogates(text)) == whole(json.loads(text))
 
 
 def depth(value: Any) -> int:
-    """The levels of a value, by walking through it."""
+    """Returns the number of levels of a parsed value."""
     if isinstance(value, dict):
         return 1 + max(map(depth, value.values()), default=0)
     return 1 + max(map(depth, value), default=0) if isinstance(value, list) else 0
 
 
 def nested(random: Random, levels: int) -> str:
-    """A JSON text with so many levels."""
+    """Returns a JSON text with that number of levels."""
     text = random.choice(["1", '"]["', r'"\"[{"', r'"\\"'])
     for _ in range(levels):
         text = random.choice(["[@]", '{"a":@}', '[[],@,"\\\\"]', '{"[":1,"]":@,"c":{}}', '["{",[1],@]']).replace(
@@ -94,13 +94,15 @@ def nested(random: Random, levels: int) -> str:
 
 
 @given(st.randoms(use_true_random=True), st.integers(NESTING_LIMIT - 3, NESTING_LIMIT + 3))
-def test_a_text_is_too_deep_exactly_when_a_reader_finds_it_so(random: Random, levels: int) -> None:
+def test_a_text_is_too_deep_exactly_if_its_parsed_value_is(random: Random, levels: int) -> None:
     text = nested(random, levels)
     assert is_too_deep(text) == (depth(json.loads(text)) > NESTING_LIMIT)
 
 
 @given(st.randoms(use_true_random=True), st.lists(st.integers(0, 150), max_size=4))
-def test_what_is_shallow_keeps_every_member_that_is_no_object_or_array(random: Random, levels: list[int]) -> None:
+def test_shallow_keeps_scalar_members_and_replaces_objects_and_arrays_by_null(
+    random: Random, levels: list[int]
+) -> None:
     members = [(f'"{index}"', nested(random, it)) for index, it in enumerate(levels)]
     text = json_texts.Speller(random).object(members)
     expected = {key: None if isinstance(value, dict | list) else value for key, value in json.loads(text).items()}

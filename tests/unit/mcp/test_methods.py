@@ -1,4 +1,4 @@
-"""The tables of methods and versions: what is derived from them, and that nothing stands beside them."""
+"""The tables of methods and versions: the sets derived from them, and that no other module repeats their names."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from vestige_bridge.mcp.versions import (
 
 PACKAGE = ROOT / "src/vestige_bridge"
 CHANGING = {"tools/call"}
-"""What a client may ask for that may change something, in either era."""
+"""The requests of clients that may change something, in either era."""
 
 
-def test_what_may_be_sent_again_changes_nothing() -> None:
+def test_repeatable_methods_are_read_only() -> None:
     assert methods.REPEATABLE_METHODS <= methods.READ_ONLY_REQUESTS
     assert not methods.REPEATABLE_METHODS & CHANGING
 
 
-def test_a_read_only_principal_may_send_everything_that_is_known_but_calls() -> None:
+def test_a_read_only_principal_may_send_every_known_message_except_calls() -> None:
     known = {name for name in METHODS if name in methods.LOGGABLE_METHODS}
     assert known - CHANGING == methods.READ_ONLY_REQUESTS | methods.READ_ONLY_NOTIFICATIONS
 
 
-def test_what_is_cached_is_read() -> None:
+def test_cacheable_methods_are_repeatable() -> None:
     assert methods.CACHEABLE_METHODS - {methods.DISCOVER} <= methods.REPEATABLE_METHODS
 
 

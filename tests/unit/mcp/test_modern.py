@@ -1,4 +1,4 @@
-"""Requests of 2026-07-28 on an upstream that never heard of it: checked, told in legacy words, answered in modern."""
+"""Requests of 2026-07-28 on a legacy upstream: validated, converted to legacy requests, and answered in modern form."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_the_header_or_the_envelope_alone_declares_the_modern_era() -> None:
     assert is_modern(modern(), None)
 
 
-def test_an_unknown_version_in_the_header_is_refused_with_those_that_are_spoken() -> None:
+def test_an_unknown_version_in_the_header_is_rejected_with_the_supported_ones() -> None:
     with pytest.raises(UnsupportedProtocolVersion) as refusal:
         is_modern(request('{"jsonrpc":"2.0","id":1.0,"method":"ping"}'), "1999-01-01")
     assert refusal.value.data == {"supported": list(SUPPORTED_VERSIONS), "requested": "1999-01-01"}
@@ -93,7 +93,7 @@ def test_an_unknown_version_in_header_and_envelope_is_unsupported() -> None:
 
 
 @pytest.mark.parametrize("missing", ["protocolVersion", "clientCapabilities"])
-def test_a_request_has_to_describe_itself(missing: str) -> None:
+def test_a_request_needs_its_version_and_capabilities_in_meta(missing: str) -> None:
     envelope = {key: value for key, value in ENVELOPE.items() if key != f"{PREFIX}{missing}"}
     with pytest.raises(InvalidParams) as refusal:
         require_valid(modern(_meta=envelope), Headers(mirrored("tools/list")))
@@ -101,7 +101,7 @@ def test_a_request_has_to_describe_itself(missing: str) -> None:
     assert refusal.value.request_id == "1"
 
 
-def test_a_client_need_not_name_itself() -> None:
+def test_the_client_info_is_optional() -> None:
     envelope = {key: value for key, value in ENVELOPE.items() if key != f"{PREFIX}clientInfo"}
     require_valid(modern(_meta=envelope), Headers(mirrored("tools/list")))
 
@@ -122,17 +122,17 @@ def test_a_client_need_not_name_itself() -> None:
         [*mirrored("tools/call"), (b"mcp-name", b"\xff")],
     ],
 )
-def test_headers_that_do_not_say_what_the_body_says_are_refused(headers: list[tuple[bytes, bytes]]) -> None:
+def test_headers_that_differ_from_the_body_are_rejected(headers: list[tuple[bytes, bytes]]) -> None:
     with pytest.raises(HeaderMismatch):
         require_valid(modern("tools/call", name="echo"), Headers(headers))
 
 
 @pytest.mark.parametrize("name", ["echo", " echo\t", "=?base64?" + base64.b64encode(b"echo").decode() + "?="])
-def test_a_name_is_the_same_padded_or_encoded(name: str) -> None:
+def test_a_name_may_be_padded_or_encoded(name: str) -> None:
     require_valid(modern("tools/call", name="echo"), Headers(mirrored("tools/call", name)))
 
 
-def test_what_a_header_says_twice_it_says_once() -> None:
+def test_a_repeated_equal_header_value_counts_once() -> None:
     repeated = mirrored("tools/call", "echo, echo") + mirrored("tools/call", "echo")
     require_valid(modern("tools/call", name="echo"), Headers(repeated))
 
@@ -149,12 +149,12 @@ def test_methods_of_the_legacy_era_are_not_found(method: str) -> None:
 
 
 @pytest.mark.parametrize("answer", ["inputResponses", "requestState"])
-def test_an_answer_to_a_question_that_nobody_asked_is_refused(answer: str) -> None:
+def test_input_responses_and_request_state_are_rejected(answer: str) -> None:
     with pytest.raises(InvalidParams):
         require_valid(modern("tools/call", name="echo", **{answer: {}}), Headers(mirrored("tools/call", "echo")))
 
 
-def test_upstream_gets_the_request_without_what_describes_it() -> None:
+def test_the_modern_meta_members_are_removed_from_a_request() -> None:
     text = (
         '{ "params" : {"name":"caf\\u00e9", "_meta" : {"io.modelcontextprotocol/protocolVersion":"2026-07-28", '
         '"progressToken" : 1e0,"io.modelcontextprotocol/clientCapabilities":{"x":[]},"trace" : "a"}, "arguments":{} } ,'
@@ -168,7 +168,7 @@ def test_upstream_gets_the_request_without_what_describes_it() -> None:
     assert legacy.progress_token is not None
 
 
-def test_a_result_gets_what_the_modern_era_wants_and_keeps_its_bytes() -> None:
+def test_a_result_gets_the_modern_members_and_keeps_its_other_bytes() -> None:
     data = b'{"result":{"content":[{"type":"text","text":"\\u00e9 1e400"}]},"jsonrpc":"2.0","id":7.0}'
     status, answer = to_modern(data, modern("tools/call", name="echo"), SERVER_INFO)
     assert status == 200
@@ -188,7 +188,7 @@ def test_lists_and_resources_get_a_hint_that_they_are_not_to_be_cached(method: s
     assert (result["ttlMs"], result["cacheScope"]) == (0, "private")
 
 
-def test_what_upstream_says_itself_stays() -> None:
+def test_modern_members_that_upstream_sets_are_kept() -> None:
     data = json.dumps(
         {
             "jsonrpc": "2.0",
@@ -199,13 +199,13 @@ def test_what_upstream_says_itself_stays() -> None:
     assert to_modern(data, modern("tools/list"), SERVER_INFO)[1] == data
 
 
-def test_upstreams_own_meta_is_added_to() -> None:
+def test_the_server_info_is_added_to_upstreams_own_meta() -> None:
     data = b'{"jsonrpc":"2.0","id":1,"result":{"_meta":{"a":1}}}'
     result = json.loads(to_modern(data, modern("tools/call"), SERVER_INFO)[1])["result"]
     assert result["_meta"] == {f"{PREFIX}serverInfo": json.loads(SERVER_INFO), "a": 1}
 
 
-def test_a_result_that_is_no_object_is_left_alone() -> None:
+def test_a_result_that_is_no_object_is_unchanged() -> None:
     data = b'{"jsonrpc":"2.0","id":1,"result":[1]}'
     assert to_modern(data, modern("tools/call"), SERVER_INFO) == (200, data)
 
@@ -263,12 +263,12 @@ def test_a_subscription_is_acknowledged_as_far_as_upstream_can_notify() -> None:
     }
 
 
-def test_a_subscription_to_nothing_is_honoured_with_nothing() -> None:
+def test_a_subscription_to_unsupported_notifications_is_empty() -> None:
     subscription = listen(resourcesListChanged=True)
     assert (subscription.methods, subscription.uris) == (frozenset(), frozenset())
 
 
-def test_a_subscription_has_to_say_what_it_wants() -> None:
+def test_a_subscription_without_notifications_is_rejected() -> None:
     with pytest.raises(InvalidParams):
         Subscription(modern("subscriptions/listen"), {})
 
@@ -295,11 +295,11 @@ def test_a_subscription_that_the_bridge_ends_has_a_result() -> None:
     }
 
 
-def test_what_is_read_at_two_places_may_not_stand_there_twice() -> None:
+def test_a_repeated_meta_key_is_rejected() -> None:
     key = f'"{PREFIX}protocolVersion":"2026-07-28"'
     with pytest.raises(InvalidMessage):
         parse_message(f'{{"jsonrpc":"2.0","id":1,"method":"x","params":{{"_meta":{{{key},{key}}}}}}}')
 
 
-def test_notifications_are_told_from_requests() -> None:
+def test_a_message_without_an_id_is_a_notification() -> None:
     assert isinstance(parse_message('{"jsonrpc":"2.0","method":"notifications/x"}'), Notification)

@@ -27,8 +27,8 @@ def call_with(spelled_id: str, caller: Caller = ALICE, params: str = "{}") -> Ca
     return new_call(f'{{"jsonrpc":"2.0","id":{spelled_id},"method":"tools/call","params":{params}}}', caller)
 
 
-def is_nobodys(routed: object) -> bool:
-    """Whether a notification of progress was taken for one that belongs to no call."""
+def is_unattributed_progress(routed: object) -> bool:
+    """Returns whether the result is a progress notification that belongs to no call."""
     notification = routed.notification if isinstance(routed, Unattributed) else None
     return notification is not None and notification.method == "notifications/progress"
 
@@ -41,7 +41,7 @@ def cancellation(request_id: str) -> Notification:
 
 
 def sent(multiplexer: Multiplexer[Call], call: Call) -> dict[str, object]:
-    """What upstream reads when the call is sent."""
+    """Returns the message that upstream receives for the call."""
     multiplexer.open(call)
     message: dict[str, object] = json.loads(multiplexer.assign(call), parse_float=str)
     return message
@@ -57,7 +57,7 @@ def progress_for(upstream_id: object, more: str = "") -> bytes:
 
 
 @given(json_texts.requests, json_texts.responses, json_texts.progress, json_texts.ids, json_texts.ids)
-def test_what_comes_back_has_the_id_and_the_token_that_the_client_gave(
+def test_answer_and_progress_have_the_id_and_the_token_of_the_client(
     request: str, response: str, progress: str, spelled_id: str, token: str
 ) -> None:
     multiplexer: Multiplexer[Call] = Multiplexer()
@@ -76,21 +76,21 @@ def test_what_comes_back_has_the_id_and_the_token_that_the_client_gave(
 def test_callers_with_the_same_ids_each_get_their_own_answer_in_any_order(random: Random, spelled: list[str]) -> None:
     multiplexer: Multiplexer[Call] = Multiplexer()
     calls = [call_with(spelled_id, params='{"_meta":{"progressToken":1}}') for spelled_id in spelled]
-    wire_ids = {call: sent(multiplexer, call)["id"] for call in calls}
-    assert len(set(wire_ids.values())) == len(calls)
+    upstream_ids = {call: sent(multiplexer, call)["id"] for call in calls}
+    assert len(set(upstream_ids.values())) == len(calls)
     for call in random.sample(calls, len(calls)):
-        step = multiplexer.route(progress_for(wire_ids[call]))
-        answer = multiplexer.route(result_for(wire_ids[call]))
+        step = multiplexer.route(progress_for(upstream_ids[call]))
+        answer = multiplexer.route(result_for(upstream_ids[call]))
         assert isinstance(step, Progress)
         assert isinstance(answer, Answer)
         assert step.call is answer.call is call
         assert answer.data == result_for(call.request.spelled_id)
         multiplexer.close(call)
-        assert multiplexer.route(result_for(wire_ids[call])) == Unattributed(None)
-        assert is_nobodys(multiplexer.route(progress_for(wire_ids[call])))
+        assert multiplexer.route(result_for(upstream_ids[call])) == Unattributed(None)
+        assert is_unattributed_progress(multiplexer.route(progress_for(upstream_ids[call])))
 
 
-def test_a_step_that_a_newer_one_overtook_on_another_stream_is_dropped() -> None:
+def test_progress_that_a_newer_one_overtook_on_another_stream_is_dropped() -> None:
     multiplexer: Multiplexer[Call] = Multiplexer()
     call = call_with("1", params='{"_meta":{"progressToken":1}}')
     upstream_id = sent(multiplexer, call)["id"]
@@ -105,7 +105,7 @@ def test_a_step_that_a_newer_one_overtook_on_another_stream_is_dropped() -> None
 
 
 @pytest.mark.parametrize("spelling", ["1", "1.0", "1e0", "10E-1"])
-def test_upstream_may_spell_the_number_in_its_own_way(spelling: str) -> None:
+def test_upstream_may_spell_the_id_as_any_equal_number(spelling: str) -> None:
     multiplexer: Multiplexer[Call] = Multiplexer()
     assert sent(multiplexer, call_with('"mine"'))["id"] == 1
     answer = multiplexer.route(result_for(spelling))
@@ -120,16 +120,16 @@ def test_an_answer_with_an_id_that_nobody_has_goes_to_nobody(spelling: str) -> N
     assert multiplexer.route(result_for(spelling)) == Unattributed(None)
 
 
-def test_an_answer_without_an_id_goes_to_nobody() -> None:
+def test_an_answer_without_an_id_belongs_to_no_call() -> None:
     multiplexer: Multiplexer[Call] = Multiplexer()
     sent(multiplexer, call_with("1"))
     assert multiplexer.route(b'{"jsonrpc":"2.0","error":{"code":-32700}}') == Unattributed(None)
 
 
-def test_progress_for_a_call_that_asked_for_none_goes_to_nobody() -> None:
+def test_progress_for_a_call_without_a_progress_token_belongs_to_no_call() -> None:
     multiplexer: Multiplexer[Call] = Multiplexer()
     sent(multiplexer, call_with("1"))
-    assert is_nobodys(multiplexer.route(progress_for(1)))
+    assert is_unattributed_progress(multiplexer.route(progress_for(1)))
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_progress_for_a_call_that_asked_for_none_goes_to_nobody() -> None:
         b'{"jsonrpc":"2.0","method":"notifications/progress"}',
     ],
 )
-def test_a_notification_that_names_no_token_of_ours_goes_to_nobody(notification: bytes) -> None:
+def test_a_notification_without_a_known_progress_token_belongs_to_no_call(notification: bytes) -> None:
     multiplexer: Multiplexer[Call] = Multiplexer()
     sent(multiplexer, call_with("1", params='{"_meta":{"progressToken":1}}'))
     routed = multiplexer.route(notification)
@@ -185,13 +185,13 @@ def test_a_request_of_upstream_is_answered_with_its_own_id(method: str, answer: 
 @pytest.mark.parametrize(
     ("data", "kind"), [(b"", ParseError), (b"<html>", ParseError), (b"\xff", ParseError), (b"[]", InvalidMessage)]
 )
-def test_what_is_no_message_is_refused(data: bytes, kind: type[InvalidMessage]) -> None:
+def test_data_that_is_not_a_message_is_rejected(data: bytes, kind: type[InvalidMessage]) -> None:
     with pytest.raises(kind):
         Multiplexer[Call]().route(data)
 
 
 @pytest.mark.parametrize(("spelled_id", "request_id"), [("1", "1"), ('"a"', r'"\u0061"'), ("1e400", "1e400")])
-def test_a_cancellation_means_the_call_with_that_id(spelled_id: str, request_id: str) -> None:
+def test_a_cancellation_finds_the_call_with_its_id(spelled_id: str, request_id: str) -> None:
     multiplexer: Multiplexer[Call] = Multiplexer()
     call, other = call_with(spelled_id), call_with('"other"')
     multiplexer.open(call)
@@ -202,13 +202,13 @@ def test_a_cancellation_means_the_call_with_that_id(spelled_id: str, request_id:
 
 
 @pytest.mark.parametrize("request_id", ['"1"', "2", "null", "true", "{}", "[1]"])
-def test_a_cancellation_of_something_else_means_nothing(request_id: str) -> None:
+def test_a_cancellation_of_another_id_finds_no_call(request_id: str) -> None:
     multiplexer: Multiplexer[Call] = Multiplexer()
     multiplexer.open(call_with("1"))
     assert multiplexer.find(ALICE, cancellation(request_id)) is None
 
 
-def test_a_cancellation_without_a_request_id_means_nothing() -> None:
+def test_a_cancellation_without_a_request_id_finds_no_call() -> None:
     multiplexer: Multiplexer[Call] = Multiplexer()
     multiplexer.open(call_with("1"))
     notification = parse_message('{"jsonrpc":"2.0","method":"notifications/cancelled"}')
@@ -223,7 +223,7 @@ def test_nobody_cancels_the_call_of_another_principal_or_session(caller: Caller)
     assert multiplexer.find(caller, cancellation("1")) is None
 
 
-def test_a_cancellation_that_could_mean_two_calls_means_neither() -> None:
+def test_a_cancellation_that_fits_two_calls_finds_neither() -> None:
     multiplexer: Multiplexer[Call] = Multiplexer()
     first, second = call_with("1"), call_with("1")
     multiplexer.open(first)
@@ -233,7 +233,7 @@ def test_a_cancellation_that_could_mean_two_calls_means_neither() -> None:
     assert multiplexer.find(ALICE, cancellation("1")) is second
 
 
-def test_closing_a_call_twice_takes_nothing_from_another() -> None:
+def test_closing_a_call_twice_does_not_affect_another() -> None:
     multiplexer: Multiplexer[Call] = Multiplexer()
     first, second = call_with("1"), call_with("1")
     sent(multiplexer, first)

@@ -1,4 +1,4 @@
-"""A client's own session: ids and server requests pass through, and nobody gets what belongs to another request."""
+"""A client's own session: ids and server requests pass through, and no request gets messages of another one."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ QUESTION = b'{"jsonrpc":"2.0", "id":1, "method":"sampling/createMessage", "param
 LOG = b'{"jsonrpc":"2.0","method":"notifications/message","params":{"level":"info","data":"x"}}'
 
 
-class Overheard:
-    """A router, and what it could give to no request."""
+class RecordingRouter:
+    """A router with a list of the messages that belong to no request."""
 
     def __init__(self) -> None:
         self.messages: list[bytes] = []
@@ -30,11 +30,11 @@ class Overheard:
     def _take(self, message: Notification | Request) -> None:
         self.messages.append(message.encoded())
 
-    def sent(self, text: str, *, hears: bool = True) -> tuple[Call, bytes]:
-        """A call, and the bytes that carry it to upstream."""
+    def sent(self, text: str, *, accepts_stream: bool = True) -> tuple[Call, bytes]:
+        """Returns a call and the bytes that are sent upstream for it."""
         call = new_call(text)
         self.router.open(call)
-        if hears:
+        if accepts_stream:
             self.router.accept_stream(call)
         return call, self.router.assign(call)
 
@@ -50,10 +50,10 @@ def progress(token: str) -> bytes:
 
 
 @given(json_texts.requests, json_texts.responses, json_texts.ids, json_texts.ids)
-def test_request_and_answer_go_on_as_they_were_written(
+def test_request_and_answer_are_passed_through_unchanged(
     request: str, response: str, spelled_id: str, token: str
 ) -> None:
-    it = Overheard()
+    it = RecordingRouter()
     text = request.replace(ID, spelled_id).replace(TOKEN, token)
     call, data = it.sent(text)
     assert data == text.encode()
@@ -64,8 +64,8 @@ def test_request_and_answer_go_on_as_they_were_written(
 
 
 @pytest.mark.parametrize("spelled", ["1", "1.0", '"1"', "-7", "9007199254740993", '"\\u0069"', '""'])
-def test_an_answer_goes_on_as_it_was_written(spelled: str) -> None:
-    it = Overheard()
+def test_an_answer_is_passed_through_unchanged(spelled: str) -> None:
+    it = RecordingRouter()
     call, _ = it.sent(call_text(spelled))
     data = f'{{ "id":{spelled}, "jsonrpc":"2.0", "result":{{"n":1.0}} }}'.encode()
     routed = it.router.route(data)
@@ -74,7 +74,7 @@ def test_an_answer_goes_on_as_it_was_written(spelled: str) -> None:
 
 
 def test_two_requests_under_one_id_each_get_their_own_answer() -> None:
-    it = Overheard()
+    it = RecordingRouter()
     (first, one), (second, two) = it.sent(call_text("1")), it.sent(call_text("1.0"))
     assert json.loads(one)["id"] != json.loads(two)["id"]
     for call, data in ((second, two), (first, one)):
@@ -85,8 +85,8 @@ def test_two_requests_under_one_id_each_get_their_own_answer() -> None:
         assert parse_message(routed.data.decode()).members["id"].value == 1.0
 
 
-def test_an_id_is_its_clients_again_once_upstream_has_done_with_it() -> None:
-    it = Overheard()
+def test_an_id_can_be_reused_once_upstream_has_finished_with_it() -> None:
+    it = RecordingRouter()
     call, _ = it.sent(call_text("1"))
     it.router.hold(call)
     it.router.close(call)
@@ -98,8 +98,8 @@ def test_an_id_is_its_clients_again_once_upstream_has_done_with_it() -> None:
     assert json.loads(it.sent(call_text("1"))[1])["id"] == 1
 
 
-def test_what_upstream_asks_goes_on_the_stream_that_it_came_on() -> None:
-    it = Overheard()
+def test_upstream_messages_are_sent_on_the_stream_of_their_request() -> None:
+    it = RecordingRouter()
     it.sent(call_text("1"))
     call, _ = it.sent(call_text("2"))
     for data in (QUESTION, LOG):
@@ -107,39 +107,39 @@ def test_what_upstream_asks_goes_on_the_stream_that_it_came_on() -> None:
     assert not it.messages
 
 
-def test_what_the_client_does_not_read_there_goes_on_another_stream() -> None:
-    it = Overheard()
-    deaf, _ = it.sent(call_text("1"), hears=False)
-    assert it.router.route(QUESTION, deaf) == Unattributed(None)
-    hearing, _ = it.sent(call_text("2"))
-    assert it.router.route(LOG, deaf) == Progress(hearing, LOG)
-    it.router.close(hearing)
-    assert it.router.route(LOG, hearing) == Unattributed(None)
+def test_upstream_messages_of_a_request_without_a_stream_are_sent_on_another_one() -> None:
+    it = RecordingRouter()
+    without_stream, _ = it.sent(call_text("1"), accepts_stream=False)
+    assert it.router.route(QUESTION, without_stream) == Unattributed(None)
+    with_stream, _ = it.sent(call_text("2"))
+    assert it.router.route(LOG, without_stream) == Progress(with_stream, LOG)
+    it.router.close(with_stream)
+    assert it.router.route(LOG, with_stream) == Unattributed(None)
     assert it.messages == [QUESTION, LOG]
 
 
-def test_what_comes_on_the_sessions_own_stream_stays_there() -> None:
-    it = Overheard()
+def test_messages_on_the_sessions_own_stream_stay_on_it() -> None:
+    it = RecordingRouter()
     it.sent(call_text("1"))
     assert it.router.route(QUESTION) == Unattributed(None)
     assert it.messages == [QUESTION]
 
 
-def test_progress_goes_to_its_token_whichever_stream_it_came_on() -> None:
-    it = Overheard()
+def test_progress_is_routed_by_its_token_on_any_stream() -> None:
+    it = RecordingRouter()
     first, _ = it.sent(call_text("1", '"a"'))
     second, _ = it.sent(call_text("2", "1.0"))
     assert it.router.route(progress('"a"'), second) == Progress(first, progress('"a"'))
-    # A server that reads numbers prints them in its own way.
+    # A server may print a number in another spelling than it read.
     assert it.router.route(progress("1"), first) == Progress(second, progress("1.0"))
-    for nobodys in ('"c"', "[]", "null"):
-        assert it.router.route(progress(nobodys), first) == Unattributed(None)
+    for unknown in ('"c"', "[]", "null"):
+        assert it.router.route(progress(unknown), first) == Unattributed(None)
     it.router.close(first)
     assert it.router.route(progress('"a"'), first) == Unattributed(None)
 
 
 def test_two_requests_with_one_progress_token_each_get_their_own_progress() -> None:
-    it = Overheard()
+    it = RecordingRouter()
     calls = [it.sent(call_text(spelled, "7")) for spelled in ("1", "2", "1")]
     tokens = [json.dumps(json.loads(data)["params"]["_meta"]["progressToken"]) for _, data in calls]
     assert len(set(tokens)) == 3
@@ -151,8 +151,8 @@ def test_two_requests_with_one_progress_token_each_get_their_own_progress() -> N
     assert it.sent(call_text("1", "7"))[1] == call_text("1", "7").encode()
 
 
-def test_what_comes_late_for_an_attempt_that_was_cut_is_not_taken_for_the_next_ones() -> None:
-    it = Overheard()
+def test_late_messages_of_a_withdrawn_attempt_do_not_reach_the_next_attempt() -> None:
+    it = RecordingRouter()
     call, first = it.sent(call_text("7", '"t"'))
     assert first == call_text("7", '"t"').encode()
     it.router.withdraw(call)
@@ -169,14 +169,14 @@ def test_what_comes_late_for_an_attempt_that_was_cut_is_not_taken_for_the_next_o
 
 
 def test_a_cancellation_finds_its_own_clients_request() -> None:
-    it = Overheard()
+    it = RecordingRouter()
     call, _ = it.sent(call_text('"x"'))
     assert it.router.find(Caller("alice"), cancellation('"x"')) is call
     assert it.router.find(Caller("bob"), cancellation('"x"')) is None
 
 
-def test_it_is_idle_when_no_request_is_in_flight() -> None:
-    it = Overheard()
+def test_a_router_is_idle_when_no_request_is_in_flight() -> None:
+    it = RecordingRouter()
     assert it.router.idle
     call, _ = it.sent(call_text("1"))
     assert not it.router.idle
@@ -185,13 +185,13 @@ def test_it_is_idle_when_no_request_is_in_flight() -> None:
 
 
 @pytest.mark.parametrize("data", [b"no json", b"\xff", b"[]"])
-def test_what_is_no_message_is_refused(data: bytes) -> None:
+def test_data_that_is_not_a_message_is_rejected(data: bytes) -> None:
     with pytest.raises(InvalidMessage):
-        Overheard().router.route(data)
+        RecordingRouter().router.route(data)
 
 
-def test_what_a_server_goes_on_telling_after_a_cut_is_not_taken_for_a_later_request_of_the_same_id_or_token() -> None:
-    it = Overheard()
+def test_late_progress_of_a_cut_request_does_not_reach_a_later_request_with_its_id_or_token() -> None:
+    it = RecordingRouter()
     call, _ = it.sent(call_text("7", '"t"'))
     it.router.release(call, settled=False)
     it.router.close(call)
@@ -204,8 +204,8 @@ def test_what_a_server_goes_on_telling_after_a_cut_is_not_taken_for_a_later_requ
     assert it.sent(call_text("9", '"u"'))[1] == call_text("9", '"u"').encode()
 
 
-def test_a_token_is_its_clients_again_once_upstream_has_done_with_the_request() -> None:
-    it = Overheard()
+def test_a_token_can_be_reused_once_upstream_has_finished_with_the_request() -> None:
+    it = RecordingRouter()
     left, _ = it.sent(call_text("1", '"t"'))
     it.router.close(left)
     _, data = it.sent(call_text("2", '"t"'))
@@ -214,8 +214,8 @@ def test_a_token_is_its_clients_again_once_upstream_has_done_with_the_request() 
     assert it.sent(call_text("3", '"t"'))[1] == call_text("3", '"t"').encode()
 
 
-def test_only_so_many_cuts_of_a_session_are_remembered() -> None:
-    it = Overheard()
+def test_the_number_of_remembered_cut_requests_is_limited() -> None:
+    it = RecordingRouter()
     for number in range(MAX_CUT + 1):
         call, _ = it.sent(call_text(str(number)))
         it.router.release(call, settled=False)

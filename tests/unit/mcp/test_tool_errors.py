@@ -1,4 +1,4 @@
-"""Whether an answer to a call says that the call failed, read without the answer being decoded."""
+"""Detection of failed calls in the answer, without decoding the answer."""
 
 from __future__ import annotations
 
@@ -21,14 +21,16 @@ VALUES = st.recursive(
 
 @pytest.fixture(params=[True, False], ids=["by the grammar", "by brackets"], scope="module", autouse=True)
 def reader(request: pytest.FixtureRequest) -> Any:
-    """Both ways to pass over a value: Python before 3.11.5 has only one of them."""
+    """Selects each of the two ways to skip a value; Python before 3.11.5 has only one of them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fast_parser, "_CAN_READ_LARGE", request.param)
         yield
 
 
 @given(VALUES, st.booleans(), st.sampled_from([None, 1]), st.booleans())
-def test_an_answer_says_what_its_own_member_says(result: Any, last: bool, indent: int | None, ascii: bool) -> None:
+def test_only_the_iserror_member_of_the_result_itself_counts(
+    result: Any, last: bool, indent: int | None, ascii: bool
+) -> None:
     first = {"jsonrpc": "2.0", "id": 1}
     message = {"result": result, **first} if last else {**first, "result": result}
     data = json.dumps(message, indent=indent, ensure_ascii=ascii).encode("utf-8", "replace")
@@ -58,18 +60,18 @@ def test_an_answer_says_what_its_own_member_says(result: Any, last: bool, indent
         (b'{"id":1,"result":"isError"}', False),
     ],
 )
-def test_an_answer_is_read_as_it_is_meant(data: bytes, failed: bool) -> None:
+def test_errors_are_recognized_in_any_form_of_answer(data: bytes, failed: bool) -> None:
     assert reports_error(data) is failed
 
 
 @pytest.mark.parametrize("failed", [True, False])
-def test_the_depth_of_an_answer_sets_no_limit(failed: bool) -> None:
+def test_an_answer_may_be_nested_to_any_depth(failed: bool) -> None:
     deep = b"[" * 100_000 + b'{"isError":true}' + b"]" * 100_000
     spelled = b"true" if failed else b"false"
     assert reports_error(b'{"id":1,"result":{"structuredContent":%b,"isError":%b}}' % (deep, spelled)) is failed
 
 
-def test_a_large_answer_is_passed_over() -> None:
+def test_iserror_is_found_behind_a_large_value() -> None:
     text = json.dumps({"a": "\\" * 10}) * 100_000
     message = {"id": 1, "result": {"content": [{"type": "text", "text": text}], "isError": True}}
     assert reports_error(json.dumps(message).encode())

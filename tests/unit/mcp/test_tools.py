@@ -1,4 +1,4 @@
-"""Pages of `tools/list` as one reader may see them, and whether a call failed: read without touching the rest."""
+"""Removal of tools from pages of `tools/list`, and detection of failed calls, with all other bytes unchanged."""
 
 from __future__ import annotations
 
@@ -50,21 +50,21 @@ def page_of(result: str) -> str:
         ('[{"name":"read"} ,\t{"name":"write"}, {"name":"read"}]', '[{"name":"read"}, {"name":"read"}]'),
         ('[{"name":"write"},{"name":"write"}]', "[]"),
         (r'[{"n\u0061me":"wr\u0069te"},{"\u006eame":"re\u0061d"}]', r'[{"\u006eame":"re\u0061d"}]'),
-        # What a reader of another kind could take for another name is not shown.
+        # A tool that another parser could read under another name is removed.
         ('[{"name":"read","Name":"write"}]', "[]"),
         ('[{"name":"write","name":"read"}]', "[]"),
         ('[{"name":"read","name":"write"}]', "[]"),
         ('[{"NAME":"write"}]', "[]"),
         ('[{"name":"read","name":"read"}]', '[{"name":"read","name":"read"}]'),
-        # Neither is what is no tool.
+        # An element that is not a tool is removed.
         ('[{},{"title":"write"},"write",["write"],null,7,true,{"name":null},{"name":["read"]}]', "[]"),
-        # The name of something else in a tool is not the tool's.
+        # A name at a deeper level is not the name of the tool.
         ('[{"name":"read","annotations":{"name":"write"}}]', '[{"name":"read","annotations":{"name":"write"}}]'),
         ('[{"name":"write","annotations":{"name":"read"}}]', "[]"),
         ('[{"name":"Read"},{"name":"rea"},{"name":"read "}]', "[]"),
     ],
 )
-def test_a_page_loses_the_tools_that_its_reader_may_not_see(before: str, after: str) -> None:
+def test_tools_that_the_client_may_not_see_are_removed_from_a_page(before: str, after: str) -> None:
     for rest in ("", ',"nextCursor":"write"', ',"_meta":{"tools":[{"name":"write"}]},"ttlMs":1'):
         assert kept(page_of(f'{{"tools":{before}{rest}}}')) == page_of(f'{{"tools":{after}{rest}}}')
         assert kept(page_of(f'{{"x":1{rest} , "tools" : {before} }}')) == page_of(
@@ -73,7 +73,7 @@ def test_a_page_loses_the_tools_that_its_reader_may_not_see(before: str, after: 
 
 
 @pytest.mark.parametrize("key", ["tools", "Tools", "TOOLS", r"t\u006fols", "tool\u017f"])
-def test_every_list_that_a_reader_could_take_for_the_tools_is_cut(key: str) -> None:
+def test_every_list_that_a_parser_could_take_for_the_tools_is_filtered(key: str) -> None:
     text = page_of(f'{{"{key}":[{{"name":"write"}}],"tools":[{{"name":"read"}},{{"name":"secret"}}]}}')
     assert kept(text) == page_of(f'{{"{key}":[],"tools":[{{"name":"read"}}]}}')
 
@@ -90,14 +90,14 @@ def test_every_list_that_a_reader_could_take_for_the_tools_is_cut(key: str) -> N
         ('"_meta":{"cacheScope":"public"}', '"_meta":{"cacheScope":"public"}'),
     ],
 )
-def test_what_is_for_one_reader_is_for_no_shared_cache(before: str, after: str) -> None:
+def test_a_filtered_page_has_no_public_cache_scope(before: str, after: str) -> None:
     assert kept(page_of(f'{{{before},"tools":[]}}')) == page_of(f'{{{after},"tools":[]}}')
     assert kept(page_of(f'{{"tools":[{{"name":"read"}},{{"name":"write"}}],{before}}}')) == page_of(
         f'{{"tools":[{{"name":"read"}}],{after}}}'
     )
 
 
-def test_a_reader_that_sees_every_tool_gets_all_of_the_list() -> None:
+def test_without_a_filter_all_tools_are_kept_and_the_cache_scope_is_private() -> None:
     tools = '[{"name":"write"},{},7]'
     page = page_of(f'{{"tools":{tools},"cacheScope":"public"}}').encode()
     assert without_tools(page, None).decode() == page_of(f'{{"tools":{tools},"cacheScope":"private"}}')
@@ -113,11 +113,11 @@ def test_a_reader_that_sees_every_tool_gets_all_of_the_list() -> None:
         ' {"id" : 1 , "jsonrpc":"2.0","result": {"nextCursor":"a"}}\n',
     ],
 )
-def test_what_holds_no_tools_stays_as_it_is(text: str) -> None:
+def test_a_message_without_tools_is_unchanged(text: str) -> None:
     assert kept(text) == text
 
 
-def test_what_cannot_be_read_is_not_passed_on() -> None:
+def test_a_page_that_cannot_be_parsed_is_not_passed_on() -> None:
     members = ",".join(f'"x{number}":1' for number in range(MEMBERS_LIMIT + 1))
     with pytest.raises(InvalidMessage):
         kept(page_of(f'{{{members},"tools":[{{"name":"write"}}]}}'))
@@ -126,13 +126,12 @@ def test_what_cannot_be_read_is_not_passed_on() -> None:
 
 
 def spelled_page(speller: Speller, names: list[str | None], extra: list[str]) -> tuple[str, str]:
-    """A page spelled in any way with a slot for the list, and another without what is in the slot."""
+    """Returns a page in a random spelling with a placeholder for the list, and the list of tools."""
     tools = []
     for name in names:
         unknown = [(f'"{key}"', speller.value()) for key in extra]
         named = [] if name is None else [(speller.spelled("name"), speller.spelled(name))]
         tools.append((name, speller.object([*named, *unknown])))
-    # One seed spells both pages alike but for the list.
     whole = "[" + ",".join(f"{speller.space()}{text}{speller.space()}" for _, text in tools) + "]"
     slot = speller.members([("tools", ID), ("nextCursor", speller.string())])
     message = speller.members([("jsonrpc", '"2.0"'), ("id", speller.id()), ("result", slot)])
@@ -140,12 +139,12 @@ def spelled_page(speller: Speller, names: list[str | None], extra: list[str]) ->
 
 
 @given(spellers, st.lists(st.sampled_from([*sorted(VISIBLE), *sorted(HIDDEN), None]), max_size=6), st.integers(0, 2))
-def test_everything_but_the_tools_that_go_stays_byte_for_byte(
+def test_everything_except_the_removed_tools_is_unchanged(
     speller: Speller, names: list[str | None], extra: int
 ) -> None:
     message, tools = spelled_page(speller, names, [f"x{number}" for number in range(extra)])
     before, _, after = message.partition(ID)
-    # The tools hold unpaired surrogates as escapes only, so they can be encoded.
+    # The tools contain unpaired surrogates only as escapes, so they can be encoded.
     text = message.replace(ID, tools)
     cut = kept(text)
     assert cut.startswith(before)
@@ -156,7 +155,7 @@ def test_everything_but_the_tools_that_go_stays_byte_for_byte(
         assert (tool in read(inner)) is (tool.get("name") in VISIBLE)
     if all(name in VISIBLE for name in names):
         assert cut == text
-    # What is left of the list stands there in the same characters.
+    # The remaining tools keep their characters.
     position = 0
     for start, end in _items(inner):
         position = tools.index(inner[start:end], position) + end - start
@@ -199,20 +198,20 @@ def _items(array: str) -> list[tuple[int, int]]:
         ("null", False),
     ],
 )
-def test_a_call_failed_if_its_result_says_so_itself(result: str, failed: bool) -> None:
+def test_a_call_failed_if_its_result_has_iserror_true(result: str, failed: bool) -> None:
     assert reports_error(page_of(result).encode()) is failed
     assert reports_error(f' {{"result": {result} , "id":"\u00e9", "jsonrpc":"2.0" }}'.encode()) is failed
 
 
 @pytest.mark.parametrize("error", ["{}", '{"code":-1,"message":"no"}', '{"a":{"b":{"c":{"d":{"e":1}}}}}'])
-def test_an_error_object_says_that_a_call_failed(error: str) -> None:
+def test_a_call_failed_if_its_answer_has_an_error_object(error: str) -> None:
     assert reports_error(f'{{"jsonrpc":"2.0","id":1,"error":{error}}}'.encode())
     assert reports_error(f'{{"error":{error},"jsonrpc":"2.0","id":1}}'.encode())
 
 
 @given(spellers, st.sampled_from([None, "true", "false", "null", '"true"']), st.booleans())
 @example(Speller(Random(0)), "true", False)
-def test_however_a_result_is_spelled_it_says_the_same(speller: Speller, value: str | None, deep: bool) -> None:
+def test_iserror_is_recognized_in_any_spelling_of_a_result(speller: Speller, value: str | None, deep: bool) -> None:
     named = [("content", speller.value()), *([] if value is None else [("isError", value)])]
     inner = f"[[[[[[{speller.value()}]]]]]]" if deep else speller.value()
     result = speller.members([*named, ("structuredContent", inner)])
@@ -221,7 +220,7 @@ def test_however_a_result_is_spelled_it_says_the_same(speller: Speller, value: s
 
 
 @pytest.mark.parametrize("can", [True, False])
-def test_without_the_fast_way_it_says_the_same(monkeypatch: pytest.MonkeyPatch, can: bool) -> None:
+def test_errors_are_recognized_with_and_without_the_fast_parser(monkeypatch: pytest.MonkeyPatch, can: bool) -> None:
     monkeypatch.setattr(fast_parser, "_CAN_READ_LARGE", can)
     assert reports_error(page_of('{"content":[],"isError":true}').encode())
     assert not reports_error(page_of('{"content":[{"isError":true}]}').encode())
