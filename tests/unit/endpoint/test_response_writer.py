@@ -20,7 +20,7 @@ BOTH = Accepted(json=True, event_stream=True)
 
 
 class Client:
-    """What a client is sent, as the ASGI server would see it."""
+    """A client that records the ASGI messages sent to it."""
 
     def __init__(self, accepted: Accepted, heartbeat_seconds: float = 60) -> None:
         self.sent: list[Message] = []
@@ -93,7 +93,7 @@ async def test_progress_is_sent_on_as_it_comes_to_a_client_that_takes_a_stream()
     assert client.complete
 
 
-async def test_progress_is_kept_from_a_client_that_takes_one_json_answer() -> None:
+async def test_progress_is_not_sent_to_a_client_that_accepts_only_json() -> None:
     client, exchange = Client(JSON), new_exchange()
     exchange.take_progress(b'{"step":1}')
     data = answer(exchange)
@@ -135,7 +135,7 @@ async def test_an_error_on_a_stream_that_began_is_its_last_event() -> None:
     assert client.messages[-1]["error"]["data"] == {"outcome": "not_sent", "retryable": True}
 
 
-async def test_a_cancelled_stream_just_ends() -> None:
+async def test_a_cancelled_stream_ends_without_a_message() -> None:
     client, exchange = Client(BOTH), new_exchange()
     exchange.fail(Cancelled("Cancelled."))
     await client.writer.exchange(exchange)
@@ -160,7 +160,7 @@ async def test_a_client_that_left_is_sent_nothing(accepted: Accepted) -> None:
     assert client.sent == []
 
 
-async def test_a_client_that_leaves_a_silent_stream_is_noticed_by_its_heartbeat() -> None:
+async def test_the_heartbeat_detects_that_a_client_has_left_a_silent_stream() -> None:
     client, exchange = Client(BOTH, 0.001), new_exchange()
     client.left = True
     async with asyncio.timeout(5):

@@ -19,25 +19,25 @@ async def receive() -> Message:
 
 
 def unobserved(*_: object) -> None:
-    """Nobody counts these requests."""
+    """Ignores the observed request."""
 
 
 async def ask(
     path: str = "/mcp",
     headers: list[tuple[bytes, bytes]] | None = None,
     *,
-    learn: dict[str, Any] | None = None,
+    recorded: dict[str, Any] | None = None,
     status: int = 200,
     draining: bool = False,
     observe: Observe = unobserved,
     trusted_proxies: tuple[Network, ...] = (),
 ) -> list[Message]:
-    """What a client is sent for a request to an application that answers three bytes."""
+    """Returns the ASGI messages sent for a request to an application that responds with three bytes."""
     sent: list[Message] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         record: AccessRecord = scope["state"]["access"]
-        for name, value in (learn or {}).items():
+        for name, value in (recorded or {}).items():
             setattr(record, name, value)
         record.principal = "alice"
         await PlainTextResponse("abc", status)(scope, receive, send)
@@ -64,7 +64,7 @@ def fields(caplog: pytest.LogCaptureFixture) -> dict[str, Any]:
     return logged
 
 
-async def test_a_request_is_one_line_with_what_was_learnt_of_it(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_request_is_one_log_line_with_its_recorded_fields(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     await ask(
         headers=[
@@ -73,7 +73,7 @@ async def test_a_request_is_one_line_with_what_was_learnt_of_it(caplog: pytest.L
             (b"authorization", b"Bearer secret"),
             (b"traceparent", b"00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01"),
         ],
-        learn={"method": "tools/call", "tool": "search"},
+        recorded={"method": "tools/call", "tool": "search"},
     )
     logged = fields(caplog)
     assert logged.pop("duration_ms") >= 0
@@ -100,14 +100,14 @@ async def test_a_path_that_a_client_invents_is_not_logged(caplog: pytest.LogCapt
 
 async def test_a_client_that_left_is_logged_as_499(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    await ask(learn={"client_left": True})
+    await ask(recorded={"client_left": True})
     assert fields(caplog)["status"] == 499
 
 
-async def test_a_request_is_counted_although_nobody_reads_its_line(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_request_is_counted_even_if_its_line_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.ERROR)
     observed: list[tuple[str, AccessRecord, int, int, float]] = []
-    await ask(learn={"method": "ping", "client_left": True}, observe=lambda *it: observed.append(it))
+    await ask(recorded={"method": "ping", "client_left": True}, observe=lambda *it: observed.append(it))
     ((path, record, status, sent_bytes, seconds),) = observed
     assert (path, record.method, status, sent_bytes) == ("/mcp", "ping", 499, 3)
     assert seconds > 0
@@ -127,12 +127,12 @@ async def test_the_answer_carries_the_request_id_that_the_log_names(caplog: pyte
 
 
 @pytest.mark.parametrize("draining", [False, True])
-async def test_a_client_is_told_to_close_its_connection_only_when_the_bridge_stops(draining: bool) -> None:
+async def test_a_response_closes_its_connection_only_while_the_bridge_drains(draining: bool) -> None:
     start, _ = await ask(draining=draining)
     assert ((b"connection", b"close") in start["headers"]) is draining
 
 
-async def test_a_failure_is_logged_as_500_and_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_exception_is_logged_as_500_and_raised_again(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
 
     async def fail(scope: Scope, receive: Receive, send: Send) -> None:
@@ -147,7 +147,7 @@ async def test_a_failure_is_logged_as_500_and_goes_on(caplog: pytest.LogCaptureF
     assert fields(caplog)["status"] == 500
 
 
-async def test_what_is_no_request_passes_without_a_line(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_lifespan_scope_passes_without_a_log_line(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     passed: list[Scope] = []
 
@@ -163,7 +163,7 @@ async def test_what_is_no_request_passes_without_a_line(caplog: pytest.LogCaptur
 
 
 @pytest.mark.parametrize(("trusted", "client"), [((), "192.0.2.1"), ((ip_network("192.0.2.0/24"),), "203.0.113.9")])
-async def test_a_refused_token_is_a_line_with_the_address_that_it_came_from(
+async def test_a_rejected_token_is_logged_with_the_client_address(
     caplog: pytest.LogCaptureFixture, trusted: tuple[Network, ...], client: str
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -173,13 +173,13 @@ async def test_a_refused_token_is_a_line_with_the_address_that_it_came_from(
 
 
 @pytest.mark.parametrize("status", [200, 403, 404])
-async def test_any_other_line_names_no_address(caplog: pytest.LogCaptureFixture, status: int) -> None:
+async def test_no_other_status_is_logged_with_the_client_address(caplog: pytest.LogCaptureFixture, status: int) -> None:
     caplog.set_level(logging.INFO)
     await ask(status=status)
     assert "client" not in fields(caplog)
 
 
-async def test_what_is_not_found_is_a_line_without_its_path_that_says_how_many_there_were(
+async def test_a_404_is_logged_without_its_path_and_with_the_count_of_the_last_minute(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -188,7 +188,7 @@ async def test_what_is_not_found_is_a_line_without_its_path_that_says_how_many_t
     assert (logged["path"], logged["not_found_in_a_minute"]) == ("other", 1)
 
 
-def test_only_the_last_minute_counts_and_only_so_much_is_remembered() -> None:
+def test_only_the_last_minute_counts_up_to_a_limit() -> None:
     now = 0.0
     minute = LastMinute(lambda: now)
     assert [minute.count() for _ in range(3)] == [1, 2, 3]

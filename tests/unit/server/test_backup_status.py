@@ -1,4 +1,4 @@
-"""What the backup container writes, and everything else that may lie in its place."""
+"""The status file of the backup container, and invalid files in its place."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def test_a_status_is_read_as_it_was_written(tmp_path: Path, text: str, status: B
         '{"failing": false, "succeeded_at": 1' + "0" * 20 + ', "due_at": null}',
     ],
 )
-def test_what_is_no_status_counts_as_a_backup_that_failed(tmp_path: Path, text: str) -> None:
+def test_an_invalid_status_counts_as_a_failed_backup(tmp_path: Path, text: str) -> None:
     file = tmp_path / "status.json"
     file.write_text(text, encoding="latin-1")
     assert read_backup_status(str(file)) == BackupStatus(failing=True)
 
 
-def test_a_status_that_is_not_there_counts_as_a_backup_that_failed(tmp_path: Path) -> None:
+def test_a_missing_status_file_counts_as_a_failed_backup(tmp_path: Path) -> None:
     assert read_backup_status(str(tmp_path / "status.json")) == BackupStatus(failing=True)
     assert read_backup_status(str(tmp_path)) == BackupStatus(failing=True)

@@ -1,4 +1,4 @@
-"""Who makes room for a new connection."""
+"""Which connection is closed to free capacity for a new one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LIMIT = 5
 
 
 class Client:
-    """A connection, which is busy unless it says since when it idles."""
+    """A connection that is busy if ``idle_since`` is ``None``."""
 
     def __init__(self, principal: str | None, idle_since: float | None) -> None:
         self.principal = principal
@@ -21,7 +21,7 @@ class Client:
         self.closed = False
 
     def watch(self, now: float) -> None:
-        """Takes no time."""
+        """Does nothing."""
 
     def close_idle(self) -> None:
         self.closed = True
@@ -36,7 +36,7 @@ async def connections() -> Iterator[Connections]:  # type: ignore[misc]
 
 
 def filled(connections: Connections, *clients: Client) -> list[Client]:
-    """The connections, as many as there may be."""
+    """Fills the connections up to their limit, and returns them."""
     assert len(clients) == LIMIT
     for client in clients:
         assert connections.admit(client)
@@ -45,7 +45,9 @@ def filled(connections: Connections, *clients: Client) -> list[Client]:
     return [*clients]
 
 
-async def test_the_stranger_that_idles_longest_goes_before_any_principal(connections: Connections) -> None:
+async def test_the_longest_idle_unauthenticated_connection_is_closed_before_those_of_principals(
+    connections: Connections,
+) -> None:
     clients = filled(
         connections, Client("ann", 1.0), Client(None, 2.0), Client(None, 3.0), Client("ann", 4.0), Client(None, None)
     )
@@ -54,7 +56,9 @@ async def test_the_stranger_that_idles_longest_goes_before_any_principal(connect
     assert (connections.open, connections.closed_for_room, connections.refused) == (LIMIT, 1, 0)
 
 
-async def test_then_the_longest_idle_one_of_the_principal_with_the_most_idle_ones(connections: Connections) -> None:
+async def test_otherwise_the_principal_with_the_most_idle_connections_loses_its_longest_idle_one(
+    connections: Connections,
+) -> None:
     clients = filled(
         connections, Client("bob", 1.0), Client("ann", 3.0), Client("ann", 2.0), Client("ann", 4.0), Client("bob", None)
     )
@@ -62,7 +66,7 @@ async def test_then_the_longest_idle_one_of_the_principal_with_the_most_idle_one
     assert [client.closed for client in clients] == [False, False, True, False, False]
 
 
-async def test_a_stranger_with_a_request_in_flight_does_not_make_room(connections: Connections) -> None:
+async def test_an_unauthenticated_connection_with_a_request_in_flight_is_not_closed(connections: Connections) -> None:
     clients = filled(connections, *(Client(None, None) for _ in range(LIMIT)))
     connections.stranger_idles(clients[0])
     connections.stranger_busy(clients[0])

@@ -1,4 +1,4 @@
-"""The bridge reads HTTP/1.1 as h11 does, but for the differences that RFC 9112 explains."""
+"""The bridge reads HTTP/1.1 as h11 does, except for the differences that RFC 9112 explains."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ async def test_random_and_mutated_streams_are_read_as_h11_reads_them(seed: int) 
 
 
 @pytest.mark.parametrize("difference", EXPECTED, ids=lambda it: it.what)
-async def test_each_expected_difference_is_one(difference: Difference) -> None:
+async def test_each_example_shows_its_expected_difference(difference: Difference) -> None:
     ours, theirs = await Reader().read([difference.example]), read_by_h11([difference.example])
     assert (ours is not None, theirs is not None) == (difference.bridge_accepts, not difference.bridge_accepts)
     assert difference.shows(difference.example)

@@ -1,4 +1,4 @@
-"""How an answer is written: head and body leave in one piece."""
+"""Writing of responses: head and body are written in one piece."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vestige_bridge.server.request_cycle import RequestCycle
 
 
 class Written:
-    """A connection that keeps what is written to it."""
+    """A connection that stores the data written to it."""
 
     closing = False
     write_paused = False
@@ -33,7 +33,7 @@ class Written:
 
 
 def cycle_on(connection: Written, *, chunks: bool = True) -> RequestCycle:
-    """A request without a body that was read to its end."""
+    """Returns the cycle of a request without a body, read to its end."""
     framing = Framing(length=0, expects_continue=False)
     cycle = RequestCycle(connection, framing, b"POST", chunks=chunks, keep_alive=True)  # type: ignore[arg-type]
     cycle.end_body()
@@ -41,7 +41,7 @@ def cycle_on(connection: Written, *, chunks: bool = True) -> RequestCycle:
 
 
 @pytest.mark.parametrize("length", [b"2", None], ids=["with a length", "chunked"])
-async def test_head_and_body_leave_in_one_piece(length: bytes | None) -> None:
+async def test_head_and_body_are_written_in_one_piece(length: bytes | None) -> None:
     connection = Written()
     cycle = cycle_on(connection)
     fields = [] if length is None else [(b"content-length", length)]
@@ -54,7 +54,7 @@ async def test_head_and_body_leave_in_one_piece(length: bytes | None) -> None:
     assert connection.reused is True
 
 
-async def test_each_event_of_a_stream_leaves_when_it_is_sent() -> None:
+async def test_each_event_of_a_stream_is_written_when_it_is_sent() -> None:
     connection = Written()
     cycle = cycle_on(connection)
     await cycle.send({"type": "http.response.start", "status": 200, "headers": []})

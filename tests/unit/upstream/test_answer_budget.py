@@ -1,4 +1,4 @@
-"""One budget for large answers: who is read no further, who goes on, and who is ended."""
+"""The budget for large answers: when reading from upstream pauses, and which answers are ended."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LIMIT = 100
 
 
 class Upstream:
-    """A connection on which an answer arrives."""
+    """An upstream connection on which an answer arrives."""
 
     def __init__(self) -> None:
         self.paused = False
@@ -27,7 +27,7 @@ class Upstream:
 
 
 class Client:
-    """A connection that an answer waits for."""
+    """A client connection for which an answer is buffered."""
 
     def __init__(self, *, reads: bool) -> None:
         self.reads = reads
@@ -45,7 +45,7 @@ def budget() -> AnswerBudget:
     return AnswerBudget(LIMIT)
 
 
-def test_upstream_is_read_no_further_while_the_budget_is_full(budget: AnswerBudget) -> None:
+def test_reading_from_upstream_pauses_while_the_budget_is_full(budget: AnswerBudget) -> None:
     client, first, second = Client(reads=True), Upstream(), Upstream()
     budget.waiting(client, LIMIT)
     budget.arriving(first, 1)
@@ -56,7 +56,7 @@ def test_upstream_is_read_no_further_while_the_budget_is_full(budget: AnswerBudg
     assert (first.paused, second.paused) == (False, False)
 
 
-def test_where_nothing_waits_the_answer_that_came_furthest_goes_on(budget: AnswerBudget) -> None:
+def test_if_no_answer_waits_for_a_client_the_largest_arriving_answer_is_not_paused(budget: AnswerBudget) -> None:
     small, large = Upstream(), Upstream()
     budget.arriving(small, 40)
     budget.arriving(large, 70)
@@ -68,7 +68,7 @@ def test_where_nothing_waits_the_answer_that_came_furthest_goes_on(budget: Answe
     assert budget.total_bytes == 40
 
 
-async def test_an_answer_that_came_whole_counts_until_its_client_counts_it(budget: AnswerBudget) -> None:
+async def test_a_complete_answer_counts_until_its_client_counts_it(budget: AnswerBudget) -> None:
     large = LARGE_BYTES + 1
     budget.limit_bytes = 2 * large
     whole, paused, client = Upstream(), Upstream(), Client(reads=True)
@@ -76,11 +76,11 @@ async def test_an_answer_that_came_whole_counts_until_its_client_counts_it(budge
     budget.arriving(whole, large)
     budget.arriving(paused, 1)
     assert paused.paused
-    # Whoever waits for the answer was woken before.
+    # The client that waits for the answer was woken earlier.
     asyncio.get_running_loop().call_soon(budget.waiting, client, large)
     budget.handed_over(large)
     budget.arriving(whole, 0)
-    # Nothing makes room between the two: the others would be read on, and many answers come whole in one turn.
+    # No budget is freed between the two: reading would resume, and many answers can be complete in one turn.
     assert paused.paused
     await asyncio.sleep(0)
     assert (budget.total_bytes, paused.paused) == (2 * large + 1, True)

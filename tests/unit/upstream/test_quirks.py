@@ -1,4 +1,4 @@
-"""What only supergateway says is recognized by its whole shape."""
+"""Error bodies that only supergateway sends are recognized by their exact form."""
 
 from __future__ import annotations
 
@@ -45,5 +45,5 @@ def test_supergateway_3_refuses_a_session_by_one_error_object(indent: int | None
         "empty",
     ],
 )
-def test_nothing_else_does(body: bytes) -> None:
+def test_any_other_body_does_not_refuse_a_session(body: bytes) -> None:
     assert not refuses_session(body)
