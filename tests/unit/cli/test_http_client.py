@@ -18,7 +18,7 @@ TIMEOUT_SECONDS = 2.0
 
 @contextmanager
 def answering_each(answer: Callable[[socket.socket], None]) -> Iterator[str]:
-    """A server that does one thing with each connection; its authority."""
+    """Runs a server that calls ``answer`` for each connection, and yields its authority."""
     over = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
@@ -45,7 +45,7 @@ def kind_of(url: str) -> str:
     return none.value.kind
 
 
-def test_a_web_server_that_refuses_plain_http_where_it_speaks_tls_is_told_from_one_that_does_not() -> None:
+def test_a_400_to_plain_http_means_https_only_if_the_port_speaks_tls() -> None:
     refusal = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/html\r\nConnection: close\r\n\r\nThis port speaks TLS."
     context = tls_context()
 
@@ -72,7 +72,7 @@ def test_a_web_server_that_refuses_plain_http_where_it_speaks_tls_is_told_from_o
         (b"HTTP/1.1 two hundred\r\n\r\n", "other"),
     ],
 )
-def test_what_is_no_answer_in_http_is_named(answer: bytes, kind: str) -> None:
+def test_an_invalid_http_response_is_classified(answer: bytes, kind: str) -> None:
     def serve(connection: socket.socket) -> None:
         connection.recv(65536)
         connection.sendall(answer)
@@ -81,12 +81,12 @@ def test_what_is_no_answer_in_http_is_named(answer: bytes, kind: str) -> None:
         assert kind_of(f"http://{authority}") == kind
 
 
-def test_a_server_that_hangs_up_on_tls_does_not_speak_it() -> None:
+def test_a_server_that_closes_the_tls_handshake_does_not_speak_tls() -> None:
     with answering_each(socket.socket.close) as authority:
         assert kind_of(f"https://{authority}") in ("http", "cut")
 
 
-def test_a_server_that_wants_a_certificate_of_the_client_is_not_taken_for_one_without_tls(
+def test_a_server_that_requires_a_client_certificate_is_not_reported_as_without_tls(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     issuer = trustme.CA()
@@ -106,6 +106,6 @@ def test_a_server_that_wants_a_certificate_of_the_client_is_not_taken_for_one_wi
 
 
 @pytest.mark.parametrize("host", ["vestige.invalid", "a" * 64])
-def test_a_name_that_leads_nowhere_is_named(host: str) -> None:
+def test_a_host_name_that_does_not_resolve_is_named(host: str) -> None:
     with pytest.raises(NoAnswer, match=f"^the name {host} does not resolve$"):
         connect(f"http://{host}:8000", TIMEOUT_SECONDS)

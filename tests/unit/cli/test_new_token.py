@@ -1,4 +1,4 @@
-"""`vestige-bridge token new`: what it prints is all that is needed, and the bridge takes it."""
+"""`vestige-bridge token new`: the bridge accepts the printed token with the printed entry."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def in_a_directory_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 
 
 def made(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[str, str]:
-    """The token and the entry that the command prints."""
+    """Returns the token and the entry that the command prints."""
     assert main(["token", "new", *arguments]) == 0
     shown = capsys.readouterr()
     assert shown.err == ""
@@ -71,7 +71,7 @@ def test_its_entry_in_a_file_admits_its_token_with_those_rights(
     assert tokens.find(b"") is None
 
 
-def test_a_token_is_new_each_time_and_stands_in_no_entry(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_token_is_new_each_time_and_in_no_entry(capsys: pytest.CaptureFixture[str]) -> None:
     pairs = [made(capsys, "alice") for _ in range(3)]
     assert len({token for token, _ in pairs}) == 3
     assert not any(token in entry for token, entry in pairs)
@@ -85,7 +85,7 @@ def test_a_token_is_new_each_time_and_stands_in_no_entry(capsys: pytest.CaptureF
         ("2999-01-31T12:00:00+02:00", datetime(2999, 1, 31, 10, tzinfo=UTC)),
     ],
 )
-def test_the_time_to_expire_is_that_of_the_calendar(
+def test_the_expiry_may_be_a_date_or_a_time(
     capsys: pytest.CaptureFixture[str], spelled: str, expires: datetime
 ) -> None:
     _, entry = made(capsys, "alice", "--expires", spelled)
@@ -96,9 +96,7 @@ def test_the_time_to_expire_is_that_of_the_calendar(
     ("spelled", "lasts"),
     [("90d", timedelta(days=90)), ("12h", timedelta(hours=12)), ("5m", timedelta(minutes=5))],
 )
-def test_the_time_to_expire_may_be_said_from_now_on(
-    capsys: pytest.CaptureFixture[str], spelled: str, lasts: timedelta
-) -> None:
+def test_the_expiry_may_be_relative_to_now(capsys: pytest.CaptureFixture[str], spelled: str, lasts: timedelta) -> None:
     before = datetime.now(UTC).replace(microsecond=0)
     _, entry = made(capsys, "alice", "--expires", spelled)
     expires = tomllib.loads(entry)["token"][0]["expires"]
@@ -117,7 +115,7 @@ def test_the_time_to_expire_may_be_said_from_now_on(
         ("2001-01-01", "is in the past"),
     ],
 )
-def test_what_is_no_time_to_come_is_exit_status_2(capsys: pytest.CaptureFixture[str], spelled: str, why: str) -> None:
+def test_an_invalid_or_past_expiry_is_exit_status_2(capsys: pytest.CaptureFixture[str], spelled: str, why: str) -> None:
     with pytest.raises(SystemExit) as exited:
         main(["token", "new", "alice", f"--expires={spelled}"])
     assert exited.value.code == 2
@@ -141,7 +139,7 @@ def test_what_is_no_time_to_come_is_exit_status_2(capsys: pytest.CaptureFixture[
         (["alice", "--tools", "caf\udce9"], "an argument is not UTF-8"),
     ],
 )
-def test_what_the_bridge_would_not_take_is_a_sentence_and_exit_status_2(
+def test_an_entry_that_the_bridge_would_not_accept_is_one_sentence_and_exit_status_2(
     capsys: pytest.CaptureFixture[str], arguments: list[str], why: str
 ) -> None:
     assert main(["token", "new", *arguments]) == 2
@@ -153,9 +151,7 @@ def test_what_the_bridge_would_not_take_is_a_sentence_and_exit_status_2(
 
 
 @pytest.mark.parametrize("arguments", [[], ["new"], ["old"], ["new", "alice", "bob"], ["new", "alice", "--rate", "x"]])
-def test_words_that_are_no_such_command_are_exit_status_2(
-    capsys: pytest.CaptureFixture[str], arguments: list[str]
-) -> None:
+def test_invalid_arguments_of_token_are_exit_status_2(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as exited:
         main(["token", *arguments])
     assert exited.value.code == 2

@@ -16,7 +16,7 @@ from vestige_bridge.settings import describe
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A working directory of its own, and none of the variables of whoever runs the tests."""
+    """Sets a temporary working directory, and removes the bridge's variables from the environment."""
     monkeypatch.chdir(tmp_path)
     for variable, _, _ in describe():
         monkeypatch.delenv(variable, raising=False)
@@ -38,7 +38,7 @@ def test_version_is_the_version_of_the_package(capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().out == f"vestige-bridge {__version__}\n"
 
 
-def test_a_command_that_is_none_is_exit_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_command_is_exit_status_2(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exited:
         main(["start"])
     assert exited.value.code == 2
@@ -57,7 +57,7 @@ def test_mistakes_are_a_line_each_on_standard_error_and_exit_status_2(
     assert [line.partition(":")[0] for line in shown.err.splitlines()] == ["VESTIGE_MCP_URL", "VESTIGE_BRIDGE_PORT"]
 
 
-def test_the_doctor_names_a_mistake_in_the_settings_and_asks_nothing_more(
+def test_the_doctor_names_a_mistake_in_the_settings_and_makes_no_other_check(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("VESTIGE_MCP_URL", "nowhere")
@@ -68,7 +68,7 @@ def test_the_doctor_names_a_mistake_in_the_settings_and_asks_nothing_more(
     assert all(line.endswith("not checked: settings did not pass") for line in others)
 
 
-def test_a_quiet_doctor_says_nothing_of_settings_that_are_wrong(
+def test_a_quiet_doctor_prints_nothing_for_wrong_settings(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("VESTIGE_BRIDGE_PORT", "none")
@@ -77,7 +77,7 @@ def test_a_quiet_doctor_says_nothing_of_settings_that_are_wrong(
 
 
 @pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf", "1000", "soon"])
-def test_a_time_that_is_none_is_exit_status_2(seconds: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_invalid_timeout_is_exit_status_2(seconds: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exited:
         main(["doctor", f"--timeout={seconds}"])
     assert exited.value.code == 2
@@ -97,7 +97,7 @@ def test_the_help_of_a_command_shows_how_it_is_used(command: str, capsys: pytest
 
 
 @pytest.mark.parametrize("arguments", [["--version"], ["doctor", "--quiet"], ["connect", "codex"], ["stdio"]])
-def test_a_command_that_serves_nothing_imports_no_server(arguments: list[str]) -> None:
+def test_commands_that_do_not_serve_import_no_server_package(arguments: list[str]) -> None:
     code = f"""
 import sys
 from contextlib import suppress
@@ -140,12 +140,12 @@ def test_a_dotenv_with_a_byte_order_mark_is_read(capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().err.startswith("VESTIGE_BRIDGE_PORT: 'http'")
 
 
-def test_a_dotenv_that_is_a_folder_is_none() -> None:
+def test_a_dotenv_that_is_a_folder_is_ignored() -> None:
     Path(".env").mkdir()
     assert main(["connect"]) == 0
 
 
-def test_a_dotenv_that_cannot_be_read_is_a_sentence(
+def test_a_dotenv_that_cannot_be_read_is_one_sentence(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path(".env").symlink_to("/proc/self/mem")  # a file that even root cannot read from its beginning
@@ -154,7 +154,7 @@ def test_a_dotenv_that_cannot_be_read_is_a_sentence(
 
 
 def started(*arguments: str, redirection: str = "", **variables: str) -> subprocess.CompletedProcess[bytes]:
-    """The command started by a shell that redirects its streams."""
+    """Runs the command in a shell that redirects its streams."""
     command = shlex.join([sys.executable, "-m", "vestige_bridge", *arguments])
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("LC_", "LANG", "PYTHON"))}
     return subprocess.run(
@@ -166,7 +166,7 @@ def started(*arguments: str, redirection: str = "", **variables: str) -> subproc
     )
 
 
-def test_help_on_a_latin_1_terminal_replaces_what_it_cannot_spell() -> None:
+def test_help_replaces_characters_that_the_terminal_cannot_encode() -> None:
     done = started("call", "--help", PYTHONIOENCODING="latin-1")
     assert (done.returncode, done.stderr) == (0, b"")
     assert b"vestige-bridge call" in done.stdout
@@ -176,13 +176,13 @@ def test_help_on_a_latin_1_terminal_replaces_what_it_cannot_spell() -> None:
 
 
 @pytest.mark.parametrize("redirection", ["2>&-", ">&-", "<&-", "<&- >&- 2>&-"])
-def test_a_stream_that_is_closed_leads_nowhere(redirection: str) -> None:
+def test_a_closed_standard_stream_is_not_an_error(redirection: str) -> None:
     done = started("connect", redirection=redirection)
     assert done.returncode == 0
     assert done.stderr == b""
     assert done.stdout.startswith(b"claude-code") is (">&-" not in redirection.replace("2>&-", ""))
 
 
-def test_a_version_that_is_asked_for_is_there_and_nothing_else() -> None:
+def test_an_unknown_attribute_of_the_package_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError):
         vestige_bridge.__getattr__("__author__")

@@ -14,12 +14,12 @@ def test_nothing_shown_moves_the_cursor_but_lines_and_tabs(text: str) -> None:
     assert shown_lines(text).replace("\n", "").replace("\t", "").isprintable()
 
 
-def test_text_that_can_be_read_is_shown_as_it_is() -> None:
+def test_printable_text_is_shown_unchanged() -> None:
     assert shown("día 日 🎉") == "día 日 🎉"
     assert shown_lines("a\n\tb") == "a\n\tb"
 
 
-def test_a_table_has_its_columns_in_line_and_ends_where_the_terminal_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_table_is_aligned_and_cut_to_the_width_of_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "14")
     assert table(("A", "LONG", "C"), [("alpha", "b", "what it does"), ("a\x1bb", "", "c")]).splitlines() == [
         "A      LONG  C",
@@ -28,7 +28,7 @@ def test_a_table_has_its_columns_in_line_and_ends_where_the_terminal_does(monkey
     ]
 
 
-def test_where_nobody_looks_there_is_no_progress(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_terminal_no_progress_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     with ProgressLine("search") as line:
         line.say("1 of 2")
     assert capsys.readouterr() == ("", "")

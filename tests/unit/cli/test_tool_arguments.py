@@ -99,7 +99,7 @@ def test_a_value_gets_the_type_that_the_schema_gives_it(word: str, value: object
 
 
 @given(st.dictionaries(st.sampled_from(["count", "share", "deep", "tags", "filter"]), st.none()).map(list), st.data())
-def test_what_is_written_as_json_comes_out_the_same(keys: list[str], data: st.DataObject) -> None:
+def test_values_written_as_json_are_parsed_to_the_same_values(keys: list[str], data: st.DataObject) -> None:
     integers = st.integers(-(10**30), 10**30)
     values: dict[str, st.SearchStrategy[Any]] = {
         "count": integers,
@@ -134,7 +134,7 @@ def test_what_is_written_as_json_comes_out_the_same(keys: list[str], data: st.Da
         ("=five", "'=five' is not an argument; write key=value."),
     ],
 )
-def test_what_is_no_value_is_one_sentence(word: str, sentence: str) -> None:
+def test_an_invalid_value_is_one_sentence(word: str, sentence: str) -> None:
     assert refusal(word) == sentence
 
 
@@ -144,7 +144,7 @@ def test_an_argument_that_is_given_twice_is_refused() -> None:
     assert refusal("anything=1", "anything.a=2") == "anything.a: anything already has a value."
 
 
-def test_members_of_one_object_come_together() -> None:
+def test_members_of_one_object_are_merged() -> None:
     assert parsed("filter.kind=a", "filter.limit=2") == {"filter": {"kind": "a", "limit": 2}}
 
 
@@ -177,13 +177,13 @@ def test_json_that_does_not_hold_the_arguments_is_one_sentence(text: str) -> Non
 
 
 @given(st.recursive(st.none() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
-def test_whatever_a_schema_is_words_are_taken_or_refused_and_nothing_breaks(schema: Any) -> None:
+def test_words_are_accepted_or_rejected_with_any_schema(schema: Any) -> None:
     for odd in ({"properties": {"a": schema}}, {"properties": schema, "required": schema}, {"$defs": schema}):
         with suppress(UsageError):
             parse_words(["a=1", "a.b=2"], odd, no_stdin)
 
 
-def test_what_a_schema_says_of_each_argument_is_told_the_required_ones_first() -> None:
+def test_arguments_are_described_from_their_schema_with_required_ones_first() -> None:
     schema: dict[str, Any] = {
         "properties": {
             "limit": {"type": "integer", "description": "How many\n  at most.", "default": 10},
@@ -209,11 +209,11 @@ def test_what_a_schema_says_of_each_argument_is_told_the_required_ones_first() -
     assert arguments_of({}) == []
 
 
-def test_an_argument_of_no_type_that_a_person_can_write_has_no_example() -> None:
+def test_an_argument_of_type_null_has_no_example() -> None:
     assert refusal("nothing=x", properties={"nothing": {"type": "null"}}) == "nothing: 'x' is not of the type null."
 
 
 @given(st.recursive(st.none() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
-def test_whatever_a_schema_is_its_arguments_are_told(schema: Any) -> None:
+def test_arguments_are_described_from_any_schema(schema: Any) -> None:
     for odd in ({"properties": {"a": schema}}, {"properties": schema, "required": schema}, {"$defs": schema}):
         assert all(isinstance(argument.type, str) for argument in arguments_of(odd))
