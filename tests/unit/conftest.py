@@ -1,4 +1,4 @@
-"""How Hypothesis searches: without a time limit for one example, since the machine may be busy with other tests."""
+"""Hypothesis settings: no time limit for an example, because the machine may be busy with other tests."""
 
 from __future__ import annotations
 

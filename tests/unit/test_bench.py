@@ -1,4 +1,4 @@
-"""The arithmetic of the benchmarks, and the page that shows their results."""
+"""The calculations of the benchmarks, and the page with their results."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ def test_a_figure_is_the_median_with_the_least_and_the_most() -> None:
 
 
 def test_a_ratio_is_taken_within_each_round() -> None:
-    # Of the medians it would be 60 to 100; the noisy round has its own base.
+    # The ratio of the medians would be 60 to 100; the noisy round has its own base.
     assert ratio(ROUNDS, BRIDGE, FLOOR, "cpu_us") == Figure(0.5, 0.2, 0.6)
     assert difference(ROUNDS, BRIDGE, FLOOR, "p50_us") == Figure(2, 1, 6)
 
 
-def test_nothing_is_said_against_what_was_not_measured() -> None:
+def test_there_is_no_ratio_or_difference_for_a_cell_that_was_not_measured() -> None:
     absent: Cell = ("ToolHive", "json", 32, 200)
     assert ratio(ROUNDS, BRIDGE, absent, "cpu_us") is None
     assert difference(ROUNDS, BRIDGE, absent, "p50_us") is None
@@ -72,14 +72,14 @@ def test_a_percentile_is_a_value_that_was_measured() -> None:
     assert percentile([], 0.5) == 0
 
 
-def test_a_body_has_exactly_the_size_that_it_is_to_have() -> None:
+def test_a_body_has_exactly_the_given_size() -> None:
     for size in (200, 10_000, 1_000_000):
         made = body(size, {"bytes": size, "sse": False})
         assert len(made) == size
         assert json.loads(made)["id"] == 1_000_000
 
 
-def test_more_instructions_than_are_stored_are_found_and_as_many_are_not() -> None:
+def test_instruction_counts_outside_the_tolerance_are_found() -> None:
     found: dict[str, Any] = {"stored": {"json": 1.0}, "ratios": {"json": 1 + TOLERANCE, "sse": 9.0}}
     assert too_many(found) == []
     assert fewer(found) == []
@@ -90,7 +90,7 @@ def test_more_instructions_than_are_stored_are_found_and_as_many_are_not() -> No
     assert len(fewer(found)) == 1
 
 
-def test_a_target_says_missed_met_or_stretch_goal_met_and_which_side_is_better() -> None:
+def test_a_target_is_missed_met_or_its_stretch_goal_is_met() -> None:
     cpu = next(target for target in TARGETS if target.name == "P1")
     rate = next(target for target in TARGETS if target.name == "P2")
 
@@ -112,7 +112,7 @@ def test_the_floor_has_a_target_for_each_upstream_and_each_form_of_the_log() -> 
     assert len({row[1] for row in rows}) == 4
 
 
-def test_unread_answers_count_for_the_target_with_all_clients_alone() -> None:
+def test_unread_answers_count_for_their_target_only_with_all_clients() -> None:
     target = next(target for target in TARGETS if target.name == "P8")
 
     def verdict(clients: int, peak_mib: float) -> str:
@@ -134,7 +134,7 @@ def _trick(name: str, form: str, ratio: float) -> dict[str, Any]:
     return {"contender": name, "form": form, "figures": figures, "against": {"cpu_us": Figure.of([ratio]).as_json()}}
 
 
-def test_a_profile_tells_packages_writes_and_libraries_apart() -> None:
+def test_a_profile_separates_packages_writes_and_libraries() -> None:
     stacks = [
         "main (vestige_bridge/cli/parser.py:1);Runner.run (asyncio/runners.py:2) 1",
         "Runner.run (asyncio/runners.py:2);HttpProtocol.write (vestige_bridge/server/http_protocol.py:3) 4",
@@ -160,7 +160,7 @@ def test_a_trick_is_to_be_removed_if_it_is_worth_too_little_with_every_upstream(
     assert [row[-1] for row in rows] == ["", "kept", *["under 3%: to be removed"] * 2]
 
 
-def test_a_turn_without_a_trick_is_compared_with_the_turn_before_it_alone() -> None:
+def test_a_turn_without_a_trick_is_compared_only_with_the_turn_before_it() -> None:
     def pairs(trick: str, turns: list[tuple[float, float]]) -> list[dict[Cell, dict[str, float]]]:
         return [{_cell("bridge"): {"cpu_us": base}, _cell(trick): {"cpu_us": without}} for base, without in turns]
 
@@ -177,7 +177,7 @@ def test_a_turn_without_a_trick_is_compared_with_the_turn_before_it_alone() -> N
     assert report.worth_too_little({"cells": [bridge, useful, idle]}) == ["idle"]
 
 
-def test_every_trick_that_is_measured_is_in_the_tree_and_one_that_is_not_is_named() -> None:
+def test_every_measured_trick_exists_and_a_missing_one_is_named() -> None:
     require_all(list(TRICKS.values()))
     with pytest.raises(Failed, match="no_such_trick"):
         require_all(["no_such_trick"])
@@ -198,7 +198,7 @@ if len(sys.argv) > 1:
         listener.accept()
 """)
     for name in ("vestige", "vestige-mcp"):
-        # The path of Python may hold a space, which the first line of a script cannot.
+        # The path of Python may contain a space, which the first line of a script does not allow.
         (tmp_path / name).write_text(f'#!/bin/sh\nexec {shlex.join([sys.executable, str(program)])} "$@"\n')
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
@@ -214,13 +214,13 @@ if len(sys.argv) > 1:
     assert natively["VESTIGE_AUTOPILOT_ENABLED"] == "0"
 
 
-def test_a_number_has_three_digits_that_count() -> None:
+def test_a_number_has_three_significant_digits() -> None:
     assert [number(value) for value in (0, 1.0, 0.1234, 1.234, 12.34, 123.4, 12345.6)] == [
         *("0", "1.00", "0.12", "1.23", "12.3", "123", "12,346")
     ]
 
 
-def test_only_what_stands_between_the_markers_is_filled() -> None:
+def test_only_the_text_between_the_markers_is_replaced() -> None:
     start = {
         "made": {"command": "c", "date": "d", "machine": "m", "versions": {}},
         "seconds": Figure.of([1.0]).as_json(),
@@ -249,7 +249,7 @@ Point = tuple[float, float]
 
 
 def texts(picture: ET.Element) -> list[tuple[str, Point, Point]]:
-    """The texts of a chart, each with the upper left and the lower right of its place."""
+    """Returns the texts of a chart, each with the upper left and the lower right corner of its box."""
     found = []
     for text in picture.iter(f"{SVG}text"):
         said, x, y = text.text or "", float(text.get("x", "0")), float(text.get("y", "0"))
@@ -287,10 +287,10 @@ def test_a_logarithmic_scale_says_so(chart: Path) -> None:
 
 
 @pytest.mark.parametrize("chart", CHARTS, ids=lambda chart: chart.stem)
-def test_nothing_that_is_drawn_crosses_a_number(chart: Path) -> None:
+def test_no_line_or_bar_crosses_a_number(chart: Path) -> None:
     picture = ET.parse(chart).getroot()
     numbers = [it for it in texts(picture) if re.fullmatch(r"[\d,.]+", it[0])]
-    # Ticks and marks are drawn by reference; a path that is drawn in place is a line, a bar or the background.
+    # Ticks and marks are drawn by reference; every other path is a line, a bar or the background.
     drawn = [
         [(float(x), float(y)) for x, y in re.findall(r"[ML] (\S+) (\S+)", path.get("d", ""))]
         for group in picture.iter(f"{SVG}g")
@@ -303,7 +303,7 @@ def test_nothing_that_is_drawn_crosses_a_number(chart: Path) -> None:
 
 
 def crosses(path: list[Point], upper_left: Point, lower_right: Point) -> bool:
-    """Whether a path goes through a place, seen at fifty points of each of its steps."""
+    """Returns whether a path crosses a box, checked at fifty points of each segment."""
     points = [
         (x + (to_x - x) * at / 50, y + (to_y - y) * at / 50)
         for (x, y), (to_x, to_y) in itertools.pairwise(path)

@@ -8,7 +8,7 @@ from vestige_bridge.concurrency import Deadlines, Tasks
 from vestige_bridge.errors import UpstreamTimeout
 
 
-async def test_what_is_not_stopped_expires_in_the_order_in_which_it_was_started() -> None:
+async def test_deadlines_expire_in_the_order_in_which_they_were_started() -> None:
     expired: asyncio.Queue[str] = asyncio.Queue()
     deadlines = Deadlines(0.01, expired.put_nowait)
     for thing in "abc":
@@ -17,7 +17,7 @@ async def test_what_is_not_stopped_expires_in_the_order_in_which_it_was_started(
         assert [await expired.get() for _ in range(3)] == ["a", "b", "c"]
 
 
-async def test_what_is_stopped_does_not_expire() -> None:
+async def test_a_stopped_deadline_does_not_expire() -> None:
     expired: asyncio.Queue[str] = asyncio.Queue()
     deadlines = Deadlines(0.01, expired.put_nowait)
     deadlines.start("a")
@@ -29,7 +29,7 @@ async def test_what_is_stopped_does_not_expire() -> None:
     assert expired.empty()
 
 
-async def test_a_second_start_begins_the_time_anew() -> None:
+async def test_a_second_start_restarts_the_deadline() -> None:
     expired: asyncio.Queue[str] = asyncio.Queue()
     deadlines = Deadlines(0.2, expired.put_nowait)
     loop = asyncio.get_running_loop()
@@ -42,7 +42,7 @@ async def test_a_second_start_begins_the_time_anew() -> None:
     assert loop.time() - restarted_at >= 0.19
 
 
-async def test_what_expires_may_stop_what_expires_with_it() -> None:
+async def test_an_expiring_deadline_may_stop_another_that_expires_at_the_same_time() -> None:
     expired: asyncio.Queue[str] = asyncio.Queue()
 
     def expire(thing: str) -> None:
@@ -56,7 +56,7 @@ async def test_what_expires_may_stop_what_expires_with_it() -> None:
         assert [await expired.get() for _ in range(2)] == ["a", "c"]
 
 
-async def test_after_a_pause_things_expire_again() -> None:
+async def test_deadlines_expire_again_after_a_pause() -> None:
     expired: asyncio.Queue[str] = asyncio.Queue()
     deadlines = Deadlines(0.01, expired.put_nowait)
     async with asyncio.timeout(5):
@@ -73,7 +73,7 @@ async def fail(error: Exception) -> None:
     raise error
 
 
-async def test_work_that_still_runs_is_cancelled_and_awaited_with_its_owner() -> None:
+async def test_running_tasks_are_cancelled_and_awaited_when_their_owner_closes() -> None:
     tasks = Tasks()
     work = [tasks.start(hang()) for _ in range(3)]
     await asyncio.wait(work, timeout=0)
@@ -82,7 +82,7 @@ async def test_work_that_still_runs_is_cancelled_and_awaited_with_its_owner() ->
     assert all(task.cancelled() for task in work)
 
 
-async def test_work_that_ended_gave_its_result() -> None:
+async def test_a_finished_task_has_its_result() -> None:
     async def count() -> int:
         return 7
 
@@ -93,7 +93,7 @@ async def test_work_that_ended_gave_its_result() -> None:
 
 
 @pytest.mark.parametrize(("error", "lines"), [(ZeroDivisionError(), 1), (UpstreamTimeout("Late."), 0)])
-async def test_a_failure_that_nobody_awaits_is_logged_unless_it_is_one_of_ours(
+async def test_an_unawaited_failure_is_logged_unless_it_is_a_bridge_error(
     caplog: pytest.LogCaptureFixture, error: Exception, lines: int
 ) -> None:
     tasks = Tasks()

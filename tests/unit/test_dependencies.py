@@ -1,4 +1,4 @@
-"""What the bridge uses of its dependencies beyond what they document: no release changes it unnoticed."""
+"""Undocumented interfaces of dependencies that the bridge uses: these tests fail if a release changes them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from uvicorn.server import Server, ServerState
 from harness import ROOT
 
 
-def test_uvicorn_makes_its_protocols_and_keeps_its_record_as_ours_expects() -> None:
+def test_uvicorn_constructs_protocols_and_keeps_server_state_as_the_bridge_expects() -> None:
     assert vars(ServerState()).keys() >= {"total_requests", "connections", "tasks", "default_headers"}
     made = re.search(r"http_protocol_class\((?P<arguments>.*?)\n\s*\)", inspect.getsource(Server.startup), re.DOTALL)
     assert made is not None
@@ -22,13 +22,13 @@ def test_uvicorn_makes_its_protocols_and_keeps_its_record_as_ours_expects() -> N
     assert "connection.shutdown()" in inspect.getsource(Server.shutdown)
 
 
-def test_aiohttps_connector_is_called_as_it_is_declared() -> None:
+def test_aiohttps_connector_has_the_signature_that_the_bridge_expects() -> None:
     assert list(inspect.signature(aiohttp.BaseConnector.connect).parameters) == ["self", "req", "traces", "timeout"]
     assert list(inspect.signature(aiohttp.ClientRequest.__init__).parameters)[:3] == ["self", "method", "url"]
 
 
 @pytest.mark.parametrize("package", [uvicorn, aiohttp])
-def test_a_package_of_which_more_is_used_is_capped_at_the_minor_release_that_is_tested(package: object) -> None:
+def test_a_package_used_beyond_its_documentation_is_capped_at_the_tested_minor_release(package: object) -> None:
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
     name: str = package.__name__  # type: ignore[attr-defined]

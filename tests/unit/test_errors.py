@@ -69,7 +69,7 @@ KINDS = [
 
 
 def new(kind: type[BridgeError]) -> BridgeError:
-    """An error of that kind with all that it may carry."""
+    """Returns an error of that kind with a message and, if it may have one, a detail."""
     if kind is LimitReached:
         return LimitReached("A sentence.", 7)
     return kind("A sentence.", detail="secret")
@@ -81,7 +81,7 @@ def test_every_error_has_its_status_and_its_code(kind: type[BridgeError]) -> Non
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_error_that_proves_that_nothing_was_sent_says_so(kind: type[BridgeError]) -> None:
+def test_the_errors_that_prove_that_nothing_was_sent_are_marked_as_not_sent(kind: type[BridgeError]) -> None:
     assert new(kind).sent is (kind.__name__ not in NEVER_SENT)
 
 
@@ -108,7 +108,7 @@ def test_an_error_carries_its_headers_and_data() -> None:
     assert body["error"]["data"] == {"a": [1]}
 
 
-def test_a_limit_says_that_nothing_was_sent_and_when_to_try_again() -> None:
+def test_a_reached_limit_answers_not_sent_with_retry_after() -> None:
     error = LimitReached("Too much.", 7, request_id="1")
     assert not error.sent
     response = error_response(error)
@@ -132,17 +132,17 @@ def test_two_errors_share_no_data() -> None:
     assert second.data == data == {"a": 1}
 
 
-def test_the_log_learns_the_detail_too() -> None:
+def test_the_text_of_an_error_for_the_log_has_its_detail() -> None:
     assert str(UpstreamTimeout("Late.", detail="after 5 s")) == "Late. (after 5 s)"
     assert str(UpstreamTimeout("Late.")) == "Late."
 
 
-def test_mistakes_in_the_settings_are_lines() -> None:
+def test_each_mistake_in_the_settings_is_one_line() -> None:
     assert str(SettingsError(["one", "two"])) == "one\ntwo"
 
 
 @pytest.mark.parametrize("body", [b'{"a": 1}', {"a": 1}])
-def test_a_json_response_is_the_json_it_was_given(body: bytes | dict[str, object]) -> None:
+def test_a_json_response_has_the_given_json_status_and_headers(body: bytes | dict[str, object]) -> None:
     response = json_response(body, 503, {"x-a": "b"})
     assert json.loads(bytes(response.body)) == {"a": 1}
     assert (response.status_code, response.headers["x-a"]) == (503, "b")

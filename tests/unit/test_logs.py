@@ -20,7 +20,7 @@ def record(message: str, fields: dict[str, Any] | None = None, error: BaseExcept
     return made
 
 
-def test_a_line_for_people_has_time_level_message_and_fields() -> None:
+def test_a_text_line_has_time_level_message_and_fields() -> None:
     line = TextFormatter().format(record("request", {"path": "/mcp", "status": 200, "tool": None, "duration_ms": 0.1}))
     assert line == "2023-11-14T22:13:20.123Z WARNING request path=/mcp status=200 duration_ms=0.1"
 
@@ -40,7 +40,7 @@ def test_a_message_cannot_look_like_another_line(name: str) -> None:
     assert TextFormatter().format(record("erinnern_für_später\n")).endswith(" erinnern_für_später")
 
 
-def test_a_line_for_machines_is_one_json_object() -> None:
+def test_a_json_line_is_one_json_object() -> None:
     line = JsonFormatter().format(record("request", {"agent": "a\nb", "tool": None, "status": 200}))
     assert line.isprintable()
     assert json.loads(line) == {
@@ -68,7 +68,7 @@ def test_a_failure_is_logged_with_its_traceback() -> None:
     ("level", "log_format", "lines"),
     [(logging.INFO, "text", 2), (logging.WARNING, "json", 2), (logging.ERROR, "text", 0)],
 )
-def test_every_line_goes_to_standard_error_from_its_level_on(level: int, log_format: str, lines: int) -> None:
+def test_lines_at_or_above_the_level_go_to_standard_error(level: int, log_format: str, lines: int) -> None:
     script = (
         "import logging; from vestige_bridge import logs;"
         f"logs.configure({level}, {log_format!r});"

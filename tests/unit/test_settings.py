@@ -209,7 +209,7 @@ OAUTH = {
     "VESTIGE_BRIDGE_PUBLIC_URL": "https://vestige.example.com",
     "VESTIGE_BRIDGE_OAUTH_SCOPES": "vestige=all",
 }
-"""What OAuth needs."""
+"""The settings that OAuth requires."""
 
 OAUTH_VALUES: dict[str, object] = {
     "oauth_issuer": "https://login.example.com",
@@ -254,7 +254,7 @@ def test_a_variable_sets_its_setting_and_no_other(variable: str, value: str) -> 
     needed: dict[str, str] = {}
     also: dict[str, object] = {}
     if name == "audit_required":
-        # An audit log that is required has to go somewhere.
+        # A required audit log needs a destination.
         needed, also = {"VESTIGE_BRIDGE_AUDIT_LOG": "-"}, {"audit_log": "-"}
     elif name.startswith("oauth_"):
         needed, also = OAUTH, OAUTH_VALUES
@@ -276,7 +276,7 @@ def test_an_empty_value_counts_as_none(variable: str, value: str) -> None:
     assert dataclasses.asdict(Settings.from_environ({variable: value})) == DEFAULTS
 
 
-def test_all_mistakes_are_told_at_once() -> None:
+def test_all_mistakes_are_reported_at_once() -> None:
     told = problems({"VESTIGE_BRIDGE_PORT": "x", "VESTIGE_MCP_URL": "x", "VESTIGE_BRIDGE_UPSTREAM_TOKEN": "x y"})
     assert [problem.partition(":")[0] for problem in told] == [
         "VESTIGE_MCP_URL",
@@ -307,7 +307,9 @@ def test_no_mistake_shows_a_secret(environ: dict[str, str]) -> None:
         ({"VESTIGE_AUTH_TOKEN": "a", "VESTIGE_AUTH_TOKEN_FILE": "/f", "VESTIGE_ALLOW_ANONYMOUS": "on"}, 3),
     ],
 )
-def test_two_ways_in_are_a_mistake_that_names_them(environ: dict[str, str], names: int) -> None:
+def test_conflicting_authentication_settings_are_one_mistake_that_names_them(
+    environ: dict[str, str], names: int
+) -> None:
     (problem,) = problems(environ)
     assert (
         sum(
@@ -353,7 +355,7 @@ def test_oauth_needs_an_issuer_a_public_url_and_scopes_and_no_other_way_for_jwts
     assert "hidden" not in problem
 
 
-def test_a_token_or_a_file_and_oauth_go_together() -> None:
+def test_a_token_or_a_token_file_may_be_combined_with_oauth() -> None:
     for more in ({}, {"VESTIGE_AUTH_TOKEN": "a"}, {"VESTIGE_AUTH_TOKEN_FILE": "/f"}):
         assert Settings.from_environ(OAUTH | more).oauth_resource == "https://vestige.example.com/mcp"
     assert Settings.from_environ({"VESTIGE_AUTH_TOKEN": "eyJhbGciOi.a.b"}).auth_token
@@ -367,17 +369,17 @@ def test_a_token_or_a_file_and_oauth_go_together() -> None:
         *((it, False) for it in (b"", b"eyJ", b"eyJ.a", b"eyJ.a.b.c", b"a.b.c", b"Bearer eyJ.a.b", b"eyJ.a.b.c.d.e")),
     ],
 )
-def test_the_form_of_a_jwt_is_told_from_that_of_other_tokens(token: bytes, looks: bool) -> None:
+def test_tokens_with_the_form_of_a_jwt_are_recognized(token: bytes, looks: bool) -> None:
     assert has_jwt_form(token) is looks
 
 
-def test_a_token_and_a_switch_that_is_off_go_together() -> None:
+def test_a_token_may_be_combined_with_anonymous_access_switched_off() -> None:
     settings = Settings.from_environ({"VESTIGE_AUTH_TOKEN": "a", "VESTIGE_ALLOW_ANONYMOUS": "false"})
     assert settings.auth_token == "a"
 
 
 @given(st.dictionaries(st.sampled_from(list(GOOD)), st.text(max_size=12), max_size=6))
-def test_whatever_is_set_gives_settings_or_lines(environ: dict[str, str]) -> None:
+def test_any_environment_gives_settings_or_printable_mistakes(environ: dict[str, str]) -> None:
     told = []
     try:
         Settings.from_environ(environ)
@@ -386,7 +388,7 @@ def test_whatever_is_set_gives_settings_or_lines(environ: dict[str, str]) -> Non
     assert all(problem.isprintable() for problem in told)
 
 
-def test_settings_do_not_change() -> None:
+def test_settings_are_immutable() -> None:
     settings = Settings.from_environ({})
     with pytest.raises(dataclasses.FrozenInstanceError):
         settings.port = 1  # type: ignore[misc]
@@ -408,7 +410,7 @@ def test_a_log_level_is_numbered_as_the_logging_module_does(level: str) -> None:
         ("VESTIGE_BRIDGE_", "VESTIGE_BRIDGE_ is not a setting and is ignored."),
     ],
 )
-def test_a_variable_that_looks_like_a_setting_is_told_with_the_nearest_name(variable: str, sentence: str) -> None:
+def test_an_unknown_variable_is_reported_with_the_nearest_setting(variable: str, sentence: str) -> None:
     said = unknown_settings({variable: "1", "VESTIGE_BRIDGE_PORT": "1", "VESTIGE_DATA_DIR": "x"})
     assert len(said) == 1
     assert said[0].startswith(sentence)
@@ -427,5 +429,5 @@ def test_a_variable_that_looks_like_a_setting_is_told_with_the_nearest_name(vari
         "VESTIGE_BRIDGE_METRICS_PORT_9464_UDP",
     ],
 )
-def test_what_kubernetes_makes_of_a_service_is_passed_over(variable: str) -> None:
+def test_variables_that_kubernetes_sets_for_a_service_are_ignored(variable: str) -> None:
     assert unknown_settings({variable: "1"}) == []
