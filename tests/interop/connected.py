@@ -1,7 +1,7 @@
-"""Connects clients as `vestige-bridge connect` says, and has each list the tools; exits with 1 when one does not.
+"""Connects clients by the instructions of `vestige-bridge connect`, and lists the tools; exits with 1 if one fails.
 
-With `--all` also the agents that carry a program of their own. They call home, so that runs where there is no network
-but loopback.
+`--all` includes the agents that are distributed as programs. They contact their vendors, so such a run needs a network
+namespace with only loopback.
 
 usage: PYTHONPATH=tests python -m interop.connected [--all]
 """
@@ -30,7 +30,7 @@ SECONDS: Final = 120
 
 
 class Person:
-    """Somebody with a new home, who does what the command says.
+    """A user with a new home directory, who follows the printed instructions.
 
     Parameters:
         home: the home directory, and the working directory.
@@ -44,17 +44,17 @@ class Person:
         (home / "bin").mkdir()
 
     def told(self, key: str) -> list[str]:
-        """The texts for a client that need no release, in order."""
+        """Returns the instructions for a client that need no release, in order."""
         return [self._target.filled(step.text) for step in BY_KEY[key].steps_for(owner="")]
 
     def install(self, name: str, *command: Path | str) -> None:
-        """Puts a command on the path."""
+        """Adds a command to the directory that comes first in ``PATH``."""
         script = self.home / "bin" / name
         script.write_text(f'#!/bin/sh\nexec {shlex.join(map(str, command))} "$@"\n')
         script.chmod(0o755)
 
     async def run(self, *command: Path | str) -> str:
-        """Runs a command; what it writes to standard output."""
+        """Runs a command; returns its standard output."""
         inherited = {
             name: value for name, value in os.environ.items() if not name.startswith(("VESTIGE_", "COVERAGE_"))
         }
@@ -80,7 +80,7 @@ class Person:
 
 
 def python(key: str, venv: str) -> Callable[[Person], Awaitable[None]]:
-    """The script for a Python library."""
+    """Returns a function that connects a Python library by the script for it."""
 
     async def connect(person: Person) -> None:
         (script,) = person.told(key)
@@ -101,7 +101,7 @@ async def typescript(person: Person) -> None:
 async def inspector(person: Person) -> None:
     (line,) = person.told("inspector")
     launcher = HERE / "node_modules/inspector-newest/clients/launcher/build/index.js"
-    # npx would download what is installed here already.
+    # The package is already installed here; npx would download it.
     person.install("inspector", NODE, launcher)
     tools = json.loads(
         await person.run("sh", "-c", line.replace("npx -y @modelcontextprotocol/inspector", "inspector"))
@@ -156,7 +156,7 @@ AGENTS_CONNECTED: Final = {"claude-code": claude_code, "codex": codex, "openclaw
 
 
 async def attempt(key: str, connect: Callable[[Person], Awaitable[None]], served: Bridge) -> bool:
-    """Whether a client is connected as the command says."""
+    """Connects a client by the printed instructions; returns whether that succeeded."""
     with tempfile.TemporaryDirectory(prefix="vestige-bridge-") as home:
         try:
             await connect(Person(Path(home), served.url))
@@ -168,7 +168,7 @@ async def attempt(key: str, connect: Callable[[Person], Awaitable[None]], served
 
 
 async def measure(*, agents: bool) -> bool:
-    """Whether all clients are connected."""
+    """Connects all clients; returns whether all succeeded."""
     clients = {**CONNECTED, **(AGENTS_CONNECTED if agents else {})}
     with tempfile.TemporaryDirectory(prefix="vestige-bridge-") as folder:
         gateway = Gateway(SERVER_MEMORY, {"MEMORY_FILE_PATH": f"{folder}/memory.jsonl"})
@@ -178,14 +178,14 @@ async def measure(*, agents: bool) -> bool:
                 await until(served.ready)
                 connected = [await attempt(key, connect, served) for key, connect in clients.items()]
                 assert served.drain is not None
-                await served.drain()  # ends the streams that a client left open
+                await served.drain()  # ends streams that clients left open
                 return all(connected)
         finally:
             await asyncio.to_thread(gateway.stop)
 
 
 def main() -> int:
-    """The exit status."""
+    """Connects the clients, and returns the exit status."""
     parser = argparse.ArgumentParser(prog="make interop")
     parser.add_argument("--all", action="store_true", help="also the agents, which are large")
     return 0 if asyncio.run(measure(agents=parser.parse_args().all)) else 1
