@@ -1,4 +1,4 @@
-"""The script of `helm test` against servers with and without tools that it may call."""
+"""Tests of the script of `helm test`, with servers that have tools which it may call, and with others."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ASKS = PLAIN | {"name": "search", "annotations": {"readOnlyHint": True}, "inputS
 
 @contextmanager
 def server(answers: dict[str, dict[str, Any]], asked: list[str]) -> Iterator[str]:
-    """An MCP server with these answers by method; yields its address."""
+    """Runs an MCP server with a response for each method; yields its URL."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -55,7 +55,7 @@ def server(answers: dict[str, dict[str, Any]], asked: list[str]) -> Iterator[str
 def run(
     folder: Path, answers: dict[str, dict[str, Any]], tool: str = "", name: str = "token", text: str = "agents secret\n"
 ) -> tuple[subprocess.CompletedProcess[str], list[str]]:
-    """Runs the script with the token's file in a folder, and a proxy in its environment that nobody listens on."""
+    """Runs the script with a token file; the proxy in its environment is unreachable, so it must not be used."""
     (folder / name).write_text(text)
     asked: list[str] = []
     with server(answers, asked) as url:

@@ -1,4 +1,4 @@
-"""What the chart renders, sentence by sentence, seen through `helm template`."""
+"""Tests of the objects that the chart renders with `helm template`."""
 
 import base64
 import hashlib
@@ -37,7 +37,7 @@ def template(*arguments: str, release: str = "vestige", version: str = "1.35") -
 
 
 def render(*arguments: str, token: str | None = TOKEN, **options: str) -> dict[str, Manifest]:
-    """The rendered objects by kind; the chart has one of each, its test pod aside."""
+    """Returns the rendered objects by kind; the chart has one of each, except its test pod."""
     auth = [] if token is None else ["--set-string", f"auth.token={token}"]
     result = template(*auth, *arguments, **options)
     assert result.returncode == 0, result.stderr
@@ -226,7 +226,7 @@ def test_a_route_sets_no_limit_to_the_time_of_a_stream_unless_it_is_told_to() ->
 
 
 def closed(schema: Any) -> Any:
-    """The schema of a CRD, in which what it does not name is wrong, as it is for the server with strict validation."""
+    """Returns the schema of a CRD without unknown fields, which the API server rejects with strict validation."""
     if isinstance(schema, list):
         return [closed(it) for it in schema]
     if not isinstance(schema, dict):
@@ -239,7 +239,7 @@ def closed(schema: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def route_schema() -> jsonschema.Draft7Validator:
-    """The schema of HTTPRoute in the newest release of the Gateway API."""
+    """Returns the schema of HTTPRoute in the newest release of the Gateway API."""
     crd = yaml.safe_load((ROOT / ".tools/httproutes.yaml").read_text())
     [version] = [it for it in crd["spec"]["versions"] if it["name"] == "v1"]
     schema = closed(version["schema"]["openAPIV3Schema"])
@@ -315,7 +315,7 @@ def file_of_tokens(objects: dict[str, Manifest]) -> str:
 
 
 def understood(toml: str) -> list[Manifest]:
-    """What the bridge makes of the entries of a tokens.toml."""
+    """Returns the bridge's parsed entries of a tokens.toml."""
     script = """
 import dataclasses, json, sys
 from vestige_bridge.access.token_file import parse_toml
@@ -455,7 +455,7 @@ def test_an_entry_that_the_bridge_would_refuse_is_refused_before(entries: list[A
 
 
 def test_several_tokens_of_one_name_overlap_while_they_are_rotated() -> None:
-    # What is said and what goes without saying are the same rights.
+    # The second entry states the defaults that the first omits, so both have the same permissions.
     entries = [
         entry(rate=5),
         entry(token=TOKEN[::-1], rate=5, read_only=False, resources=True, expires="2027-01-31T01:00:00.5+01:00"),
@@ -873,7 +873,7 @@ def test_a_range_that_ends_before_it_begins_is_refused() -> None:
 
 
 def strings_only(node: object, path: str = "") -> list[str]:
-    """The paths of names, labels and annotations that YAML takes for something else than a string."""
+    """Returns the paths of names, labels and annotations that YAML does not parse as strings."""
     if isinstance(node, dict):
         names = {"name", "namespace", "claimName", "secretName", "key"}
         wrong = [f"{path}.{key}" for key, value in node.items() if key in names and not isinstance(value, str)]
@@ -910,7 +910,7 @@ def test_names_that_look_like_other_types_stay_strings(word: str) -> None:
 
 
 class OnceOnly(yaml.SafeLoader):
-    """Refuses a mapping in which a key stands twice, as Flux does."""
+    """A YAML loader that rejects a mapping with a repeated key, as Flux does."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]

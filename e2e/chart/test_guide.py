@@ -1,4 +1,4 @@
-"""The commands of docs/deployment.md that need AWS, a registry or a new cluster, as far as they go without one."""
+"""Tests of the commands in docs/deployment.md that need AWS, a registry or a new cluster, without running these."""
 
 import re
 import shlex
@@ -161,7 +161,7 @@ def test_compose_images_are_the_dockerfiles_of_this_repository() -> None:
 
 
 def compose_service(service: str, file: str = "compose.yaml") -> dict[str, Any]:
-    """A service of one of the files, with what that takes from another file."""
+    """Returns a service of a compose file, merged with the service that it extends."""
     described: dict[str, Any] = yaml.safe_load((ROOT / "docker" / file).read_text())["services"][service]
     if "extends" not in described:
         return described
@@ -173,7 +173,7 @@ def compose_service(service: str, file: str = "compose.yaml") -> dict[str, Any]:
 
 
 def compose_environment(service: str, file: str = "compose.yaml", **variables: str) -> dict[str, str]:
-    """The variables of a service's container; the shell reads ${…} as compose does."""
+    """Returns the environment of a service's container; the shell expands ${…} as compose does."""
     environment = compose_service(service, file)["environment"]
     written = "\n".join(f"{name}={value}" for name, value in environment.items())
     script = f"cat <<END\n{written}\nEND"

@@ -1,4 +1,4 @@
-"""The alerts and the dashboard on a real Prometheus that watches a real bridge."""
+"""Tests of the alerts and the dashboard on a real Prometheus that scrapes a real bridge."""
 
 import copy
 import json
@@ -67,7 +67,7 @@ def eventually(fact: Callable[[], bool], seconds: float = 60) -> None:
 
 @contextmanager
 def running(folder: Path, *command: str, **environ: str) -> Iterator[None]:
-    """Runs a program in a folder in which there is no .env, unlike here after the first `make dev`."""
+    """Runs a program in a folder without a .env file; the checkout has one after the first `make dev`."""
     process = subprocess.Popen(
         command,
         cwd=folder,
@@ -85,7 +85,7 @@ def running(folder: Path, *command: str, **environ: str) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Where a bridge on server-memory tells its metrics, after calls of which some waited, one got 401 and one 403."""
+    """Yields the address of a bridge's metrics, after calls of which some waited, one got 401 and one 403."""
     folder = tmp_path_factory.mktemp("bridge")
     (folder / "tokens.toml").write_text(TOKENS)
     gateway_port, port, metrics_port = (str(free_port()) for _ in range(3))
@@ -118,7 +118,7 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def prometheus(scraped: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A Prometheus that has the alerts and watches the bridge as it would watch the pod."""
+    """Runs a Prometheus with the alerts, which scrapes the bridge with the labels of a pod; yields its URL."""
     folder, port = tmp_path_factory.mktemp("prometheus"), free_port()
     job = {"targets": [scraped], "labels": {"namespace": "openclaw", "pod": "vestige-0"}}
     config = {
@@ -177,7 +177,7 @@ def test_prometheus_evaluates_every_alert_and_none_is_raised(prometheus: str) ->
 @pytest.mark.parametrize("panel", PANELS, ids=lambda panel: str(panel["title"]))
 def test_every_query_of_the_dashboard_finds_something(panel: dict[str, Any], prometheus: str) -> None:
     for target in panel["targets"]:
-        # What is compared with zero is shown only while something is wrong.
+        # A query with `> 0` has a result only while something is wrong.
         query = re.sub(r" > 0$", "", filled_in(target["expr"]))
         assert ask(prometheus, query), query
 
@@ -190,13 +190,13 @@ def test_the_dashboard_marks_restarts_and_sees_none(prometheus: str) -> None:
 
 
 def filled_in(query: str) -> str:
-    """The query as Grafana asks it, with what was chosen in place of the variables."""
+    """Returns the query as Grafana sends it, with values for its variables."""
     query = re.sub(r"\$__(rate_interval|interval|range)", "1m", query)
     return query.replace("$namespace", "openclaw").replace("$pod", ".*")
 
 
 def against_the_schema(dashboard: dict[str, Any]) -> subprocess.CompletedProcess[str]:
-    """What Grafana's own schema says of a dashboard."""
+    """Validates a dashboard with Grafana's own schema."""
     program = ROOT / "build/dashboard/check"
     return subprocess.run(program, input=json.dumps(dashboard), capture_output=True, text=True, timeout=60, check=False)
 

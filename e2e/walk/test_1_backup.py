@@ -1,4 +1,4 @@
-"""vestige-backup in Vestige's image: what a backup contains, which ones are kept, and how a failure shows."""
+"""Tests of vestige-backup in Vestige's image: contents of a backup, retention, and reports of failures."""
 
 import json
 import re
@@ -23,7 +23,7 @@ ls /data/backups/.state 2>/dev/null
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a script ended, and what is there after it."""
+    """The exit code and output of a script, and the files after it."""
 
     code: int
     stdout: str
@@ -35,7 +35,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Container:
-    """A container of the image as the chart hardens it, with a small disk and no Vestige."""
+    """A container of the image, hardened as in the chart, with a small disk and without a running Vestige."""
 
     tool: str
     name: str
@@ -56,7 +56,7 @@ class Container:
         return done
 
     def fails(self, reason: str, prepare: str = "", command: str = "vestige-backup", repair: str = "") -> None:
-        """A failure is a sentence and a status, leaves no part of a copy, and takes no backup away."""
+        """Checks that a failure is logged and in the status, leaves no partial copy, and deletes no backup."""
         done = self.attempt(f"""
             {prepare}
             before=$(ls /data/backups)
@@ -89,7 +89,7 @@ def test_without_a_database_there_is_no_backup(container: Container) -> None:
 
 @pytest.fixture(scope="module")
 def memory(container: Container) -> Container:
-    """A database in WAL mode like Vestige's, of such a size that a copy takes a moment."""
+    """Creates a database in WAL mode like Vestige's, large enough that a copy takes some time."""
     container.run(r"""
         sqlite3 /data/vestige.db "PRAGMA journal_mode = WAL;
           CREATE TABLE schema_version (version INTEGER PRIMARY KEY);
@@ -257,7 +257,7 @@ def test_another_schedule_is_reported_and_does_not_end_the_container(memory: Con
 
 @pytest.fixture(scope="module")
 def uploading(memory: Container) -> Container:
-    """The container with the process of the container upload, whose command is in the file /data/command."""
+    """Starts the process of the upload container, which runs the command in the file /data/command."""
     run(memory.tool, "exec", "--detach", memory.name, "sh", "-c", UPLOAD, "upload", "sh", "/data/command")
     return memory
 

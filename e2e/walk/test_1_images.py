@@ -1,4 +1,4 @@
-"""The Dockerfiles, built for real: what they refuse, and what is in the images."""
+"""Tests of the built images: rejected downloads, and the contents of the images."""
 
 import json
 import re
@@ -65,7 +65,7 @@ def test_the_bridges_image_holds_what_is_pinned_and_nothing_else(images: Images,
 
 
 def inside(tool: str, image: str, script: str, *options: str, user: str = "10001:10001") -> str:
-    """What a script prints in a container of the image, with a read-only root as the chart has it."""
+    """Returns the output of a script in a container of the image, with a read-only root as in the chart."""
     return run(tool, "run", "--rm", "--network", "none", "--read-only", "--user", user, *options,
                "--entrypoint", "sh", image, "-c", script).stdout  # fmt: skip
 

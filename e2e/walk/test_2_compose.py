@@ -1,4 +1,4 @@
-"""docker/compose.yaml as a person runs it, without Kubernetes."""
+"""Tests of docker/compose.yaml, which runs the containers without Kubernetes."""
 
 import os
 import socket
@@ -25,7 +25,7 @@ def compose(tool: str) -> list[str]:
 
 @pytest.fixture(scope="module", params=["", "supergateway", "none"], ids=["unset", "supergateway", "none"])
 def client(request: pytest.FixtureRequest, compose: list[str], images: Images) -> Iterator[Client]:
-    """The bridge, with each value that GATEWAY takes."""
+    """Starts the containers with each value of GATEWAY; yields a client of the bridge."""
     port = free_port()
     variables = {
         "GATEWAY": request.param,

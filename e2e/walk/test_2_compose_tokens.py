@@ -1,4 +1,4 @@
-"""docker/compose.tokens.yaml with compose.backup.yaml: tokens with rights from a folder that change, and backups."""
+"""Tests of docker/compose.tokens.yaml with compose.backup.yaml: tokens with permissions in a folder, and backups."""
 
 import json
 import os
@@ -17,7 +17,7 @@ def entry(name: str, token: str, more: str = "") -> str:
 
 
 def put(folder: Path, *entries: str) -> None:
-    """Puts another file in the place of the one that is there, as an editor does."""
+    """Replaces the token file by renaming a new one, as editors do."""
     (folder / "tokens.new").write_text("\n".join(entries))
     (folder / "tokens.new").chmod(0o644)
     (folder / "tokens.new").rename(folder / "tokens.toml")

@@ -1,4 +1,4 @@
-"""The deployment guide on a real cluster, from the installation to the uninstallation, in its order."""
+"""Tests of the deployment guide on a real cluster, in its order, from installation to uninstallation."""
 
 import asyncio
 import base64
@@ -49,7 +49,7 @@ SENTENCE = "The lighthouse at Cape Farewell is green."
 
 @functools.cache
 def token() -> str:
-    """The token that the guide's commands made."""
+    """Returns the token that the guide's commands made."""
     secret = json.loads(kubectl("get", "secret", "vestige-auth", "-o", "json"))
     return base64.b64decode(secret["data"]["token"]).decode()
 
@@ -69,7 +69,7 @@ def gone(name: str) -> bool:
 
 @pytest.fixture(scope="module", autouse=True)
 def no_namespace() -> None:
-    """The guide makes it."""
+    """Deletes the namespace, which the guide's commands create."""
     attempt("kubectl", "delete", "namespace", NAMESPACE, "--ignore-not-found", timeout=180)
 
 
@@ -78,14 +78,14 @@ LAST_SECTION = "7. Upgrade, roll back, uninstall"
 
 
 def guide_commands(pattern: str) -> list[str]:
-    """The commands of the guide that match, as they stand there."""
+    """Returns the guide's commands that match, unchanged."""
     blocks = re.findall(r"```bash\n(.*?)```", GUIDE, re.DOTALL)
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     return [line for line in lines if re.fullmatch(pattern, line)]
 
 
 def guide_blocks(heading: str) -> list[str]:
-    """What the guide says to type below a heading, letter by letter."""
+    """Returns the guide's shell blocks below a heading, unchanged."""
     section = GUIDE.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
     blocks = re.findall(r"```bash\n(.*?)```", section, re.DOTALL)
     assert blocks, heading
@@ -93,7 +93,7 @@ def guide_blocks(heading: str) -> list[str]:
 
 
 def typed(script: str, **environment: str) -> str:
-    """Runs what the guide says to type, with our Helm; what it leaves in the background ends with it."""
+    """Runs a shell block of the guide with our Helm, and ends its background processes afterwards."""
     path = f"{Path(HELM).resolve().parent}:{os.environ['PATH']}"
     ended = "trap 'jobs -p | xargs -r kill || true; wait || true' EXIT\nset -e\n"
     return run("bash", "-c", ended + script, cwd=ROOT, env={"PATH": path, **environment}, timeout=700).stdout
@@ -237,7 +237,7 @@ def test_the_probe_is_quick_and_leaves_nothing_behind() -> None:
         == 0
     )
     each = (time.monotonic() - began) / 20
-    # The probe's own request, 10,000 times in all.
+    # The request of the probe, 10,000 times in total.
     requests = """
         import http.client
         connection = http.client.HTTPConnection("127.0.0.1", 3100)
@@ -308,7 +308,7 @@ def test_a_killed_supergateway_is_restarted_and_calls_go_on(client: Client) -> N
 
 
 def test_the_guides_commands_for_trouble_work_as_written(client: Client) -> None:
-    # Both containers have last words only after both were restarted; supergateway's was killed just before.
+    # Logs of a previous container exist only after a restart; supergateway was killed in the test before.
     in_bridge("python3", "-c", "import os, signal; os.kill(1, signal.SIGTERM)")
     eventually("the bridge's restart", lambda: restarts("bridge") == 1, 90)
     eventually("an answer", client.is_answered)
@@ -459,7 +459,7 @@ def test_a_restore_killed_at_any_point_leaves_one_whole_database(client: Client)
 
 
 def watch_the_end(name: str, seen: Path) -> subprocess.Popen[bytes]:
-    """Writes every state of a pod to a file, until it is gone."""
+    """Starts to write every state of a pod to a file, until the pod is deleted."""
     with seen.open("wb") as out:
         return subprocess.Popen(
             ["kubectl", "get", "pod", "-n", NAMESPACE, name, "--watch", "-o", "json"],
@@ -469,7 +469,7 @@ def watch_the_end(name: str, seen: Path) -> subprocess.Popen[bytes]:
 
 
 def ends(seen: Path) -> dict[str, dict[str, object]]:
-    """How each container of the watched pod ended."""
+    """Returns how each container of the watched pod ended."""
     text, decoder, found = seen.read_text(), json.JSONDecoder(), {}
     at = 0
     while at < len(text.rstrip()):

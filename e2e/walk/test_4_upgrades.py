@@ -1,4 +1,4 @@
-"""What helm upgrade refuses because of what it finds in the cluster. No pod has to run for that."""
+"""Tests of `helm upgrade` with changed objects in the cluster, some of which it rejects. They run no pod."""
 
 import base64
 import json
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from walking import CHART, HELM, Done, attempt, run, saw
 
-SPACE = "20260728"  # a name that YAML takes for a number unless it is quoted
+SPACE = "20260728"  # a name that YAML parses as a number unless it is quoted
 A, B = "token-a-of-16-letters-or-more", "token-b-of-16-letters-or-more"
 TOKENS = f'auth.tokens=[{{"name": "agents", "token": "{A}", "tools": ["search"]}}]'
 MINE = f"[[token]]\nname = 'mine'\ntoken = '{B}'"
@@ -34,7 +34,7 @@ def exists(kind: str, name: str) -> bool:
 
 @pytest.fixture(autouse=True)
 def release() -> Iterator[None]:
-    """A release called vestige with the token A, in a namespace of its own."""
+    """Installs a release named vestige with the token A, in its own namespace."""
     run("kubectl", "create", "namespace", SPACE)
     installed = helm("install", "vestige", CHART, "--set", f"auth.token={A}")
     assert installed.returncode == 0, installed.stderr

@@ -1,4 +1,4 @@
-"""The same chart with Vestige's own HTTP server: what differs from the walk with supergateway."""
+"""Tests of the chart with Vestige's own HTTP server: the differences from supergateway."""
 
 import re
 import socket
@@ -28,7 +28,7 @@ from walking import (
 )
 
 TOKEN = "a-token-of-the-clients-of-32-letters"
-__all__ = ["watched"]  # a fixture, which is only named
+__all__ = ["watched"]  # a fixture, used only as a parameter
 SENTENCE = "The lighthouse at Cape Egmont is white."
 
 

@@ -1,4 +1,4 @@
-"""Backups in the pod, the drill that brings a memory back when its volume is gone, and teams that share nothing."""
+"""Tests of backups in the pod, of the restore drill after the loss of a volume, and of teams with own releases."""
 
 import hashlib
 import http.server
@@ -49,7 +49,7 @@ with open(os.environ["BACKUP"], "rb") as file:
 
 
 class Shelf(http.server.ThreadingHTTPServer):
-    """Where uploads go, on the node's address; it can be full."""
+    """The server for uploads, on the node's address; it rejects uploads while ``full`` is set."""
 
     full = False
 
@@ -69,12 +69,12 @@ class Put(http.server.BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, format: str, *args: object) -> None:
-        """The steps of the walk are the log."""
+        """Logs nothing; the output of the tests is the log."""
 
 
 @dataclass
 class TimedCallers(Callers):
-    """Callers that know when the last call was answered, and how long the slowest took since they were asked last."""
+    """Callers that record when the last call was answered, and the longest duration of a call since the last query."""
 
     slowest: float = field(default=0, init=False)
     answered_at: float = field(default=0, init=False)
@@ -103,7 +103,7 @@ def shelf(loaded: Images) -> Iterator[Shelf]:
 
 
 def install(images: Images, shelf: Shelf, folder: Path) -> None:
-    """The chart with backups, for whose upload the bridge's image is the one of one's own."""
+    """Installs the chart with backups; their upload runs in the bridge's image in place of a custom image."""
     values = {
         "vestigeImage": {"repository": images.vestige, "tag": images.native_tag},
         "bridgeImage": {"repository": images.bridge, "tag": images.tag},
@@ -130,7 +130,7 @@ def install(images: Images, shelf: Shelf, folder: Path) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def installed(loaded: Images, shelf: Shelf, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A release with backups, and one for each of two teams, which the guide's commands install."""
+    """Installs a release with backups and, by the guide's commands, one for each of two teams."""
     for namespace in (NAMESPACE, *TEAMS):
         attempt("kubectl", "delete", "namespace", namespace, "--ignore-not-found", timeout=180)
     run("kubectl", "create", "namespace", NAMESPACE)
@@ -152,7 +152,7 @@ def client() -> Client:
 
 
 def operations_blocks(heading: str) -> list[str]:
-    """What docs/operations.md says to type below a heading, letter by letter."""
+    """Returns the shell blocks of docs/operations.md below a heading, unchanged."""
     text = (ROOT / "docs" / "operations.md").read_text()
     return re.findall(r"```bash\n(.*?)```", text.partition(f"\n## {heading}\n")[2].partition("\n## ")[0], re.DOTALL)
 
@@ -162,7 +162,7 @@ def in_backup(*command: str) -> Done:
 
 
 def metrics() -> dict[str, float]:
-    """The samples about backups that Prometheus would find."""
+    """Returns the samples about backups from the metrics."""
     host, _ = service()
     with urllib.request.urlopen(f"http://{host}:9464/metrics", timeout=10) as response:
         samples = [line.split() for line in response.read().decode().splitlines() if "_backup_" in line]
@@ -190,7 +190,7 @@ def test_a_backup_at_its_time_is_uploaded_and_told_to_prometheus(client: Client,
     # A Service reaches a new pod some moments after the pod is ready.
     eventually("an answer", client.is_answered)
     assert client.remember(SENTENCE).content["id"]
-    # It lets the time of the schedule be now.
+    # snooze runs the backup now, as if its time had come.
     assert in_backup("sh", "-c", "kill -ALRM $(pidof snooze)").returncode == 0
     eventually("an upload", lambda: len(shelf.files))
     [(name, content)] = shelf.files.items()
@@ -222,7 +222,7 @@ def test_a_backup_that_fails_is_a_log_line_and_a_metric_until_one_succeeds(clien
 
 
 def test_the_drill(client: Client, loaded: Images, shelf: Shelf, tmp_path: Path) -> None:
-    """Written under load, backed up, the volume gone: what was acknowledged before the backup is there again."""
+    """Runs the drill under load: every write that was acknowledged before the backup is in the restored memory."""
     file = tmp_path / "drill.db"
     [make, restore, *_] = guide_blocks("Back up and restore")
     assert make == "make backup\n"
