@@ -150,7 +150,7 @@ def test_promtool_finds_nothing_wrong_with_the_alerts() -> None:
     assert f"SUCCESS: {len(ALERTS)} rules found" in promtool("check", "rules", str(FILES / "alerts.yaml"))
 
 
-def test_each_alert_is_raised_by_what_it_is_for_and_by_nothing_else() -> None:
+def test_each_alert_is_raised_by_its_condition_and_by_nothing_else() -> None:
     cases = Path(__file__).with_name("alerts-test.yaml")
     promtool("test", "rules", str(cases))
     tests = yaml.safe_load(cases.read_text())["tests"]
@@ -182,7 +182,7 @@ def test_every_query_of_the_dashboard_finds_something(panel: dict[str, Any], pro
         assert ask(prometheus, query), query
 
 
-def test_the_dashboard_marks_restarts_and_sees_none(prometheus: str) -> None:
+def test_the_dashboard_marks_restarts_and_finds_none(prometheus: str) -> None:
     [restarts] = DASHBOARD["annotations"]["list"]
     query = filled_in(restarts["expr"])
     assert ask(prometheus, query) == []
@@ -201,7 +201,7 @@ def against_the_schema(dashboard: dict[str, Any]) -> subprocess.CompletedProcess
     return subprocess.run(program, input=json.dumps(dashboard), capture_output=True, text=True, timeout=60, check=False)
 
 
-def test_the_dashboard_is_what_grafanas_own_schema_allows() -> None:
+def test_the_dashboard_satisfies_grafanas_own_schema() -> None:
     done = against_the_schema(DASHBOARD)
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -217,7 +217,7 @@ def test_the_dashboard_is_what_grafanas_own_schema_allows() -> None:
         ("target", "expression", "up"),
     ],
 )
-def test_what_grafanas_schema_does_not_allow_is_found(where: str, key: str, value: Any) -> None:
+def test_violations_of_grafanas_schema_are_found(where: str, key: str, value: Any) -> None:
     dashboard = copy.deepcopy(DASHBOARD)
     panel = next(it for it in dashboard["panels"] if it["type"] == "timeseries")
     places = {"dashboard": dashboard, "panel": panel, "options": panel["options"], "target": panel["targets"][0]}
@@ -227,7 +227,7 @@ def test_what_grafanas_schema_does_not_allow_is_found(where: str, key: str, valu
     assert key in done.stderr
 
 
-def test_every_panel_says_what_it_shows_and_asks_the_data_source_that_was_chosen() -> None:
+def test_every_panel_has_a_description_and_the_selected_data_source() -> None:
     chosen = {"type": "prometheus", "uid": "${datasource}"}
     for panel in PANELS:
         assert panel["description"].endswith("."), panel["title"]

@@ -82,7 +82,7 @@ def post(port: int, trust: ssl.SSLContext, method: str) -> tuple[int, str]:
         return response.status, response.read().decode()
 
 
-def test_https_leads_to_the_memory(port: int, trust: ssl.SSLContext) -> None:
+def test_calls_over_https_reach_the_memory(port: int, trust: ssl.SSLContext) -> None:
     def answers() -> bool:
         try:
             return post(port, trust, "tools/list")[0] == 200

@@ -136,7 +136,7 @@ def test_an_allow_list_is_enforced(client: Callable[[str], Client], entries: dic
     saw(f"nightly-job sees {tools[job]} of {tools[assistant]}, and gets 403 for the others")
 
 
-def test_the_audit_stands_on_standard_output_and_names_principal_and_tool() -> None:
+def test_the_audit_log_on_standard_output_names_principal_and_tool() -> None:
     [_, _, _, grep] = guide_blocks("Tokens with rights")
     lines = [json.loads(line) for line in run("sh", "-c", grep).stdout.splitlines()]
     told = [(it["audit"], it["principal"], it["tool"], it["outcome"]) for it in lines]
@@ -152,7 +152,7 @@ def test_the_audit_stands_on_standard_output_and_names_principal_and_tool() -> N
     saw("\n".join(json.dumps(line) for line in lines))
 
 
-def test_a_rotated_secret_changes_who_may_call_without_a_restart(
+def test_a_rotated_secret_changes_the_valid_tokens_without_a_restart(
     client: Callable[[str], Client], entries: dict[str, Entry], file: Path
 ) -> None:
     name, job = pod()["metadata"]["name"], entries["nightly-job"][1]
@@ -175,7 +175,7 @@ def test_a_rotated_secret_changes_who_may_call_without_a_restart(
     entries["assistant"] = token, new
 
 
-def test_helm_test_asks_for_a_token_where_the_file_holds_hashes(entries: dict[str, Entry]) -> None:
+def test_helm_test_requires_a_token_if_the_file_has_only_hashes(entries: dict[str, Entry]) -> None:
     failed = attempt(HELM, "test", "vestige", "--logs", "--namespace", NAMESPACE)
     assert failed.returncode != 0
     assert "let test.existingSecret name a Secret that holds one" in kubectl("logs", "vestige-test-call")
@@ -188,7 +188,7 @@ def test_helm_test_asks_for_a_token_where_the_file_holds_hashes(entries: dict[st
     saw(next(line for line in printed.splitlines() if line.startswith("search:")))
 
 
-def test_the_doctor_takes_a_token_from_standard_input(entries: dict[str, Entry]) -> None:
+def test_the_doctor_reads_a_token_from_standard_input(entries: dict[str, Entry]) -> None:
     [_, _, doctor, _] = guide_blocks("Tokens with rights")
     said = typed(doctor, TOKEN=entries["assistant"][0])
     assert "✓ token" in said and "✓ read" in said
