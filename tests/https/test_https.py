@@ -77,7 +77,7 @@ async def session(client: Bridge) -> dict[str, str]:
     return {"Mcp-Session-Id": answer.headers["Mcp-Session-Id"]}
 
 
-async def became(client: Bridge, name: str) -> str:
+async def state_of(client: Bridge, name: str) -> str:
     """Returns the state of a call of ``wait`` on the MCP server."""
     return str(json.loads((await client.call("waits")).text).get(name))
 
@@ -213,7 +213,7 @@ async def running(client: Bridge, name: str) -> None:
     """Waits until the MCP server runs the call."""
 
     async def begun() -> bool:
-        return await became(client, name) == "running"
+        return await state_of(client, name) == "running"
 
     await until(begun)
 
@@ -222,7 +222,7 @@ async def until_cancelled(client: Bridge, name: str) -> None:
     """Waits until the MCP server has cancelled the call; fails if only the next heartbeat shows the proxy the end."""
 
     async def cancelled() -> bool:
-        return await became(client, name) == "cancelled"
+        return await state_of(client, name) == "cancelled"
 
     await until(cancelled, 10)
 
@@ -249,7 +249,7 @@ def mixed(number: int, chance: random.Random) -> tuple[dict[str, Any], dict[str,
     return body, headers | chance.choice([{}, SSE]), expected
 
 
-def told(body: bytes) -> tuple[object, object]:
+def id_and_outcome(body: bytes) -> tuple[object, object]:
     """Returns the id of a response (JSON or an event), and its text, other result or error code."""
     text = body.decode()
     message = json.loads(text if text.startswith("{") else text[text.index("data:") + 5 :])
@@ -266,7 +266,7 @@ async def test_each_of_a_thousand_calls_gets_its_own_answer(client: Bridge) -> N
         body, headers, expected = mixed(number, chance)
         async with gate:
             answer = await client.post(body, headers)
-        assert told(answer.body) == (None if answer.status == 401 else body["id"], expected)
+        assert id_and_outcome(answer.body) == (None if answer.status == 401 else body["id"], expected)
 
     async with asyncio.TaskGroup() as group:
         for number in range(CALLS):

@@ -22,7 +22,7 @@ AT_ONCE = 2
 CLIENT_SECONDS = 120
 
 
-async def put_through(kind: Kind) -> dict[str, str]:
+async def run_behaviours(kind: Kind) -> dict[str, str]:
     """Tests a client; returns its results by behaviour. It stays connected while bridge and upstream are restarted."""
     answers: dict[str, str] = {}
     gateway = Gateway(ROOT / "tests/server.mjs")
@@ -59,7 +59,7 @@ async def measure(kinds: Iterable[Kind]) -> dict[str, dict[str, str]]:
 
     async def run(kind: Kind) -> dict[str, str]:
         async with gate:
-            answers = await put_through(kind)
+            answers = await run_behaviours(kind)
             print(f"{kind.name}: done", file=sys.stderr, flush=True)
             return answers
 

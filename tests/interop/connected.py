@@ -43,7 +43,7 @@ class Person:
         self._target = Target(url, TOKEN_VARIABLE, str(ROOT / ".venv/bin/vestige-bridge"), str(home))
         (home / "bin").mkdir()
 
-    def told(self, key: str) -> list[str]:
+    def instructions(self, key: str) -> list[str]:
         """Returns the instructions for a client that need no release, in order."""
         return [self._target.filled(step.text) for step in BY_KEY[key].steps_for(owner="")]
 
@@ -83,7 +83,7 @@ def python(key: str, venv: str) -> Callable[[Person], Awaitable[None]]:
     """Returns a function that connects a Python library by the script for it."""
 
     async def connect(person: Person) -> None:
-        (script,) = person.told(key)
+        (script,) = person.instructions(key)
         names = await person.run(ROOT / f".venv-mcp-{venv}/bin/python", "-c", script)
         assert TOOL in names.split(), names
 
@@ -91,7 +91,7 @@ def python(key: str, venv: str) -> Callable[[Person], Awaitable[None]]:
 
 
 async def typescript(person: Person) -> None:
-    (script,) = person.told("typescript")
+    (script,) = person.instructions("typescript")
     (person.home / "node_modules").symlink_to(ROOT / "tests/node_modules")
     (person.home / "tools.mjs").write_text(script)
     names = await person.run(NODE, "tools.mjs")
@@ -99,7 +99,7 @@ async def typescript(person: Person) -> None:
 
 
 async def inspector(person: Person) -> None:
-    (line,) = person.told("inspector")
+    (line,) = person.instructions("inspector")
     launcher = HERE / "node_modules/inspector-newest/clients/launcher/build/index.js"
     # The package is already installed here; npx would download it.
     person.install("inspector", NODE, launcher)
@@ -110,7 +110,7 @@ async def inspector(person: Person) -> None:
 
 
 async def curl(person: Person) -> None:
-    (line,) = person.told("curl")
+    (line,) = person.instructions("curl")
     answer = json.loads(await person.run("sh", "-c", line))
     assert TOOL in [tool["name"] for tool in answer["result"]["tools"]], answer
 
@@ -118,7 +118,7 @@ async def curl(person: Person) -> None:
 async def claude_code(person: Person) -> None:
     (program,) = AGENTS.glob("@anthropic-ai/claude-code-*/claude")
     person.install("claude", program)
-    add, check = person.told("claude-code")
+    add, check = person.instructions("claude-code")
     await person.run("sh", "-c", add)
     said = await person.run("sh", "-c", check)
     assert f"vestige: {person.url} (HTTP) - ✔ Connected" in said, said
@@ -128,7 +128,7 @@ async def claude_code(person: Person) -> None:
 async def codex(person: Person) -> None:
     (program,) = AGENTS.glob("@openai/codex-*/vendor/*/bin/codex")
     person.install("codex", program)
-    add, check = person.told("codex")
+    add, check = person.instructions("codex")
     await person.run("sh", "-c", add)
     transport = json.loads(await person.run("sh", "-c", f"{check} --json"))["transport"]
     assert (transport["url"], transport["bearer_token_env_var"]) == (person.url, TOKEN_VARIABLE), transport
@@ -137,7 +137,7 @@ async def codex(person: Person) -> None:
 async def openclaw(person: Person) -> None:
     (home,) = await asyncio.to_thread(lambda: list(OPENCLAW.glob("openclaw-*/")))
     person.install("openclaw", home / "bin/node", home / "node_modules/openclaw/openclaw.mjs")
-    config, check = person.told("openclaw")
+    config, check = person.instructions("openclaw")
     (person.home / ".openclaw").mkdir()
     (person.home / ".openclaw/openclaw.json").write_text(config)
     said = await person.run("sh", "-c", check)

@@ -33,7 +33,7 @@ class Provider:
         self._process = process
         self.issuer = issuer
 
-    async def told(self, order: str) -> Counter[str]:
+    async def send(self, order: str) -> Counter[str]:
         """Sends an order; returns the provider's counts of what it has done so far."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -133,20 +133,20 @@ async def measure(kinds: tuple[Kind, ...]) -> Walk:
 async def _walk(walk: Walk, idp: Provider, served: Bridge, metrics_port: int, clients: int) -> None:
     await walk.step("signs in", "connect")
     await walk.step("lists and calls", "list", "call", "progress")
-    first = await idp.told("counts")
+    first = await idp.send("counts")
     walk.require(f"each registers once and signs in: {first}", first["registrations"] == clients <= first["codes"])
     await asyncio.sleep(TOKEN_SECONDS)
     await walk.step("token expires in the session", "call")
     # Each client makes 20 calls at once, twice. Tokens that are signed with the previous key stay valid.
     await asyncio.gather(
-        walk.step("key changes under callers", "20 at once", "20 at once"), asyncio.create_task(idp.told("two keys"))
+        walk.step("key changes under callers", "20 at once", "20 at once"), asyncio.create_task(idp.send("two keys"))
     )
     # Sent before the token expires: a client whose stream ends with the token renews it at once, and the new token must
     # stay valid until the last step.
-    await idp.told("long")
+    await idp.send("long")
     await asyncio.sleep(TOKEN_SECONDS)
     await walk.step("token of the new key", "call", "20 at once")
-    last = await idp.told("away")
+    last = await idp.send("away")
     known = await _sample(served, metrics_port, "oauth_keys")
     walk.require(f"the bridge knows both keys: {known}", known == 2)
     renewals = last["refreshes"] + last["codes"] - first["refreshes"] - first["codes"]
