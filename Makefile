@@ -1,4 +1,4 @@
-# Everything a person does with this repository. `make` alone lists it.
+# All tasks of this repository. `make` without a target lists them.
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -9,7 +9,7 @@ PYTHON ?= python3
 bin := .venv/bin
 pip = $(dir $@)bin/pip install --quiet --disable-pip-version-check
 
-# What a person has set for their own Python, pip and npm must not break ours; where packages come from stays theirs.
+# Ignores the user's settings of Python, pip and npm, except those that select the source of packages.
 packages_come_from = PIP_CACHE_DIR PIP_CERT PIP_CLIENT_CERT PIP_CONFIG_FILE PIP_DEFAULT_TIMEOUT PIP_EXTRA_INDEX_URL \
 	PIP_FIND_LINKS PIP_INDEX_URL PIP_KEYRING_PROVIDER PIP_NO_INDEX PIP_PROXY PIP_RETRIES PIP_TIMEOUT PIP_TRUSTED_HOST \
 	$(foreach prefix,npm_config_ NPM_CONFIG_,$(addprefix $(prefix),/% ca cafile cache cert https_proxy key noproxy proxy \
@@ -20,21 +20,21 @@ unexport $(filter-out PYTHON $(packages_come_from),$(of_a_person))
 export PIP_USER := 0
 export npm_config_update_notifier := false
 
-# Loopback never goes through a proxy.
+# Connections to loopback never use a proxy.
 comma := ,
 loopback := localhost,127.0.0.1,::1
 direct = $(if $(findstring $(loopback),$1),$1,$(if $1,$1$(comma))$(loopback))
 export NO_PROXY := $(call direct,$(or $(no_proxy),$(NO_PROXY)))
 export no_proxy := $(NO_PROXY)
 
-# What a target needs besides, told in a sentence when it is missing.
+# Requirements of targets; a missing one is an error with one sentence.
 .PHONY: on-linux
 on-linux:
 	@test "$$(uname -s)" = Linux || { echo 'make $(MAKECMDGOALS) works on Linux only.' >&2; exit 2; }
 
 with-node := PATH="$(CURDIR)/$(bin):$$PATH"
 
-# Runs a command where there is no network but loopback.
+# Runs a command in a network namespace with only loopback.
 offline = unshare --net --map-root-user sh -c 'ip link set lo up && exec "$$@"' -
 
 require-go = command -v go >/dev/null || \
@@ -114,7 +114,7 @@ audit: .venv/dev.stamp .venv/audit.stamp ## Check the packages in the images for
 
 ##@ Measure
 
-# PEERS=all puts ToolHive beside the others: Go builds it, and it runs where there is no network but loopback, as all do then.
+# PEERS=all includes ToolHive, which is built with Go. All programs then run in a network namespace with only loopback.
 isolated = $(if $(filter all,$(PEERS)),$(offline))
 bench = $(isolated) .venv-bench/bin/python -m bench
 
@@ -186,7 +186,7 @@ e2e-openclaw: .venv/dev.stamp docker/gateway/node_modules/stamp openclaw-plugin/
 
 ##@ Deploy
 
-# The images: REGISTRY and TAG, or the guide's ECR_VESTIGE and ECR_BRIDGE. DRY_RUN=1 prints what would be done.
+# The images: REGISTRY and TAG, or the guide's ECR_VESTIGE and ECR_BRIDGE. DRY_RUN=1 only prints the commands.
 CONTAINER_TOOL ?= $(shell docker/container-tool)
 REGISTRY ?= localhost
 ECR_VESTIGE ?= $(REGISTRY)/vestige-mcp
@@ -199,7 +199,7 @@ RELEASE ?= vestige
 NAMESPACE ?= openclaw
 HELM ?= $(or $(shell command -v helm),.tools/bin/helm)
 HELM_ARGS ?=
-# A Helm that go builds takes itself for one of Kubernetes 1.20, unless it asks a cluster.
+# A Helm built with `go install` assumes Kubernetes 1.20 unless it queries a cluster.
 KUBE_VERSION := 1.35.0
 run = $(if $(DRY_RUN),@echo,)
 image_values = --set vestigeImage.repository=$(ECR_VESTIGE) --set vestigeImage.tag=$(tag) \
@@ -255,7 +255,7 @@ logs: ## Follow the logs of both containers.
 port-forward: ## Forward port 8000 of this machine to the Service.
 	$(run) kubectl port-forward --namespace $(NAMESPACE) svc/$(RELEASE) 8000:8000
 
-# A command in Vestige's container: on Kubernetes, or with COMPOSE=docker/compose.yaml where compose runs it.
+# Runs a command in Vestige's container: on Kubernetes, or with COMPOSE=docker/compose.yaml in compose.
 compose = $(if $(filter docker,$(CONTAINER_TOOL)),docker compose,podman-compose) -f $(COMPOSE)
 in-vestige = $(if $(COMPOSE),$(compose) exec -T vestige-mcp,kubectl exec --namespace $(NAMESPACE) deploy/$(RELEASE) -c vestige-mcp --)
 BACKUP ?= backups/$(RELEASE)-$(shell date -u +%Y%m%dT%H%M%SZ).db
@@ -342,7 +342,7 @@ help: ## List these targets.
 .PHONY: test-tools
 test-tools: .venv/dev.stamp .venv/test.stamp .venv-mcp-1/stamp .venv-mcp-2/stamp docker/gateway/node_modules/stamp tests/node_modules/stamp tests/conformance/node_modules/stamp
 
-# The strangers of chaos share the bridge's connections through these; make chaos-defects shows that this finds a defect.
+# In chaos, clients without a token share the bridge's connections through these; make chaos-defects tests that check.
 .PHONY: proxies
 proxies:
 	@dev/packages haproxy nginx-light
@@ -362,7 +362,7 @@ chart-tools: $(HELM) .venv-e2e/stamp .tools/bin/prometheus .tools/httproutes.yam
 interop-tools: .venv-mcp-1-previous/stamp .venv-mcp-2-previous/stamp .venv-mcp-fastmcp/stamp .venv-mcp-fastmcp-previous/stamp
 interop-tools: tests/interop/node_modules/stamp
 
-# Each stamp is written last, so that what was interrupted half-way is begun again.
+# Each stamp is written last, so that an interrupted installation is repeated.
 .venv/stamp:
 	@PYTHON='$(PYTHON)' dev/make-venv.sh .venv
 	@touch $@
@@ -411,7 +411,7 @@ build/dashboard/check: $(wildcard e2e/dashboard/*)
 .tools/bin/caddy:
 	@dev/extract $(@D) caddy usr/bin/caddy
 
-# The schema of HTTPRoute, from the standard channel; 1.7 asks for Go 1.27.
+# The schema of HTTPRoute, from the standard channel; 1.7 requires Go 1.27.
 .tools/httproutes.yaml: GATEWAY_API := sigs.k8s.io/gateway-api@v1.6.3
 .tools/httproutes.yaml: crd = config/crd/standard/gateway.networking.k8s.io_httproutes.yaml
 .tools/httproutes.yaml:
@@ -422,7 +422,7 @@ build/dashboard/check: $(wildcard e2e/dashboard/*)
 .tools/bin/syft: GO_PACKAGE := github.com/anchore/syft/cmd/syft@v1.57.0
 .tools/bin/publisher: GO_PACKAGE := github.com/modelcontextprotocol/registry/cmd/publisher@v1.8.9
 .tools/bin/actionlint: GO_PACKAGE := github.com/rhysd/actionlint/cmd/actionlint@v1.7.12
-# Releases from 0.55 on ask for Go 1.27.
+# Releases since 0.55 require Go 1.27.
 .tools/bin/thv: GO_PACKAGE := github.com/stacklok/toolhive/cmd/thv@v0.47.0
 .tools/bin/%:
 	@$(require-go)

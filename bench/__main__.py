@@ -1,4 +1,4 @@
-"""The command line of the benchmarks; the Makefile's targets run it."""
+"""The command line of the benchmarks; targets of the Makefile run it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cost of one warm tools/call in Python calls: their number, their modules, and the changes between modules.
+"""Measures the cost of one warm tools/call in Python calls: their number, modules, and changes between modules.
 
 The bridge runs unmodified, on its real server; a profile hook in its process records every Python call.
 """
@@ -31,7 +31,7 @@ UNDISTURBED = {"VESTIGE_BRIDGE_CHECK_INTERVAL_SECONDS": "3600"}
 
 
 def measure() -> dict[str, Any]:
-    """Counts each form of answer on a kept-alive connection, after warm-up requests."""
+    """Counts the calls for each form of answer on a keep-alive connection, after warm-up requests."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder, upstream() as port:
         file = Path(folder) / "calls"
         python: list[str | Path] = [ROOT / ".venv/bin/python", PROXIES / "counted.py", file]
@@ -43,7 +43,7 @@ def measure() -> dict[str, Any]:
 
 
 def counts(modules: Sequence[str]) -> dict[str, int]:
-    """Counts of the calls of a request, by module and in their order; for libraries, only the calls are counted."""
+    """Counts the calls of a request, given by module and in order; for libraries, only the calls are counted."""
     own = [name for name in modules if name.partition(".")[0] == PACKAGE]
     return {
         "calls": len(own),
@@ -54,7 +54,7 @@ def counts(modules: Sequence[str]) -> dict[str, int]:
 
 
 def _counts(it: Started, scenario: Scenario, file: Path) -> dict[str, int]:
-    """The lowest counts of several requests: in some of them a timer fires, such as uvicorn's main loop."""
+    """Returns the lowest counts of several requests: in some of them a timer fires, such as uvicorn's main loop."""
     connection = http.client.HTTPConnection("127.0.0.1", it.port, timeout=10)
     for _ in range(WARM_UP):
         _request(connection, it, scenario)
@@ -76,7 +76,7 @@ def _request(connection: http.client.HTTPConnection, it: Started, scenario: Scen
 
 
 def _since(it: Started, file: Path) -> list[str]:
-    """The modules of the calls since the last time."""
+    """Returns the modules of the calls since the previous query."""
     if it.process is None:
         raise Failed("The bridge has no process.")
     time.sleep(SETTLED_SECONDS)

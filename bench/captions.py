@@ -1,4 +1,4 @@
-"""The captions of the charts: their figures in words, as the title and the description of each SVG."""
+"""The captions of the charts: their figures as text, in the title and the description of each SVG."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Caption(NamedTuple):
 
 
 def captions(results: Mapping[str, Part]) -> dict[str, Caption]:
-    """The caption of each chart for which there are results, by file name."""
+    """Returns the caption of each chart for which there are results, by file name."""
     chart: dict[str, tuple[str, str, Callable[[Part], Iterator[str]]]] = {
         "cpu.svg": ("throughput", "CPU time per request in the proxy, µs (less is better)", _bars_of("cpu_us")),
         "requests.svg": (
@@ -50,7 +50,7 @@ def captions(results: Mapping[str, Part]) -> dict[str, Caption]:
 
 
 def bars(part: Part, name: str, form: str) -> list[tuple[str, Mapping[str, float]]]:
-    """A figure of each contender at 32 connections and 200 B, with its median and its spread.
+    """Returns a figure of each contender at 32 connections and 200 B, with its median and its spread.
 
     Parameters:
         part: the result ``throughput``.
@@ -65,7 +65,7 @@ def bars(part: Part, name: str, form: str) -> list[tuple[str, Mapping[str, float
 
 
 def latencies(part: Part, contender: str) -> list[tuple[int, float, float]]:
-    """The numbers of connections, with p50 and p99 in milliseconds, for JSON answers of 200 B."""
+    """Returns the numbers of connections, with p50 and p99 in milliseconds, for JSON answers of 200 B."""
     cells = [
         cell for cell in part["cells"] if (cell["contender"], cell["form"], cell["bytes"]) == (contender, "json", 200)
     ]
@@ -76,13 +76,13 @@ def latencies(part: Part, contender: str) -> list[tuple[int, float, float]]:
 
 
 def jobs(part: Part) -> dict[str, list[Part]]:
-    """The jobs with 20 clients, by memory server."""
+    """Returns the jobs with 20 clients, by memory server."""
     found = {server: [job for job in part["jobs"] if job["server"] == server] for server in (MEMORY, VESTIGE)}
     return {server: [job for job in them if job["clients"] == 20] for server, them in found.items() if them}
 
 
 def calls_by_clients(part: Part) -> dict[str, list[tuple[int, float]]]:
-    """The number of clients with the calls per second, by contender, for the server that all contenders support."""
+    """Returns the clients and the calls per second, by contender, for the server that all contenders support."""
     found = [job for job in part["jobs"] if job["server"] == MEMORY]
     ways = dict.fromkeys(job["contender"] for job in found)
     return {

@@ -44,7 +44,7 @@ mpl.rcParams.update(
 
 
 def draw(results: Mapping[str, Part], folder: Path) -> None:
-    """Draws all charts for which there are results."""
+    """Draws every chart for which there are results."""
     charts: dict[str, Callable[[Mapping[str, Part], str], Any]] = {
         "cpu.svg": lambda found, title: _bars(found["throughput"], "cpu_us", title, "µs"),
         "requests.svg": lambda found, title: _bars(found["throughput"], "requests_per_second", title, "requests/s"),
@@ -61,7 +61,7 @@ def draw(results: Mapping[str, Part], folder: Path) -> None:
 
 
 def _told(svg: str, caption: Caption) -> str:
-    """The SVG with its caption as text alternative, and with a style sheet for dark pages."""
+    """Returns the SVG with its caption as text alternative, and with a style sheet for dark pages."""
     head, tag, rest = svg.partition("<svg ")
     attributes, _, content = rest.partition(">")
     title, description = (escape(text, quote=False) for text in caption)
@@ -78,7 +78,7 @@ def _told(svg: str, caption: Caption) -> str:
 
 
 def _bars(part: Part, name: str, title: str, unit: str) -> Any:
-    """One row for each contender and form: the median as a dot, the rounds as a line, and the figure to their right."""
+    """Draws a row for each contender and form: median (dot), range of the rounds (line), and the figure beside them."""
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True)
     figure.suptitle(f"{title}: 32 connections, 200 B", x=0.02, ha="left")
     for panel, (form, answers) in zip(panels, FORMS.items(), strict=True):
@@ -101,7 +101,7 @@ def _bars(part: Part, name: str, title: str, unit: str) -> Any:
 
 
 def _latency(part: Part, title: str) -> Any:
-    """Median and tail latency of three contenders, by the number of connections."""
+    """Draws the median and tail latency of three contenders, by the number of connections."""
     figure, panel = plt.subplots(figsize=(6.5, 3.4))
     for contender, colour in zip(LATENCY, (PALE, OTHERS, OURS), strict=True):
         connections, *figures = zip(*latencies(part, contender), strict=True)
@@ -119,7 +119,7 @@ def _latency(part: Part, title: str) -> Any:
 
 
 def _job(part: Part, title: str) -> Any:
-    """The write workload with 20 clients, one row of panels for each memory server."""
+    """Draws the write workload with 20 clients, with a row of panels for each memory server."""
     servers = jobs(part)
     figure, rows = plt.subplots(len(servers), len(JOB), figsize=(12, 2.9 * len(servers)), sharey=True, squeeze=False)
     for (server, found), row in zip(servers.items(), rows, strict=True):
@@ -137,7 +137,7 @@ def _job(part: Part, title: str) -> Any:
 
 
 def _clients(part: Part, title: str) -> Any:
-    """Calls a second by the number of clients."""
+    """Draws the calls per second by the number of clients."""
     figure, panel = plt.subplots(figsize=(6.5, 3.4))
     for (way, points), marker in zip(calls_by_clients(part).items(), "osv^D*", strict=False):
         clients, rates = zip(*points, strict=True)
@@ -153,7 +153,7 @@ def _clients(part: Part, title: str) -> Any:
 
 
 def _bars_with_figures(panel: Any, names: Sequence[str], values: Sequence[float]) -> None:
-    """Bars from zero with their figures at the end; the bridge's has its own colour."""
+    """Draws bars from zero with their figures at the end; the bridge's bar has its own colour."""
     panel.barh(range(len(names)), values, color=[_colour(name) for name in names])
     panel.set_yticks(range(len(names)), names)
     for row, value in enumerate(values):
@@ -161,7 +161,7 @@ def _bars_with_figures(panel: Any, names: Sequence[str], values: Sequence[float]
 
 
 def _figure_behind(panel: Any, end: float, row: int, value: float) -> None:
-    """A figure to the right of a row, which ends at ``end``."""
+    """Writes a figure to the right of a row, which ends at ``end``."""
     panel.annotate(number(value), (end, row), xytext=(6, 0), textcoords="offset points", va="center")
 
 

@@ -1,4 +1,4 @@
-"""The compared programs, and how each is started in front of an upstream, as its documentation says."""
+"""The compared programs, and how each is started in front of an upstream according to its documentation."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class Started:
-    """A running contender; without a process of its own it is upstream itself."""
+    """A running contender; if it has no process of its own, it is upstream itself."""
 
     name: str
     port: int
@@ -91,7 +91,7 @@ def _bridge(url: str, port: int, folder: Path, log_format: str = "json") -> dict
 
 
 def _mcp_proxy(*options: str) -> Callable[[str, int, Path], Command]:
-    """It serves HTTP for a stdio server and stdio for an HTTP server, so one instance runs in front of another."""
+    """Builds the command of two instances, because it only converts HTTP to stdio and stdio to HTTP."""
     quiet: Command = [MCP_PROXY, "--log-level", "WARNING"]
 
     def command(url: str, port: int, folder: Path) -> Command:
@@ -138,7 +138,7 @@ TOOLHIVE = Contender("ToolHive", _toolhive, _toolhive_environ)
 
 
 def everybody() -> list[Contender]:
-    """All contenders; ToolHive only with PEERS=all, because it must be built and needs its own network."""
+    """Returns all contenders; ToolHive only with PEERS=all, because it must be built and needs its own network."""
     peers = [TOOLHIVE] if os.environ.get("PEERS") == "all" else []
     # Contenders whose figures are compared run one after the other.
     return [NGINX, *peers, BRIDGE, FLOOR, BRIDGE_TEXT, STARLETTE, FASTMCP, MCP_PROXY_PAIR]
@@ -162,7 +162,7 @@ def started(contender: Contender, url: str, **variables: str) -> Iterator[Starte
 
 @contextmanager
 def container_runtime(path: Path) -> Iterator[None]:
-    """A socket that looks like a container runtime's, because ToolHive requires one at its start."""
+    """Serves the ping of a container runtime on a socket, because ToolHive requires one at its start."""
 
     class Pong(http.server.BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:

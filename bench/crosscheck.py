@@ -24,7 +24,7 @@ SECONDS = 2
 
 @dataclass(frozen=True)
 class Pair:
-    """Requests a second of both tools, one value for each round."""
+    """The requests per second of both tools, one value for each round."""
 
     it: Started
     scenario: Scenario
@@ -32,7 +32,7 @@ class Pair:
     wrk: list[float] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
-        """The result as JSON; the ratio is taken within each round."""
+        """Returns the result as JSON; the ratio is computed within each round."""
         ratios = [one / other for one, other in zip(self.load, self.wrk, strict=True)]
         figures = {"load": self.load, "wrk": self.wrk, "load_to_wrk": ratios}
         cell = {"contender": self.it.name, "form": self.scenario.form, "connections": self.scenario.connections}
@@ -40,7 +40,7 @@ class Pair:
 
 
 def measure() -> dict[str, Any]:
-    """Requests a second by each tool, directly to upstream and through the bridge.
+    """Measures the requests per second by each tool, directly to upstream and through the bridge.
 
     Errors:
         Failed: an answer was wrong.
@@ -68,7 +68,7 @@ def _pairs() -> Iterator[list[Pair]]:
 
 
 def _wrk(it: Started, scenario: Scenario) -> float:
-    """Requests a second by wrk; its requests all have one id, as it cannot count one up without a script."""
+    """Measures the requests per second by wrk; all have the same id, because wrk cannot change it without a script."""
     fields = dict(header.split(": ", 1) for header in headers(it, scenario)) | {"Content-Type": "application/json"}
     assignments = [f"wrk.headers[{json.dumps(name)}] = {json.dumps(value)}" for name, value in fields.items()]
     body = json.dumps(call(scenario).decode())

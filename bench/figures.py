@@ -1,4 +1,4 @@
-"""Statistics: medians with their spread, and ratios that are taken within a round. No I/O."""
+"""Statistics: medians with their spread, and ratios that are computed within a round. No I/O."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class Figure:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Figure:
-        """The figure of some values.
+        """Returns the figure of the values.
 
         Errors:
-            ValueError: there are none.
+            ValueError: there are no values.
         """
         known = list(values)
         if not known:
@@ -29,7 +29,7 @@ class Figure:
         return cls(median(known), min(known), max(known))
 
     def as_json(self) -> dict[str, float]:
-        """The figure as JSON."""
+        """Returns the figure as JSON."""
         return {name: round(value, 6) for name, value in asdict(self).items()}
 
 
@@ -41,7 +41,7 @@ Round = Mapping[Cell, Mapping[str, float]]
 
 
 def summary(rounds: Sequence[Round], base: str) -> list[dict[str, Any]]:
-    """Every cell with its figures, and their ratios to the base's in the same round if that was measured."""
+    """Returns every cell with its figures, and their ratios to the base's in the same round if this was measured."""
     cells = []
     for cell in rounds[0]:
         contender, form, connections, size = cell
@@ -60,20 +60,20 @@ def summary(rounds: Sequence[Round], base: str) -> list[dict[str, Any]]:
 
 
 def ratio(rounds: Sequence[Round], one: Cell, other: Cell, name: str) -> Figure | None:
-    """The ratio of one cell's figure to another's, within each round; None if one was not measured."""
+    """Returns the ratio of one cell's figure to another's, within each round; None if one was not measured."""
     if one not in rounds[0] or other not in rounds[0] or not all(it[other].get(name) for it in rounds):
         return None
     return Figure.of(it[one][name] / it[other][name] for it in rounds)
 
 
 def difference(rounds: Sequence[Round], one: Cell, other: Cell, name: str) -> Figure | None:
-    """The difference of one cell's figure and another's, within each round; None if one was not measured."""
+    """Returns the difference of one cell's figure and another's, within each round; None if one was not measured."""
     if one not in rounds[0] or other not in rounds[0]:
         return None
     return Figure.of(it[one][name] - it[other][name] for it in rounds)
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The percentile by nearest rank; 0 without values."""
+    """Returns the percentile by nearest rank; 0 if there are no values."""
     ordered = sorted(values)
     return ordered[round(share * (len(ordered) - 1))] if ordered else 0.0

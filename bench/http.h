@@ -1,4 +1,4 @@
-/* What the upstream and the load tool share: a growing buffer, HTTP/1.1 heads, sockets on loopback. */
+/* Shared by the upstream and the load tool: a growing buffer, HTTP/1.1 heads, sockets on loopback. */
 
 #pragma once
 
@@ -55,13 +55,13 @@ static inline void drop(struct buffer *it, size_t length) {
     memmove(it->data, it->data + length, it->length);
 }
 
-/* The length of the head with its empty line, or 0 while it is not whole. */
+/* Returns the length of the head including its empty line; 0 if the head is incomplete. */
 static inline size_t head_length(const char *data, size_t length) {
     const char *end = memmem(data, length, "\r\n\r\n", 4);
     return end ? (size_t)(end - data) + 4 : 0;
 }
 
-/* The value of a header in a whole head, or NULL; the name is written with its colon: "content-length:". */
+/* Returns the value of a header in a complete head, or NULL. The name includes the colon: "content-length:". */
 static inline const char *header(const char *head, size_t length, const char *name) {
     size_t size = strlen(name);
     for (const char *line = head, *end = head + length; (line = memchr(line, '\n', (size_t)(end - line)));) {
@@ -94,7 +94,7 @@ static inline double now(void) {
     return (double)time.tv_sec + (double)time.tv_nsec / 1e9;
 }
 
-/* As many open files as the system lets a process have. */
+/* Raises the limit of open files to the maximum for this process. */
 static inline void raise_limit(void) {
     struct rlimit limit;
     getrlimit(RLIMIT_NOFILE, &limit);

@@ -1,7 +1,7 @@
 """Instructions per request, counted by valgrind: a figure that does not depend on a clock or on other load.
 
-One connection at a time, after as many warm-up requests as are counted. The guard compares the ratio of the bridge's
-count to the floor's in the same run, because an absolute count changes with every Python version.
+One connection at a time is used, after as many warm-up requests as are counted. The guard compares the ratio of the
+bridge's count to the floor's in the same run, because the absolute counts change with every Python version.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ STORED = Path(__file__).parent / "instructions.json"
 TOLERANCE = 0.05
 REQUESTS = 200
 MOST_FOR_OAUTH = 1.05
-"""How many times the instructions of a request with a plain token one with a verified JWT may cost."""
+"""The maximum ratio of the instructions of a request with a verified JWT to those with a plain token."""
 
 FORMS = ("json", "sse", "sse as json")
 UNHURRIED = {
@@ -31,12 +31,12 @@ UNHURRIED = {
     "VESTIGE_BRIDGE_CHECK_TIMEOUT_SECONDS": "60",
     "VESTIGE_BRIDGE_CHECK_INTERVAL_SECONDS": "3600",
 }
-"""Under valgrind the bridge is fifty times slower, and a check meanwhile would be counted."""
+"""So long that no check is counted: under valgrind the bridge is fifty times slower."""
 
 
 def measure() -> dict[str, Any]:
     """Counts the floor's and the bridge's instructions, and compares them with the stored limits."""
-    # In parallel, since other load does not change a count of instructions.
+    # In parallel, because other load does not change the count of instructions.
     with upstream() as port, oauth.contender() as with_oauth, ThreadPoolExecutor() as threads:
         contenders = (FLOOR, BRIDGE, with_oauth)
         found = threads.map(lambda contender: _counts(contender, f"http://127.0.0.1:{port}/mcp"), contenders)
@@ -52,7 +52,7 @@ def measure() -> dict[str, Any]:
 
 
 def stored() -> dict[str, float]:
-    """The stored limits of the ratios, by form."""
+    """Returns the stored limits of the ratios, by form."""
     kept: dict[str, float] = json.loads(STORED.read_text()) if STORED.exists() else {}
     return kept
 
@@ -63,7 +63,7 @@ def store(ratios: dict[str, float]) -> None:
 
 
 def too_many(found: dict[str, Any]) -> list[str]:
-    """A sentence for each form of request above its stored limit, and for a JWT that costs too much."""
+    """Returns a sentence for each form of request above its stored limit, and for a JWT that costs too much."""
     with_jwt = found.get("with_jwt", 1.0)
     return [
         f"A request with a verified JWT costs {with_jwt} times the instructions of one with a plain token."
@@ -76,7 +76,7 @@ def too_many(found: dict[str, Any]) -> list[str]:
 
 
 def fewer(found: dict[str, Any]) -> list[str]:
-    """A sentence for each form in which a request costs so much less than the limit that the guard is too loose."""
+    """Returns a sentence for each form in which a request costs so little that the limit is too loose."""
     return [
         f"A request ({form}) costs {ratio} times the floor's instructions, and {found['stored'][form]} are stored: "
         "`make bench-instructions WRITE=--write` stores it."
@@ -90,7 +90,7 @@ def _counts(contender: Contender, url: str) -> dict[str, float]:
     valgrind = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={out}"]
     watched = replace(contender, command=lambda *place: [*valgrind, *contender.command(*place)])
     progress.say(f"starting {contender.name} under valgrind")
-    # What a token costs is the same for every form.
+    # The cost of a token is the same for every form.
     forms = FORMS[:1] if contender.name == oauth.NAME else FORMS
     with started(watched, url, **UNHURRIED) as it:
         counts = {}

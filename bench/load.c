@@ -1,24 +1,25 @@
-/* The load of the benchmarks: one thread, N connections, each sends its next request when it has its answer.
+/* The load tool of the benchmarks: one thread, N connections; each sends its next request after the answer to the last.
 
      make build/bench/load
      build/bench/load [OPTION VALUE]... PORT BODY-FILE [HEADER]...
 
      --connections N   (1)
-     --seconds S       how long to measure (2), after
-     --warm-up S       that are not measured (0.3)
-     --requests N      so many requests and no clock at all, in place of seconds and warm-up
+     --seconds S       the measured time (2)
+     --warm-up S       the time before, which is not measured (0.3)
+     --requests N      sends N requests, without a time limit, instead of --seconds and --warm-up
      --path PATH       (/mcp)
 
-   The body's "id":1000000 is counted up with every request. An answer counts when it is 200 and has that id and a
-   result; any other is an error, and the first one is shown. Prints one line of JSON: "answered" counts within the
-   seconds, "total" with the warm-up and with what was under way at the end, which is waited for, so that nobody has to
-   work for a client that is gone; latencies are microseconds, of what was asked within the seconds. */
+   The body's "id":1000000 is incremented with every request. An answer counts if its status is 200 and it has the id of
+   its request and a result; any other is an error, and the first error is printed. Prints one line of JSON. "answered"
+   counts the answers within the measured time. "total" includes the warm-up and the requests in flight at the end; the
+   tool waits for these, so that no server works for a client that has disconnected. Latencies are in microseconds, for
+   requests sent within the measured time. */
 
 #include "http.h"
 
 #define FIRST_ID 1000000
-#define LAST_SECONDS 60 /* that answers may take when the time is up */
-#define KEPT ((size_t)1024) /* of each answer's body, enough to find the id */
+#define LAST_SECONDS 60 /* time limit for answers after the end of the measured time */
+#define KEPT ((size_t)1024) /* bytes kept of each answer's body: enough to find the id */
 
 struct connection {
     int fd, id, status, chunked, writing, busy;
@@ -34,7 +35,7 @@ static struct sockaddr_in address;
 static struct buffer request;
 static size_t id_offset;
 static int poller, next_id;
-static double from, until_time; /* what is answered between them counts */
+static double from, until_time; /* answers between these times are counted */
 static size_t wanted, started;
 static size_t answered, total, timed, errors, bytes, room;
 static float *latencies;
@@ -49,15 +50,15 @@ static void watch(struct connection *it, int writing) {
 static void send_rest(struct connection *it) {
     char number[16];
     while (it->sent < request.length) {
-        if (it->sent <= id_offset) { /* everybody writes from the same bytes: the own id goes in before each write */
+        if (it->sent <= id_offset) { /* all connections share the bytes: insert the id before each write */
             snprintf(number, sizeof number, "%d", it->id);
             memcpy(request.data + id_offset, number, 7);
         }
         ssize_t written = write(it->fd, request.data + it->sent, request.length - it->sent);
         if (written < 0)
-            break; /* a connection that is gone shows itself when it is read */
+            break; /* the next read reports a closed connection */
         if (it->sent <= id_offset && it->sent + (size_t)written > id_offset && it->sent + (size_t)written < id_offset + 7)
-            abort(); /* an id cut in two would be another's by the next write */
+            abort(); /* another connection would overwrite the rest of this id before the next write */
         it->sent += (size_t)written;
     }
     watch(it, it->sent < request.length);
@@ -114,7 +115,7 @@ static void finish(struct connection *it) {
     begin(it);
 }
 
-/* Takes so many bytes of body; what is kept of them is enough to check. */
+/* Consumes bytes of the body, and keeps the first of them for the check; returns how many it consumed. */
 static size_t take(struct connection *it, const char *data, size_t length) {
     size_t taken = length < it->left ? length : it->left;
     size_t kept = taken < KEPT - it->kept_length ? taken : KEPT - it->kept_length;
@@ -125,7 +126,7 @@ static size_t take(struct connection *it, const char *data, size_t length) {
     return taken;
 }
 
-/* Takes what it can of the data; returns how much, 0 when it needs more, -1 when it is not HTTP. */
+/* Consumes the next part of the data; returns its length, 0 if it needs more data, -1 if the data is not HTTP. */
 static ssize_t advance(struct connection *it, const char *data, size_t length) {
     if (it->state == BODY || it->state == CHUNK) {
         size_t taken = take(it, data, length);

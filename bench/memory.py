@@ -1,4 +1,4 @@
-"""A write workload: agents write memories at once, on real supergateway with a real memory server, which restarts."""
+"""A write workload: agents write memories concurrently, on real supergateway and memory servers, which restart."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CLIENTS = (1, 5, 20, 50)
 WRITES = 20
 STATELESS, DIRECT, NATIVE = "stateless", "direct", "bridge, native"
 REPEATED = (20, ("direct", "bridge"))
-"""The runs with Vestige that are repeated three times, because their rate varies: clients, contenders."""
+"""The clients and contenders of the runs with Vestige that are repeated three times, because their rate varies."""
 SAMPLE_SECONDS = 0.2
 
 
@@ -39,7 +39,7 @@ class Gateway:
 
     Parameters:
         server: the memory server.
-        way: stateless or native; any other is a stateful supergateway.
+        way: stateless or native; any other value is a stateful supergateway.
         folder: the folder of the store.
     """
 
@@ -71,22 +71,22 @@ class Gateway:
 
     @property
     def shown(self) -> dict[str, str]:
-        """The bridge's variables with the token for it."""
+        """Returns the bridge's variables with the token for this server."""
         return {"VESTIGE_BRIDGE_UPSTREAM_TOKEN": TOKEN} if self._variables else {}
 
     def stop(self) -> None:
-        """Stops it and its servers."""
+        """Stops the gateway and its servers."""
         self._process.stop()
 
     def processes(self) -> tuple[psutil.Process, list[psutil.Process]]:
-        """The gateway and the MCP servers behind it; a native server is one process for both."""
+        """Returns the gateway and the MCP servers behind it; a native server is one process for both."""
         gateway, *servers = self._process.tree()
         return gateway, servers or ([gateway] if self._variables else [])
 
 
 @dataclass
 class Peak:
-    """The highest values that were measured."""
+    """The highest measured values."""
 
     servers: int = 0
     processes: int = 0
@@ -95,7 +95,7 @@ class Peak:
 
 
 def measure(clients: tuple[int, ...] = CLIENTS) -> dict[str, Any]:
-    """Runs all jobs, one after the other."""
+    """Runs all jobs, one after another."""
     servers = [MEMORY, *([VESTIGE] if shutil.which("vestige-mcp") else [])]
     jobs = []
     for server in servers:
@@ -161,7 +161,7 @@ def _in_front(contender: Contender | None, gateway: Gateway, server: str) -> Ite
     if contender is None:
         yield Started(DIRECT, gateway.port, None)
         return
-    # server-memory loses overlapping writes even when one process serves them all.
+    # server-memory loses overlapping writes even if one process serves them all.
     variables = {"VESTIGE_BRIDGE_UPSTREAM_CONCURRENCY": "1"} if (contender, server) == (BRIDGE, MEMORY) else {}
     variables |= gateway.shown
     with started(contender, gateway.url, **variables) as it:
@@ -226,12 +226,12 @@ def _rss(process: psutil.Process) -> float:
 
 
 def _kept(server: str, folder: Path) -> set[str]:
-    """The names in the store."""
+    """Returns the names in the store."""
     kept: set[str] = set()
     if server == MEMORY:
         file = folder / "memory.jsonl"
         for line in file.read_text().splitlines() if file.exists() else []:
-            with suppress(ValueError):  # two processes that write at once interrupt each other's lines
+            with suppress(ValueError):  # two concurrent processes interleave their lines
                 kept.add(json.loads(line)["name"])
         return kept
     for database in folder.rglob("*.db"):
@@ -242,12 +242,12 @@ def _kept(server: str, folder: Path) -> set[str]:
 
 
 def vestige_variables(folder: Path) -> dict[str, str]:
-    """The environment of every Vestige: its store, and no autopilot, which slows down a shared process."""
+    """Returns the environment of every Vestige: its store, and no autopilot, which slows down a shared process."""
     return {"HOME": str(folder), "VESTIGE_DATA_DIR": str(folder), "VESTIGE_AUTOPILOT_ENABLED": "0"}
 
 
 def stdio_command(server: str, folder: Path) -> str:
-    """The shell command with which supergateway starts a session's server."""
+    """Returns the shell command with which supergateway starts a session's server."""
     if server == MEMORY:
         script = GATEWAY / "node_modules/@modelcontextprotocol/server-memory/dist/index.js"
         words = [f"MEMORY_FILE_PATH={folder / 'memory.jsonl'}", str(_node()), str(script)]

@@ -1,4 +1,4 @@
-"""An access token and the provider that signed it: what a request costs that carries one, once it was verified."""
+"""An access token and its provider, to measure the cost of a request whose token is already verified."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ claims = {{
 token = jwt.encode({{"alg": "RS256", "kid": "bench", "typ": "at+jwt"}}, claims, key)
 print(json.dumps({{"token": token, "keys": [key.as_dict(private=False)]}}))
 """
-"""Run by the Python that has what signs: a token as long as those of providers are, and the key that verifies it."""
+"""A script for the Python that can sign: it prints a token of a usual length, and the key that verifies it."""
 
 
 @contextmanager
 def contender() -> Iterator[Contender]:
-    """The bridge, whose clients show an access token; its provider answers while the context lasts."""
+    """Yields the bridge as a contender whose clients send an access token; its provider runs within the context."""
     made = subprocess.run([ROOT / ".venv/bin/python", "-c", _SIGN], capture_output=True, text=True, check=True)
     signed = json.loads(made.stdout)
     document = json.dumps({"keys": signed["keys"]}).encode()

@@ -1,4 +1,4 @@
-"""The measured processes: started, watched through /proc, and ended with all their children."""
+"""The measured processes: they are started, measured through /proc, and ended with all their children."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build/bench"
-TOKEN = "a-token-for-the-benchmarks"  # noqa: S105 - it opens what lives for minutes on loopback
+TOKEN = "a-token-for-the-benchmarks"  # noqa: S105 - only for processes that run for minutes on loopback
 
 
 class Failed(Exception):
@@ -41,13 +41,13 @@ class Process:
             )
 
     def tree(self) -> list[psutil.Process]:
-        """The process and all its descendants."""
+        """Returns the process and all its descendants."""
         with suppress(psutil.NoSuchProcess):
             return [self._process, *self._process.children(recursive=True)]
         return []
 
     def cpu_seconds(self) -> float:
-        """User and system time of the tree, including ended children, with a resolution of one clock tick (10 ms)."""
+        """Returns user and system time of the tree, including ended children, with a resolution of one tick (10 ms)."""
         seconds = 0.0
         for process in self.tree():
             with suppress(psutil.NoSuchProcess):
@@ -56,7 +56,7 @@ class Process:
         return seconds
 
     def rss_bytes(self) -> int:
-        """Resident memory of the tree."""
+        """Returns the resident memory of the tree."""
         total = 0
         for process in self.tree():
             with suppress(psutil.NoSuchProcess):
@@ -64,7 +64,7 @@ class Process:
         return total
 
     def peak_rss_bytes(self) -> int:
-        """The peak memory of the process since it started or since `forget_peak`."""
+        """Returns the peak memory of the process since its start or the last `forget_peak`."""
         status = Path(f"/proc/{self._process.pid}/status").read_text()
         return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
@@ -114,7 +114,7 @@ def running(
     log: Path = Path(os.devnull),
     cwd: Path = ROOT,
 ) -> Iterator[Process]:
-    """A process that is stopped at the end of the context."""
+    """Starts a process, and stops it at the end of the context."""
     process = Process(command, environ or {}, log, cwd)
     try:
         yield process
@@ -123,12 +123,12 @@ def running(
 
 
 def inherited() -> dict[str, str]:
-    """The environment without settings of another bridge."""
+    """Returns the environment without settings of another bridge."""
     return {name: value for name, value in os.environ.items() if not name.startswith("VESTIGE_")}
 
 
 def free_port() -> int:
-    """An unused port."""
+    """Returns an unused port."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
         return port

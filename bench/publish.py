@@ -1,4 +1,4 @@
-"""Writes results into the documents, between markers, so that no figure there is written by hand."""
+"""Writes results between markers in the documents, so that no figure there is written by hand."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MARKED = re.compile(r"(<!-- bench: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 def publish() -> None:
     """Writes the last results, the charts and the tables; parts that did not run again stay unchanged."""
-    from bench import charts  # noqa: PLC0415 - only here is there something to draw with
+    from bench import charts  # noqa: PLC0415 - the drawing library is only installed for this
 
     found = results.read()
     charts.draw(found, PUBLISHED)
@@ -28,7 +28,7 @@ def publish() -> None:
 
 
 def filled(document: str, found: Mapping[str, Mapping[str, Any]]) -> str:
-    """The document with the tables of these results between its markers; each run is described once."""
+    """Returns the document with the tables of these results between its markers; each run is described once."""
     described: set[str] = set()
 
     def section(match: re.Match[str]) -> str:
@@ -57,7 +57,7 @@ def _section(name: str, found: Mapping[str, Mapping[str, Any]], described: set[s
 
 
 def carries(found: Mapping[str, Mapping[str, Any]]) -> report.Table:
-    """The capacity of one process, in a few lines."""
+    """Returns a short table of the capacity of one process."""
     rows: list[tuple[str, ...]] = []
     for cell in found.get("throughput", {}).get("cells", ()):
         if cell["contender"] == "bridge" and cell["bytes"] == 200:

@@ -26,7 +26,7 @@ TITLES = {
 
 
 def throughput(part: Mapping[str, Any]) -> Table:
-    """Every cell, one row each."""
+    """Returns a row for each cell."""
     heads = (
         "proxy",
         "responses",
@@ -61,17 +61,17 @@ def throughput(part: Mapping[str, Any]) -> Table:
 
 
 def start(part: Mapping[str, Any]) -> Table:
-    """One row."""
+    """Returns one row."""
     return ("", "seconds"), [("start to ready with a warm upstream", _spread(part["seconds"]))]
 
 
 def streams(part: Mapping[str, Any]) -> Table:
-    """One row for each figure of a part, with the part's own names."""
+    """Returns a row for each figure of a part, with the part's own names."""
     return ("", "measured"), [(row["what"], row["measured"]) for row in part["rows"]]
 
 
 def memory(part: Mapping[str, Any]) -> Table:
-    """One row for each job."""
+    """Returns a row for each job."""
     heads: tuple[str, ...] = (
         "server",
         "proxy",
@@ -111,7 +111,7 @@ def memory(part: Mapping[str, Any]) -> Table:
 
 
 def instructions(part: Mapping[str, Any]) -> Table:
-    """One row for each form."""
+    """Returns a row for each form."""
     counts = part["per_request"]
     rows: list[tuple[str, ...]] = [
         (
@@ -129,7 +129,7 @@ def instructions(part: Mapping[str, Any]) -> Table:
 
 
 def tricks(part: Mapping[str, Any]) -> Table:
-    """One row for each trick, with a pair of columns for each form."""
+    """Returns a row for each optimisation, with a pair of columns for each form."""
     forms = list(dict.fromkeys(cell["form"] for cell in part["cells"]))
     cells = {(cell["contender"], cell["form"]): cell for cell in part["cells"]}
     small = worth_too_little(part)
@@ -145,11 +145,11 @@ def tricks(part: Mapping[str, Any]) -> Table:
 
 
 LEAST_WORTH = 0.03
-"""A trick that saves less than this share of the CPU time with every upstream is removed."""
+"""An optimisation that saves less than this share of the CPU time with every upstream is removed."""
 
 
 def worth_too_little(part: Mapping[str, Any]) -> list[str]:
-    """The tricks to remove."""
+    """Returns the optimisations to remove."""
     worth: dict[str, float] = {}
     for cell in part["cells"][1:]:
         name, gain = cell["contender"], cell["against"]["cpu_us"]["median"] - 1
@@ -159,7 +159,7 @@ def worth_too_little(part: Mapping[str, Any]) -> list[str]:
 
 
 def tricks_sentence(part: Mapping[str, Any]) -> str:
-    """The tricks that save too little."""
+    """Returns a sentence with the optimisations that save too little."""
     small = worth_too_little(part)
     if not small:
         return f"Each optimisation saves {LEAST_WORTH:.0%} or more with at least one upstream."
@@ -167,7 +167,7 @@ def tricks_sentence(part: Mapping[str, Any]) -> str:
 
 
 def calls(part: Mapping[str, Any]) -> Table:
-    """One row for each form."""
+    """Returns a row for each form."""
     rows: list[tuple[str, ...]] = [
         (form, *(f"{it[name]:,}" for name in ("calls", "modules", "changes", "calls_with_libraries")))
         for form, it in part["forms"].items()
@@ -176,7 +176,7 @@ def calls(part: Mapping[str, Any]) -> Table:
 
 
 def crosscheck(part: Mapping[str, Any]) -> Table:
-    """One row for each pair of figures."""
+    """Returns a row for each pair of figures."""
     rows: list[tuple[str, ...]] = [
         (cell["contender"], cell["form"], *(_spread(cell[name]) for name in ("load", "wrk", "load_to_wrk")))
         for cell in part["cells"]
@@ -185,7 +185,7 @@ def crosscheck(part: Mapping[str, Any]) -> Table:
 
 
 def profile(part: Mapping[str, Any]) -> Table:
-    """One row for each stack end."""
+    """Returns a row for each stack end."""
     return ("innermost Python frame", "share of the CPU time"), [
         (place, f"{share:.0%}") for place, share in part["shares"].items()
     ]
@@ -206,12 +206,12 @@ TABLES = {
 
 
 def targets(results: Results) -> Table:
-    """The targets P1 to P8."""
+    """Returns the targets P1 to P8."""
     return ("", "what", "target", "stretch goal", "measured", "result"), [target.row(results) for target in TARGETS]
 
 
 def terminal(table: Table) -> str:
-    """The table in aligned columns."""
+    """Returns the table as aligned columns."""
     lines = [table[0], *table[1]]
     widths = [max(len(line[column]) for line in lines) for column in range(len(table[0]))]
     text = [_padded(line, widths) for line in lines]
@@ -219,7 +219,7 @@ def terminal(table: Table) -> str:
 
 
 def markdown(table: Table) -> str:
-    """The table in Markdown."""
+    """Returns the table as Markdown."""
     heads, rows = table
     return "\n".join(
         [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}", *(f"| {' | '.join(row)} |" for row in rows)]
@@ -227,21 +227,21 @@ def markdown(table: Table) -> str:
 
 
 def source(part: Mapping[str, Any]) -> str:
-    """The source of a table, in one sentence."""
+    """Returns a sentence with the source of a table."""
     made = part["made"]
     versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
     return f"`{made['command']}`, {made['date']}, {made['machine']}; {versions}."
 
 
 def run(part: Mapping[str, Any]) -> str:
-    """The same for a run that is already described."""
+    """Returns the source for a run that is already described."""
     made = part["made"]
     described = "machine and versions as in the first table of this run"
     return f"`{made['command']}`, {made['date']}, commit {made['versions']['commit']}; {described}."
 
 
 def everything(results: Results, names: Sequence[str]) -> str:
-    """The tables of these parts for the terminal, and the targets with all results."""
+    """Returns the tables of these parts for the terminal, and the targets with all results."""
     parts = [f"\n{TITLES[name]}\n\n{terminal(TABLES[name](results[name]))}" for name in names]
     return "\n".join([*parts, f"\nTargets\n\n{terminal(targets(results))}\n"])
 

@@ -1,4 +1,4 @@
-"""The result files of runs: with the machine, the date, the versions and the command, so that a run can be repeated."""
+"""The result files of runs, with machine, date, versions and command, so that a run can be repeated."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ for name in sys.argv[1:]:
 
 
 def write(part: str, found: dict[str, Any], command: str) -> None:
-    """Stores the result of a run, and replaces that of an earlier one."""
+    """Stores the result of a run; it replaces the previous one."""
     BUILD.mkdir(parents=True, exist_ok=True)
     made = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "command": command, "machine": _machine(), "versions": _versions()}
     (BUILD / f"{part}.json").write_text(json.dumps({"made": made, **found}, indent=1) + "\n")
 
 
 def read(folder: Path = BUILD) -> dict[str, dict[str, Any]]:
-    """All stored results, by the name of their part."""
+    """Returns all stored results, by the name of their part."""
     files = {part: folder / f"{part}.json" for part in PARTS}
     return {part: json.loads(file.read_text()) for part, file in files.items() if file.exists()}
 
@@ -82,6 +82,6 @@ def _said(*command: str) -> str:
 
 
 def command_line() -> str:
-    """The make command of this run."""
+    """Returns the make command of this run."""
     peers = "PEERS=all " if os.environ.get("PEERS") == "all" else ""
     return f"{peers}make bench-{sys.argv[1]}".replace("bench-standard", "bench")

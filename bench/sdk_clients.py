@@ -1,9 +1,10 @@
-"""Clients of the Python SDK that write at once, and again after their server was restarted.
+"""Clients of the Python SDK that write concurrently, and again after a restart of their server.
 
 usage: sdk_clients.py URL TOKEN TOOL CLIENTS WRITES
 
-It prints one line of JSON when all clients have written, waits for a line on standard input, and prints another with
-how many clients could write once more on their own. TOOL is the writing tool: create_entities or smart_ingest.
+It prints one line of JSON when all clients have written, waits for a line on standard input, and prints a second line
+with the number of clients that could write again by themselves. TOOL is the writing tool: create_entities or
+smart_ingest.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Tally:
 
 
 def entity(name: str) -> dict[str, Any]:
-    """The arguments for server-memory, and its expected result."""
+    """Returns the arguments for server-memory, and its expected result."""
     return {"entities": [{"name": name, "entityType": "memory", "observations": [f"what {name} saw"]}]}
 
 
@@ -54,7 +55,7 @@ TOOLS: dict[str, tuple[Callable[[str], dict[str, Any]], Callable[[str, Any], boo
 
 
 class Everybody:
-    """A barrier: met when each client has arrived."""
+    """A barrier that opens when each client has arrived."""
 
     def __init__(self, names: list[str]) -> None:
         self._missing = set(names)
@@ -115,7 +116,7 @@ class Group:
                 await self._again.wait()
                 await self._recover(client, f"{name}-again")
                 await client.__aexit__(None, None, None)
-        except Exception as error:  # noqa: BLE001 - whatever the SDK raises, the client is out of the race
+        except Exception as error:  # noqa: BLE001 - after any error of the SDK, the client takes no further part
             print(f"{name}: {error!r:.200}", file=sys.stderr)
         finally:
             self._ready.add(name)
@@ -141,7 +142,7 @@ class Group:
                 self.tally.milliseconds.append((time.monotonic() - began) * 1000)
 
     async def _recover(self, client: Client, name: str) -> None:
-        """A write that is retried for a while, as an agent would, on the same connection."""
+        """Retries a write on the same connection for some time, as an agent would."""
         deadline = time.monotonic() + RECOVERY_SECONDS
         while time.monotonic() < deadline:
             before = len(self.tally.acknowledged)
@@ -160,4 +161,4 @@ if __name__ == "__main__":
     url, token, tool, clients, writes = sys.argv[1:]
     asyncio.run(Group(url, token, tool, [f"client-{number}" for number in range(int(clients))]).run(int(writes)))
     sys.stdout.flush()
-    os._exit(0)  # a client whose server is gone need not be closed politely
+    os._exit(0)  # clients whose server has ended need no shutdown

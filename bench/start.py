@@ -1,4 +1,4 @@
-"""The time from the bridge's start until it is ready, with an upstream that runs already."""
+"""Measures the time from the bridge's start until it is ready, with a running upstream."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROUNDS = 7
 
 
 def measure() -> dict[str, Any]:
-    """Starts it several times, one after the other."""
+    """Starts the bridge several times, one after another."""
     with upstream() as port:
         seconds = [_start(f"http://127.0.0.1:{port}/mcp", number) for number in range(ROUNDS)]
     progress.done()

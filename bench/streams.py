@@ -1,4 +1,4 @@
-"""The cost of open streams and large answers, for the bridge and for its other clients."""
+"""Measures the cost of open streams and large answers, for the bridge and for its other clients."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Bench:
         return f"http://127.0.0.1:{self.it.port}/mcp"
 
     def call(self, accept: str = HEADERS["Accept"], **arguments: Any) -> Any:
-        """A tool call that is in flight within the context."""
+        """Makes a tool call that is in flight within the context."""
         message = {
             "jsonrpc": "2.0",
             "id": 1,
@@ -67,17 +67,17 @@ class Bench:
         return self.http.post(self.url, data=json.dumps(message), headers={**HEADERS, "Accept": accept})
 
     async def at_rest(self) -> float:
-        """Resident memory in bytes, once it is stable."""
+        """Returns the resident memory in bytes, once it is stable."""
         await asyncio.sleep(REST_SECONDS)
         return self.process.rss_bytes()
 
     async def others(self) -> float:
-        """The p99 of ordinary clients, in microseconds."""
+        """Measures the p99 of ordinary clients, in microseconds."""
         said = await asyncio.to_thread(load, self.it, OTHERS, "--seconds", "1.5", "--warm-up", "0.2")
         return said["p99_us"]
 
     async def compared(self, work: Callable[[asyncio.Event], Awaitable[Any]], under_way: float = 0) -> Figure:
-        """The ratio of the others' p99 during the work to their p99 just before, in several rounds.
+        """Measures the ratio of the other clients' p99 during the work to their p99 just before, in several rounds.
 
         Parameters:
             work: ends soon after the event is set.
@@ -96,7 +96,7 @@ class Bench:
 
 
 def measure() -> dict[str, Any]:
-    """Idle, slow and large streams, one after the other, each on its own bridge."""
+    """Measures idle, slow and large streams, one after another, each on its own bridge."""
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     found: dict[str, Any] = {"rows": []}
     for part in (_idle, _slow, _large, _readers):
@@ -125,7 +125,7 @@ async def _with_client(
 
 
 async def _idle(bench: Bench) -> tuple[dict[str, Any], Row]:
-    """Streams that get only heartbeats."""
+    """Measures streams that get only heartbeats."""
     before = await bench.at_rest()
     async with AsyncExitStack() as stack:
         streams = []
@@ -153,7 +153,7 @@ async def _idle(bench: Bench) -> tuple[dict[str, Any], Row]:
 
 
 async def _slow(bench: Bench) -> tuple[dict[str, Any], Row]:
-    """Calls that report progress four times a second."""
+    """Measures calls that report progress four times a second."""
     steps, pause = 10, 250
     before = await bench.at_rest()
     rss: list[float] = []
@@ -185,7 +185,7 @@ async def _slow(bench: Bench) -> tuple[dict[str, Any], Row]:
 
 
 async def _large(bench: Bench) -> tuple[dict[str, Any], Row]:
-    """One answer of 10 MB at a time."""
+    """Measures answers of 10 MB, one at a time."""
     rows: Row = {}
     peaks, kept, ratios = [], [], []
     for form, accept in {"JSON": "application/json", "SSE": HEADERS["Accept"]}.items():
@@ -222,7 +222,7 @@ async def _large(bench: Bench) -> tuple[dict[str, Any], Row]:
 
 
 async def _readers(bench: Bench) -> tuple[dict[str, Any], Row]:
-    """Clients that read a large answer at a megabyte a second."""
+    """Measures clients that read a large answer at a megabyte a second."""
     rest = await bench.at_rest()
     bench.process.forget_peak()
 

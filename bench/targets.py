@@ -34,7 +34,7 @@ class Target:
     value: Callable[[Mapping[str, Any]], float]
 
     def row(self, results: Results) -> tuple[str, str, str, str, str, str]:
-        """The row: name, what, target, moonshot, measured, verdict."""
+        """Returns the row: name, what, target, moonshot, measured, verdict."""
         sign = "≤" if self.at_most else "≥"
         goal = f"{sign} {self.target:g}{self.unit}"
         moonshot = "" if self.moonshot is None else f"{sign} {self.moonshot:g}{self.unit}"
@@ -54,7 +54,7 @@ class Target:
 
 
 def number(value: float) -> str:
-    """Three significant digits; a whole number is printed as a count."""
+    """Formats a value with three significant digits, and a whole number as a count."""
     if isinstance(value, int):
         return f"{value:,}"
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"

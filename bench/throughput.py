@@ -1,4 +1,4 @@
-"""Requests a second, CPU, latency and memory of all contenders, in interleaved rounds."""
+"""Measures requests per second, CPU, latency and memory of all contenders, in interleaved rounds."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ class Scenario:
     Attributes:
         form: one of `FORMS`.
         connections: how many requests are in flight at a time.
-        size: bytes of the request's body, and of the answer's.
-        names: the contenders; none for all of them.
+        size: the bytes of the request's body and of the answer's.
+        names: the contenders; empty for all of them.
     """
 
     form: str
@@ -142,7 +142,7 @@ def _started(stack: ExitStack, language: str, plan: Plan) -> list[Started]:
 
 
 def load(it: Started, scenario: Scenario, *duration: str, **arguments: Any) -> dict[str, float]:
-    """The figures of one turn of the load tool.
+    """Runs one turn of the load tool; returns its figures.
 
     Parameters:
         duration: the load tool's options that bound the turn.
@@ -172,17 +172,17 @@ def load(it: Started, scenario: Scenario, *duration: str, **arguments: Any) -> d
 
 
 def headers(it: Started, scenario: Scenario) -> list[str]:
-    """The headers of a client of that contender in that scenario, without the type of the body."""
+    """Returns the headers of a client of this contender in this scenario, without the content type."""
     return list(it.headers) if BOTH in it.headers else [*it.headers, FORMS[scenario.form].accept]
 
 
 def call(scenario: Scenario, **arguments: Any) -> bytes:
-    """The body of a call in that scenario, with additional arguments."""
+    """Returns the body of a call in this scenario, with additional arguments."""
     return body(scenario.size, {"bytes": scenario.size, "sse": FORMS[scenario.form].sse, **arguments})
 
 
 def body(size: int, arguments: dict[str, Any]) -> bytes:
-    """A tool call of exactly that many bytes, or the smallest possible; the load tool counts its id up."""
+    """Returns a tool call of exactly this many bytes, or the smallest possible; the load tool increments its id."""
     message = {
         "jsonrpc": "2.0",
         "id": 1_000_000,
@@ -194,8 +194,8 @@ def body(size: int, arguments: dict[str, Any]) -> bytes:
 
 
 def turn(it: Started, scenario: Scenario, plan: Plan) -> dict[str, float]:
-    """One turn of a contender: the load tool's figures, and the resources that the processes used."""
-    # On both sides of a proxy, opening many connections takes a while.
+    """Runs one turn of a contender; returns the load tool's figures, and the resources that the processes used."""
+    # Opening many connections on both sides of a proxy takes some time.
     duration: tuple[str, ...] = ("--seconds", str(plan.seconds), "--warm-up", str(0.1 + scenario.connections / 400))
     if it.heavy:
         duration = ("--requests", str(plan.heavy_requests * scenario.connections))
@@ -210,7 +210,7 @@ def turn(it: Started, scenario: Scenario, plan: Plan) -> dict[str, float]:
 
 
 def _targets(rounds: Sequence[dict[Cell, dict[str, float]]]) -> dict[str, Any]:
-    """The figures for the targets P1 to P3."""
+    """Returns the figures for the targets P1 to P3."""
     bridge, text, floor, none = ((it, "json", 32, 200) for it in (BRIDGE.name, BRIDGE_TEXT.name, FLOOR.name, NONE))
     fastmcp, toolhive = (("FastMCP", "json", 32, 200), ("ToolHive", "json", 32, 200))
     figures = {

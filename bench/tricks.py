@@ -1,7 +1,7 @@
-"""The saving of each optimisation of the hot path: the bridge without it, in many short turns.
+"""Measures the saving of each optimisation of the hot path, with the bridge without it, in many short turns.
 
-Each of those turns follows one of the unmodified bridge, and is compared with that one alone: on a shared machine the
-speed of a CPU changes within seconds by more than one optimisation saves.
+Each of these turns follows one of the unmodified bridge, and is compared only with it: on a shared machine the speed
+of a CPU changes within seconds by more than one optimisation saves.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from bench.throughput import FORMS, Plan, Scenario, turn
 UNDONE = PROXIES / "undone.py"
 PYTHON = ROOT / ".venv/bin/python"
 PLAN = Plan((Scenario("sse", 32, 200), Scenario("sse, Go", 32, 200)), 25, 0.4, 1)
-"""What SDK clients send and supergateway answers, with both upstreams: the one in C favours batched work."""
+"""The forms that SDK clients and supergateway use, with both upstreams: the one in C favours batched work."""
 
 TRICKS = {
     "messages are read by one call of the JSON decoder": "walk_through_members",
@@ -35,7 +35,7 @@ TRICKS = {
 
 
 def measure() -> dict[str, Any]:
-    """The CPU time of a request without each optimisation, compared with the unmodified bridge in the turn before.
+    """Measures the CPU time of a request without each optimisation, compared with the unmodified bridge just before.
 
     Errors:
         Failed: an optimisation is no longer in the code.
@@ -55,7 +55,7 @@ def measure() -> dict[str, Any]:
 
 
 def cells(pairs: Mapping[Cell, Sequence[Round]]) -> list[dict[str, Any]]:
-    """The unmodified bridge over all its turns of a scenario, and each variant compared with the turns before its own.
+    """Returns the unmodified bridge over all turns of a scenario, and each variant compared with the turns before it.
 
     Parameters:
         pairs: for the cell of each variant, rounds with this cell and the one of the unmodified bridge.
@@ -88,7 +88,7 @@ def require_all(functions: list[str]) -> None:
 
 
 def _bridges(stack: ExitStack, language: str) -> dict[str, Started]:
-    """The unmodified bridge, and a bridge without each optimisation, in front of one upstream."""
+    """Starts the unmodified bridge, and a bridge without each optimisation, in front of one upstream."""
     url = f"http://127.0.0.1:{stack.enter_context(upstream(language))}/mcp"
     bridges = {BRIDGE.name: stack.enter_context(started(BRIDGE, url))}
     for trick, function in TRICKS.items():

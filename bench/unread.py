@@ -1,4 +1,4 @@
-"""The cost of answers that no client reads: each client has a token, calls a tool that answers 8 MB, and waits."""
+"""Measures the cost of unread answers: each client has a token, calls a tool that answers 8 MB, and reads nothing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LAST_SECONDS = 60
 
 
 def measure(clients: int = UNREAD_CLIENTS) -> dict[str, Any]:
-    """The peak of the bridge's resident memory above rest, with the default settings, in the worse of both forms.
+    """Measures the peak of the bridge's resident memory above rest, with default settings, in the worse of both forms.
 
     Errors:
         Failed: no client got the beginning of an answer, so that nothing was measured.
@@ -45,7 +45,7 @@ def measure(clients: int = UNREAD_CLIENTS) -> dict[str, Any]:
 
 
 def _peak(it: Started, scenario: Scenario, clients: int) -> tuple[int, int]:
-    """Bytes of memory above rest at the peak, and the number of clients with the beginning of an answer."""
+    """Returns the bytes above rest at the peak, and the number of clients that got the beginning of an answer."""
     if it.process is None:
         raise Failed("The bridge has no process.")
     rest = _at_rest(it.process)
@@ -66,7 +66,7 @@ def _peak(it: Started, scenario: Scenario, clients: int) -> tuple[int, int]:
 
 
 def _at_rest(process: Process) -> int:
-    """Resident memory, once memory and CPU time are stable for a while."""
+    """Returns the resident memory, once memory and CPU time are stable for some time."""
     deadline = time.monotonic() + LAST_SECONDS
     before = (process.rss_bytes(), process.cpu_seconds())
     while time.monotonic() < deadline:

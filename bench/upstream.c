@@ -1,14 +1,14 @@
-/* A trivial MCP server for the benchmarks: Streamable HTTP on one thread, so fast that it is not what is measured.
+/* A trivial MCP server for the benchmarks: Streamable HTTP on one thread, so fast that it is not the bottleneck.
 
      make build/bench/upstream
      build/bench/upstream PORT json|sse [BYTES]
 
-   It listens on 127.0.0.1:PORT/mcp and answers a tools/call with BYTES bytes (200 unless told), as JSON or as one event
-   like supergateway's. A call may ask for something else in params.arguments:
+   It listens on 127.0.0.1:PORT/mcp and answers a tools/call with BYTES bytes (default 200), as JSON or as one event
+   like supergateway's. A call can change this in params.arguments:
      "bytes": N                 the length of this answer;
      "sse": true|false          its form;
      "steps": N, "pause": MS    N progress notifications first, one each MS milliseconds (needs a progressToken).
-   Requests need no handshake; one session id serves all. It reads whatever comes and never ends because of it. */
+   Requests need no handshake; all sessions have the same id. Invalid input does not end the server. */
 
 #include "http.h"
 
@@ -27,7 +27,7 @@
 #define TEXT_FRONT "{\"content\":[{\"type\":\"text\",\"text\":\""
 #define TEXT_BACK "\"}]}"
 #define MOST_BYTES ((size_t)64 << 20)
-#define ONE_WRITE ((size_t)256 << 10) /* so that a large answer does not hold up the small ones */
+#define ONE_WRITE ((size_t)256 << 10) /* maximum per write, so that a large answer does not delay small ones */
 
 struct span {
     const char *start;
@@ -40,12 +40,12 @@ struct message {
     int sse;
 };
 
-/* An answer is written in three pieces: out, then as many letters as padding says, then the rest of out from split. */
+/* An answer is written in three pieces: out up to split, then padding letters, then the rest of out. */
 struct connection {
     int fd, writing;
     struct buffer in, out;
     size_t sent, split, padding;
-    size_t steps, step; /* of the slow call that is under way */
+    size_t steps, step; /* of the slow call in progress */
     double pause, due;
     char *id, *token;
     size_t bytes;
@@ -61,7 +61,7 @@ static int spells(struct span it, const char *text) {
     return it.length == strlen(text) && memcmp(it.start, text, it.length) == 0;
 }
 
-/* The closing quote of the string that begins at the opening quote, or NULL. */
+/* Returns the closing quote of the string whose opening quote is at `at`, or NULL. */
 static const char *string_end(const char *at, const char *end) {
     for (const char *quote = at; (quote = memchr(quote + 1, '"', (size_t)(end - quote - 1)));) {
         const char *slash = quote;
@@ -97,7 +97,7 @@ static void take(struct message *it, int depth, struct span key, struct span val
         it->pause = number(value, 60000);
 }
 
-/* One pass over the body that knows strings and depth, so that no text inside an argument passes for a key. */
+/* Parses the body in one pass, with strings and depth, so that text inside an argument is not mistaken for a key. */
 static struct message parse(const char *body, size_t length) {
     struct message result = {.bytes = default_bytes, .sse = sse_answers};
     const char *end = body + length;
@@ -134,7 +134,7 @@ static struct message parse(const char *body, size_t length) {
         default:
             while (at + value.length < end && !strchr(",]} \t\r\n", at[value.length]))
                 value.length++;
-            if (value.length == 0) /* a NUL, which strchr finds at the end of its own string */
+            if (value.length == 0) /* a NUL byte, which strchr finds at the end of its own string */
                 return result;
         }
         if (after_colon)
@@ -147,7 +147,7 @@ static struct message parse(const char *body, size_t length) {
     return result;
 }
 
-/* Queues a whole JSON-RPC response: the result is front, so many letters, back. */
+/* Queues a complete JSON-RPC response, whose result is front, then padding letters, then back. */
 static void respond(struct connection *it, const char *id, int id_length, const char *front, size_t padding,
                     const char *back, const char *headers, int as_event, int head_sent) {
     char start[512];
@@ -215,7 +215,7 @@ static void answer(struct connection *it, const char *body, size_t length) {
     it->split = it->out.length;
 }
 
-/* Answers the first request that is whole; returns how many bytes it took, 0 when there is none, -1 for nonsense. */
+/* Answers the first complete request; returns its length, 0 if there is none, -1 if it is invalid. */
 static ssize_t serve_one(struct connection *it) {
     size_t head = head_length(it->in.data, it->in.length);
     if (!head)
@@ -230,7 +230,7 @@ static ssize_t serve_one(struct connection *it) {
         answer(it, it->in.data + head, body);
     } else {
         if (memcmp(it->in.data, "GET ", 4) == 0)
-            print(&it->out, SSE_HEAD, ""); /* the stream of notifications, on which nothing ever comes */
+            print(&it->out, SSE_HEAD, ""); /* the stream of notifications, which stays empty */
         else
             print(&it->out, EMPTY, memcmp(it->in.data, "DELETE ", 7) == 0 ? "200 OK" : "405 Method Not Allowed");
         it->split = it->out.length;
@@ -264,7 +264,7 @@ static void watch(struct connection *it, int writing) {
     it->writing = writing;
 }
 
-/* Writes what is queued, as far as the socket takes it; -1 when the other side is gone. */
+/* Writes as much of the queue as the socket accepts; returns -1 if the connection is closed. */
 static int flush(struct connection *it) {
     size_t total = it->out.length + it->padding;
     while (it->sent < total) {
@@ -288,7 +288,7 @@ static int flush(struct connection *it) {
         if (written < 0 && errno != EAGAIN)
             return -1;
         it->sent += written > 0 ? (size_t)written : 0;
-        if (it->sent < total) { /* the loop comes back to it, after the others */
+        if (it->sent < total) { /* the event loop continues with it after the others */
             watch(it, 1);
             return 0;
         }
@@ -298,7 +298,7 @@ static int flush(struct connection *it) {
     return 0;
 }
 
-/* Reads what is there and answers as long as nothing waits to be written; -1 when the connection is over. */
+/* Reads, and answers requests while the queue is empty; returns -1 if the connection has ended or is invalid. */
 static int serve(struct connection *it, uint32_t events) {
     if (events & (EPOLLIN | EPOLLHUP | EPOLLERR)) {
         reserve(&it->in, 65536);
@@ -319,7 +319,7 @@ static int serve(struct connection *it, uint32_t events) {
     return taken < 0 ? -1 : 0;
 }
 
-/* The next step of every slow call that is due. */
+/* Performs the next step of every slow call that is due. */
 static void step(void) {
     double time = now();
     for (struct connection *it = slow, *next; it; it = next) {

@@ -1,10 +1,10 @@
-// The second upstream of the benchmarks: the MCP server of upstream.c once more, on Go's net/http.
+// The second upstream of the benchmarks: the same MCP server as upstream.c, on Go's net/http.
 //
 //	make build/bench/upstream-go
 //	build/bench/upstream-go PORT json|sse [BYTES]
 //
-// It answers each connection by itself, when its request has come. The server in C answers everything that one turn
-// of its event loop has read, in lockstep with the load, which favours a proxy that gathers work within a turn.
+// It answers each connection independently, as soon as its request has arrived. The server in C answers all requests of
+// one iteration of its event loop together, in lockstep with the load, which favours a proxy that batches work.
 // Arguments, methods and answers are those of upstream.c.
 package main
 
@@ -56,7 +56,7 @@ func (it upstream) ServeHTTP(answer http.ResponseWriter, request *http.Request) 
 	switch request.Method {
 	case http.MethodPost:
 		it.post(answer, request)
-	case http.MethodGet: // the stream of notifications, on which nothing ever comes
+	case http.MethodGet: // the stream of notifications, which stays empty
 		startEvents(answer)
 		http.NewResponseController(answer).Flush()
 		<-request.Context().Done()
@@ -110,7 +110,7 @@ func (it upstream) call(answer http.ResponseWriter, said message) {
 	respond(answer, sse, result(said.ID, front, it.text[:max(0, size-frame)], back))
 }
 
-// progress sends so many notifications, one after each pause.
+// progress sends the progress notifications, with a pause before each.
 func progress(answer http.ResponseWriter, steps int, pause time.Duration, token json.RawMessage) {
 	startEvents(answer)
 	http.NewResponseController(answer).Flush()
@@ -132,7 +132,7 @@ func result(id json.RawMessage, front, text, back string) string {
 	return strings.Join([]string{`{"jsonrpc":"2.0","id":`, string(id), `,"result":`, front, text, back, "}"}, "")
 }
 
-// respond sends a whole JSON-RPC message, as one event or as JSON.
+// respond sends a complete JSON-RPC message, as one event or as JSON.
 func respond(answer http.ResponseWriter, asEvent bool, parts ...string) {
 	if asEvent {
 		startEvents(answer)

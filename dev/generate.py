@@ -1,7 +1,7 @@
-"""Writes what is made from other files: pages, parts of pages, and the completion for each shell.
+"""Generates files from other files: pages, parts of pages, and the completion for each shell.
 
-`make generated` runs it; the tests compare. A part of a page stands between two marks, `<!-- made: NAME -->` and
-`<!-- end -->`; the rest of that page is written by hand.
+`make generated` runs it; a test checks that the files are up to date. A generated part of a page is between the marks
+`<!-- made: NAME -->` and `<!-- end -->`; the rest of that page is written by hand.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from vestige_bridge.cli.published import OWNER
 ROOT = Path(__file__).resolve().parent.parent
 VALUES = ROOT / "charts/vestige/values.yaml"
 PAGES = ("README.md", "charts/vestige/README.md", "docs/deployment.md", "openclaw-plugin/README.md")
-"""The pages that have made parts."""
+"""The pages with generated parts."""
 
 _MADE = re.compile(r"<!-- made: ([\w-]+) -->.*?<!-- end -->", re.DOTALL)
 
 
 def generated(owner: str = OWNER) -> Iterator[tuple[Path, str]]:
-    """Each file and its text.
+    """Yields each generated file and its text.
 
     Parameters:
-        owner: who publishes the releases; empty while there is none.
+        owner: the GitHub account that publishes the releases; empty if there is none.
     """
     yield ROOT / "docs/clients.md", page(owner)
     for shell in SHELLS:
@@ -41,7 +41,7 @@ def generated(owner: str = OWNER) -> Iterator[tuple[Path, str]]:
 
 
 def filled(text: str, parts: dict[str, str]) -> str:
-    """The page with each of its made parts anew; an empty part is a single line."""
+    """Returns the page with its generated parts replaced; an empty part is a single line."""
 
     def part(match: re.Match[str]) -> str:
         made = parts[match[1]]
@@ -52,10 +52,10 @@ def filled(text: str, parts: dict[str, str]) -> str:
 
 
 def published(owner: str, release: str) -> dict[str, str]:
-    """The parts that name what a registry has; each is empty until there is a release.
+    """Returns the parts that name published packages and images; each is empty until there is a release.
 
     Parameters:
-        owner: who publishes the releases.
+        owner: the GitHub account that publishes the releases.
         release: the version of the package.
     """
     registry = f"ghcr.io/{owner.lower()}"
@@ -112,13 +112,13 @@ From a checkout:""",
 
 
 def values_table(text: str) -> str:
-    """The values of the chart: each with its default and the comment that stands above it.
+    """Returns the table of the chart's values, with their defaults and the comments above them.
 
     Parameters:
         text: the text of ``values.yaml``, in which the comment of a value begins with ``# --``.
 
     Raises:
-        ValueError: a value has no such comment, nor has what it is a part of.
+        ValueError: neither a value nor a mapping that contains it has such a comment.
         TypeError: there are no values.
     """
     root = yaml.compose(text, yaml.SafeLoader)
@@ -147,7 +147,7 @@ def _values(
 
 
 def _comment(text: str, line: int) -> str:
-    """The comment above a line; empty if there is none, or if it is not one for a value."""
+    """Returns the comment above a line; empty if there is none, or if it does not describe a value."""
     lines = text.splitlines()
     above: list[str] = []
     while line and lines[line - 1].lstrip().startswith("#"):
@@ -157,7 +157,7 @@ def _comment(text: str, line: int) -> str:
 
 
 def _written(node: yaml.Node, text: str) -> str:
-    """The value on one line, scalars as they are written."""
+    """Returns the value on one line, with scalars as in the file."""
     if isinstance(node, yaml.ScalarNode):
         return text[node.start_mark.index : node.end_mark.index].strip()
     if isinstance(node, yaml.MappingNode):

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Makes the virtual environment FOLDER, or says which package is missing.
+# Creates the virtual environment FOLDER, or prints which package is missing.
 # usage: dev/make-venv.sh FOLDER
 set -eu
 

@@ -1,8 +1,8 @@
-"""Builds into dist/ what a release publishes, except the images, and looks inside: `make release-check`.
+"""Builds everything that a release publishes, except the images, into dist/, and checks it: `make release-check`.
 
-Invariant: each archive holds exactly the files of git that belong into it and what its build adds, so no test, no
-forgotten file and no secret gets out. The wheel is installed into a new environment, and server.json is validated
-against the schema of the registry.
+Invariant: each archive contains exactly its files of git and the files that its build adds, so that no test, untracked
+file or secret is published. The wheel is installed into a new environment, and server.json is validated against the
+schema of the registry.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DIST = ROOT / "dist"
 SCHEMA = "https://static.modelcontextprotocol.io/schemas/2025-12-11/server.schema.json"
 SCHEMAS = ("github.com/modelcontextprotocol/registry@v1.8.9", "internal/validators/schemas/2025-12-11.json")
-"""The Go module that brings that schema along, and where."""
+"""The Go module that contains this schema, and its path there."""
 
 Files = Mapping[str, bytes]
 
@@ -38,11 +38,11 @@ SECRETS = re.compile(
     rb"-----BEGIN [A-Z ]*PRIVATE KEY-----|\bAKIA[0-9A-Z]{16}\b|\bgh[oprsu]_[A-Za-z0-9]{36}|\bgithub_pat_\w{22}"
     rb"|\bglpat-[\w-]{20}|\bnpm_[A-Za-z0-9]{36}|\bpypi-[\w-]{50}|\bsk-[\w-]{32}|\bxox[abp]-[\w-]{10}"
 )
-"""Private keys, and tokens that are known by their beginning."""
+"""Private keys, and tokens with a known prefix."""
 
 
 def main() -> int:
-    """Exit status 1 with a sentence for each fault; nothing is built while the versions differ."""
+    """Prints a sentence for each fault; returns 1 if there is one. It builds nothing if the versions differ."""
     faults = version_faults() or list(_look(_build()))
     print(
         "\n".join(faults)
@@ -52,10 +52,10 @@ def main() -> int:
 
 
 def server_json(owner: str, release: str) -> dict[str, Any]:
-    """How the MCP registry describes the release: `vestige-bridge stdio` from PyPI, for a bridge that runs somewhere.
+    """Returns the entry for the MCP registry: `vestige-bridge stdio` from PyPI, a client of a bridge that runs already.
 
     Parameters:
-        owner: who publishes the releases.
+        owner: the GitHub account that publishes the releases.
         release: the version.
     """
     return {
@@ -96,13 +96,13 @@ def server_json(owner: str, release: str) -> dict[str, Any]:
 
 
 def strangers(archive: str, files: Files, expected: set[str], added: str) -> Iterator[str]:
-    """A sentence for each file of an archive that does not belong into it, and for each that is missing.
+    """Yields a sentence for each unexpected file of an archive, and for each missing one.
 
     Parameters:
         archive: its name.
-        files: its files by name, without the folder that holds them all.
-        expected: the files of git that belong into it.
-        added: an expression for the names of the files that its build adds.
+        files: its files by name, without the top-level folder.
+        expected: the files of git that it must contain.
+        added: a regular expression for the names of the files that its build adds.
     """
     yield from (f"{archive} lacks {name}." for name in sorted(expected - files.keys()))
     for name in sorted(files.keys() - expected):
@@ -111,14 +111,14 @@ def strangers(archive: str, files: Files, expected: set[str], added: str) -> Ite
 
 
 def secrets(archive: str, files: Files, tokens: set[bytes]) -> Iterator[str]:
-    """A sentence for each file of an archive that holds what looks like a secret, or a token of this checkout."""
+    """Yields a sentence for each file of an archive that contains a likely secret, or a token of this checkout."""
     for name, content in sorted(files.items()):
         if SECRETS.search(content) or any(token in content for token in tokens):
             yield f"{archive} holds what looks like a secret in {name}."
 
 
 def invalid(document: Mapping[str, Any], schema: Mapping[str, Any]) -> Iterator[str]:
-    """A sentence for each thing in server.json that its schema does not allow."""
+    """Yields a sentence for each violation of the schema in server.json."""
     for error in Draft7Validator(schema).iter_errors(document):
         yield f"server.json: {error.json_path}: {error.message}"
 
@@ -167,7 +167,7 @@ def _look(built: list[Path]) -> Iterator[str]:
 
 
 def _tracked(folder: str) -> set[str]:
-    """The files of git in a folder, as seen from there."""
+    """Returns the files of git in a folder, relative to it."""
     return set(_run("git", "ls-files", cwd=ROOT / folder).splitlines())
 
 
@@ -178,7 +178,7 @@ def _tokens_of_this_checkout() -> set[bytes]:
 
 
 def _unpacked(archive: Path) -> dict[str, bytes]:
-    """The files of an archive; those of a tarball without the folder that holds them all."""
+    """Returns the files of an archive; the names in a tarball are without its top-level folder."""
     if archive.suffix == ".whl":
         with zipfile.ZipFile(archive) as wheel:
             return {name: wheel.read(name) for name in wheel.namelist()}
@@ -188,7 +188,7 @@ def _unpacked(archive: Path) -> dict[str, bytes]:
 
 
 def _installed(wheel: Path) -> Iterator[str]:
-    """The wheel in a new environment, away from the checkout."""
+    """Installs the wheel into a new environment outside the checkout; yields a sentence if its version is wrong."""
     with tempfile.TemporaryDirectory() as folder:
         _run(sys.executable, "-m", "venv", folder)
         _run(f"{folder}/bin/pip", "install", "--quiet", "--disable-pip-version-check", str(wheel), cwd=Path(folder))
@@ -205,7 +205,7 @@ def _schema() -> dict[str, Any]:
 
 
 def _run(*command: str, cwd: Path = ROOT) -> str:
-    """What a command says that knows nothing of a person's own Python, so that nothing counts as installed already."""
+    """Runs a command without the user's PYTHON* variables, which could add installed packages; returns its output."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     done = subprocess.run(command, cwd=cwd, env=environ, capture_output=True, text=True, check=False)
     if done.returncode:

@@ -1,6 +1,6 @@
-"""Starts supergateway and the bridge side by side, and says when and how they can be called.
+"""Starts supergateway and the bridge, and prints how to call them once they are ready.
 
-`make dev` runs it at the top of the checkout, with everything installed.
+`make dev` runs it in the root of the checkout, after it has installed everything.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ YOURS = "YOUR-TOKEN"
 
 
 def main() -> int:
-    """Everything runs until Ctrl-C, or until one of the two processes ends; the result is honcho's exit status."""
+    """Runs both processes until Ctrl-C, or until one of them ends; returns honcho's exit status."""
     environ = settings()
     gateway_port = free_port(environ, "VESTIGE_MCP_PORT", "3100", "127.0.0.1")
     bridge_host = environ.setdefault("VESTIGE_BRIDGE_HOST", "127.0.0.1")
@@ -54,10 +54,10 @@ def main() -> int:
     environ["VESTIGE_MCP_URL"] = f"http://127.0.0.1:{gateway_port}/mcp"
     native = environ.get("GATEWAY") == "none"
     memory = native_server(environ) if native else gateway_server(environ)
-    # Vestige's autopilot slows down a process that everybody shares.
+    # Vestige's autopilot slows down a process that all clients share.
     environ.setdefault("VESTIGE_AUTOPILOT_ENABLED", "0")
     environ.setdefault("VESTIGE_BRIDGE_STATE_DIR", str(STATE))
-    # honcho kills what has not ended 5 s after the signal.
+    # honcho kills processes that have not ended 5 s after the signal.
     environ.setdefault("VESTIGE_BRIDGE_DRAIN_SECONDS", "2")
     environ["GATEWAY_HOST"] = "127.0.0.1"
     environ["PATH"] = f"{NODE.parent}{os.pathsep}{environ['PATH']}"
@@ -65,7 +65,7 @@ def main() -> int:
     server = "Vestige" if native else "supergateway"
     print(f"Starting {server} on 127.0.0.1:{gateway_port} and the bridge on {bridge_host}:{bridge_port}.")
     print(f"Memory: {memory}", flush=True)
-    # honcho would read .env over the environment; it is merged above, where the environment wins.
+    # honcho would let .env override the environment; they are merged above, where the environment takes precedence.
     processes = ["native", "bridge"] if native else ["gateway", "vestige", "bridge"]
     honcho = subprocess.Popen(
         [sys.executable, "-m", "honcho", "--env", os.devnull, "start", *processes], cwd=ROOT, env=environ
@@ -87,10 +87,10 @@ def main() -> int:
 
 
 def settings() -> dict[str, str]:
-    """The environment over .env, in which a token is made once when nothing there says who may call.
+    """Returns the environment merged over .env; if neither configures authentication, it adds a new token to .env.
 
-    Only one way to say that is allowed, so one in the environment takes the place of all in .env: the bridge, which
-    reads .env as well, finds them empty.
+    Only one of the settings for authentication is allowed. One in the environment therefore replaces all of them in
+    .env: they are set to empty values, because the bridge reads .env, too.
     """
     given = {name: value for name, value in os.environ.items() if value}
     if says_who_may_call(given):
@@ -112,23 +112,23 @@ def settings() -> dict[str, str]:
 
 
 def says_who_may_call(environ: Mapping[str, str]) -> bool:
-    """Whether the variables give a token or a file of tokens, or let everybody in."""
+    """Whether the variables set a token or a token file, or allow anonymous access."""
     anonymous = environ.get("VESTIGE_ALLOW_ANONYMOUS", "").strip().lower() in TRUE
     return anonymous or bool(environ.get("VESTIGE_AUTH_TOKEN") or environ.get("VESTIGE_AUTH_TOKEN_FILE"))
 
 
 def free_port(environ: dict[str, str], variable: str, default: str, host: str) -> int:
-    """The port that the variable names; a port that nobody can listen on ends the start."""
+    """Returns the port of the variable; exits if it is invalid or in use."""
     value = environ.setdefault(variable, default)
     if not (value.isascii() and value.isdigit() and 0 < int(value) < 65536):
         end(f"{variable} is {value!r}; it takes a port from 1 to 65535.")
     try:
-        # `::` is listened on for both families, as the bridge does.
+        # A socket on `::` accepts both families, as that of the bridge does.
         both = host == "::" and socket.has_dualstack_ipv6()
         host, family = ("0.0.0.0", socket.AF_INET) if host == "::" and not both else (host, _family(host))  # noqa: S104
         socket.create_server((host, int(value)), family=family, dualstack_ipv6=both).close()
     except OSError as error:
-        # The system's own words: Python adds the address as it spells it.
+        # The message of the system: Python's message repeats the address in another form.
         reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
         end(f"Port {value} on {host} is not free ({reason}): set {variable} to another port.")
     return int(value)
@@ -139,12 +139,12 @@ def _family(host: str) -> socket.AddressFamily:
 
 
 def find_vestige(name: str) -> str | None:
-    """The program of Vestige that is on PATH or in .tools/bin."""
+    """Returns the path of a program of Vestige on PATH or in .tools/bin."""
     return shutil.which(name) or shutil.which(name, path=ROOT / ".tools/bin")
 
 
 def vestige_command(*words: str) -> list[str]:
-    """The command of a program of Vestige that writes below the state directory only, whatever its version."""
+    """Returns a command that runs a program of Vestige so that all versions write only below the state directory."""
     home = STATE / "vestige"
     home.mkdir(parents=True, exist_ok=True)
     kept = ["-u", "XDG_DATA_HOME", f"HOME={home}", f"FASTEMBED_CACHE_PATH={home / 'models'}"]
@@ -152,7 +152,7 @@ def vestige_command(*words: str) -> list[str]:
 
 
 def native_server(environ: dict[str, str]) -> str:
-    """Lets Vestige serve HTTP itself, with a token between it and the bridge; the sentence says where the memory is."""
+    """Configures Vestige's own HTTP server, with a token for the bridge; returns a description of the memory."""
     vestige = find_vestige("vestige")
     if not vestige:
         end("GATEWAY=none needs Vestige's program vestige on PATH or in .tools/bin.")
@@ -163,7 +163,7 @@ def native_server(environ: dict[str, str]) -> str:
 
 
 def gateway_server(environ: dict[str, str]) -> str:
-    """Gives supergateway its MCP server, whose log is shown; the sentence says where the memory is."""
+    """Configures supergateway's MCP server, whose log is shown; returns a description of the memory."""
     command, memory = memory_server(environ)
     log = STATE / "vestige.log"
     log.write_text("")
@@ -172,7 +172,7 @@ def gateway_server(environ: dict[str, str]) -> str:
 
 
 def memory_server(environ: dict[str, str]) -> tuple[str, str]:
-    """The shell command of the MCP server that keeps the memory, and the sentence that says what it is."""
+    """Returns the shell command of the MCP server that stores the memory, and a description of the memory."""
     STATE.mkdir(exist_ok=True)
     vestige = find_vestige("vestige-mcp")
     if vestige:
@@ -188,19 +188,19 @@ def memory_server(environ: dict[str, str]) -> tuple[str, str]:
 
 
 def reachable(host: str) -> str:
-    """Where a process on this machine reaches one that listens on the host, as a URL spells it."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "127.0.0.1"}.get(host, host)  # noqa: S104 - nothing is bound here
+    """Returns the host for URLs at which local processes reach a server that listens on the given host."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "127.0.0.1"}.get(host, host)  # noqa: S104 - no socket is bound here
     return f"[{host}]" if ":" in host else host
 
 
 def first_token(environ: dict[str, str]) -> str:
-    """A token that the bridge takes, or what stands for one if it knows only hashes; empty when it takes everybody."""
+    """Returns a valid token, or a placeholder if only hashes are configured; empty with anonymous access."""
     tokens = Tokens.from_settings(Settings.from_environ({name: environ.get(name, "") for name in WAYS_IN}))
     return tokens.first or (YOURS if tokens else "")
 
 
 def ready(metrics_url: str) -> bool:
-    """Whether the bridge can serve; asked of its metrics, which, unlike its probes, are not in the access log."""
+    """Whether the bridge is ready, from its metrics: requests of these, unlike probes, are not in the access log."""
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with direct.open(metrics_url, timeout=1) as response:
@@ -210,7 +210,7 @@ def ready(metrics_url: str) -> bool:
 
 
 def announce(address: str, token: str, environ: Mapping[str, str]) -> None:
-    """Says what is running, with a line to paste for curl and one for Claude Code."""
+    """Prints what is running, with a command to paste for curl and one for Claude Code."""
     body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/list"})
     authorization = ["-H", f"Authorization: Bearer {token}"] if token else []
     direct = ["--noproxy", "*"] if any(environ.get(name) for name in PROXIES) else []
@@ -238,9 +238,9 @@ def announce(address: str, token: str, environ: Mapping[str, str]) -> None:
 
 
 def command(environ: Mapping[str, str], name: str) -> str:
-    """A command of the bridge to paste, with the settings that it would not find in its defaults.
+    """Returns a command of the bridge to paste, with the settings that differ from its defaults.
 
-    The commands read .env, but not the environment of this process, and VESTIGE_MCP_PORT is known here only.
+    The commands read .env, but not the environment of this process, and they do not read VESTIGE_MCP_PORT.
     """
     defaults = {
         "VESTIGE_BRIDGE_HOST": "127.0.0.1",
@@ -252,7 +252,7 @@ def command(environ: Mapping[str, str], name: str) -> str:
 
 
 def end(sentence: str) -> NoReturn:
-    """The start ends with one sentence."""
+    """Exits with one sentence."""
     sys.exit(sentence)
 
 

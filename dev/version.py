@@ -1,4 +1,4 @@
-"""The version, in every file that holds it. `make version NEW=…` writes it; `make release-check` compares."""
+"""Reads and writes the version in every file that contains it, for `make version` and `make release-check`."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ PLACES = {
     "openclaw-plugin/openclaw.plugin.json": r"^  \"version\": \"(.+)\"",
     "openclaw-plugin/README.md": r"openclaw-plugin-vestige-(\d[\d.]*)\.tgz",
 }
-"""Where the version stands in each file. What is generated has it from setup.cfg."""
+"""The pattern of the version in each file. Generated files get it from setup.cfg."""
 
 _RELEASED = re.compile(r"^## \[(\d.*?)\] - \d{4}-\d\d-\d\d$", re.MULTILINE)
 
 
 def version(root: Path = ROOT) -> str:
-    """The version of the package."""
+    """Returns the version of the package."""
     return _versions(root, "setup.cfg")[0]
 
 
 def faults(root: Path = ROOT) -> list[str]:
-    """A sentence for each file that has no version or another than setup.cfg, or whose newest release is another."""
+    """Returns a sentence for each file whose version, or newest release, is missing or differs from setup.cfg."""
     expected = version(root)
     found = {name: _versions(root, name) for name in PLACES}
     found["CHANGELOG.md"] = _RELEASED.findall((root / "CHANGELOG.md").read_text())[:1]
@@ -38,7 +38,7 @@ def faults(root: Path = ROOT) -> list[str]:
 
 
 def write(new: str, root: Path = ROOT) -> None:
-    """Puts another version into every file but the changelog, whose heading has a date and a text."""
+    """Writes a new version into every file except the changelog, whose heading also needs a date and a text."""
     for name, pattern in PLACES.items():
         text = (root / name).read_text()
         for match in reversed(list(re.finditer(pattern, text, re.MULTILINE))):

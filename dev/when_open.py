@@ -1,4 +1,4 @@
-"""Runs a command once a port of this machine takes connections.
+"""Runs a command once a port of this machine accepts connections.
 
 usage: python dev/when_open.py PORT COMMAND [ARGUMENT…]
 """
@@ -13,7 +13,7 @@ import time
 
 
 def main(port: str, *command: str) -> None:
-    """Waits, and becomes the command."""
+    """Waits for the port, then replaces this process with the command."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     while True:
         try:

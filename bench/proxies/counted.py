@@ -1,6 +1,6 @@
-"""The bridge under a profile hook that writes down every Python call: `python counted.py FILE`, settings as usual.
+"""The bridge under a profile hook that records every Python call: `python counted.py FILE`, settings as usual.
 
-On SIGUSR2 it appends a line to FILE, the modules of the calls since the last signal, and begins anew.
+On SIGUSR2 it appends a line to FILE with the modules of the calls since the last signal.
 """
 
 from __future__ import annotations

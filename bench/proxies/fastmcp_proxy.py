@@ -1,4 +1,4 @@
-"""FastMCP's own proxy, stateless, so that it takes the same requests as the others.
+"""FastMCP's own proxy; stateless, it accepts the same requests as the others.
 
 usage: fastmcp_proxy.py UPSTREAM_URL PORT stateless|sessions
 """

@@ -1,4 +1,4 @@
-"""What one would write first: a Starlette route and one aiohttp POST for each request.
+"""The simplest proxy in Python: a Starlette route and one aiohttp POST for each request.
 
 usage: starlette_route.py UPSTREAM_URL PORT
 """
@@ -21,7 +21,7 @@ PASSED = ("accept", "content-type", "mcp-session-id")
 
 @asynccontextmanager
 async def lifespan(app: Starlette) -> AsyncIterator[None]:
-    """The HTTP client lives as long as the application."""
+    """Opens the HTTP client, and closes it with the application."""
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as client:
         app.state.client = client
         yield

@@ -1,7 +1,7 @@
-"""The bridge with one of the tricks of its hot path undone: `python undone.py FUNCTION`, settings as for the bridge.
+"""The bridge without one optimisation of its hot path: `python undone.py FUNCTION`, settings as for the bridge.
 
-`python undone.py --check FUNCTION...` serves nothing. It prints a line for each trick that cannot be undone, because
-the tree has no longer what the function replaces, and exits with 1.
+`python undone.py --check FUNCTION...` serves nothing. It prints a line for each optimisation that cannot be undone,
+because the code that the function replaces no longer exists, and exits with 1.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from typing import Any
 
 
 class Vanished(Exception):
-    """What a function here replaces is no longer there: the trick has moved, or is gone."""
+    """The code that a function here replaces no longer exists: the optimisation was moved or removed."""
 
 
 def replaced(path: str, value: Any) -> Any:
-    """Replaces what stands at `module:name` or `module:Class.name`, and returns what stood there.
+    """Replaces the object at `module:name` or `module:Class.name`; returns the original.
 
     Errors:
-        Vanished: nothing stands there.
+        Vanished: there is no such object.
     """
     module, _, names = path.partition(":")
     *owners, name = names.split(".")
@@ -39,17 +39,17 @@ def replaced(path: str, value: Any) -> Any:
 
 
 def walk_through_members() -> None:
-    """Every message is read by walking through its members."""
+    """Parses every message by walking through its members."""
     replaced("jsonrpc.parser:scan", lambda _: None)
 
 
 def make_a_task() -> None:
-    """Every request gets a task that sends it."""
+    """Creates a task for every request that sends it."""
     replaced("session.attempts:Attempts.attempt_now", lambda *_: False)
 
 
 def write_each_line() -> None:
-    """Every line of the log is a system call."""
+    """Writes every line of the log with its own system call."""
 
     def take(self: Any, line: str) -> None:
         self._lines.append(f"{line}\n")
@@ -59,7 +59,7 @@ def write_each_line() -> None:
 
 
 def make_log_records() -> None:
-    """A line of the access log is a record of the logging module first."""
+    """Makes a record of the logging module for every line of the access log."""
     write = import_module("vestige_bridge.logs").write
 
     def as_record(self: Any, logger: logging.Logger, level: int, message: str, fields: Any) -> None:
@@ -69,7 +69,7 @@ def make_log_records() -> None:
 
 
 def arm_timers() -> None:
-    """Every deadline is a timer of the event loop."""
+    """Makes every deadline a timer of the event loop."""
     timers: dict[Any, asyncio.TimerHandle] = {}
 
     def stop(self: Any, thing: Any) -> None:
@@ -86,13 +86,13 @@ def arm_timers() -> None:
 
 
 def collect_garbage_often() -> None:
-    """The garbage collector looks as often as Python does by default, on all objects."""
+    """Runs the garbage collector as often as Python does by default, on all objects."""
     replaced("server.process:GARBAGE_THRESHOLDS", gc.get_threshold())
     gc.freeze = lambda: None
 
 
 def check(functions: Sequence[str]) -> int:
-    """Undoes them all, and says which cannot be undone."""
+    """Undoes all of them, and prints which cannot be undone."""
     vanished = 0
     for function in functions:
         try:

@@ -1,6 +1,6 @@
-// supergateway listens on every address, without an option to change that, and has no authentication.
-// Loaded with `node --import`, this puts every port that it opens on GATEWAY_HOST (127.0.0.1 unless set),
-// and ends the process when a port is found anywhere else.
+// supergateway listens on every address, has no option to change this, and has no authentication. This module is loaded
+// with `node --import`: every port is then opened only on GATEWAY_HOST (default 127.0.0.1), and the process ends if a
+// port is open on another address.
 import { BlockList, isIP, Server } from 'node:net'
 
 const host = process.env.GATEWAY_HOST || '127.0.0.1'

@@ -1,4 +1,4 @@
-"""The script of `helm test` against servers with and without tools that it may call."""
+"""Tests of the script of `helm test`, with servers that have tools which it may call, and with others."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ASKS = PLAIN | {"name": "search", "annotations": {"readOnlyHint": True}, "inputS
 
 @contextmanager
 def server(answers: dict[str, dict[str, Any]], asked: list[str]) -> Iterator[str]:
-    """An MCP server with these answers by method; yields its address."""
+    """Runs an MCP server with a response for each method; yields its URL."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -55,7 +55,7 @@ def server(answers: dict[str, dict[str, Any]], asked: list[str]) -> Iterator[str
 def run(
     folder: Path, answers: dict[str, dict[str, Any]], tool: str = "", name: str = "token", text: str = "agents secret\n"
 ) -> tuple[subprocess.CompletedProcess[str], list[str]]:
-    """Runs the script with the token's file in a folder, and a proxy in its environment that nobody listens on."""
+    """Runs the script with a token file; the proxy in its environment is unreachable, so it must not be used."""
     (folder / name).write_text(text)
     asked: list[str] = []
     with server(answers, asked) as url:
@@ -84,7 +84,7 @@ def test_a_tool_that_reads_and_needs_no_argument_is_called(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("listed", [(PLAIN,), (ASKS,), ()], ids=["no annotations", "needs arguments", "no tools"])
-def test_without_such_a_tool_the_resources_are_listed(tmp_path: Path, listed: tuple[dict[str, Any], ...]) -> None:
+def test_without_a_callable_tool_the_resources_are_listed(tmp_path: Path, listed: tuple[dict[str, Any], ...]) -> None:
     done, asked = run(tmp_path, tools(*listed) | {"resources/list": {"result": {"resources": []}}})
     assert (done.returncode, asked) == (0, ["tools/list", "resources/list"])
     assert "test.tool can name one" in done.stdout
@@ -95,13 +95,13 @@ def test_without_resources_a_ping_is_enough(tmp_path: Path) -> None:
     assert (done.returncode, asked) == (0, ["tools/list", "resources/list", "ping"])
 
 
-def test_what_the_token_may_not_list_is_not_needed(tmp_path: Path) -> None:
+def test_a_ping_is_enough_if_the_token_may_not_list_resources(tmp_path: Path) -> None:
     done, asked = run(tmp_path, tools() | {"resources/list": FORBIDDEN, "ping": {"result": {}}})
     assert (done.returncode, asked) == (0, ["tools/list", "resources/list", "ping"])
 
 
 @pytest.mark.parametrize("lines", ["\nagents secret\nother secret-2\n", "secret"], ids=["with names", "alone"])
-def test_the_token_is_the_first_of_the_lines(tmp_path: Path, lines: str) -> None:
+def test_the_first_token_of_the_lines_is_used(tmp_path: Path, lines: str) -> None:
     done, _ = run(tmp_path, tools() | {"resources/list": {"result": {}}}, text=lines)
     assert done.returncode == 0, done.stderr
 
@@ -113,7 +113,7 @@ sha256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 """
 
 
-def test_the_token_is_the_first_that_toml_says_and_that_is_valid(tmp_path: Path) -> None:
+def test_the_first_valid_token_of_the_toml_file_is_used(tmp_path: Path) -> None:
     text = f"""{TOML}
 [[token]]
 name = "agents"
@@ -128,7 +128,7 @@ expires = 2999-01-01T00:00:00Z
     assert done.returncode == 0, done.stderr
 
 
-def test_tokens_that_are_known_by_their_hashes_alone_are_a_sentence(tmp_path: Path) -> None:
+def test_a_file_with_only_hashes_is_reported(tmp_path: Path) -> None:
     done, asked = run(tmp_path, tools(), name="tokens.toml", text=TOML)
     assert (done.returncode, asked) == (1, [])
     assert done.stderr == (
@@ -147,7 +147,7 @@ def test_tokens_that_are_known_by_their_hashes_alone_are_a_sentence(tmp_path: Pa
     ],
     ids=["no list", "broken resources", "failing tool", "unknown tool", "forbidden tool"],
 )
-def test_what_fails_ends_it_with_status_1(tmp_path: Path, answers: dict[str, dict[str, Any]]) -> None:
+def test_each_failure_ends_it_with_status_1(tmp_path: Path, answers: dict[str, dict[str, Any]]) -> None:
     done, _ = run(tmp_path, answers)
     assert done.returncode == 1
     assert done.stderr

@@ -1,4 +1,4 @@
-"""What the chart renders, sentence by sentence, seen through `helm template`."""
+"""Tests of the objects that the chart renders with `helm template`."""
 
 import base64
 import hashlib
@@ -37,7 +37,7 @@ def template(*arguments: str, release: str = "vestige", version: str = "1.35") -
 
 
 def render(*arguments: str, token: str | None = TOKEN, **options: str) -> dict[str, Manifest]:
-    """The rendered objects by kind; the chart has one of each, its test pod aside."""
+    """Returns the rendered objects by kind; the chart has one of each, except its test pod."""
     auth = [] if token is None else ["--set-string", f"auth.token={token}"]
     result = template(*auth, *arguments, **options)
     assert result.returncode == 0, result.stderr
@@ -88,7 +88,7 @@ def test_vestige_is_a_sidecar_that_starts_first_and_ends_last(default: dict[str,
 
 
 @pytest.mark.parametrize("count", ["0", "2"])
-def test_another_number_of_replicas_refuses_with_the_reason(count: str) -> None:
+def test_another_number_of_replicas_is_rejected_with_the_reason(count: str) -> None:
     assert "only one Vestige process may use the SQLite file" in refusal(
         "--set", f"auth.token={TOKEN}", "--set", f"replicaCount={count}"
     )
@@ -120,18 +120,18 @@ def test_the_claim_follows_its_values() -> None:
     assert claim["metadata"]["annotations"]["team"] == "memory"
 
 
-def test_a_dash_asks_for_a_volume_without_a_class() -> None:
+def test_a_dash_requests_a_volume_without_a_storage_class() -> None:
     claim = render("--set", "persistence.storageClass=-")["PersistentVolumeClaim"]
     assert claim["spec"]["storageClassName"] == ""
 
 
-def test_an_existing_claim_is_taken_and_none_is_made() -> None:
+def test_an_existing_claim_is_used_and_none_is_created() -> None:
     objects = render("--set", "persistence.existingClaim=mine")
     assert "PersistentVolumeClaim" not in objects
     assert {"name": "data", "persistentVolumeClaim": {"claimName": "mine"}} in pod(objects)["volumes"]
 
 
-def test_the_service_leads_port_8000_to_the_bridge(default: dict[str, Manifest]) -> None:
+def test_the_service_forwards_port_8000_to_the_bridge(default: dict[str, Manifest]) -> None:
     service = default["Service"]["spec"]
     assert service["ports"] == [{"name": "http", "port": 8000, "targetPort": "http"}]
     assert containers(default)[1]["ports"] == [{"name": "http", "containerPort": 8000}]
@@ -151,7 +151,7 @@ def test_labels_are_the_recommended_ones_and_no_others(default: dict[str, Manife
         assert all(label.startswith("app.kubernetes.io/") for label in manifest["metadata"]["labels"])
 
 
-def test_the_guides_values_file_is_taken_word_for_word() -> None:
+def test_the_values_file_of_the_guide_is_accepted_unchanged() -> None:
     objects = render("-f", str(VALUES_PROD))
     vestige, bridge = containers(objects)
     assert vestige["image"] == "123456789.dkr.ecr.us-west-2.amazonaws.com/vestige-mcp:v0.2.0"
@@ -216,7 +216,7 @@ def test_a_route_leads_from_the_gateway_to_the_service_and_its_open_port() -> No
     assert policy[0]["from"][0] == {"namespaceSelector": {"matchLabels": {"team": "gateways"}}}
 
 
-def test_a_route_sets_no_limit_to_the_time_of_a_stream_unless_it_is_told_to() -> None:
+def test_a_route_limits_the_time_of_a_stream_only_if_configured() -> None:
     def timeouts(*values: str) -> object:
         return render(*ROUTE, *values)["HTTPRoute"]["spec"]["rules"][0].get("timeouts")
 
@@ -226,7 +226,7 @@ def test_a_route_sets_no_limit_to_the_time_of_a_stream_unless_it_is_told_to() ->
 
 
 def closed(schema: Any) -> Any:
-    """The schema of a CRD, in which what it does not name is wrong, as it is for the server with strict validation."""
+    """Returns the schema of a CRD without unknown fields, which the API server rejects with strict validation."""
     if isinstance(schema, list):
         return [closed(it) for it in schema]
     if not isinstance(schema, dict):
@@ -239,7 +239,7 @@ def closed(schema: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def route_schema() -> jsonschema.Draft7Validator:
-    """The schema of HTTPRoute in the newest release of the Gateway API."""
+    """Returns the schema of HTTPRoute in the newest release of the Gateway API."""
     crd = yaml.safe_load((ROOT / ".tools/httproutes.yaml").read_text())
     [version] = [it for it in crd["spec"]["versions"] if it["name"] == "v1"]
     schema = closed(version["schema"]["openAPIV3Schema"])
@@ -295,7 +295,7 @@ def test_the_token_is_a_file_from_the_charts_secret(default: dict[str, Manifest]
     assert auth == {"secretName": "vestige-token", "defaultMode": 0o440, "items": [{"key": "token", "path": "token"}]}
 
 
-def test_an_existing_secret_is_taken_with_its_key_and_none_is_made() -> None:
+def test_an_existing_secret_is_used_with_its_key_and_none_is_created() -> None:
     objects = render("--set", "auth.existingSecret=mine,auth.secretKey=bearer", token=None)
     assert "Secret" not in objects
     [auth] = [volume["secret"] for volume in pod(objects)["volumes"] if volume["name"] == "auth"]
@@ -315,7 +315,7 @@ def file_of_tokens(objects: dict[str, Manifest]) -> str:
 
 
 def understood(toml: str) -> list[Manifest]:
-    """What the bridge makes of the entries of a tokens.toml."""
+    """Returns the bridge's parsed entries of a tokens.toml."""
     script = """
 import dataclasses, json, sys
 from vestige_bridge.access.token_file import parse_toml
@@ -342,7 +342,7 @@ def test_tokens_with_rights_are_a_toml_file_from_the_charts_secret() -> None:
         assert auth["items"] == [{"key": "tokens.toml", "path": "tokens.toml"}]
 
 
-def test_the_bridge_understands_the_tokens_as_they_are_given(tmp_path: Path) -> None:
+def test_the_bridge_parses_the_tokens_of_the_values(tmp_path: Path) -> None:
     values = tmp_path / "values.yaml"
     values.write_text(r"""
 auth:
@@ -384,7 +384,7 @@ auth:
     assert (nobody["name"], nobody["tools"]) == ("nobody", [])
 
 
-def test_a_key_that_ends_in_toml_names_a_file_that_does() -> None:
+def test_a_key_that_ends_in_toml_gives_a_file_that_ends_in_toml() -> None:
     objects = render("--set-string", r"auth.existingSecret=mine,auth.secretKey=agents\.v2.toml", token=None)
     assert "Secret" not in objects
     assert environment(containers(objects)[1])["VESTIGE_AUTH_TOKEN_FILE"] == "/etc/vestige/auth/tokens.toml"
@@ -398,13 +398,13 @@ def test_a_key_that_ends_in_toml_names_a_file_that_does() -> None:
     ("other", "way_out"),
     [(f"auth.token={TOKEN}", "--set auth.token="), ("auth.existingSecret=mine", "--set auth.existingSecret=")],
 )
-def test_tokens_and_another_way_refuse_with_both_ways_out(other: str, way_out: str) -> None:
+def test_tokens_beside_another_token_setting_are_rejected_with_both_remedies(other: str, way_out: str) -> None:
     sentence = refusal(*TOKENS, "--set-string", other)
     assert "are both set" in sentence and way_out in sentence and "--set-json 'auth.tokens=[]'" in sentence
     assert render(*TOKENS, "--set-string", other, "--set-json", "auth.tokens=[]", token=None)
 
 
-def test_the_bridges_environment_cannot_say_who_may_call_beside_auth() -> None:
+def test_the_bridges_environment_cannot_configure_authentication_beside_auth() -> None:
     variable = "bridge.extraEnv[0].name={},bridge.extraEnv[0].value={}"
     for name, value in (("VESTIGE_AUTH_TOKEN", TOKEN), ("VESTIGE_ALLOW_ANONYMOUS", "yes")):
         sentence = refusal(*TOKENS, "--set-string", variable.format(name, value))
@@ -448,14 +448,14 @@ HASH = hashlib.sha256(TOKEN.encode()).hexdigest()
         ),
     ],
 )
-def test_an_entry_that_the_bridge_would_refuse_is_refused_before(entries: list[Any], sentence: str) -> None:
+def test_an_entry_that_the_bridge_would_reject_is_rejected_by_the_chart(entries: list[Any], sentence: str) -> None:
     said = refusal("--set-json", f"auth.tokens={json.dumps(entries)}")
     assert sentence in said
     assert "hunter2" not in said and TOKEN not in said and "open secret" not in said
 
 
 def test_several_tokens_of_one_name_overlap_while_they_are_rotated() -> None:
-    # What is said and what goes without saying are the same rights.
+    # The second entry states the defaults that the first omits, so both have the same permissions.
     entries = [
         entry(rate=5),
         entry(token=TOKEN[::-1], rate=5, read_only=False, resources=True, expires="2027-01-31T01:00:00.5+01:00"),
@@ -468,7 +468,7 @@ OAUTH = "auth.oauth.issuer=https://login.example.com/,auth.oauth.publicUrl=https
 SCOPES = "auth.oauth.scopes=vestige.read=read-only;vestige.notes=tools:recall\\,memory*"
 
 
-def test_an_identity_provider_is_authentication_enough_and_needs_no_secret() -> None:
+def test_an_identity_provider_without_tokens_needs_no_secret() -> None:
     objects = render("--set", OAUTH, "--set-string", SCOPES, token=None)
     assert "Secret" not in objects
     bridge = containers(objects)[1]
@@ -484,7 +484,7 @@ def test_an_identity_provider_is_authentication_enough_and_needs_no_secret() -> 
     }
 
 
-def test_an_identity_provider_goes_together_with_tokens() -> None:
+def test_an_identity_provider_can_be_combined_with_tokens() -> None:
     more = "auth.oauth.audience=api://vestige,auth.oauth.jwksUrl=https://login.example.com/keys"
     variables = environment(containers(render("--set", f"{OAUTH},{more}", "--set-string", SCOPES))[1])
     assert variables["VESTIGE_AUTH_TOKEN_FILE"] == "/etc/vestige/auth/token"
@@ -506,12 +506,12 @@ def test_an_identity_provider_goes_together_with_tokens() -> None:
         (f"{OAUTH},auth.oauth.scopes=vestige=all,auth.token=eyJhbGciOiJub25lIn0.e30.x", "has the form of a JWT"),
     ],
 )
-def test_oauth_by_halves_is_refused(values: str, sentence: str) -> None:
+def test_incomplete_oauth_settings_are_rejected(values: str, sentence: str) -> None:
     said = refusal("--set", f"auth.token={TOKEN}", "--set", values)
     assert sentence in said and "eyJhbGci" not in said
 
 
-def test_the_audit_goes_to_standard_output_once_it_is_asked_for(default: dict[str, Manifest]) -> None:
+def test_the_audit_log_goes_to_standard_output_if_it_is_enabled(default: dict[str, Manifest]) -> None:
     def audit(*values: str) -> dict[str, str]:
         variables = environment(containers(render(*values))[1])
         return {name: value for name, value in variables.items() if name.startswith("VESTIGE_BRIDGE_AUDIT")}
@@ -533,14 +533,14 @@ def test_vestiges_container_never_has_the_token() -> None:
     )
 
 
-def test_with_supergateway_no_token_goes_between_the_containers(default: dict[str, Manifest]) -> None:
+def test_with_supergateway_the_containers_share_no_token(default: dict[str, Manifest]) -> None:
     vestige, bridge = containers(default)
     assert environment(vestige)["GATEWAY"] == "supergateway"
     assert "VESTIGE_BRIDGE_UPSTREAM_TOKEN_FILE" not in environment(bridge)
     assert "upstream-token" not in json.dumps(default)
 
 
-def test_natively_vestige_hands_the_bridge_a_token_in_memory_and_nobody_else() -> None:
+def test_with_the_native_server_only_both_containers_share_a_token_in_memory() -> None:
     objects = render("--set", "vestige.gateway=none")
     vestige, bridge = containers(objects)
     assert environment(vestige)["GATEWAY"] == "none"
@@ -554,13 +554,13 @@ def test_natively_vestige_hands_the_bridge_a_token_in_memory_and_nobody_else() -
     assert list(objects["Secret"]["data"]) == ["token"]
 
 
-def test_natively_a_clients_token_is_refused_to_vestige_as_well() -> None:
+def test_with_the_native_server_a_clients_token_for_vestige_is_rejected_too() -> None:
     assert "a client's token is never given to Vestige" in refusal(
         "--set", f"auth.token={TOKEN},vestige.gateway=none", "--set", "vestige.extraEnv[0].name=VESTIGE_AUTH_TOKEN"
     )
 
 
-def test_natively_nothing_else_of_the_pod_and_its_policies_changes(default: dict[str, Manifest]) -> None:
+def test_with_the_native_server_probes_hardening_and_policies_are_the_same(default: dict[str, Manifest]) -> None:
     native = render("--set", "vestige.gateway=none")
     assert native.keys() == default.keys()
     for kind in native.keys() - {"Deployment"}:
@@ -657,7 +657,7 @@ def test_who_may_scrape_is_another_list_than_who_may_call() -> None:
 
 
 @pytest.mark.parametrize("kind", ["NodePort", "LoadBalancer"])
-def test_a_service_that_leads_out_of_the_cluster_has_no_metrics(kind: str) -> None:
+def test_a_service_reachable_from_outside_the_cluster_has_no_metrics(kind: str) -> None:
     service = render("--set", f"metrics.enabled=true,service.type={kind}")["Service"]["spec"]
     assert [port["name"] for port in service["ports"]] == ["http"]
 
@@ -690,7 +690,7 @@ def anchors(document: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("where", ["docs/operations.md", RUNBOOKS])
-def test_every_alert_leads_to_a_heading_with_commands(where: str) -> None:
+def test_every_alert_links_to_a_heading_with_commands(where: str) -> None:
     chosen = [] if where == "docs/operations.md" else ["--set", f"metrics.alerts.runbookUrl={where}"]
     rule = render("--set", "metrics.enabled=true,metrics.alerts.enabled=true", *chosen)["PrometheusRule"]
     alerts = [it for group in rule["spec"]["groups"] for it in group["rules"] if "alert" in it]
@@ -705,18 +705,18 @@ def test_every_alert_leads_to_a_heading_with_commands(where: str) -> None:
 
 
 @pytest.mark.parametrize("url", ["", "wiki.example.com", "https://a.example/#top", "https://a.example/{{ 1 }}"])
-def test_a_runbook_url_that_could_not_be_followed_is_refused(url: str) -> None:
+def test_an_invalid_runbook_url_is_rejected(url: str) -> None:
     assert "runbookUrl" in refusal("--set", f"auth.token={TOKEN}", "--set-string", f"metrics.alerts.runbookUrl={url}")
 
 
-def test_alerts_reach_prometheus_as_they_stand_in_their_file() -> None:
+def test_the_prometheus_rule_contains_the_alerts_file_unchanged() -> None:
     rule = render("--set", "metrics.enabled=true,metrics.alerts.enabled=true",
                   "--set", "metrics.alerts.labels.release=prometheus")["PrometheusRule"]  # fmt: skip
     assert rule["spec"] == yaml.safe_load((CHART / "files" / "alerts.yaml").read_text())
     assert rule["metadata"]["labels"]["release"] == "prometheus"
 
 
-def test_the_dashboard_reaches_grafanas_sidecar_as_it_stands_in_its_file() -> None:
+def test_the_config_map_contains_the_dashboard_file_unchanged() -> None:
     chosen = render("--set", "metrics.enabled=true,metrics.dashboard.enabled=true",
                     "--set", "metrics.dashboard.annotations.grafana_folder=Memory")["ConfigMap"]  # fmt: skip
     assert json.loads(chosen["data"]["vestige.json"]) == json.loads((CHART / "files" / "dashboard.json").read_text())
@@ -725,7 +725,7 @@ def test_the_dashboard_reaches_grafanas_sidecar_as_it_stands_in_its_file() -> No
 
 
 @pytest.mark.parametrize("which", ["podMonitor", "alerts", "dashboard"])
-def test_what_watches_the_metrics_refuses_without_them(which: str) -> None:
+def test_monitoring_objects_are_rejected_without_metrics(which: str) -> None:
     assert f"metrics.{which}.enabled needs metrics.enabled" in refusal(
         "--set", f"auth.token={TOKEN}", "--set", f"metrics.{which}.enabled=true"
     )
@@ -751,7 +751,7 @@ def test_the_git_tag_of_the_version_is_the_default_tag() -> None:
 
 
 @pytest.mark.parametrize("group", ["vestigeImage", "bridgeImage"])
-def test_a_digest_for_a_tag_is_refused_and_shown_its_place(group: str) -> None:
+def test_a_digest_as_a_tag_is_rejected_with_the_name_of_its_setting(group: str) -> None:
     sentence = refusal("--set", f"auth.token={TOKEN},{group}.tag=sha256:{'0' * 64}")
     assert f"set a digest as {group}.digest" in sentence
 
@@ -794,7 +794,7 @@ def backup_containers(*arguments: str) -> list[Manifest]:
     return others
 
 
-def test_backups_are_made_by_a_hardened_container_of_vestiges_image_once_they_are_asked_for(
+def test_enabled_backups_run_in_a_hardened_container_of_vestiges_image(
     default: dict[str, Manifest],
 ) -> None:
     assert "backup" not in json.dumps(default).lower()
@@ -836,7 +836,7 @@ def test_an_upload_is_a_container_of_ones_own_image_that_sees_the_volume_and_can
     assert {"name": "auth"} not in [{"name": mount["name"]} for mount in upload["volumeMounts"]]
 
 
-def test_an_upload_without_what_it_needs_refuses() -> None:
+def test_an_upload_with_missing_settings_is_rejected() -> None:
     assert "backup.upload.image requires backup.enabled" in refusal(
         "--set", f"auth.token={TOKEN},backup.upload.image=x,backup.upload.command[0]=y"
     )
@@ -873,7 +873,7 @@ def test_a_range_that_ends_before_it_begins_is_refused() -> None:
 
 
 def strings_only(node: object, path: str = "") -> list[str]:
-    """The paths of names, labels and annotations that YAML takes for something else than a string."""
+    """Returns the paths of names, labels and annotations that YAML does not parse as strings."""
     if isinstance(node, dict):
         names = {"name", "namespace", "claimName", "secretName", "key"}
         wrong = [f"{path}.{key}" for key, value in node.items() if key in names and not isinstance(value, str)]
@@ -910,7 +910,7 @@ def test_names_that_look_like_other_types_stay_strings(word: str) -> None:
 
 
 class OnceOnly(yaml.SafeLoader):
-    """Refuses a mapping in which a key stands twice, as Flux does."""
+    """A YAML loader that rejects a mapping with a repeated key, as Flux does."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -918,7 +918,7 @@ class OnceOnly(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def test_own_labels_annotations_and_variables_win_and_stand_once() -> None:
+def test_own_labels_annotations_and_variables_override_without_duplicates() -> None:
     part_of = r"app\.kubernetes\.io/part-of=agents"
     result = template(
         "--set-string", f"auth.token={TOKEN}", "--set", "metrics.enabled=true,metrics.podMonitor.enabled=true",
@@ -948,7 +948,7 @@ def test_pod_labels_that_select_the_pod_are_refused(label: str) -> None:
     )
 
 
-def test_ids_that_the_platform_chooses_are_left_to_it() -> None:
+def test_ids_that_the_platform_chooses_can_be_omitted() -> None:
     objects = render("--set", "podSecurityContext.runAsUser=null,podSecurityContext.runAsGroup=null",
                      "--set", "podSecurityContext.fsGroup=null")  # fmt: skip
     for spec in (pod(objects), objects["Pod"]["spec"]):
@@ -984,7 +984,7 @@ def test_the_test_hook_calls_a_tool_through_the_service(default: dict[str, Manif
     assert (asked["TOOL"], asked["ARGUMENTS"]) == ("search", '{"query":"x"}')
 
 
-def test_the_test_hook_shows_a_token_of_another_secret_where_one_is_named() -> None:
+def test_the_test_hook_sends_the_token_of_another_secret_if_one_is_set() -> None:
     objects = render(*TOKENS, "--set", "test.existingSecret=checker", token=None)
     spec = objects["Pod"]["spec"]
     [auth] = [volume["secret"] for volume in spec["volumes"]]
@@ -1031,7 +1031,7 @@ def test_the_test_pod_is_not_behind_the_service(default: dict[str, Manifest]) ->
         ("backup.upload.imag=x", "imag"),
     ],
 )
-def test_the_schema_refuses_and_names_what_it_refuses(setting: str, named: str) -> None:
+def test_the_schema_names_the_setting_that_it_rejects(setting: str, named: str) -> None:
     assert named in refusal("--set", f"auth.token={TOKEN}", "--set", setting)
 
 
@@ -1050,7 +1050,7 @@ def test_every_value_has_a_sentence_of_its_own_or_of_its_group() -> None:
             assert commented or group_has_sentence, line
 
 
-def test_the_schema_knows_every_value() -> None:
+def test_the_schema_contains_every_value() -> None:
     values = yaml.safe_load((CHART / "values.yaml").read_text())
     schema = json.loads((CHART / "values.schema.json").read_text())
     assert set(values) == set(schema["properties"]) - {"global"}

@@ -1,4 +1,4 @@
-"""The commands of docs/deployment.md that need AWS, a registry or a new cluster, as far as they go without one."""
+"""Tests of the commands in docs/deployment.md that need AWS, a registry or a new cluster, without running these."""
 
 import re
 import shlex
@@ -41,7 +41,7 @@ def shell(command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_every_command_is_known_to_a_test() -> None:
+def test_every_command_has_a_test() -> None:
     known = ("export ", "make ", "docker ", "helm ", "kubectl ", "curl ", "printf ", "sudo ")
     assert [command for command in COMMANDS if not command.startswith(known)] == []
 
@@ -74,7 +74,7 @@ def test_helm_renders_the_tokens_that_the_guide_gives_as_values(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("page", ["deployment", "doctor", "operations", "troubleshooting"])
-def test_the_commands_for_kubectl_name_what_the_chart_makes(page: str) -> None:
+def test_the_commands_for_kubectl_name_objects_of_the_chart(page: str) -> None:
     objects = render("--set", "metrics.enabled=true,backup.enabled=true")
     lines = (ROOT / f"docs/{page}.md").read_text().replace("\\\n", " ").splitlines()
     known = "kubectl (exec|logs|port-forward|get|top|describe) "
@@ -104,13 +104,13 @@ def test_helm_renders_the_route_that_the_guide_gives_as_values(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("command", MAKE_COMMANDS)
-def test_make_says_what_it_would_do(command: str) -> None:
+def test_make_prints_the_commands_that_it_would_run(command: str) -> None:
     done = shell(f"HELM={shlex.quote(shutil.which(HELM) or HELM)} {command} CONTAINER_TOOL=docker")
     assert done.returncode == 0, done.stderr
     assert re.search("docker|helm", done.stdout)
 
 
-def test_the_guides_login_goes_to_the_registry_of_the_image() -> None:
+def test_the_login_is_for_the_registry_of_the_image() -> None:
     said = shell("make login CONTAINER_TOOL=docker").stdout.strip()
     assert said == (
         f"aws ecr get-login-password --region us-west-2 | docker login --username AWS --password-stdin {ECR}"
@@ -136,7 +136,7 @@ def test_a_push_of_uncommitted_changes_is_refused(tmp_path: Path) -> None:
     assert "uncommitted changes" in done.stderr
 
 
-def test_the_alerts_of_a_release_lead_to_the_page_of_that_release(tmp_path: Path) -> None:
+def test_the_alerts_of_a_release_link_to_the_page_of_that_release(tmp_path: Path) -> None:
     workflow = (ROOT / ".github/workflows/release.yml").read_text()
     page = '"$GITHUB_SERVER_URL/$GITHUB_REPOSITORY/blob/$GITHUB_REF_NAME/docs/operations.md"'
     assert f"make release-check RUNBOOK_URL={page}" in workflow
@@ -161,7 +161,7 @@ def test_compose_images_are_the_dockerfiles_of_this_repository() -> None:
 
 
 def compose_service(service: str, file: str = "compose.yaml") -> dict[str, Any]:
-    """A service of one of the files, with what that takes from another file."""
+    """Returns a service of a compose file, merged with the service that it extends."""
     described: dict[str, Any] = yaml.safe_load((ROOT / "docker" / file).read_text())["services"][service]
     if "extends" not in described:
         return described
@@ -173,7 +173,7 @@ def compose_service(service: str, file: str = "compose.yaml") -> dict[str, Any]:
 
 
 def compose_environment(service: str, file: str = "compose.yaml", **variables: str) -> dict[str, str]:
-    """The variables of a service's container; the shell reads ${…} as compose does."""
+    """Returns the environment of a service's container; the shell expands ${…} as compose does."""
     environment = compose_service(service, file)["environment"]
     written = "\n".join(f"{name}={value}" for name, value in environment.items())
     script = f"cat <<END\n{written}\nEND"
@@ -190,7 +190,7 @@ def test_with_compose_the_bridge_reads_the_token_that_vestiges_container_writes(
     assert bridge["VESTIGE_BRIDGE_UPSTREAM_TOKEN_FILE"] == "/run/vestige/token"
 
 
-def test_with_compose_a_folder_with_tokens_takes_the_place_of_the_token() -> None:
+def test_with_compose_a_folder_with_tokens_replaces_the_token() -> None:
     bridge = compose_environment("bridge", "compose.tokens.yaml", VESTIGE_AUTH_TOKEN="a-token-of-the-shell")
     assert "VESTIGE_AUTH_TOKEN" not in bridge
     [mount] = [it for it in compose_service("bridge", "compose.tokens.yaml")["volumes"] if isinstance(it, dict)]
@@ -200,7 +200,7 @@ def test_with_compose_a_folder_with_tokens_takes_the_place_of_the_token() -> Non
 
 
 @pytest.mark.parametrize("file", ["compose.tokens.yaml", "compose.oauth.yaml"])
-def test_with_compose_all_files_run_the_same_but_for_who_may_call(file: str) -> None:
+def test_with_compose_the_files_differ_only_in_authentication(file: str) -> None:
     one, other = (yaml.safe_load((ROOT / "docker" / name).read_text()) for name in ("compose.yaml", file))
     assert one["services"].keys() == other["services"].keys()
     assert one | {"services": {}} == other | {"services": {}}
@@ -208,7 +208,7 @@ def test_with_compose_all_files_run_the_same_but_for_who_may_call(file: str) -> 
 
 
 @pytest.mark.parametrize("file", ["compose.yaml", "compose.tokens.yaml", "compose.oauth.yaml"])
-def test_with_compose_an_identity_provider_is_what_the_shell_says(file: str) -> None:
+def test_with_compose_an_identity_provider_is_configured_by_the_shell(file: str) -> None:
     names = ("PUBLIC_URL", "OAUTH_ISSUER", "OAUTH_SCOPES", "OAUTH_AUDIENCE", "OAUTH_JWKS_URL")
     given = {f"VESTIGE_BRIDGE_{name}": f"the {name}" for name in names}
     bridge = compose_environment("bridge", file, VESTIGE_AUTH_TOKEN="a-token", **given)
@@ -216,7 +216,7 @@ def test_with_compose_an_identity_provider_is_what_the_shell_says(file: str) -> 
     assert ("VESTIGE_AUTH_TOKEN" in bridge or "VESTIGE_AUTH_TOKEN_FILE" in bridge) is (file != "compose.oauth.yaml")
 
 
-def test_with_compose_the_file_for_an_identity_provider_refuses_without_one() -> None:
+def test_with_compose_the_file_for_an_identity_provider_requires_one() -> None:
     issuer = compose_service("bridge", "compose.oauth.yaml")["environment"]["VESTIGE_BRIDGE_OAUTH_ISSUER"]
     assert issuer.startswith("${VESTIGE_BRIDGE_OAUTH_ISSUER:?")
 
@@ -234,7 +234,7 @@ def test_with_compose_https_is_a_profile_that_cannot_reach_vestige(file: str) ->
 
 
 @pytest.mark.parametrize("file", ["compose.yaml", "compose.tokens.yaml", "compose.oauth.yaml"])
-def test_with_compose_the_audit_goes_where_the_shell_says(file: str) -> None:
+def test_with_compose_the_audit_log_is_configured_by_the_shell(file: str) -> None:
     audit = ("VESTIGE_BRIDGE_AUDIT_LOG", "VESTIGE_BRIDGE_AUDIT_REQUIRED")
     for given in (("", ""), ("-", "true")):
         variables = dict(zip(audit, given, strict=True)) | {"VESTIGE_AUTH_TOKEN": "a-token"}
@@ -243,7 +243,7 @@ def test_with_compose_the_audit_goes_where_the_shell_says(file: str) -> None:
         assert tuple(bridge[name] for name in audit) == given
 
 
-def test_with_compose_the_autopilot_is_off_unless_it_is_asked_for() -> None:
+def test_with_compose_the_autopilot_is_off_by_default() -> None:
     assert compose_environment("vestige-mcp")["VESTIGE_AUTOPILOT_ENABLED"] == "0"
     assert compose_environment("vestige-mcp", VESTIGE_AUTOPILOT_ENABLED="1")["VESTIGE_AUTOPILOT_ENABLED"] == "1"
 

@@ -1,4 +1,4 @@
-"""The alerts and the dashboard on a real Prometheus that watches a real bridge."""
+"""Tests of the alerts and the dashboard on a real Prometheus that scrapes a real bridge."""
 
 import copy
 import json
@@ -67,7 +67,7 @@ def eventually(fact: Callable[[], bool], seconds: float = 60) -> None:
 
 @contextmanager
 def running(folder: Path, *command: str, **environ: str) -> Iterator[None]:
-    """Runs a program in a folder in which there is no .env, unlike here after the first `make dev`."""
+    """Runs a program in a folder without a .env file; the checkout has one after the first `make dev`."""
     process = subprocess.Popen(
         command,
         cwd=folder,
@@ -85,7 +85,7 @@ def running(folder: Path, *command: str, **environ: str) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Where a bridge on server-memory tells its metrics, after calls of which some waited, one got 401 and one 403."""
+    """Yields the address of a bridge's metrics, after calls of which some waited, one got 401 and one 403."""
     folder = tmp_path_factory.mktemp("bridge")
     (folder / "tokens.toml").write_text(TOKENS)
     gateway_port, port, metrics_port = (str(free_port()) for _ in range(3))
@@ -118,7 +118,7 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def prometheus(scraped: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A Prometheus that has the alerts and watches the bridge as it would watch the pod."""
+    """Runs a Prometheus with the alerts, which scrapes the bridge with the labels of a pod; yields its URL."""
     folder, port = tmp_path_factory.mktemp("prometheus"), free_port()
     job = {"targets": [scraped], "labels": {"namespace": "openclaw", "pod": "vestige-0"}}
     config = {
@@ -150,7 +150,7 @@ def test_promtool_finds_nothing_wrong_with_the_alerts() -> None:
     assert f"SUCCESS: {len(ALERTS)} rules found" in promtool("check", "rules", str(FILES / "alerts.yaml"))
 
 
-def test_each_alert_is_raised_by_what_it_is_for_and_by_nothing_else() -> None:
+def test_each_alert_is_raised_by_its_condition_and_by_nothing_else() -> None:
     cases = Path(__file__).with_name("alerts-test.yaml")
     promtool("test", "rules", str(cases))
     tests = yaml.safe_load(cases.read_text())["tests"]
@@ -177,12 +177,12 @@ def test_prometheus_evaluates_every_alert_and_none_is_raised(prometheus: str) ->
 @pytest.mark.parametrize("panel", PANELS, ids=lambda panel: str(panel["title"]))
 def test_every_query_of_the_dashboard_finds_something(panel: dict[str, Any], prometheus: str) -> None:
     for target in panel["targets"]:
-        # What is compared with zero is shown only while something is wrong.
+        # A query with `> 0` has a result only while something is wrong.
         query = re.sub(r" > 0$", "", filled_in(target["expr"]))
         assert ask(prometheus, query), query
 
 
-def test_the_dashboard_marks_restarts_and_sees_none(prometheus: str) -> None:
+def test_the_dashboard_marks_restarts_and_finds_none(prometheus: str) -> None:
     [restarts] = DASHBOARD["annotations"]["list"]
     query = filled_in(restarts["expr"])
     assert ask(prometheus, query) == []
@@ -190,18 +190,18 @@ def test_the_dashboard_marks_restarts_and_sees_none(prometheus: str) -> None:
 
 
 def filled_in(query: str) -> str:
-    """The query as Grafana asks it, with what was chosen in place of the variables."""
+    """Returns the query as Grafana sends it, with values for its variables."""
     query = re.sub(r"\$__(rate_interval|interval|range)", "1m", query)
     return query.replace("$namespace", "openclaw").replace("$pod", ".*")
 
 
 def against_the_schema(dashboard: dict[str, Any]) -> subprocess.CompletedProcess[str]:
-    """What Grafana's own schema says of a dashboard."""
+    """Validates a dashboard with Grafana's own schema."""
     program = ROOT / "build/dashboard/check"
     return subprocess.run(program, input=json.dumps(dashboard), capture_output=True, text=True, timeout=60, check=False)
 
 
-def test_the_dashboard_is_what_grafanas_own_schema_allows() -> None:
+def test_the_dashboard_satisfies_grafanas_own_schema() -> None:
     done = against_the_schema(DASHBOARD)
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -217,7 +217,7 @@ def test_the_dashboard_is_what_grafanas_own_schema_allows() -> None:
         ("target", "expression", "up"),
     ],
 )
-def test_what_grafanas_schema_does_not_allow_is_found(where: str, key: str, value: Any) -> None:
+def test_violations_of_grafanas_schema_are_found(where: str, key: str, value: Any) -> None:
     dashboard = copy.deepcopy(DASHBOARD)
     panel = next(it for it in dashboard["panels"] if it["type"] == "timeseries")
     places = {"dashboard": dashboard, "panel": panel, "options": panel["options"], "target": panel["targets"][0]}
@@ -227,7 +227,7 @@ def test_what_grafanas_schema_does_not_allow_is_found(where: str, key: str, valu
     assert key in done.stderr
 
 
-def test_every_panel_says_what_it_shows_and_asks_the_data_source_that_was_chosen() -> None:
+def test_every_panel_has_a_description_and_the_selected_data_source() -> None:
     chosen = {"type": "prometheus", "uid": "${datasource}"}
     for panel in PANELS:
         assert panel["description"].endswith("."), panel["title"]

@@ -1,5 +1,5 @@
-// dashboard reads a dashboard on standard input and holds it against Grafana's own schema. What is unknown there, of
-// another type, missing or out of bounds is named on standard error, and the exit status is 1.
+// dashboard reads a dashboard from standard input and validates it with Grafana's own schema. If a field is unknown,
+// missing, of the wrong type or out of range, it prints an error for each, and exits with status 1.
 package main
 
 import (
@@ -21,7 +21,7 @@ func main() {
 	}
 	status := 0
 	for _, fault := range faults {
-		// The schema's code also returns a list of no faults as an error.
+		// The schema's code also returns an error for an empty list of faults.
 		if fault != nil && fault.Error() != "" {
 			fmt.Fprintln(os.Stderr, fault)
 			status = 1

@@ -1,11 +1,11 @@
-// Stands in for the programs of a Vestige release, which cannot be downloaded where the tests run. Data directory, file
-// and table names are those of Vestige's 3.x line.
+// A stand-in for the programs of a Vestige release, which cannot be downloaded where the tests run. Its data directory
+// and its names of files and tables are those of Vestige 3.x.
 //
-//	vestige-mcp                                an MCP server over stdio with its memory in SQLite
+//	vestige-mcp                                an MCP server over stdio that stores memories in SQLite
 //	vestige serve --port N                     the same over Streamable HTTP (native.go)
-//	vestige restore FILE                       takes an export, on an empty store
-//	vestige portable-import --merge FILE       takes a portable archive
-//	vestige-restore FILE                       takes a list of {"type", "text"}
+//	vestige restore FILE                       imports an export into an empty store
+//	vestige portable-import --merge FILE       imports a portable archive
+//	vestige-restore FILE                       imports a list of {"type", "text"}
 package main
 
 import (
@@ -77,7 +77,7 @@ type searchHit struct {
 	Content string `json:"content"`
 }
 
-// Vestige has results; memories are their contents alone.
+// Vestige returns only results; memories has just their contents.
 type searchResult struct {
 	Memories []string    `json:"memories"`
 	Results  []searchHit `json:"results"`
@@ -164,7 +164,7 @@ type memory struct {
 	NodeType string
 }
 
-// add writes memories to the store, which has to be empty where an export replaces it.
+// add writes memories to the store, which must be empty if onEmptyStore is set.
 func add(memories []memory, onEmptyStore bool) error {
 	db, err := open()
 	if err != nil {

@@ -1,4 +1,4 @@
-// MCP over HTTP as a native Vestige 2.2.0 answers it, status by status.
+// MCP over HTTP with the same status codes as the HTTP server of Vestige 2.2.0.
 package main
 
 import (
@@ -29,7 +29,7 @@ const maxBody = 256 << 10
 type session struct {
 	version    string
 	connection mcp.Connection
-	turn       sync.Mutex // Requests of one session run one after another.
+	turn       sync.Mutex // Held by a request of the session while it runs: they run one after another.
 }
 
 type native struct {
@@ -132,7 +132,7 @@ func (n *native) post(w http.ResponseWriter, r *http.Request) {
 	answer(w, held, message)
 }
 
-// find is the session that the request names; without one it has answered.
+// find returns the session of the request; if there is none, it writes the response and returns nil.
 func (n *native) find(w http.ResponseWriter, r *http.Request) *session {
 	id := r.Header.Get("Mcp-Session-Id")
 	if id == "" {
@@ -177,7 +177,7 @@ func (n *native) initialize(w http.ResponseWriter, message jsonrpc.Message) {
 	write(w, response)
 }
 
-// ask sends a request and waits for its response; what the server says in between has nobody to go to.
+// ask sends a request and waits for its response; it drops other messages of the server.
 func ask(held *session, message jsonrpc.Message) (*jsonrpc.Response, error) {
 	if err := held.connection.Write(context.Background(), message); err != nil {
 		return nil, err

@@ -1,4 +1,4 @@
-"""What the walk stands on: the two images, built for real from a release that is served on loopback."""
+"""Fixtures of the deployment test: the images, which are built from a release that is served on loopback."""
 
 import functools
 import hashlib
@@ -19,7 +19,7 @@ BUILD_FLAGS = "--isolation chroot --network host --pull-never --format docker --
 
 
 class ReleaseServer(http.server.SimpleHTTPRequestHandler):
-    """Serves the release; below /truncated/ it announces the whole file, sends half of it and hangs up."""
+    """Serves the release; below /truncated/ it sends only half of the announced length and closes the connection."""
 
     def do_GET(self) -> None:
         if not self.path.startswith("/truncated/"):
@@ -33,12 +33,12 @@ class ReleaseServer(http.server.SimpleHTTPRequestHandler):
         self.close_connection = True
 
     def log_message(self, format: str, *args: object) -> None:
-        """The steps of the walk are the log."""
+        """Logs nothing; the output of the tests is the log."""
 
 
 @pytest.fixture(scope="session")
 def release(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Release]:
-    """The release that stands in for Vestige's, under the names that Vestige's has."""
+    """Builds a stand-in for Vestige's release, with the same file names, and serves it."""
     folder = tmp_path_factory.mktemp("release")
     binary = folder / "standin"
     run("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", str(binary), ".",
@@ -65,7 +65,7 @@ def tool() -> str:
 
 @pytest.fixture(scope="session")
 def build_flags(tool: str) -> str:
-    """What a build needs where there is no Docker engine; there the base image may have to be made first."""
+    """Returns the additional build options; without a Docker engine it also makes the base image if it is missing."""
     if tool == "docker":
         return "--network host"
     run(str(E2E / "base-image"), timeout=900)
@@ -74,7 +74,7 @@ def build_flags(tool: str) -> str:
 
 @pytest.fixture(scope="session")
 def images(release: Release, tool: str, build_flags: str) -> Images:
-    """Both images under the guide's two tags, the second is what it upgrades to; and Vestige's without supergateway."""
+    """Builds both images with the guide's two tags (install, upgrade), and Vestige's also without supergateway."""
     arguments = f"--build-arg VESTIGE_DOWNLOAD_URL={release.url} --build-arg VESTIGE_SHA256={release.sha256}"
     for tag, gateway in (("v0.2.0", "supergateway"), ("v0.3.0", "supergateway"), ("e2e-native", "none")):
         printed = run("make", "images", f"TAG={tag}", f"GATEWAY={gateway}", f"CONTAINER_TOOL={tool}",
@@ -89,7 +89,7 @@ def images(release: Release, tool: str, build_flags: str) -> Images:
 
 @pytest.fixture(scope="session")
 def loaded(images: Images, tool: str) -> Images:
-    """The images, in the cluster that KUBECONFIG names."""
+    """Loads the images into the cluster of KUBECONFIG."""
     load = os.environ.get("LOAD_IMAGE")
     assert os.environ.get("KUBECONFIG"), "KUBECONFIG names no cluster"
     assert load, (
@@ -103,7 +103,7 @@ def loaded(images: Images, tool: str) -> Images:
 
 @pytest.fixture(autouse=True)
 def _step(request: pytest.FixtureRequest, capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
-    """Each step is printed with what it saw, also where it passes."""
+    """Prints the name and the output of each test, even if it passes."""
     yield
     out, _ = capfd.readouterr()
     with capfd.disabled():

@@ -1,4 +1,4 @@
-"""vestige-backup in Vestige's image: what a backup contains, which ones are kept, and how a failure shows."""
+"""Tests of vestige-backup in Vestige's image: contents of a backup, retention, and reports of failures."""
 
 import json
 import re
@@ -23,7 +23,7 @@ ls /data/backups/.state 2>/dev/null
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a script ended, and what is there after it."""
+    """The exit code and output of a script, and the files after it."""
 
     code: int
     stdout: str
@@ -35,7 +35,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Container:
-    """A container of the image as the chart hardens it, with a small disk and no Vestige."""
+    """A container of the image, hardened as in the chart, with a small disk and without a running Vestige."""
 
     tool: str
     name: str
@@ -56,7 +56,7 @@ class Container:
         return done
 
     def fails(self, reason: str, prepare: str = "", command: str = "vestige-backup", repair: str = "") -> None:
-        """A failure is a sentence and a status, leaves no part of a copy, and takes no backup away."""
+        """Checks that a failure is logged and in the status, leaves no partial copy, and deletes no backup."""
         done = self.attempt(f"""
             {prepare}
             before=$(ls /data/backups)
@@ -89,7 +89,7 @@ def test_without_a_database_there_is_no_backup(container: Container) -> None:
 
 @pytest.fixture(scope="module")
 def memory(container: Container) -> Container:
-    """A database in WAL mode like Vestige's, of such a size that a copy takes a moment."""
+    """Creates a database in WAL mode like Vestige's, large enough that a copy takes some time."""
     container.run(r"""
         sqlite3 /data/vestige.db "PRAGMA journal_mode = WAL;
           CREATE TABLE schema_version (version INTEGER PRIMARY KEY);
@@ -126,7 +126,7 @@ def test_a_backup_contains_one_state_of_the_database_and_no_writer_waits_for_it(
     saw(done.stderr)
 
 
-def test_the_newest_are_kept_and_only_its_own_are_deleted(memory: Container) -> None:
+def test_the_newest_backups_are_kept_and_only_its_own_are_deleted(memory: Container) -> None:
     others = ["mine.db", "vestige-20260101-000000.db", "vestige-backup-20200101T000000Z.db"]
     before = memory.run(f"cd /data/backups; touch {' '.join(others)}; echo ../vestige.db >>.state/made").backups
     after = memory.run("vestige-backup; test -e /data/vestige.db", keep=2).backups
@@ -136,7 +136,7 @@ def test_the_newest_are_kept_and_only_its_own_are_deleted(memory: Container) -> 
     memory.run(f"cd /data/backups; rm {' '.join(others)}")
 
 
-def test_one_that_is_killed_at_any_point_is_no_backup(memory: Container) -> None:
+def test_a_backup_that_is_killed_at_any_point_leaves_no_backup(memory: Container) -> None:
     done = memory.run(
         """
         for ms in $(seq 0 40 400); do
@@ -214,7 +214,7 @@ def test_a_restore_and_a_backup_wait_for_each_other(memory: Container) -> None:
     assert done.status["failing"] is False
 
 
-def test_outside_its_container_a_backup_on_the_volume_is_refused(memory: Container) -> None:
+def test_outside_its_container_a_backup_on_the_volume_is_rejected(memory: Container) -> None:
     done = memory.attempt("unset BACKUP_KEEP; vestige-backup")
     assert done.code == 1 and "run this in the container backup" in done.stderr
 
@@ -239,7 +239,7 @@ def test_a_missed_backup_is_made_at_the_start(memory: Container) -> None:
     assert began <= done.status["succeeded_at"] < done.status["due_at"]
 
 
-def test_another_schedule_is_reported_and_does_not_end_the_container(memory: Container) -> None:
+def test_an_invalid_schedule_is_reported_and_does_not_end_the_container(memory: Container) -> None:
     schedules = ["@daily", "*/0 3 * * *", "0 3 1 * 1", "60 3 * * *", "0 5-3 * * *", "0 3 31 2 *"]
     script = """
         for BACKUP_SCHEDULE in "$@"; do
@@ -257,7 +257,7 @@ def test_another_schedule_is_reported_and_does_not_end_the_container(memory: Con
 
 @pytest.fixture(scope="module")
 def uploading(memory: Container) -> Container:
-    """The container with the process of the container upload, whose command is in the file /data/command."""
+    """Starts the process of the upload container, which runs the command in the file /data/command."""
     run(memory.tool, "exec", "--detach", memory.name, "sh", "-c", UPLOAD, "upload", "sh", "/data/command")
     return memory
 

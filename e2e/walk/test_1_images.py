@@ -1,4 +1,4 @@
-"""The Dockerfiles, built for real: what they refuse, and what is in the images."""
+"""Tests of the built images: rejected downloads, and the contents of the images."""
 
 import json
 import re
@@ -27,7 +27,7 @@ def test_an_empty_checksum_ends_the_build(release: Release, images: Images, tool
     assert "VESTIGE_SHA256 is empty" in refused_build(tool, build_flags, release.url, "")
 
 
-def test_the_known_checksum_is_not_that_of_another_file(
+def test_the_known_checksum_does_not_match_another_file(
     release: Release, images: Images, tool: str, build_flags: str
 ) -> None:
     assert "SHA-256 mismatch" in refused_build(tool, build_flags, release.url, "known")
@@ -65,7 +65,7 @@ def test_the_bridges_image_holds_what_is_pinned_and_nothing_else(images: Images,
 
 
 def inside(tool: str, image: str, script: str, *options: str, user: str = "10001:10001") -> str:
-    """What a script prints in a container of the image, with a read-only root as the chart has it."""
+    """Returns the output of a script in a container of the image, with a read-only root as in the chart."""
     return run(tool, "run", "--rm", "--network", "none", "--read-only", "--user", user, *options,
                "--entrypoint", "sh", image, "-c", script).stdout  # fmt: skip
 
@@ -76,7 +76,7 @@ def test_the_native_image_holds_no_node(images: Images, tool: str) -> None:
     assert "/usr/bin/node" in inside(tool, f"{images.vestige}:{images.tag}", look)
 
 
-def test_an_image_without_supergateway_says_so_when_it_is_asked_for_it(images: Images, tool: str) -> None:
+def test_an_image_without_supergateway_reports_that_if_it_is_configured(images: Images, tool: str) -> None:
     for gateway, sentence in (
         ("supergateway", "built without supergateway"),
         ("nginx", "must be supergateway or none"),
@@ -87,7 +87,7 @@ def test_an_image_without_supergateway_says_so_when_it_is_asked_for_it(images: I
         saw(done.stderr.strip().splitlines()[-1])
 
 
-def test_both_images_run_with_a_user_id_of_the_platforms_choice(images: Images, tool: str) -> None:
+def test_both_images_run_with_any_user_id(images: Images, tool: str) -> None:
     user = "1000650000:0"
     started = "mkdir -p $HOME && touch /data/x && (timeout 3 vestige-gateway 2>&1 || true)"
     for tag, way in ((images.tag, "supergateway 4"), (images.native_tag, "itself on 127.0.0.1")):

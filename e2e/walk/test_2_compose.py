@@ -1,4 +1,4 @@
-"""docker/compose.yaml as a person runs it, without Kubernetes."""
+"""Tests of docker/compose.yaml, which runs the containers without Kubernetes."""
 
 import os
 import socket
@@ -25,7 +25,7 @@ def compose(tool: str) -> list[str]:
 
 @pytest.fixture(scope="module", params=["", "supergateway", "none"], ids=["unset", "supergateway", "none"])
 def client(request: pytest.FixtureRequest, compose: list[str], images: Images) -> Iterator[Client]:
-    """The bridge, with each value that GATEWAY takes."""
+    """Starts the containers with each value of GATEWAY; yields a client of the bridge."""
     port = free_port()
     variables = {
         "GATEWAY": request.param,
@@ -44,13 +44,13 @@ def client(request: pytest.FixtureRequest, compose: list[str], images: Images) -
             del os.environ[name]
 
 
-def test_without_a_token_compose_refuses(compose: list[str], images: Images) -> None:
+def test_without_a_token_compose_fails(compose: list[str], images: Images) -> None:
     done = attempt(*compose, "config", env={"VESTIGE_AUTH_TOKEN": ""})
     assert done.returncode != 0 and "VESTIGE_AUTH_TOKEN" in done.stdout + done.stderr
     saw((done.stdout + done.stderr).strip().splitlines()[-1])
 
 
-def test_one_command_gives_a_memory(client: Client) -> None:
+def test_one_command_starts_a_working_memory(client: Client) -> None:
     eventually("the bridge", client.is_answered)
     assert client.remember("compose keeps this").content["id"]
     assert client.search("compose keeps") == ["compose keeps this"]

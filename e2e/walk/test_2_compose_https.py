@@ -1,4 +1,4 @@
-"""The profile https of docker/compose.yaml, with Debian's Caddy in the place of the image from a registry."""
+"""Tests of the profile https of docker/compose.yaml, with Debian's Caddy instead of the image from a registry."""
 
 import http.client
 import json
@@ -14,7 +14,7 @@ from walking import ROOT, Images, attempt, eventually, run, saw
 
 TOKEN = "a-token-for-https-of-32-letters-or-more"
 CADDY = "localhost/caddy:e2e"
-# As the image of the Caddy project has it.
+# The same layout as in the image of the Caddy project.
 DOCKERFILE = """
 FROM debian:trixie-slim
 RUN apt-get update && apt-get install --yes --no-install-recommends caddy
@@ -39,7 +39,7 @@ def compose(tool: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def port(compose: list[str], images: Images, caddy: str) -> Iterator[int]:
-    """Where HTTPS is served."""
+    """Starts the containers; yields the port of HTTPS."""
     port = free_port()
     variables = {
         "VESTIGE_AUTH_TOKEN": TOKEN,
@@ -62,7 +62,7 @@ def port(compose: list[str], images: Images, caddy: str) -> Iterator[int]:
 
 @pytest.fixture(scope="module")
 def trust(port: int, compose: list[str], tmp_path_factory: pytest.TempPathFactory) -> ssl.SSLContext:
-    """Trusts the CA that Caddy has made for localhost, and no other."""
+    """Returns a TLS context that trusts only the CA that Caddy has made for localhost."""
     root: Path = tmp_path_factory.mktemp("ca") / "root.crt"
 
     def made() -> bool:
@@ -82,7 +82,7 @@ def post(port: int, trust: ssl.SSLContext, method: str) -> tuple[int, str]:
         return response.status, response.read().decode()
 
 
-def test_https_leads_to_the_memory(port: int, trust: ssl.SSLContext) -> None:
+def test_calls_over_https_reach_the_memory(port: int, trust: ssl.SSLContext) -> None:
     def answers() -> bool:
         try:
             return post(port, trust, "tools/list")[0] == 200

@@ -1,4 +1,4 @@
-"""docker/compose.tokens.yaml with compose.backup.yaml: tokens with rights from a folder that change, and backups."""
+"""Tests of docker/compose.tokens.yaml with compose.backup.yaml: tokens with permissions in a folder, and backups."""
 
 import json
 import os
@@ -17,7 +17,7 @@ def entry(name: str, token: str, more: str = "") -> str:
 
 
 def put(folder: Path, *entries: str) -> None:
-    """Puts another file in the place of the one that is there, as an editor does."""
+    """Replaces the token file by renaming a new one, as editors do."""
     (folder / "tokens.new").write_text("\n".join(entries))
     (folder / "tokens.new").chmod(0o644)
     (folder / "tokens.new").rename(folder / "tokens.toml")
@@ -58,13 +58,13 @@ def address(command: list[str], folder: Path, images: Images) -> Iterator[tuple[
             del os.environ[name]
 
 
-def test_without_a_folder_compose_refuses(command: list[str], images: Images) -> None:
+def test_without_a_folder_compose_fails(command: list[str], images: Images) -> None:
     done = attempt(*command, "config", env={"VESTIGE_AUTH_FOLDER": ""})
     assert done.returncode != 0 and "VESTIGE_AUTH_FOLDER" in done.stdout + done.stderr
     saw((done.stdout + done.stderr).strip().splitlines()[-1])
 
 
-def test_each_token_has_its_own_rights(address: tuple[str, int]) -> None:
+def test_each_token_has_its_own_permissions(address: tuple[str, int]) -> None:
     agents, job = Client(*address, OLD), Client(*address, JOB)
     eventually("the bridge", agents.is_answered)
     assert agents.remember("compose keeps this").content["id"]
@@ -88,7 +88,7 @@ def test_the_audit_is_in_the_log_of_the_container(address: tuple[str, int], comm
     saw("\n".join(lines))
 
 
-def test_backups_are_made_and_the_bridge_tells_of_them(address: tuple[str, int], command: list[str]) -> None:
+def test_backups_are_made_and_are_in_the_bridges_metrics(address: tuple[str, int], command: list[str]) -> None:
     for _ in range(2):
         run(*command, "exec", "-T", "backup", "vestige-backup")
     [made] = run(*command, "exec", "-T", "backup", "ls", "/data/backups").stdout.split()
@@ -101,7 +101,7 @@ def test_backups_are_made_and_the_bridge_tells_of_them(address: tuple[str, int],
     saw(f"{made}; {status}")
 
 
-def test_make_backup_brings_one_here_and_a_restore_takes_it_back(
+def test_make_backup_copies_a_backup_here_and_a_restore_accepts_it(
     address: tuple[str, int], command: list[str], tool: str, tmp_path: Path
 ) -> None:
     file = tmp_path / "backup.db"
@@ -114,7 +114,7 @@ def test_make_backup_brings_one_here_and_a_restore_takes_it_back(
     assert agents.search("compose") == ["compose keeps this"]
 
 
-def test_another_file_in_the_folder_takes_effect_without_a_restart(address: tuple[str, int], folder: Path) -> None:
+def test_a_new_file_in_the_folder_takes_effect_without_a_restart(address: tuple[str, int], folder: Path) -> None:
     put(folder, entry("agents", NEW))
     eventually("the new token", Client(*address, NEW).is_answered, 30)
     assert Client(*address, OLD).ask("tools/list").status == 401

@@ -1,4 +1,4 @@
-"""The deployment guide on a real cluster, from the installation to the uninstallation, in its order."""
+"""Tests of the deployment guide on a real cluster, in its order, from installation to uninstallation."""
 
 import asyncio
 import base64
@@ -49,7 +49,7 @@ SENTENCE = "The lighthouse at Cape Farewell is green."
 
 @functools.cache
 def token() -> str:
-    """The token that the guide's commands made."""
+    """Returns the token that the guide's commands made."""
     secret = json.loads(kubectl("get", "secret", "vestige-auth", "-o", "json"))
     return base64.b64decode(secret["data"]["token"]).decode()
 
@@ -69,7 +69,7 @@ def gone(name: str) -> bool:
 
 @pytest.fixture(scope="module", autouse=True)
 def no_namespace() -> None:
-    """The guide makes it."""
+    """Deletes the namespace, which the guide's commands create."""
     attempt("kubectl", "delete", "namespace", NAMESPACE, "--ignore-not-found", timeout=180)
 
 
@@ -78,14 +78,14 @@ LAST_SECTION = "7. Upgrade, roll back, uninstall"
 
 
 def guide_commands(pattern: str) -> list[str]:
-    """The commands of the guide that match, as they stand there."""
+    """Returns the guide's commands that match, unchanged."""
     blocks = re.findall(r"```bash\n(.*?)```", GUIDE, re.DOTALL)
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     return [line for line in lines if re.fullmatch(pattern, line)]
 
 
 def guide_blocks(heading: str) -> list[str]:
-    """What the guide says to type below a heading, letter by letter."""
+    """Returns the guide's shell blocks below a heading, unchanged."""
     section = GUIDE.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
     blocks = re.findall(r"```bash\n(.*?)```", section, re.DOTALL)
     assert blocks, heading
@@ -93,7 +93,7 @@ def guide_blocks(heading: str) -> list[str]:
 
 
 def typed(script: str, **environment: str) -> str:
-    """Runs what the guide says to type, with our Helm; what it leaves in the background ends with it."""
+    """Runs a shell block of the guide with our Helm, and ends its background processes afterwards."""
     path = f"{Path(HELM).resolve().parent}:{os.environ['PATH']}"
     ended = "trap 'jobs -p | xargs -r kill || true; wait || true' EXIT\nset -e\n"
     return run("bash", "-c", ended + script, cwd=ROOT, env={"PATH": path, **environment}, timeout=700).stdout
@@ -106,7 +106,7 @@ def test_the_guides_token_is_made_in_a_restricted_namespace(loaded: Images) -> N
     assert len(token()) == 64
 
 
-def test_the_api_server_takes_every_object(loaded: Images) -> None:
+def test_the_api_server_accepts_every_object(loaded: Images) -> None:
     metrics = ["--set", "metrics.enabled=true,metrics.dashboard.enabled=true"]
     for values in ([], ["-f", str(E2E / "chart" / "values-prod.yaml")], metrics):
         rendered = run(HELM, "template", "vestige", CHART, "--namespace", NAMESPACE, "--kube-version", "1.35.0",
@@ -127,7 +127,7 @@ def test_installing_as_the_guide_says_gives_two_ready_containers(loaded: Images)
     saw(line)
 
 
-def test_both_logs_say_what_a_person_looks_for() -> None:
+def test_both_logs_contain_the_start_messages() -> None:
     start = next(line for line in log("vestige-mcp").splitlines() if "supergateway" in line)
     tools = next(line for line in log("bridge").splitlines() if "Vestige tools discovered" in line)
     assert "vestige-mcp 3.1.0" in start and "127.0.0.1 port 3100" in start
@@ -187,7 +187,7 @@ def test_no_message_body_is_in_the_logs() -> None:
         saw(f"{container}: {len(text.splitlines())} lines, no word of what was said")
 
 
-def test_a_wrong_token_and_none_are_refused(client: Client) -> None:
+def test_a_wrong_token_and_a_missing_one_are_rejected(client: Client) -> None:
     for wrong in ("another-token-of-16-letters", ""):
         answer = Client(client.host, client.port, wrong).ask("tools/list")
         assert (answer.status, answer.body["error"]["code"]) == (401, -32015)
@@ -222,7 +222,7 @@ def test_the_processes_have_no_more_rights_than_they_need() -> None:
     saw("user 10001, no capability, no new privileges, read-only root, /data read-only in the bridge")
 
 
-def test_the_probe_is_quick_and_leaves_nothing_behind() -> None:
+def test_the_probe_is_fast_and_leaks_nothing() -> None:
     node = "for p in /proc/[0-9]*; do case $(readlink $p/exe) in *node*) echo ${p#/proc/};; esac; done"
     [process] = in_vestige("sh", "-c", node).stdout.split()
     look = f"ls -A /data /tmp; ls -d /proc/[0-9]* | wc -l; ls /proc/{process}/fd | wc -l"
@@ -237,7 +237,7 @@ def test_the_probe_is_quick_and_leaves_nothing_behind() -> None:
         == 0
     )
     each = (time.monotonic() - began) / 20
-    # The probe's own request, 10,000 times in all.
+    # The request of the probe, 10,000 times in total.
     requests = """
         import http.client
         connection = http.client.HTTPConnection("127.0.0.1", 3100)
@@ -277,7 +277,7 @@ def test_helm_test_calls_a_tool_through_the_service() -> None:
     saw(next(line for line in printed.splitlines() if line.startswith("system_status:")))
 
 
-def test_the_doctor_names_every_layer() -> None:
+def test_the_doctor_checks_every_layer() -> None:
     done = in_bridge("vestige-bridge", "doctor")
     assert done.returncode == 0, done.stdout + done.stderr
     saw(done.stdout)
@@ -307,8 +307,8 @@ def test_a_killed_supergateway_is_restarted_and_calls_go_on(client: Client) -> N
     saw("the Vestige container was restarted once, the bridge not at all")
 
 
-def test_the_guides_commands_for_trouble_work_as_written(client: Client) -> None:
-    # Both containers have last words only after both were restarted; supergateway's was killed just before.
+def test_the_guides_commands_for_troubleshooting_work_as_written(client: Client) -> None:
+    # Logs of a previous container exist only after a restart; supergateway was killed in the test before.
     in_bridge("python3", "-c", "import os, signal; os.kill(1, signal.SIGTERM)")
     eventually("the bridge's restart", lambda: restarts("bridge") == 1, 90)
     eventually("an answer", client.is_answered)
@@ -379,7 +379,7 @@ def backups(backup: str) -> None:
     ],
 )
 @pytest.mark.usefixtures("backups")
-def test_a_restore_from_what_is_no_backup_changes_nothing_and_says_why(
+def test_a_restore_of_another_file_changes_nothing_and_reports_the_reason(
     argument: str, reason: str, client: Client
 ) -> None:
     client.remember(f"before {argument or 'no argument'}")
@@ -415,7 +415,7 @@ def test_a_restore_of_an_sqlite_backup_under_callers(client: Client) -> None:
 
 @pytest.mark.usefixtures("backups")
 @pytest.mark.parametrize("kind", ["list", "archive"])
-def test_a_restore_of_what_vestige_adds_goes_to_its_own_program(kind: str, client: Client) -> None:
+def test_a_restore_of_json_runs_vestiges_own_program(kind: str, client: Client) -> None:
     before = client.search("")
     done = in_vestige("vestige-restore", f"/data/{kind}.json")
     assert done.returncode == 0, done.stderr
@@ -424,7 +424,7 @@ def test_a_restore_of_what_vestige_adds_goes_to_its_own_program(kind: str, clien
 
 
 @pytest.mark.usefixtures("backups")
-def test_a_restore_of_an_export_takes_the_place_of_todays_memory(client: Client) -> None:
+def test_a_restore_of_an_export_replaces_the_current_memory(client: Client) -> None:
     done = in_vestige("vestige-restore", "/data/export.json")
     assert done.returncode == 0, done.stderr
     assert client.search("") == ["from an export"]
@@ -434,7 +434,7 @@ def test_a_restore_of_an_export_takes_the_place_of_todays_memory(client: Client)
 
 
 @pytest.mark.usefixtures("backups")
-def test_a_restore_killed_at_any_point_leaves_one_whole_database(client: Client) -> None:
+def test_a_restore_killed_at_any_point_leaves_one_complete_database(client: Client) -> None:
     script = r"""
         for ms in $(seq 0 15 600); do
           vestige-restore /data/backup.db >/dev/null 2>&1 &
@@ -459,7 +459,7 @@ def test_a_restore_killed_at_any_point_leaves_one_whole_database(client: Client)
 
 
 def watch_the_end(name: str, seen: Path) -> subprocess.Popen[bytes]:
-    """Writes every state of a pod to a file, until it is gone."""
+    """Starts to write every state of a pod to a file, until the pod is deleted."""
     with seen.open("wb") as out:
         return subprocess.Popen(
             ["kubectl", "get", "pod", "-n", NAMESPACE, name, "--watch", "-o", "json"],
@@ -469,7 +469,7 @@ def watch_the_end(name: str, seen: Path) -> subprocess.Popen[bytes]:
 
 
 def ends(seen: Path) -> dict[str, dict[str, object]]:
-    """How each container of the watched pod ended."""
+    """Returns how each container of the watched pod ended."""
     text, decoder, found = seen.read_text(), json.JSONDecoder(), {}
     at = 0
     while at < len(text.rstrip()):
@@ -522,7 +522,7 @@ def test_every_command_of_the_guide_for_a_running_release_works_as_written(clien
         saw(f"{command}: {run('sh', '-c', command).stdout.strip().splitlines()[-1][:100]}")
 
 
-def test_an_upgrade_without_the_old_values_says_what_to_add(loaded: Images) -> None:
+def test_an_upgrade_without_the_old_values_reports_the_missing_options(loaded: Images) -> None:
     tags = ["--set", f"vestigeImage.tag={loaded.next_tag}", "--set", f"bridgeImage.tag={loaded.next_tag}"]
     done = attempt(HELM, "upgrade", "vestige", CHART, "--namespace", NAMESPACE, *tags)
     assert done.returncode != 0 and "--reset-then-reuse-values" in done.stderr
@@ -554,7 +554,7 @@ def test_an_upgrade_by_tag_answers_what_it_accepted(loaded: Images, client: Clie
     assert pod()["metadata"]["uid"] == before
 
 
-def test_more_memory_is_given_without_losing_the_other_values(loaded: Images, client: Client) -> None:
+def test_more_memory_is_configured_without_losing_the_other_values(loaded: Images, client: Client) -> None:
     [command] = [block for block in guide_blocks("Trouble") if "limits.memory" in block]
     typed(command)
     rolled_out()
@@ -564,7 +564,7 @@ def test_more_memory_is_given_without_losing_the_other_values(loaded: Images, cl
     saw(f"limits are {limits}")
 
 
-def test_metrics_are_found_through_the_service_once_they_are_asked_for(client: Client) -> None:
+def test_enabled_metrics_are_served_through_the_service(client: Client) -> None:
     page = (ROOT / "docs" / "operations.md").read_text()
     [command] = re.findall(r"^helm (upgrade .* metrics\.enabled=true)$", page, re.MULTILINE)
     run(HELM, *command.split(), "--set", "metrics.dashboard.enabled=true", cwd=ROOT)
@@ -583,7 +583,7 @@ def test_metrics_are_found_through_the_service_once_they_are_asked_for(client: C
     saw(kubectl("get", "configmap", "-l", "grafana_dashboard=1", "--no-headers").strip())
 
 
-def test_a_rollback_goes_back_and_keeps_the_memory(loaded: Images, client: Client) -> None:
+def test_a_rollback_restores_the_release_and_keeps_the_memory(loaded: Images, client: Client) -> None:
     [command] = guide_commands(r"helm rollback .*")
     saw(typed(command))
     rolled_out()

@@ -1,4 +1,4 @@
-"""What helm upgrade refuses because of what it finds in the cluster. No pod has to run for that."""
+"""Tests of `helm upgrade` with changed objects in the cluster, some of which it rejects. They run no pod."""
 
 import base64
 import json
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from walking import CHART, HELM, Done, attempt, run, saw
 
-SPACE = "20260728"  # a name that YAML takes for a number unless it is quoted
+SPACE = "20260728"  # a name that YAML parses as a number unless it is quoted
 A, B = "token-a-of-16-letters-or-more", "token-b-of-16-letters-or-more"
 TOKENS = f'auth.tokens=[{{"name": "agents", "token": "{A}", "tools": ["search"]}}]'
 MINE = f"[[token]]\nname = 'mine'\ntoken = '{B}'"
@@ -34,7 +34,7 @@ def exists(kind: str, name: str) -> bool:
 
 @pytest.fixture(autouse=True)
 def release() -> Iterator[None]:
-    """A release called vestige with the token A, in a namespace of its own."""
+    """Installs a release named vestige with the token A, in its own namespace."""
     run("kubectl", "create", "namespace", SPACE)
     installed = helm("install", "vestige", CHART, "--set", f"auth.token={A}")
     assert installed.returncode == 0, installed.stderr
@@ -59,7 +59,7 @@ def accepted(*values: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_a_token_changed_by_hand_is_never_undone() -> None:
+def test_a_token_changed_by_hand_is_never_overwritten() -> None:
     kubectl("patch", "secret", "vestige-token", "-p", json.dumps({"stringData": {"token": B}}))
     assert "set auth.existingSecret" in refused("--set", "vestigeImage.tag=v9")
     assert secret("vestige-token") == B
@@ -68,7 +68,7 @@ def test_a_token_changed_by_hand_is_never_undone() -> None:
     assert not exists("secret", "vestige-token")
 
 
-def test_tokens_with_rights_changed_by_hand_are_never_undone() -> None:
+def test_token_entries_changed_by_hand_are_never_overwritten() -> None:
     accepted("--set", "auth.token=", "--set-json", TOKENS)
     assert '"agents"' in secret("vestige-token", "tokens.toml")
     accepted("--set", "vestigeImage.tag=v9")
@@ -84,7 +84,7 @@ def test_tokens_with_rights_changed_by_hand_are_never_undone() -> None:
     assert secret("my-tokens", "tokens.toml") == MINE
 
 
-def test_values_move_tokens_with_rights_where_nobody_changed_them() -> None:
+def test_values_replace_token_entries_that_nobody_changed() -> None:
     assert "add --set auth.token=" in refused("--set-json", TOKENS)
     accepted("--set", "auth.token=", "--set-json", TOKENS)
     accepted("--set-json", TOKENS.replace("agents", "assistant"))
@@ -102,7 +102,7 @@ def test_a_secret_of_this_release_is_kept_before_its_tokens_are_taken_as_ones_ow
     assert '"agents"' in secret("vestige-token", "tokens.toml")
 
 
-def test_values_move_the_token_where_nobody_changed_it() -> None:
+def test_values_replace_a_token_that_nobody_changed() -> None:
     accepted("--set", "vestigeImage.tag=v9")
     assert secret("vestige-token") == A
     accepted("--set", f"auth.token={B}")

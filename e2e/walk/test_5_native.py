@@ -1,4 +1,4 @@
-"""The same chart with Vestige's own HTTP server: what differs from the walk with supergateway."""
+"""Tests of the chart with Vestige's own HTTP server: the differences from supergateway."""
 
 import re
 import socket
@@ -28,7 +28,7 @@ from walking import (
 )
 
 TOKEN = "a-token-of-the-clients-of-32-letters"
-__all__ = ["watched"]  # a fixture, which is only named
+__all__ = ["watched"]  # a fixture, used only as a parameter
 SENTENCE = "The lighthouse at Cape Egmont is white."
 
 
@@ -88,7 +88,7 @@ def test_port_3100_is_refused_from_outside_and_asks_for_the_token_inside() -> No
     assert in_vestige("sh", "-c", ask).stdout == "401"
 
 
-def test_the_probe_needs_no_token_and_leaves_nothing_behind() -> None:
+def test_the_probe_needs_no_token_and_leaks_nothing() -> None:
     look = "ls -A /data /tmp; ls -d /proc/[0-9]* | wc -l"
     before = in_vestige("sh", "-c", look).stdout
     began = time.monotonic()
@@ -106,14 +106,14 @@ def test_the_processes_have_no_more_rights_than_they_need() -> None:
         assert "Read-only file system" in status
 
 
-def test_the_doctor_and_helm_test_find_it_well() -> None:
+def test_the_doctor_and_helm_test_pass() -> None:
     done = in_bridge("vestige-bridge", "doctor")
     assert done.returncode == 0, done.stdout + done.stderr
     saw(done.stdout)
     assert re.search(r"Phase:\s+Succeeded", helm("test", "vestige"))
 
 
-def test_a_killed_vestige_comes_back_with_another_token_and_nothing_is_lost(client: Client) -> None:
+def test_a_killed_vestige_restarts_with_another_token_and_nothing_is_lost(client: Client) -> None:
     token = upstream_token()
     with Callers(client, 8, "vestige-killed") as callers:
         assert in_vestige("sh", "-c", "kill -9 $(pidof vestige)").returncode == 0
@@ -151,7 +151,7 @@ def test_a_deleted_pod_answers_what_it_accepted(client: Client, watched: tuple[s
     callers.nothing_is_lost()
 
 
-def test_one_value_leads_back_to_supergateway(client: Client, loaded: Images) -> None:
+def test_one_value_switches_back_to_supergateway(client: Client, loaded: Images) -> None:
     helm("upgrade", "vestige", CHART, "--reset-then-reuse-values",
          "--set", f"vestige.gateway=supergateway,vestigeImage.tag={loaded.tag}")  # fmt: skip
     rolled_out()

@@ -1,4 +1,4 @@
-"""Tokens with rights from a Secret, and the audit log: what the guide says of them, up to a rotation."""
+"""Tests of the guide's sections on tokens with permissions in a Secret, their rotation, and the audit log."""
 
 import json
 import re
@@ -35,7 +35,7 @@ Entry = tuple[str, str]
 
 @pytest.fixture(scope="module", autouse=True)
 def installed(loaded: Images, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """The chart with a token as values, in a Secret of the chart's own."""
+    """Installs the chart with a token in its values, which the chart stores in its own Secret."""
     attempt("kubectl", "delete", "namespace", NAMESPACE, "--ignore-not-found", timeout=180)
     run("kubectl", "create", "namespace", NAMESPACE)
     run("kubectl", "label", "namespace", NAMESPACE, "pod-security.kubernetes.io/enforce=restricted")
@@ -63,7 +63,7 @@ def refused(client: Client) -> bool:
 
 
 def new_token(command: str) -> Entry:
-    """The token that the guide's command prints, and its entry."""
+    """Runs the guide's command for a new token; returns the token and its entry."""
     printed = run("sh", "-c", command).stdout
     found = re.search(r"^([0-9a-f]{64})$.*^(\[\[token\]\]\n.*)", printed, re.MULTILINE | re.DOTALL)
     assert found, printed
@@ -73,7 +73,7 @@ def new_token(command: str) -> Entry:
 
 @pytest.fixture(scope="module")
 def entries() -> dict[str, Entry]:
-    """What the guide's commands make for its two agents."""
+    """Returns the tokens and entries that the guide's commands make for its two agents."""
     commands = guide_blocks("Tokens with rights")[0].splitlines()
     made = {command.partition("token new ")[2].split()[0]: new_token(command) for command in commands}
     assert made.keys() == {"assistant", "nightly-job"}
@@ -86,7 +86,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def in_secret(file: Path, *written: str) -> str:
-    """Writes entries into the file, and gives the guide's line that takes it into the Secret."""
+    """Writes entries into the file; returns the guide's command that updates the Secret from it."""
     file.write_text("\n".join(written))
     line = guide_blocks("Tokens with rights")[1].splitlines()[0]
     assert line.count("--from-file=tokens.toml") == 1
@@ -136,7 +136,7 @@ def test_an_allow_list_is_enforced(client: Callable[[str], Client], entries: dic
     saw(f"nightly-job sees {tools[job]} of {tools[assistant]}, and gets 403 for the others")
 
 
-def test_the_audit_stands_on_standard_output_and_names_principal_and_tool() -> None:
+def test_the_audit_log_on_standard_output_names_principal_and_tool() -> None:
     [_, _, _, grep] = guide_blocks("Tokens with rights")
     lines = [json.loads(line) for line in run("sh", "-c", grep).stdout.splitlines()]
     told = [(it["audit"], it["principal"], it["tool"], it["outcome"]) for it in lines]
@@ -152,7 +152,7 @@ def test_the_audit_stands_on_standard_output_and_names_principal_and_tool() -> N
     saw("\n".join(json.dumps(line) for line in lines))
 
 
-def test_a_rotated_secret_changes_who_may_call_without_a_restart(
+def test_a_rotated_secret_changes_the_valid_tokens_without_a_restart(
     client: Callable[[str], Client], entries: dict[str, Entry], file: Path
 ) -> None:
     name, job = pod()["metadata"]["name"], entries["nightly-job"][1]
@@ -175,7 +175,7 @@ def test_a_rotated_secret_changes_who_may_call_without_a_restart(
     entries["assistant"] = token, new
 
 
-def test_helm_test_asks_for_a_token_where_the_file_holds_hashes(entries: dict[str, Entry]) -> None:
+def test_helm_test_requires_a_token_if_the_file_has_only_hashes(entries: dict[str, Entry]) -> None:
     failed = attempt(HELM, "test", "vestige", "--logs", "--namespace", NAMESPACE)
     assert failed.returncode != 0
     assert "let test.existingSecret name a Secret that holds one" in kubectl("logs", "vestige-test-call")
@@ -188,7 +188,7 @@ def test_helm_test_asks_for_a_token_where_the_file_holds_hashes(entries: dict[st
     saw(next(line for line in printed.splitlines() if line.startswith("search:")))
 
 
-def test_the_doctor_takes_a_token_from_standard_input(entries: dict[str, Entry]) -> None:
+def test_the_doctor_reads_a_token_from_standard_input(entries: dict[str, Entry]) -> None:
     [_, _, doctor, _] = guide_blocks("Tokens with rights")
     said = typed(doctor, TOKEN=entries["assistant"][0])
     assert "✓ token" in said and "✓ read" in said

@@ -1,4 +1,4 @@
-"""Backups in the pod, the drill that brings a memory back when its volume is gone, and teams that share nothing."""
+"""Tests of backups in the pod, of the restore drill after the loss of a volume, and of teams with own releases."""
 
 import hashlib
 import http.server
@@ -48,8 +48,8 @@ with open(os.environ["BACKUP"], "rb") as file:
 """
 
 
-class Shelf(http.server.ThreadingHTTPServer):
-    """Where uploads go, on the node's address; it can be full."""
+class UploadServer(http.server.ThreadingHTTPServer):
+    """The server for uploads, on the node's address; it rejects uploads while ``full`` is set."""
 
     full = False
 
@@ -59,7 +59,7 @@ class Shelf(http.server.ThreadingHTTPServer):
 
 
 class Put(http.server.BaseHTTPRequestHandler):
-    server: Shelf
+    server: UploadServer
 
     def do_PUT(self) -> None:
         content = self.rfile.read(int(self.headers["Content-Length"]))
@@ -69,12 +69,12 @@ class Put(http.server.BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, format: str, *args: object) -> None:
-        """The steps of the walk are the log."""
+        """Logs nothing; the output of the tests is the log."""
 
 
 @dataclass
 class TimedCallers(Callers):
-    """Callers that know when the last call was answered, and how long the slowest took since they were asked last."""
+    """Callers that record when the last call was answered, and the longest duration of a call since the last query."""
 
     slowest: float = field(default=0, init=False)
     answered_at: float = field(default=0, init=False)
@@ -93,17 +93,17 @@ class TimedCallers(Callers):
 
 
 @pytest.fixture(scope="module")
-def shelf(loaded: Images) -> Iterator[Shelf]:
+def upload_server(loaded: Images) -> Iterator[UploadServer]:
     [node] = json.loads(run("kubectl", "get", "nodes", "-o", "json").stdout)["items"]
     [address] = [it["address"] for it in node["status"]["addresses"] if it["type"] == "InternalIP"]
-    with Shelf(address) as server:
+    with UploadServer(address) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
         server.shutdown()
 
 
-def install(images: Images, shelf: Shelf, folder: Path) -> None:
-    """The chart with backups, for whose upload the bridge's image is the one of one's own."""
+def install(images: Images, upload_server: UploadServer, folder: Path) -> None:
+    """Installs the chart with backups; their upload runs in the bridge's image in place of a custom image."""
     values = {
         "vestigeImage": {"repository": images.vestige, "tag": images.native_tag},
         "bridgeImage": {"repository": images.bridge, "tag": images.tag},
@@ -119,7 +119,7 @@ def install(images: Images, shelf: Shelf, folder: Path) -> None:
                 "timeoutSeconds": 60,
                 "env": [
                     {"name": "HOST", "valueFrom": {"fieldRef": {"fieldPath": "status.hostIP"}}},
-                    {"name": "PORT", "value": str(shelf.server_port)},
+                    {"name": "PORT", "value": str(upload_server.server_port)},
                 ],
             },
         },
@@ -129,13 +129,13 @@ def install(images: Images, shelf: Shelf, folder: Path) -> None:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def installed(loaded: Images, shelf: Shelf, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A release with backups, and one for each of two teams, which the guide's commands install."""
+def installed(loaded: Images, upload_server: UploadServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Installs a release with backups and, by the guide's commands, one for each of two teams."""
     for namespace in (NAMESPACE, *TEAMS):
         attempt("kubectl", "delete", "namespace", namespace, "--ignore-not-found", timeout=180)
     run("kubectl", "create", "namespace", NAMESPACE)
     run("kubectl", "label", "namespace", NAMESPACE, "pod-security.kubernetes.io/enforce=restricted")
-    install(loaded, shelf, tmp_path_factory.mktemp("values"))
+    install(loaded, upload_server, tmp_path_factory.mktemp("values"))
     [block, _] = guide_blocks("Several teams")
     assert block.startswith("export TEAM=red\n")
     for team in TEAMS:
@@ -152,7 +152,7 @@ def client() -> Client:
 
 
 def operations_blocks(heading: str) -> list[str]:
-    """What docs/operations.md says to type below a heading, letter by letter."""
+    """Returns the shell blocks of docs/operations.md below a heading, unchanged."""
     text = (ROOT / "docs" / "operations.md").read_text()
     return re.findall(r"```bash\n(.*?)```", text.partition(f"\n## {heading}\n")[2].partition("\n## ")[0], re.DOTALL)
 
@@ -162,7 +162,7 @@ def in_backup(*command: str) -> Done:
 
 
 def metrics() -> dict[str, float]:
-    """The samples about backups that Prometheus would find."""
+    """Returns the samples about backups from the metrics."""
     host, _ = service()
     with urllib.request.urlopen(f"http://{host}:9464/metrics", timeout=10) as response:
         samples = [line.split() for line in response.read().decode().splitlines() if "_backup_" in line]
@@ -186,14 +186,16 @@ def test_the_containers_of_backups_have_no_more_rights_than_the_others(client: C
     saw("user 10001, no capability, read-only root, no token of the cluster; /data read-only in upload")
 
 
-def test_a_backup_at_its_time_is_uploaded_and_told_to_prometheus(client: Client, shelf: Shelf) -> None:
+def test_a_scheduled_backup_is_uploaded_and_reported_in_the_metrics(
+    client: Client, upload_server: UploadServer
+) -> None:
     # A Service reaches a new pod some moments after the pod is ready.
     eventually("an answer", client.is_answered)
     assert client.remember(SENTENCE).content["id"]
-    # It lets the time of the schedule be now.
+    # snooze runs the backup now, as if its time had come.
     assert in_backup("sh", "-c", "kill -ALRM $(pidof snooze)").returncode == 0
-    eventually("an upload", lambda: len(shelf.files))
-    [(name, content)] = shelf.files.items()
+    eventually("an upload", lambda: len(upload_server.files))
+    [(name, content)] = upload_server.files.items()
     assert in_backup("sha256sum", f"/data/backups/{name}").stdout.split()[0] == hashlib.sha256(content).hexdigest()
     eventually("its metric", lambda: "last_success_timestamp_seconds" in metrics())
     told = metrics()
@@ -203,15 +205,17 @@ def test_a_backup_at_its_time_is_uploaded_and_told_to_prometheus(client: Client,
     saw(f"{name}: {len(content)} bytes; {told}")
 
 
-def test_a_backup_that_fails_is_a_log_line_and_a_metric_until_one_succeeds(client: Client, shelf: Shelf) -> None:
-    shelf.full = True
+def test_a_failed_backup_is_logged_and_in_the_metrics_until_one_succeeds(
+    client: Client, upload_server: UploadServer
+) -> None:
+    upload_server.full = True
     assert in_backup("sh", "-c", "kill -ALRM $(pidof snooze)").returncode == 0
     eventually("the metric", lambda: metrics()["failing"] == 1)
     [line] = [line for line in log("backup").splitlines() if "FAILED" in line]
     assert "the upload of /data/backups/vestige-backup-" in line
     assert "HTTP Error 507" in log("upload")
     saw(line)
-    shelf.full = False
+    upload_server.full = False
     look, make_one, _ = operations_blocks("Backups")
     typed(make_one)
     assert metrics()["failing"] == 0
@@ -221,8 +225,10 @@ def test_a_backup_that_fails_is_a_log_line_and_a_metric_until_one_succeeds(clien
     saw(said)
 
 
-def test_the_drill(client: Client, loaded: Images, shelf: Shelf, tmp_path: Path) -> None:
-    """Written under load, backed up, the volume gone: what was acknowledged before the backup is there again."""
+def test_the_drill_restores_what_was_acknowledged_before_the_backup(
+    client: Client, loaded: Images, upload_server: UploadServer, tmp_path: Path
+) -> None:
+    """Runs the drill under load: every write that was acknowledged before the backup is in the restored memory."""
     file = tmp_path / "drill.db"
     [make, restore, *_] = guide_blocks("Back up and restore")
     assert make == "make backup\n"
@@ -238,7 +244,7 @@ def test_the_drill(client: Client, loaded: Images, shelf: Shelf, tmp_path: Path)
         kubectl("delete", "pvc", "vestige")
     assert kubectl("get", "pods,pvc", "-o", "name") == ""
     noticed = time.monotonic()
-    install(loaded, shelf, tmp_path)
+    install(loaded, upload_server, tmp_path)
     rolled_out()
     ready = time.monotonic()
     saw(typed(re.sub(r"<\S+", f"<{file}", restore)).strip())

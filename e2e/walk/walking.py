@@ -1,4 +1,4 @@
-"""The hands of the walk: commands, the pod, and callers that keep account of every answer."""
+"""Helpers of the deployment test: commands, the pod, and callers that record the result of every call."""
 
 import http.client
 import json
@@ -68,7 +68,7 @@ T = TypeVar("T")
 
 
 def eventually(what: str, look: Callable[[], T | Literal[False]], timeout: float = 60) -> T:
-    """The first true answer of `look`."""
+    """Waits until ``look`` returns a true value; returns this value."""
     end = time.monotonic() + timeout
     while True:
         answer = look()
@@ -137,16 +137,16 @@ class Answer:
 
 
 class Refused(Exception):
-    """No connection: the request never left."""
+    """The connection failed, so the request was not sent."""
 
 
 class Broken(Exception):
-    """The connection ended after the request was sent and before its answer."""
+    """The connection ended after the request was sent and before its response."""
 
 
 @dataclass(frozen=True)
 class Client:
-    """A plain poster: one connection and one JSON-RPC request at a time."""
+    """A sessionless client: it sends each JSON-RPC request on a new connection."""
 
     host: str
     port: int
@@ -175,7 +175,7 @@ class Client:
         )
 
     def is_answered(self) -> bool:
-        """Whether Vestige can be reached now; a bridge that is not ready is not connected to."""
+        """Whether calls reach Vestige now; a Service accepts no connection while the bridge is not ready."""
         try:
             return self.ask("tools/list").status == 200
         except Refused:
@@ -188,7 +188,7 @@ class Client:
         return self.call("smart_ingest", content=content)
 
     def search(self, query: str, limit: int = 1000000) -> list[str]:
-        """What is remembered; for a moment after a rollout a Service may still lead to the pod that is gone."""
+        """Returns the memories that match; retries, because after a rollout a Service may still select the old pod."""
         deadline = time.monotonic() + 30
         while True:
             try:
@@ -203,7 +203,7 @@ class Client:
 
 @dataclass
 class Callers:
-    """Callers that write one memory after the other and keep account of what became of each."""
+    """Callers that write one memory after another, and record the result of each write."""
 
     client: Client
     count: int
@@ -254,14 +254,14 @@ class Callers:
         return f"{answer.status} {refusal.get('code')} {refusal.get('data', {}).get('outcome')}"
 
     def goes_on(self, timeout: float = 120) -> None:
-        """Waits until every caller could have been answered again."""
+        """Waits until there are enough new answers for every caller to have been answered again."""
         before = len(self.acknowledged)
         eventually(
             "the callers to be answered again", lambda: len(self.acknowledged) > before + 2 * self.count, timeout
         )
 
     def everything_accepted_was_answered(self) -> None:
-        """A connection not yet accepted when the listener closes is reset by the kernel; its call never ran."""
+        """Checks that no call ran whose connection was reset: the kernel resets those that were not yet accepted."""
         ran = set(self.client.search(self.label)) & set(self.faults)
         assert not ran, {content: self.faults[content] for content in ran}
         saw(f"{len(self.faults)} connections were reset before they were accepted; none of their calls ran")

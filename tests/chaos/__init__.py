@@ -1,1 +1,1 @@
-"""Fault injection: parts are killed, cut, slowed or fed invalid data, and every call is accounted for."""
+"""Fault injection: parts are killed, cut off, slowed or given invalid data, and the result of every call is checked."""

@@ -1,4 +1,4 @@
-"""Injects one fault after the other, prints the results, and exits with 1 if one of the zero columns is not zero.
+"""Injects one fault after another, prints the results, and exits with 1 if one of the zero columns is not zero.
 
 usage: PYTHONPATH=tests python -m chaos chaos|chaos-quick|soak [--seed NUMBER] [--minutes NUMBER] [--only F1 …]
 """
@@ -57,14 +57,14 @@ FAULTS: dict[str, Callable[[Run], Awaitable[Figures]]] = {
     "F11": fairness,
     "F8": canaries,
 }
-"""In this order: the last one searches the files of the others."""
+"""The faults in the order of the run; F8 is last, because it searches the files of the others."""
 
 TARGETS = {"chaos": (1.0, 1.0), "chaos-quick": (0.04, 0.2), "soak": (0.2, 25.0)}
-"""The extents of ``make``'s targets: the scale, and the minutes of the soak."""
+"""The targets of ``make``, with their scale and the minutes of their soak."""
 
 
 async def measure(run: Run, faults: list[str]) -> list[Figures]:
-    """The figures of each fault."""
+    """Runs each fault; returns its figures."""
     results = []
     for fault in faults:
         began = time.monotonic()
@@ -76,7 +76,7 @@ async def measure(run: Run, faults: list[str]) -> list[Figures]:
 
 
 def table(results: list[Figures]) -> str:
-    """A row for each fault, then the other measurements."""
+    """Returns a table with a row for each fault, then the other measurements."""
     rows = [["fault", "what was done", "calls", "answered", "correct error", *(f"**{it}**" for it in ZEROS)]]
     rows.append(["---"] * 2 + ["---:"] * (len(rows[0]) - 2))
     for it in results:
@@ -87,7 +87,7 @@ def table(results: list[Figures]) -> str:
 
 
 def main() -> int:
-    """The exit status."""
+    """Runs the faults of a target, prints the table, and returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m chaos")
     parser.add_argument("target", choices=TARGETS)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**9), help="repeats a run")

@@ -1,7 +1,7 @@
 """The model: every call is identified by its key, and its result is compared with the calls that the server ran.
 
-Invariant: an answer is correct only if it is this call's own and the server recorded the call; an error only if its
-statements about the call are true.
+Invariant: an answer is correct only if it belongs to this call and the server recorded the call. An error is correct
+only if its statements about the call are true.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ ZEROS = ("wrong", "misreported", "twice", "unanswered", "failed", "grown", "leak
 """The columns that must be zero.
 
 wrong: another call's answer, or one that no client may get. misreported: an error or an audit line that contradicts
-what the server ran. twice: a write that ran again. unanswered: no answer in time, or one cut short. failed: a 500, a
-traceback, a process that ended. grown: memory, descriptors, tasks or sessions over their bound. leaked: a secret in a
+the server's record. twice: a write that ran again. unanswered: no answer in time, or a truncated one. failed: a 500, a
+traceback, a process that ended. grown: memory, descriptors, tasks or sessions over their limit. leaked: a secret in a
 log, a metric or another client's answer.
 """
 
@@ -33,7 +33,7 @@ NO_SESSION = -32600
 
 @dataclass
 class Figures:
-    """The result of one fault: what was done, and the counts of its outcomes."""
+    """The result of one fault: a description, and the counts of its outcomes."""
 
     fault: str
     done: str
@@ -68,7 +68,7 @@ class Call:
     Attributes:
         key: the text that the server records when it runs the call.
         tool: the name of the tool.
-        spelled_id: its JSON-RPC id.
+        spelled_id: its JSON-RPC id, as JSON.
         request_id: the id of its HTTP request, which the calls of a batch share.
         characters: the number of additional characters in its answer.
         cancelled: whether its client cancels it.
@@ -76,7 +76,7 @@ class Call:
         got: ``answer``, ``error``, ``cancelled`` (its client cancelled the stream), ``left`` (its client did not wait),
             ``refused`` (no connection), ``cut`` (the connection ended before the answer); empty while it waits.
         error: the error object.
-        complaint: what is wrong with its result.
+        complaint: the fault in its result.
         steps: the last step of its progress.
     """
 
@@ -94,11 +94,11 @@ class Call:
 
     @property
     def text(self) -> str:
-        """The expected answer."""
+        """The text of the expected answer."""
         return f"{self.tool} {self.key}{'.' * self.characters}"
 
     def take_progress(self, message: dict[str, Any]) -> None:
-        """Checks a step of progress, which must be its own and newer than the last one."""
+        """Checks a progress notification, which must belong to this call and be newer than the last one."""
         params = message.get("params", {})
         step = params.get("progress", 0)
         if message.get("method") != "notifications/progress" or params.get("message") != self.key:
@@ -110,7 +110,7 @@ class Call:
         self.steps = step
 
     def complain(self, complaint: str) -> None:
-        """Keeps the first complaint."""
+        """Records a complaint, unless there is one already."""
         self.complaint = self.complaint or complaint
 
     def take(self, status: int | None, data: bytes) -> None:
@@ -138,7 +138,7 @@ class Call:
             self.complain(f"an error that no fault explains: HTTP {status} {self.error}")
 
     def judge(self, runs: int) -> tuple[str, str]:
-        """Its column, and the reason, by how often the server ran it."""
+        """Returns its column and the reason, from the number of times that the server ran it."""
         outcome, retryable = (self.error.get("data", {}).get(name) for name in ("outcome", "retryable"))
         if self.tool not in HARMLESS and runs > 1:
             return "twice", f"{self.key} ran {runs} times"
@@ -159,10 +159,10 @@ class Call:
 
 
 class Account:
-    """Every call of one fault, and the journal of the server.
+    """The calls of one fault, and the journal of the server.
 
     Parameters:
-        secret: the prefix of each key: a memory text that may appear nowhere else.
+        secret: the prefix of each key; like a memory's text, it must appear nowhere else.
         journal: the server's file.
 
     Attributes:
@@ -178,22 +178,22 @@ class Account:
         self._numbers = itertools.count(1)
 
     def open(self, tool: str, spelled_id: str, characters: int = 0) -> Call:
-        """A new call."""
+        """Creates and records a new call."""
         number = next(self._numbers)
         call = Call(f"{self._secret}-{number}", tool, spelled_id, f"call-{number}", characters)
         self.calls[call.key] = call
         return call
 
     def handshakes(self) -> int:
-        """How many sessions were opened on the server."""
+        """Returns the number of sessions that were opened on the server."""
         return self.runs()["handshake"]
 
     def runs(self) -> Counter[str]:
-        """How often the server ran each call."""
+        """Returns how often the server ran each call."""
         return Counter(self._journal.read_text().splitlines()) if self._journal.exists() else Counter()
 
     def settle(self, figures: Figures) -> None:
-        """Judges every call, and removes it."""
+        """Assigns every call to a column of the figures, and removes it."""
         runs, calls, self.calls = self.runs(), self.calls, {}
         for call in calls.values():
             figures.calls += 1

@@ -1,4 +1,4 @@
-"""Compares the audit log with the calls: each has its line, and the line agrees with the caller's result."""
+"""Compares the audit log with the calls: each must have a line that agrees with the caller's result."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Line = dict[str, Any]
 
 
 def check_audit(path: Path, account: Account, figures: Figures) -> None:
-    """Blames each call without its line, each line that is wrong, and each that belongs to no call.
+    """Counts each call without a line, each wrong line, and each line that belongs to no call.
 
     Parameters:
         path: the audit log of a bridge that has ended.
@@ -49,7 +49,7 @@ def check_audit(path: Path, account: Account, figures: Figures) -> None:
 
 
 def _parsed(text: str) -> Line | None:
-    """The line of a call; ``None`` for another line."""
+    """Parses a line; returns ``None`` if it is not about a call."""
     try:
         line = json.loads(text)
     except ValueError:
@@ -60,18 +60,18 @@ def _parsed(text: str) -> Line | None:
 
 
 def _complaints(calls: Sequence[Call], lines: Sequence[Line], runs: Counter[str]) -> Iterable[str]:
-    """What is wrong with the lines of one HTTP request, which may be a batch."""
+    """Yields the faults in the lines of one HTTP request, which may be a batch."""
     left = Counter((line["tool"], line["outcome"], line["isError"]) for line in lines)
     untold = []
     for call in calls:
-        told = _told(call)
+        told = _expected_outcome(call)
         if told is None:
             untold.append(call)
         elif left[call.tool, *told]:
             left[call.tool, *told] -= 1
         else:
             yield f"{call} has no line of its own: {lines}"
-    # A client that did not wait got no result, and the bridge may not even have received an early one's request.
+    # A client that disconnected got no result; if it did so early, the bridge may not have received its request.
     for tool, outcome, _ in left.elements():
         of_tool = [call for call in untold if call.tool == tool]
         if not of_tool:
@@ -84,8 +84,8 @@ def _complaints(calls: Sequence[Call], lines: Sequence[Line], runs: Counter[str]
     yield from (f"{call} was cancelled and has no line" for call in untold if call.got == "cancelled")
 
 
-def _told(call: Call) -> tuple[str, bool | None] | None:
-    """The caller's result in the terms of an audit line; ``None`` if it got none."""
+def _expected_outcome(call: Call) -> tuple[str, bool | None] | None:
+    """Returns the outcome that the audit line must have for the caller's result; ``None`` if it got no result."""
     if call.got == "answer":
         return "answered", False
     if call.got == "error":

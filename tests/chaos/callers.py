@@ -1,4 +1,4 @@
-"""The callers: clients of every kind, which share a few ids and make their own calls."""
+"""The callers: clients of every kind, which make their own calls and share a few ids."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from harness import JSON, SSE
 
 IDS = ("1", '"1"', "1.0", "2")
 PATIENCE_SECONDS = 30
-"""How long a caller waits: longer than every timeout of the bridge, so a longer wait would never end."""
+"""The time that a caller waits for an answer: longer than every timeout of the bridge."""
 
 RETRY_SECONDS = 0.2
-"""The pause before a caller's next call while no call is answered."""
+"""The pause before a caller's next call while calls are not answered."""
 
 MODERN = "2026-07-28"
 MODERN_META = {
@@ -68,7 +68,7 @@ class Caller:
         self._session: dict[str, str] = {}
 
     async def run(self, stopped: asyncio.Event, pause_seconds: float = 0) -> None:
-        """Calls until it is stopped, and finishes the last call."""
+        """Makes calls until it is stopped, and finishes the last one."""
         while not stopped.is_set():
             answered = self.account.answered
             await self._kind()
@@ -90,12 +90,12 @@ class Caller:
         await self.post_stream(call, self.body(call, steps=3, step_ms=self._random.randrange(40)), SSE)
 
     async def batcher(self) -> None:
-        """Posts several requests under one id at once."""
+        """POSTs several requests with one id at the same time."""
         calls = [self._open("1") for _ in range(self._random.randint(2, 4))]
         await self.post_json(calls, b"[" + b",".join(self.body(call) for call in calls) + b"]", {})
 
     async def legacy_client(self) -> None:
-        """Opens its own session, again after some time, and calls on it."""
+        """Makes calls on its own session, and opens a new one from time to time."""
         if not self._session or self._random.random() < 0.05:
             self._session = await self._initialize()
         call = self._open()
@@ -129,7 +129,7 @@ class Caller:
         await post
 
     async def cutter(self) -> None:
-        """Sends texts that were cut in the middle of a character, in keys and in values."""
+        """Sends keys and values that were cut in the middle of a character."""
         form = self._random.randrange(4)
         calls = [self._open("1") for _ in range(3 if form == 0 else 1)]
         meta = MODERN_META if form == 1 else None
@@ -142,7 +142,7 @@ class Caller:
             await self.post_json(calls, bodies[0], _modern_headers(calls[0]) if meta else {})
 
     async def leaver(self) -> None:
-        """Disconnects during a call, which cancels the call of a modern client and no other's."""
+        """Disconnects during a call, which cancels the call only if the client is modern."""
         call = self._open()
         modern = self._random.random() < 0.5
         headers = {**SSE, **(_modern_headers(call) if modern else {})}
@@ -154,7 +154,7 @@ class Caller:
         call.got = call.got or "left"
 
     async def call(self, tool: str = "read", **arguments: Any) -> Call:
-        """One call of a sessionless client."""
+        """Makes one call as a sessionless client."""
         call = self.account.open(tool, "1", arguments.get("characters", 0))
         await self.post_json([call], self.body(call, **arguments), {})
         return call
@@ -164,14 +164,14 @@ class Caller:
         return self.account.open(tool, spelled_id or self._random.choice(self._ids))
 
     def body(self, call: Call, meta: dict[str, Any] | None = None, **arguments: Any) -> bytes:
-        """The request of a call, with its id as its progress token, too."""
+        """Returns the request of a call, whose id is also its progress token."""
         params: dict[str, Any] = {"name": call.tool, "arguments": {"key": call.key, **arguments}}
         params["_meta"] = {**(meta or {}), "progressToken": "@"}
         message = {"jsonrpc": "2.0", "id": "@", "method": "tools/call", "params": params}
         return json.dumps(message).replace('"@"', call.spelled_id).encode()
 
     def _halves(self) -> dict[str, Any]:
-        """Arguments with halves of characters, whole characters and backslashes in any order."""
+        """Returns arguments with unpaired surrogates, whole characters and backslashes in random order."""
 
         def text() -> str:
             return "".join(self._random.choices(["\ud83d", "\ude00", "\U0001f600", "\\", "\\ud83d", "a", '"'], k=9))
@@ -264,5 +264,5 @@ def _modern_headers(call: Call) -> dict[str, str]:
 
 
 def _with_id(data: bytes, call: Call) -> bytes:
-    """The one error for a whole batch, as if it were for one of its members."""
+    """Returns the common error of a batch as the error for one of its members."""
     return data.replace(b'"id":null', b'"id":%s' % call.spelled_id.encode())

@@ -1,4 +1,4 @@
-"""Plants secrets in all data of clients and of an upstream, and searches for them where they must not be."""
+"""Puts secrets into all data of clients and of an upstream, and searches for them where they must not be."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Planted = tuple[str, dict[str, str], bytes]
 
 
 async def canaries(run: Run) -> Figures:
-    """F8: no secret of this fault or of the earlier ones is in a log, a metric or an answer to another client."""
+    """F8: no secret of this fault or of earlier ones is in a log, a metric or an answer to another client."""
     done = (
         "tokens and memory texts planted in every part of requests and answers; "
         "logs, audit logs and metrics of all faults searched"
@@ -43,7 +43,7 @@ async def canaries(run: Run) -> Figures:
 
 
 def look_for_secrets(run: Run, figures: Figures, where: str, data: bytes, *names: str) -> None:
-    """Blames each secret in the data, in its original or in a common encoding."""
+    """Counts each secret in the data, in plain text or in a common encoding."""
     for name in names or ("token", "memory", CANARY, WRONG_TOKEN, UPSTREAM_TOKEN):
         secret = run.secret(name).encode()
         for spelled in (secret, base64.b64encode(secret)[:24], secret.hex().encode(), secret[:12]):
@@ -56,7 +56,7 @@ async def _plant(run: Run, figures: Figures, log_format: str) -> None:
     secret = run.secret(CANARY)
     link = Link(lambda chunk, writer: _answer(secret, chunk, writer))
     upstream_token, fault = run.secret(UPSTREAM_TOKEN), f"F8 canaries-{log_format}"
-    # The file's name makes it one of those that are searched.
+    # Files with such a name are searched.
     audit = str(run.folder / f"bridge-canaries-{log_format}.audit")
     async with stack(
         run, fault, "", link=link, LOG_FORMAT=log_format, UPSTREAM_TOKEN=upstream_token, AUDIT_LOG=audit
@@ -91,7 +91,7 @@ async def _post(it: Stack, path: str, headers: dict[str, str], body: bytes) -> b
 
 
 def _requests(run: Run, secret: str) -> Iterator[Planted]:
-    """Requests with a secret in one of their parts."""
+    """Yields requests with a secret in one of their parts."""
     ping = _message("ping")
     wrong = run.secret(WRONG_TOKEN)
     yield "/mcp", {"Authorization": f"Bearer {wrong}"}, ping

@@ -10,7 +10,7 @@ import re
 from chaos.account import Figures
 from chaos.stack import Run, Stack, stack
 
-Knock = tuple[str, str, str]
+Attempt = tuple[str, str, str]
 """A method, a path, and header lines."""
 
 METHODS = (
@@ -23,8 +23,8 @@ PATHS = (
 )
 
 
-def shut_out(token: str) -> list[str]:
-    """Header lines without a valid token, some of them almost valid."""
+def invalid_credentials(token: str) -> list[str]:
+    """Returns header lines without a valid token, some of them almost valid."""
     other = token.swapcase()
     basic = base64.b64encode(f":{token}".encode()).decode()
     values = (
@@ -70,8 +70,8 @@ def shut_out(token: str) -> list[str]:
     ]
 
 
-def let_in(token: str) -> list[str]:
-    """Header lines with the token in the forms that RFC 6750 and RFC 9110 allow."""
+def valid_credentials(token: str) -> list[str]:
+    """Returns header lines with the token in the forms that RFC 6750 and RFC 9110 allow."""
     return [
         f"{name}: {scheme} {token}\r\n"
         for name in ("Authorization", "aUTHORIZATION")
@@ -80,19 +80,21 @@ def let_in(token: str) -> list[str]:
 
 
 async def credentials(run: Run) -> Figures:
-    """F5: the authentication table."""
+    """F5: no request without a valid token is accepted."""
     done = "every form of a token on every path by every method"
     async with stack(run, "F5 credentials", done) as it:
-        table = [*itertools.product(METHODS, PATHS, shut_out(run.token))]
+        table = [*itertools.product(METHODS, PATHS, invalid_credentials(run.token))]
         endpoint_requests = [attempt for attempt in table if attempt[:2] == ("POST", "/mcp")]
         table = [*endpoint_requests, *it.random.sample(table, run.times(len(table)))]
         gate = asyncio.Semaphore(32)
-        await asyncio.gather(*(_knock(it, gate, f"intruder-{number}", attempt) for number, attempt in enumerate(table)))
+        await asyncio.gather(
+            *(_check_rejected(it, gate, f"intruder-{number}", attempt) for number, attempt in enumerate(table))
+        )
         for key, runs in it.account.runs().items():
             if key.startswith("intruder"):
                 it.figures.blame("wrong", f"{key} ran {runs} times")
         # A bridge that rejects everything would pass, too, so valid tokens must be accepted.
-        for path, header in itertools.product(("/mcp", "/mcp/"), let_in(run.token)):
+        for path, header in itertools.product(("/mcp", "/mcp/"), valid_credentials(run.token)):
             if (status := await _status(it, ("POST", path, header), "guest")) != 200:
                 it.figures.blame("failed", f"a valid token was answered {status}: {header!r}")
             it.figures.answered += 1
@@ -100,7 +102,7 @@ async def credentials(run: Run) -> Figures:
     return it.figures
 
 
-async def _knock(it: Stack, gate: asyncio.Semaphore, key: str, attempt: Knock) -> None:
+async def _check_rejected(it: Stack, gate: asyncio.Semaphore, key: str, attempt: Attempt) -> None:
     method, path, header = attempt
     async with gate:
         status = await _status(it, (method, path.format(token=it.run.token), header), key)
@@ -110,8 +112,8 @@ async def _knock(it: Stack, gate: asyncio.Semaphore, key: str, attempt: Knock) -
         it.figures.told += 1
 
 
-async def _status(it: Stack, attempt: Knock, key: str) -> int:
-    """The status of a raw request; 400 if it gets no answer."""
+async def _status(it: Stack, attempt: Attempt, key: str) -> int:
+    """Sends a raw request; returns the status, or 400 if it gets no answer."""
     method, path, header = attempt
     body = f'{{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{{"name":"write","arguments":{{"key":"{key}"}}}}}}'
     head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{header}"

@@ -26,10 +26,10 @@ IN_FLIGHT: Final = 512
 TIMED_CALLS: Final = 400
 LEAST_TIMED_CALLS: Final = 200
 MOST_BATCHES: Final = 20
-"""If each call waits for the whole batch, this many batches are enough to show it."""
+"""This many batches are enough to show that a call waits for a whole batch."""
 
 MOST_TIMES: Final = 3
-"""The limit of the ratio of the p99 beside the other principal's calls to the p99 alone."""
+"""The limit of the ratio of the p99 during the other principal's calls to the p99 alone."""
 
 SHORT_MOST_TIMES: Final = 10
 """The same for a short run on a busy machine; in the order of arrival the ratio is over 20."""
@@ -38,22 +38,22 @@ RATED_CALLS: Final = 400
 LEAST_RATED_CALLS: Final = 80
 STRETCHES: Final = 4
 LEAST_RATE: Final = 0.9
-"""The least share of the throughput in the order of arrival that a principal alone must have with fair turns."""
+"""The minimum throughput of a principal alone with fair turns, as a share of that in the order of arrival."""
 
 SHORT_LEAST_RATE: Final = 0.5
 """The same for a short run."""
 
 PAUSE_SECONDS: Final = 0.001
-"""The pause between two posts: longer than the driver takes for one, so that it does not delay the timed calls."""
+"""The pause between two POSTs: longer than the driver needs for one, so that they do not delay the timed calls."""
 
 PATIENCE_SECONDS: Final = 150
-"""Longer than the bridge waits by default."""
+"""The time that a client waits: longer than the bridge waits by default."""
 
 UPSTREAM: Final = ROOT / "tests/chaos/upstream.mjs"
 
 
 class TimedUpstream(Gateway):
-    """A very fast upstream, so that on a small machine the bridge is the bottleneck.
+    """An upstream that needs very little CPU time, so that the bridge is the bottleneck on a small machine.
 
     Parameters:
         journal: the file in which it records each call.
@@ -65,16 +65,16 @@ class TimedUpstream(Gateway):
 
     @property
     def arguments(self) -> list[str | Path]:
-        """Its command line."""
+        """The command line."""
         environ = (f"JOURNAL={self._journal}", f"MILLISECONDS={CALL_MILLISECONDS}")
         return ["env", *environ, NODE, UPSTREAM, str(self.port)]
 
 
 class Client:
-    """One principal, with as many connections as it has calls at a time.
+    """A client of one principal, with one connection for each of its concurrent calls.
 
     Parameters:
-        it: the parts.
+        it: the parts of the run.
         token: its token.
     """
 
@@ -84,11 +84,11 @@ class Client:
         self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
 
     async def __aenter__(self) -> Self:
-        """Opens connections on the first call."""
+        """Returns itself; connections are opened when they are needed."""
         return self
 
     async def __aexit__(self, *error: object) -> None:
-        """Closes its connections."""
+        """Closes the connections."""
         for _, writer in self._idle:
             await self._close(writer)
 
@@ -158,11 +158,11 @@ async def fairness(run: Run) -> Figures:
 
 @asynccontextmanager
 async def _two_principals(run: Run, order: str, slots: int, posts: int) -> AsyncIterator[Stack]:
-    """The parts, with a bridge with two principals and slots in fair turns, or in another order."""
+    """Yields the parts, with a bridge for two principals that assigns slots in the given order."""
     name = f"F11 window of {slots} {order or 'in turns'}"
     file = run.folder / "tokens-of-two"
     file.write_text(f"batch {run.token}\nother {_other_token(run)}\n")
-    # A short run has a short queue: as large a share of its posts is admitted as with the defaults.
+    # A short run has a short queue, so that the admitted share of its POSTs is the same as with the defaults.
     limit = str(IN_FLIGHT * posts // POSTS)
     async with stack(
         dataclasses.replace(run, defect=order or run.defect),
@@ -188,7 +188,7 @@ async def _beside(it: Stack, slots: int, posts: int) -> None:
     async with Client(it, _other_token(it.run)) as client:
         while len(beside) < number and batches < MOST_BATCHES:
             if len(alone) <= len(beside):
-                # Between the batches, so that other load on the machine affects both alike.
+                # Measured between the batches, so that other load on the machine affects both figures equally.
                 alone += [await client.timed() for _ in range(number // 2)]
             batch = asyncio.create_task(_batch(it, posts))
             batches += 1
@@ -209,7 +209,7 @@ async def _beside(it: Stack, slots: int, posts: int) -> None:
 
 
 async def _batch(it: Stack, posts: int) -> None:
-    """POSTs so many calls, and waits for all answers: rejected calls must say so, and must not have run."""
+    """POSTs calls, and waits for all answers; a call that was rejected must get such an error, and must not run."""
     async with Client(it, it.run.token) as client, asyncio.TaskGroup() as group:
         for _ in range(posts):
             group.create_task(client.call())
@@ -233,7 +233,7 @@ async def _alone(in_turns: Stack, by_arrival: Stack, slots: int) -> None:
 
 
 async def _seconds(it: Stack, calls: int, at_once: int) -> float:
-    """The duration of so many calls, all of which must be answered."""
+    """Makes calls, all of which must be answered; returns their duration."""
     left = iter(range(calls))
     began = time.monotonic()
     async with Client(it, it.run.token) as client:
@@ -251,5 +251,5 @@ def _other_token(run: Run) -> str:
 
 
 def _within(took: list[float], percent: int) -> float:
-    """The percentile of the durations."""
+    """Returns the percentile of the durations."""
     return statistics.quantiles(took, n=100)[percent - 1]

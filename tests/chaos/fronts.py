@@ -1,4 +1,4 @@
-"""Proxies in front of the bridge, from Debian, that send the requests of all clients over the same few connections."""
+"""Debian's proxies in front of the bridge, which send the requests of all clients over the same few connections."""
 
 from __future__ import annotations
 
@@ -71,11 +71,11 @@ async def fronts(folder: Path, bridge: int) -> AsyncIterator[dict[str, int]]:
     """Runs the proxies.
 
     Parameters:
-        folder: where their configuration and temporary files go.
+        folder: the folder of their configuration and temporary files.
         bridge: the port of the bridge.
 
     Returns:
-        The port of each front by its name; ``FRONTS`` has the names.
+        The port of each proxy by its name; ``FRONTS`` has the names.
     """
     ports = {name: free_port() for name in FRONTS}
     haproxy, nginx = folder / "haproxy.conf", folder / "nginx.conf"

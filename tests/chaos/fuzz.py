@@ -1,4 +1,4 @@
-"""Random requests and faults of every kind, in both session modes; every call is accounted for."""
+"""Random requests and faults of every kind, in both session modes; the result of every call is checked."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ GARBAGE = (
     ),
     b'{"jsonrpc":"2.0","id":1,"id":2,"method":"ping"}',
 )
-"""Bodies that are not messages."""
+"""Bodies that are not valid messages."""
 
 
 async def fuzz_shared(run: Run) -> Figures:
@@ -37,7 +37,7 @@ async def fuzz_shared(run: Run) -> Figures:
 
 
 async def fuzz_per_client(run: Run) -> Figures:
-    """Some clients have their own sessions, each with a server; the others use the shared one."""
+    """Some clients have their own sessions, each with its own server; the others use the shared session."""
     plain = ("json_poster", "sse_poster", "watcher", "batcher", "modern_client", "leaver")
     return await _fuzz(run, "per-client", ("session_any",) * 4 + plain, SessionCaller)
 
@@ -62,7 +62,7 @@ async def _fuzz(run: Run, mode: str, kinds: Iterable[str], callers: type[Caller]
                 await _fail(it, link)
                 if it.random.random() < 0.7:
                     await _recover(it, in_session=mode == "per-client")
-        # If the opening of a session was cut, only upstream has it: its id never reached the bridge.
+        # If the connection was cut while a session was opened, the bridge does not have its id, and cannot end it.
         await asyncio.to_thread(it.gateway.kill)
         await asyncio.to_thread(it.gateway.start)
         await it.good_request()
@@ -85,7 +85,7 @@ async def _fail(it: Stack, link: Link) -> None:
 
 
 async def _recover(it: Stack, *, in_session: bool) -> None:
-    """Waits until calls are answered again, including those on clients' own sessions."""
+    """Waits until calls are answered again, on clients' own sessions as well if ``in_session`` is set."""
 
     def answered() -> int:
         return sum(call.got == "answer" and call.in_session == in_session for call in it.account.calls.values())
@@ -95,7 +95,7 @@ async def _recover(it: Stack, *, in_session: bool) -> None:
 
 
 async def _send_garbage(it: Stack) -> None:
-    """Sends invalid messages, with a session or without: they are rejected, and affect no other client."""
+    """Sends invalid messages, with or without a session: they must be rejected, and must not affect other clients."""
     for body in GARBAGE:
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {it.run.token}"}
         if it.random.random() < 0.3:

@@ -8,7 +8,7 @@ from harness import until
 
 
 async def halves(run: Run) -> Figures:
-    """F9: every call is answered, in time, and no slot is lost."""
+    """F9: every call is answered in time, and no slot is lost."""
     requests = run.times(20_000)
     done = "half characters (unpaired surrogates) in all requests of 32 clients, to a server that rejects them"
     async with stack(run, "F9 halves", done, UPSTREAM_CONCURRENCY="8", REQUEST_TIMEOUT_SECONDS="5") as it:

@@ -1,8 +1,8 @@
-"""Starts the bridge as ``vestige-bridge`` does, on request with one defect planted, to show that the driver finds it.
+"""Starts the bridge as ``vestige-bridge`` does, optionally with one planted defect that the driver must find.
 
 usage: python -m chaos.launch [--descriptors NUMBER] DEFECT|""
 
-SIGUSR2 makes it write the number of its tasks to a file beside its log.
+On SIGUSR2 it writes the number of its tasks to a file beside its log.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def duplicates_as_they_are() -> None:
 
 
 def no_drain() -> None:
-    """The bridge stops without waiting for what is in flight."""
+    """The bridge stops without waiting for the requests in flight."""
 
     async def drain(self: Dispatcher, timeout_seconds: float) -> None:
         self.draining = True
@@ -134,7 +134,7 @@ def a_task_is_left() -> None:
 
 
 def bodies_are_rewritten() -> None:
-    """A search for upgrade offers finds them in bodies, too: its insertion there becomes a part of the next request.
+    """Upgrade offers are replaced in bodies, too: as the body grows, its end becomes a part of the next request.
 
     The bytes are changed before they reach the class that parses them, so the defect does not depend on that class.
     """
@@ -149,7 +149,7 @@ def bodies_are_rewritten() -> None:
 
 
 class Rewriting(asyncio.Protocol):
-    """A wrapper of the protocol of a connection that passes on as many bytes as came, but others."""
+    """A wrapper of a connection's protocol that forwards as many bytes as it receives, but rewrites them."""
 
     def __init__(self, protocol: Any) -> None:
         self.protocol = protocol
@@ -208,7 +208,7 @@ def no_line_for_a_replay() -> None:
 
 
 def first_come_first_served() -> None:
-    """All principals wait in one queue, and no waiting request is rejected for another."""
+    """All principals wait in one queue, and no waiting request is rejected in favour of another."""
     wait = Window._wait
 
     def wait_in_line(self: Window[Any], thing: Any, caller: Caller) -> None:
@@ -237,19 +237,19 @@ DEFECTS: dict[str, Callable[[], None]] = {
 }
 
 
-def tell_tasks() -> None:
+def report_tasks_on_signal() -> None:
     """Makes SIGUSR2 write the number of tasks of the running loop."""
     log = Path("/proc/self/fd/2").readlink()
     new_event_loop = uvloop.new_event_loop
 
-    def new_event_loop_that_tells() -> uvloop.Loop:
+    def new_event_loop_with_handler() -> uvloop.Loop:
         loop = new_event_loop()
         loop.add_signal_handler(
             signal.SIGUSR2, lambda: log.with_suffix(".tasks").write_text(f"{len(asyncio.all_tasks(loop))}\n")
         )
         return loop
 
-    uvloop.new_event_loop = new_event_loop_that_tells
+    uvloop.new_event_loop = new_event_loop_with_handler
 
 
 if __name__ == "__main__":
@@ -259,7 +259,7 @@ if __name__ == "__main__":
     arguments = usage.parse_args()
     if arguments.descriptors:
         resource.setrlimit(resource.RLIMIT_NOFILE, (arguments.descriptors, arguments.descriptors))
-    tell_tasks()
+    report_tasks_on_signal()
     if arguments.defect:
         DEFECTS[arguments.defect]()
     sys.exit(main([]))

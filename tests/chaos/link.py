@@ -1,4 +1,4 @@
-"""A TCP link between two parts that fails as networks do: delayed, cut, reset, or silent."""
+"""A TCP link between two parts with the faults of a network: delays, cuts, resets, and silence."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Link:
         cut_after_bytes: the size of an answer at which the connection ends; ``None`` for no cut.
         reset: whether a cut is a reset (RST) rather than an end (FIN).
         swallows: whether all data is dropped in both directions.
-        misbehave: called with each chunk of a request; may answer instead of the target.
+        misbehave: is called with each chunk of a request, and may answer instead of the target.
     """
 
     def __init__(self, misbehave: Misbehave | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Mutated bodies, headers and whole HTTP requests: for each package without I/O, then for the whole server.
+"""Mutated bodies, headers and HTTP requests, for each package without I/O and then for the whole server.
 
 Invariant: invalid input is rejected with the expected error, and accepted input has the same meaning as for a plain
 JSON parser.
@@ -78,7 +78,7 @@ PIECES = [
 
 
 def mutated(random: Random, data: bytes) -> bytes:
-    """The bytes with a few of them changed, duplicated, moved or removed."""
+    """Returns the bytes with some of them changed, duplicated, moved or removed."""
     for _ in range(random.choice((1, 1, 2, 3, 8))):
         start = random.randrange(len(data) + 1)
         end = min(len(data), start + random.choice((1, 2, 8, 40)))
@@ -96,7 +96,7 @@ def mutated(random: Random, data: bytes) -> bytes:
 
 
 def messages_of(data: bytes) -> list[AnyMessage]:
-    """The bridge's parse of a body; nothing if it rejects it."""
+    """Returns the valid messages of a body according to the bridge's parser; none if it rejects the body."""
     try:
         parsed = parse_body(data)
     except InvalidMessage:
@@ -106,12 +106,12 @@ def messages_of(data: bytes) -> list[AnyMessage]:
 
 
 def read_plainly(data: bytes | str) -> Any:
-    """A plain JSON parser's result."""
+    """Returns the result of a plain JSON parser."""
     return json.loads(data, parse_int=float)
 
 
 def check_jsonrpc(random: Random) -> None:
-    """A request with another id differs only in its id."""
+    """Checks that a request with a new id differs only in its id."""
     for message in messages_of(mutated(random, random.choice(MESSAGES))):
         if isinstance(message, Request):
             before, after = read_plainly(message.text), read_plainly(message.spliced((message.id, "77")))
@@ -119,7 +119,7 @@ def check_jsonrpc(random: Random) -> None:
 
 
 def check_modern(random: Random) -> None:
-    """A modern request loses the keys that describe it, and nothing else."""
+    """Checks that the conversion of a modern request removes only the keys of the modern era."""
     raw = [(b"mcp-protocol-version", b"2026-07-28"), (b"mcp-method", b"tools/call"), (b"mcp-name", b"read")]
     for message in messages_of(mutated(random, MESSAGES[-1])):
         with suppress(BridgeError):
@@ -130,7 +130,7 @@ def check_modern(random: Random) -> None:
 
 
 def check_multiplexer(random: Random) -> None:
-    """Whatever upstream sends, a call gets only messages with its own id."""
+    """Checks that a call gets only messages with its own id, whatever upstream sends."""
     multiplexer: Multiplexer[Call] = Multiplexer()
     request = build_request("tools/call", {"_meta": {"progressToken": 5}})
     call = Call(request, Caller("somebody"))
@@ -147,7 +147,7 @@ def check_multiplexer(random: Random) -> None:
 
 
 def check_lifecycle(random: Random) -> None:
-    """Upstream's description of itself is parsed, or rejected as invalid MCP."""
+    """Checks that upstream's InitializeResult and tools are parsed, or rejected as invalid MCP."""
     for message in messages_of(mutated(random, random.choice(MESSAGES[4:7]))):
         if isinstance(message, Response):
             with suppress(UpstreamProtocolError):
@@ -156,7 +156,7 @@ def check_lifecycle(random: Random) -> None:
 
 
 def check_sse(random: Random) -> None:
-    """All chunkings give the same events, and no event escapes its encoding."""
+    """Checks that all chunkings give the same events, and that no event breaks its encoding."""
     data = mutated(random, STREAM)
     whole = list(sse.EventDecoder(2**20).feed(data))
     events: list[sse.Event] = []
@@ -171,7 +171,7 @@ def check_sse(random: Random) -> None:
 
 
 def check_headers(random: Random) -> None:
-    """No header makes the parser fail, and no line break is forwarded."""
+    """Checks that no header makes the parser fail, and that no line break is forwarded."""
     values = (
         b"Bearer secret",
         b"text/event-stream;q=0.5, */*",
@@ -198,7 +198,7 @@ def check_headers(random: Random) -> None:
 
 
 def check_tokens(random: Random) -> None:
-    """A token file is parsed, or rejected; no token is empty."""
+    """Checks that a token file is parsed or rejected, and that no token is empty."""
     with suppress(ValueError):
         assert all(token.value for token in parse_lines(mutated(random, TOKENS).decode()))
 
@@ -229,7 +229,7 @@ def check_packages(seed: str, inputs: int) -> tuple[Counter[str], list[str]]:
 
 
 def http_requests(random: Random, token: str) -> Iterator[bytes]:
-    """An endless sequence of raw requests: mutated ones, and ambiguous ones."""
+    """Yields raw requests without end: mutated ones, and ambiguous ones."""
     number = 0
     while True:
         number += 1

@@ -15,11 +15,11 @@ from chaos.stack import BridgeProcess, Run, Stack, stack
 from harness import until
 
 LONG_CALL_MS = 7000
-"""Longer than the server below the bridge would wait on its own when it is stopped."""
+"""Longer than uvicorn alone would wait when the bridge is stopped."""
 
 
 async def kills(run: Run) -> Figures:
-    """F1: supergateway and its child are killed at random moments under 32 callers; the audit log records each call."""
+    """F1: supergateway and its child are killed at random times under 32 callers; the audit log records each call."""
     times = run.times(100)
     done = f"supergateway killed {times} times, the MCP server {times} times, under 32 clients"
     recoveries = []
@@ -33,7 +33,7 @@ async def kills(run: Run) -> Figures:
                     await asyncio.to_thread(it.gateway.kill)
                     await asyncio.sleep(it.random.uniform(0, 0.2))
                     await asyncio.to_thread(it.gateway.start)
-                # Usually the next kill happens while calls are answered, but sometimes while a session is opened.
+                # The next kill usually happens while calls are answered, but sometimes while a session is opened.
                 if number == 0 or it.random.random() < 0.7:
                     recoveries.append(await _recovery_seconds(it))
         await it.good_request()
@@ -46,14 +46,14 @@ async def kills(run: Run) -> Figures:
 
 
 async def _recovery_seconds(it: Stack) -> float:
-    """The time until a call is answered."""
+    """Measures the time until a call is answered."""
     began, answered = time.monotonic(), it.account.answered
     await until(lambda: it.account.answered > answered, 60)
     return time.monotonic() - began
 
 
 async def kill_server(it: Stack) -> None:
-    """Kills the MCP server behind the gateway as soon as there is one."""
+    """Kills the MCP server behind the gateway; waits for one if there is none."""
     await until(lambda: bool(it.gateway.servers), 30)
     for server in it.gateway.servers:
         try:
@@ -63,7 +63,7 @@ async def kill_server(it: Stack) -> None:
 
 
 async def restarts(run: Run) -> Figures:
-    """F2: the bridge is stopped under load; half of the time the next one is ready behind a front."""
+    """F2: the bridge is stopped under load; half of the time the next one is already ready behind a front."""
     times = max(2, run.times(20))
     done = f"{times} SIGTERMs to the bridge under 32 clients, {times // 2} with the next bridge ready behind a proxy"
     front = Link()
@@ -104,7 +104,7 @@ async def _restart(it: Stack, front: Link, *, rolling: bool, long_calls: int) ->
 
 
 async def network(run: Run) -> Figures:
-    """The link between the bridge and supergateway is delayed, cut, reset, and silent."""
+    """The link between the bridge and supergateway is delayed, cut, reset and silenced."""
     times = run.times(10)
     done = f"the link to supergateway delayed, cut, reset and silenced {times} times each, under 32 clients"
     link = Link()

@@ -1,4 +1,4 @@
-"""Upstreams that answer GET in every way, and cancelled calls that never end: nothing is opened or kept."""
+"""Upstreams that answer GET with every status, and cancelled calls that never end: no resource may grow."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DESCRIPTORS = 2 * WINDOW + 2 * AT_ONCE + 16
 
 
 async def streams(run: Run) -> Figures:
-    """Upstream answers GET with each status under load; no answer makes the bridge open sessions without end."""
+    """Upstream answers GET with each status under load; none may make the bridge open sessions repeatedly."""
     seconds = max(3.0, 10 * run.scale)
     done = f"GET answered with {', '.join(map(str, GET_STATUSES))} for {seconds:.0f} s each, under 8 clients"
     status = GET_STATUSES[0]
@@ -93,7 +93,7 @@ async def cancellations(run: Run) -> Figures:
 async def _cancelled(
     run: Run, bridge: BridgeProcess, http: aiohttp.ClientSession, number: int, figures: Figures
 ) -> None:
-    """Makes a call and cancels it: it ends at once, whether it was with upstream or waited."""
+    """Makes a call and cancels it: it must end at once, whether it was sent to upstream or waited."""
     figures.calls += 1
     calling = asyncio.create_task(_post(run, bridge, http, call_body("write", id=number)))
     await asyncio.sleep(0.05)

@@ -1,7 +1,7 @@
-// An MCP server over stdio that writes down each call before it answers it: one line, one write, to the file JOURNAL.
-// With `asking` it asks its client for a sample, and answers with what that says.
-// `write` must not run twice, `set` may, `read` changes nothing; all three do the same and answer with their own key.
-// Its parser is as strict as Vestige's.
+// An MCP server over stdio that records each call in the file JOURNAL before it answers: one line with one write.
+// With the argument `asking` it requests a sample from its client, and answers with this sample's text.
+// `write` must not run twice, `set` may, `read` changes nothing. All three do the same, and answer with the call's key.
+// The parser is as strict as Vestige's.
 import { openSync, writeSync } from 'node:fs'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Server } from '@modelcontextprotocol/sdk/server/index.js'
@@ -41,6 +41,6 @@ server.setRequestHandler(CallToolRequestSchema, async ({ params }, { signal, sen
   return { content: [{ type: 'text', text: `${params.name} ${told}${'.'.repeat(characters)}` }] }
 })
 
-// A question that nobody will answer must not keep it alive when the gateway was killed.
+// After the gateway was killed, an unanswered request to its client must not keep the process alive.
 process.stdin.on('end', () => process.exit(0))
 await server.connect(new StdioServerTransport(strictInput()))

@@ -1,4 +1,4 @@
-"""Clients in per-client mode: each has its own session, loses it, ends it, and gets requests from the server."""
+"""Clients in per-client mode: each has its own session, may lose or end it, and gets requests from the server."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ ANOTHER_SESSION = 0.02
 
 
 class SessionCaller(Caller):
-    """A client with a session of its own; its other kinds are those of every client."""
+    """A client with its own session; it also has the kinds of every other caller."""
 
     async def session_any(self) -> None:
-        """Does one of the following, by chance."""
+        """Runs one of the following kinds, at random."""
         kind: Callable[[], Awaitable[None]] = getattr(self, self._random.choice(SESSION_KINDS))
         await kind()
 
     async def session_client(self) -> None:
-        """Calls on its session, and accepts JSON or an event stream."""
+        """Makes a call on its session, and accepts JSON or an event stream."""
         if await self._has_session():
             call = self._call()
             await self._post(call, self.body(call))
 
     async def session_duplicates(self) -> None:
-        """Makes two calls with one id at once, which MCP forbids."""
+        """Makes two concurrent calls with one id, which MCP forbids."""
         if await self._has_session():
             spelled = self._random.choice(self._ids)
             calls = [self._call(spelled) for _ in range(2)]
@@ -52,7 +52,7 @@ class SessionCaller(Caller):
             await self._post(call, self.body(call, asking=True), stream=True)
 
     async def session_batcher(self) -> None:
-        """POSTs several requests at once, with one id."""
+        """POSTs several requests with one id at the same time."""
         if await self._has_session():
             calls = [self._call("1") for _ in range(self._random.randint(2, 4))]
             await self.post_json(calls, b"[" + b",".join(map(self.body, calls)) + b"]", self._session)
@@ -65,7 +65,7 @@ class SessionCaller(Caller):
         call = self._call()
         call.cancelled = True
         post = asyncio.create_task(self._post(call, self.body(call, steps=20, step_ms=20)))
-        # If the session is lost meanwhile, this must not become the cancellation of a client without one.
+        # If the session is lost meanwhile, this must not be sent as the cancellation of a sessionless client.
         session = self._session
         await asyncio.sleep(self._random.uniform(0.01, 0.3))
         params = f'{{"requestId":{call.spelled_id}}}'
@@ -115,7 +115,7 @@ class SessionCaller(Caller):
             return response.status, json.loads(body)
 
     async def call_in_session(self, tool: str = "read") -> Call:
-        """One call on its session."""
+        """Makes one call on its session."""
         call = self.account.open(tool, "1")
         call.in_session = True
         await self._post(call, self.body(call))
@@ -147,7 +147,7 @@ class SessionCaller(Caller):
             self._session = {}
 
     async def _has_session(self) -> bool:
-        """Whether it has a session; tries to open one first if it has none."""
+        """Opens a session if it has none; returns whether it has one."""
         if self._session and self._random.random() < ANOTHER_SESSION:
             await self._quit()
         if not self._session:

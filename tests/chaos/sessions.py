@@ -1,4 +1,4 @@
-"""Per-client mode in front of an upstream that hangs: every client gets an error, and the mode recovers."""
+"""Per-client mode with an upstream that hangs: every client must get an error, and the mode must recover."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from harness import until
 
 LIMIT = 4
 TIMEOUT_SECONDS = 10
-"""Long enough that a session that opens too late does so before the bridge stops waiting to end it."""
+"""So long that a session which opens too late opens before the bridge stops waiting to end it."""
 
 GROWTH_DESCRIPTORS = 8
 GROWTH_TASKS = 8
@@ -47,7 +47,7 @@ async def hung(run: Run) -> Figures:
 
 
 async def _hang(it: Stack) -> None:
-    """Suspends everything once; afterwards as many sessions can be opened as before."""
+    """Suspends supergateway once; afterwards, as many sessions as before must open."""
     users = [_session_caller(it) for _ in range(LIMIT)]
     for user in users:
         await until(lambda user=user: _opens(user), 60)
@@ -56,7 +56,7 @@ async def _hang(it: Stack) -> None:
         openers = [_session_caller(it) for _ in range(2 * LIMIT)]
         async with asyncio.TaskGroup() as group:
             for number, opener in enumerate(openers):
-                group.create_task(_told_in_time(it, opener, f'"hung-{number}"'))
+                group.create_task(_gets_error_in_time(it, opener, f'"hung-{number}"'))
             for user in users:
                 group.create_task(user.call_in_session("write"))
                 group.create_task(user.session_listener())
@@ -80,8 +80,8 @@ async def _opens(caller: SessionCaller) -> bool:
     return status == 200
 
 
-async def _told_in_time(it: Stack, caller: SessionCaller, spelled_id: str) -> None:
-    """A client that opens a session meanwhile gets an error: no answer, or too many sessions."""
+async def _gets_error_in_time(it: Stack, caller: SessionCaller, spelled_id: str) -> None:
+    """Opens a session while upstream hangs; the client must get an error: a timeout, or too many sessions."""
     try:
         status, message = await caller.initialize(spelled_id)
     except (aiohttp.ClientError, TimeoutError) as failure:

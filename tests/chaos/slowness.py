@@ -1,4 +1,4 @@
-"""Slow readers, slow writers, and a slow upstream: other clients are not delayed, and memory is bounded."""
+"""Slow readers, slow writers and a slow upstream: they must not delay other clients, and memory must be bounded."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ UPSTREAM_FAULTS: dict[str, Callable[[asyncio.StreamWriter], Awaitable[None]]] = 
 
 
 async def slowness(run: Run) -> Figures:
-    """F7: slow clients and a slow upstream beside a few callers whose calls are timed."""
+    """F7: slow clients and a slow upstream, beside a few callers whose calls are timed."""
     done = f"slow readers, writers and upstreams, {AT_ONCE} at a time, beside {PROBES} clients"
     link = Link(misbehave)
     seconds = max(1, 6 * run.scale)
@@ -110,7 +110,7 @@ def _parties(it: Stack) -> dict[str, Callable[[], Awaitable[object]]]:
 
 @asynccontextmanager
 async def all_the_time(party: Callable[[], Awaitable[object]], number: int) -> AsyncIterator[None]:
-    """Keeps so many of them running; each runs to its own end."""
+    """Keeps this number of parties running within the context, each again and again; the last ones run to their end."""
     stopped = asyncio.Event()
 
     async def again() -> None:
@@ -128,7 +128,7 @@ async def all_the_time(party: Callable[[], Awaitable[object]], number: int) -> A
 
 
 async def probe(it: Stack, seconds: float) -> str:
-    """Calls one after the other for a time; returns their durations."""
+    """Makes calls one after another for a time; returns a summary of their durations."""
     took: list[float] = []
     end = time.monotonic() + seconds
 
@@ -148,7 +148,7 @@ async def probe(it: Stack, seconds: float) -> str:
 
 @asynccontextmanager
 async def peak(it: Stack) -> AsyncIterator[list[float]]:
-    """The peak memory of the bridge within the context."""
+    """Measures the peak memory of the bridge within the context."""
     most = [0.0]
 
     async def watch() -> None:
@@ -178,7 +178,7 @@ async def _slow_reader(it: Stack) -> None:
 
 
 async def _slow_writer(it: Stack) -> None:
-    """Sends its body byte by byte, and never completes it."""
+    """Sends its body byte by byte, and does not complete it."""
     call = it.account.open("read", "1")
     call.got = "left"
     body = it.caller().body(call)

@@ -1,7 +1,7 @@
-"""Requests that hide other requests: what a client without a token sends to reach the connections of others.
+"""Request smuggling: requests of unauthenticated clients that hide other requests in a shared connection.
 
-Invariant: no request here carries a valid token, so each is answered at most once and runs no tool. If a hidden request
-is answered, the bridge and the proxy before it disagree on where a request ends.
+Invariant: no request here has a valid token, so each is answered at most once and runs no tool. If a hidden request is
+answered, the bridge and the proxy in front of it disagree on where a request ends.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ SMUGGLED_KEY = "smuggled"
 
 OFFER_LINE = b"\r\nupgrade:"
 STRETCH_BYTES = 5
-"""How much longer a body becomes for each line that a search for upgrade offers replaces with ``X-Overlooked``."""
+"""The bytes by which a body grows for each line whose upgrade offer is replaced with ``X-Overlooked``."""
 
 EARLY_BYTES = 60_000
-"""The size of a body of which the bridge may read and drop the rest after an early answer."""
+"""The size of a body whose rest the bridge may read and drop after an early answer."""
 
 LARGE_BYTES = 180_000
-"""The size of a longer body that is short enough for the client to get the answer."""
+"""The size of a longer body, which is short enough that the client still gets the answer."""
 
 FILLER_LINES = 8_000
-"""Empty lines before a hidden request, so that it is read as one even if only some of the lines are rewritten."""
+"""The empty lines before a hidden request: if only some lines are rewritten, the next request starts among these."""
 
 UNBOUNDED_BYTES = 50_000_000
 
@@ -42,8 +42,8 @@ class Attack:
         name: a description of the attack.
         pieces: the bytes.
         valid: whether it is one valid request that ends with the last byte (RFC 9112, section 6), so that a proxy may
-            send another client's request on the same connection. Any other has to be answered at most once, and the
-            connection has to be closed.
+                send another client's request on the same connection. Any other must be answered at most once, and the
+                connection must be closed.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Attack:
 
 
 def _call() -> bytes:
-    """A tool call without a token; the next client on the connection may supply one."""
+    """Returns a tool call without a token; the next client on the connection may supply one."""
     params = {"name": "write", "arguments": {"key": f"{SMUGGLED_KEY}-call"}}
     body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}).encode()
     return ENDPOINT + b"Content-Length: %d\r\n\r\n" % len(body) + body
@@ -67,7 +67,7 @@ HIDDEN = {
 
 
 def attacks() -> list[Attack]:
-    """Every attack, valid requests first."""
+    """Returns every attack, valid requests first."""
     return [
         *_stretched_bodies(),
         *_upgrade_offers(),
@@ -82,7 +82,7 @@ def attacks() -> list[Attack]:
 
 
 def _stretched_bodies() -> Iterator[Attack]:
-    """A body with lines that look like upgrade offers: if these are rewritten, its end becomes the next request."""
+    """Yields bodies with lines like upgrade offers: if these are rewritten, the end becomes the next request."""
     for (name, hidden), start, line in (
         (hidden, start, line)
         for hidden in HIDDEN.items()
@@ -99,7 +99,7 @@ def _stretched_bodies() -> Iterator[Attack]:
             "after a head that lacks its last line": (head[:-2], head[-2:] + body),
         }.items():
             yield Attack(f"{name} in a stretched body, {form}", pieces, valid=True)
-        # It takes several reads, so that the answer is complete before the lines arrive.
+        # The bridge needs several reads for it, so that the answer is complete before the lines arrive.
         large = b"x" * LARGE_BYTES + _stretched(b"\r\n" * FILLER_LINES + hidden, line)
         yield Attack(f"{name} in a large stretched body", (_with_length(start, large) + large,), valid=True)
         yield Attack(
@@ -108,8 +108,8 @@ def _stretched_bodies() -> Iterator[Attack]:
 
 
 def _stretched(hidden: bytes, line: bytes) -> bytes:
-    """A body that becomes longer by about the size of the hidden request at its end, if its lines are rewritten."""
-    # Empty lines before a request are skipped (RFC 9112, section 2.2): the length need not match to the byte.
+    """Returns a body that grows by about the size of the hidden request at its end if its lines are rewritten."""
+    # Empty lines before a request are skipped (RFC 9112, section 2.2), so the length need not match exactly.
     return line * (len(hidden) // STRETCH_BYTES + 1) + b"\r\n" * STRETCH_BYTES + hidden
 
 
@@ -118,7 +118,7 @@ def _with_length(start: bytes, body: bytes) -> bytes:
 
 
 def _upgrade_offers() -> Iterator[Attack]:
-    """Offers of another protocol, which may be ignored (RFC 9110, section 7.8); the body stays a body."""
+    """Yields offers of another protocol, which may be ignored (RFC 9110, section 7.8); the body remains a body."""
     offers = {
         "h2c": b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n",
         "websocket": b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n",
@@ -136,7 +136,7 @@ def _upgrade_offers() -> Iterator[Attack]:
 
 
 def _chunk_tricks() -> Iterator[Attack]:
-    """Valid chunked bodies with extensions and trailers, which have no meaning (RFC 9112, section 7.1)."""
+    """Yields valid chunked bodies with extensions and trailers, which have no meaning (RFC 9112, section 7.1)."""
     start = NOWHERE + CHUNKED + b"\r\n"
     for name, chunks in {
         "a chunk extension": b'5;a="GET /livez HTTP/1.1"\r\nhello\r\n0\r\n\r\n',
@@ -157,7 +157,7 @@ def _chunk_tricks() -> Iterator[Attack]:
 
 
 def _early_answers() -> Iterator[Attack]:
-    """Requests that are rejected at their head, while a body of hidden requests is still to come."""
+    """Yields requests that are rejected after their head, before a body of hidden requests arrives."""
     for name, start in {"404": NOWHERE, "401": ENDPOINT, "405": b"PUT /mcp HTTP/1.1\r\n" + HOST + JSON}.items():
         for length in (EARLY_BYTES, LARGE_BYTES):
             head = start + b"Content-Length: %d\r\n\r\n" % length
@@ -177,7 +177,7 @@ def _early_answers() -> Iterator[Attack]:
 
 
 def _two_framings() -> Iterator[Attack]:
-    """A body with two possible ends (RFC 9112, section 6.3)."""
+    """Yields bodies with two possible ends (RFC 9112, section 6.3)."""
     for name, hidden in HIDDEN.items():
         body = b"0\r\n\r\n" + hidden
         length = b"Content-Length: %d\r\n" % len(body)
@@ -206,7 +206,7 @@ def _two_framings() -> Iterator[Attack]:
 
 
 def _bad_lengths() -> Iterator[Attack]:
-    """Lengths that are repeated, or that are not numbers (RFC 9112, section 6.3)."""
+    """Yields lengths that are repeated or are not numbers (RFC 9112, section 6.3)."""
     for name, hidden in HIDDEN.items():
         size = str(len(hidden)).encode()
         for value in (
@@ -220,7 +220,7 @@ def _bad_lengths() -> Iterator[Attack]:
 
 
 def _bad_lines() -> Iterator[Attack]:
-    """Heads with other line endings, or with lines that are not fields (RFC 9112, sections 2 to 5)."""
+    """Yields heads with other line endings, or with lines that are not fields (RFC 9112, sections 2 to 5)."""
     end = b"Content-Length: 0\r\n\r\n"
     for name, head in {
         "bare LF": NOWHERE.replace(b"\r\n", b"\n") + b"Content-Length: 0\n\n",
@@ -247,7 +247,7 @@ def _bad_lines() -> Iterator[Attack]:
 
 
 def _bad_chunks() -> Iterator[Attack]:
-    """Chunks with two possible ends."""
+    """Yields chunks with two possible ends."""
     for name, chunks in {
         "a size that begins with 0x": b"0x5\r\nhello\r\n0\r\n\r\n",
         "a negative size": b"-5\r\nhello\r\n0\r\n\r\n",
@@ -266,7 +266,7 @@ def _bad_chunks() -> Iterator[Attack]:
 
 
 def _pipelines() -> Iterator[Attack]:
-    """Requests that do not wait for the previous answer, which are not served (RFC 9112, section 9.3.2)."""
+    """Yields pipelined requests, which the bridge does not serve (RFC 9112, section 9.3.2)."""
     for name, hidden in HIDDEN.items():
         yield Attack(f"{name} behind a GET", (PROBE + hidden,))
         yield Attack(f"{name} behind a POST", (NOWHERE + b"Content-Length: 5\r\n\r\nhello" + hidden,))

@@ -1,4 +1,4 @@
-"""Load with faults for a configurable time: no resource grows."""
+"""Load with faults for a configurable time: no resource may grow."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ GROWTH_MEGABYTES = 16
 
 
 async def soak(run: Run) -> Figures:
-    """F6: callers of every kind, and the MCP server killed repeatedly, with pauses for measurements."""
+    """F6: callers of every kind while the MCP server is killed repeatedly, with pauses for measurements."""
     minutes = f"{run.soak_seconds / 60:.1f}"
     done = f"16 clients for {minutes} minutes, the MCP server or supergateway killed every few seconds"
     async with stack(run, "F6 soak", done) as it:

@@ -26,7 +26,7 @@ from harness import ROOT, Gateway, free_port, until
 SERVER = ROOT / "tests/chaos/server.mjs"
 STARTS_WITHIN_SECONDS = 60
 REST_SECONDS = 7
-"""Longer than a stream lingers and than an idle connection to upstream is kept."""
+"""Longer than a stream lingers, and longer than an idle connection to upstream is kept."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Run:
 
     Attributes:
         seed: the seed of all random generators.
-        scale: the extent of everything; 1 is ``make chaos``.
+        scale: the factor for all numbers and durations; 1 for ``make chaos``.
         folder: the folder of logs and journals.
         defect: the planted defect; empty for none.
         soak_seconds: the length of the soak.
@@ -48,15 +48,15 @@ class Run:
     soak_seconds: float = 60
 
     def random(self, fault: str) -> Random:
-        """A random generator that no other fault uses."""
+        """Returns the random generator of one fault."""
         return Random(f"{self.seed} {fault}")
 
     def secret(self, name: str) -> str:
-        """A random text that occurs nowhere else."""
+        """Returns a random text that occurs nowhere else."""
         return f"{name}{Random(f'{self.seed} {name}').getrandbits(80):020x}"
 
     def times(self, number: int) -> int:
-        """The number, scaled; at least one."""
+        """Returns the scaled number; at least one."""
         return max(1, round(number * self.scale))
 
     @property
@@ -66,7 +66,7 @@ class Run:
 
 
 class BridgeProcess:
-    """A bridge in its own process that logs to a file.
+    """A bridge in its own process, which logs to a file.
 
     Parameters:
         run: the run.
@@ -115,7 +115,7 @@ class BridgeProcess:
     async def ready(self, http: aiohttp.ClientSession) -> None:
         """Waits until it is ready."""
 
-        async def says_so() -> bool:
+        async def is_ready() -> bool:
             assert self.process.poll() is None, self.log.read_text()
             try:
                 async with http.get(self.url.replace("/mcp", "/readyz")) as response:
@@ -123,7 +123,7 @@ class BridgeProcess:
             except aiohttp.ClientConnectionError:
                 return False
 
-        await until(says_so, STARTS_WITHIN_SECONDS)
+        await until(is_ready, STARTS_WITHIN_SECONDS)
 
     async def stop(self) -> int:
         """Stops it; returns its exit status."""
@@ -155,7 +155,7 @@ class BridgeProcess:
         return int(told.read_text())
 
     def check_log(self, figures: Figures) -> None:
-        """Blames log lines that only a bug writes."""
+        """Counts log lines that only a bug causes."""
         for line in self.log.read_text(errors="replace").splitlines():
             if "Traceback (most recent" in line or "never retrieved" in line or "A check failed unexpectedly" in line:
                 figures.blame("failed", f"{self.log}: {line}")
@@ -176,7 +176,7 @@ class Stack:
     callers: type[Caller] = Caller
 
     def caller(self, kind: str = "json_poster", url: str = "") -> Caller:
-        """A caller of that kind."""
+        """Creates a caller of this kind."""
         random = Random(self.random.random())
         url, token = url or self.bridge.url, self.run.token
         return self.callers(kind, self.account, url=url, token=token, http=self.http, random=random, ids=self.ids)
@@ -185,7 +185,7 @@ class Stack:
     async def load(
         self, callers: int = 32, kinds: Iterable[str] = KINDS, *, url: str = "", pause_seconds: float = 0
     ) -> AsyncIterator[None]:
-        """Callers of mixed kinds within the context; they finish their calls at its end."""
+        """Runs callers of mixed kinds within the context; they finish their calls at its end."""
         stopped = asyncio.Event()
         kinds = tuple(kinds)
         async with asyncio.TaskGroup() as group:
@@ -198,13 +198,13 @@ class Stack:
                 stopped.set()
 
     async def good_request(self) -> None:
-        """One more call, which must be answered."""
+        """Makes one call, which must be answered."""
         call = await self.caller().call()
         if call.got != "answer" or call.complaint:
             self.figures.blame("failed", f"a good request afterwards: {call}")
 
     async def at_rest(self) -> tuple[float, float, float]:
-        """The descriptors, megabytes and tasks of the bridge without calls or lingering streams."""
+        """Waits until there are no lingering streams; returns the descriptors, megabytes and tasks of the bridge."""
         await self.http.close()
         await asyncio.sleep(REST_SECONDS)
         figures = self.bridge.descriptors, self.bridge.megabytes, await self.bridge.tasks()
@@ -212,7 +212,7 @@ class Stack:
         return figures
 
     async def one_server(self) -> None:
-        """Waits until there is one MCP server behind the gateway, and blames each additional one."""
+        """Waits until there is one MCP server behind the gateway, and counts each additional one."""
         try:
             await until(lambda: len(self.gateway.servers) <= 1, 15)
         except TimeoutError:
@@ -237,7 +237,7 @@ async def stack(
     upstream: Callable[[Path], Gateway] = _journal_behind_supergateway,
     **settings: str,
 ) -> AsyncIterator[Stack]:
-    """The parts for one fault; at the end every call is judged, and the log is searched.
+    """Starts the parts for one fault; at the end it checks the result of every call, and the log.
 
     Parameters:
         run: the run.

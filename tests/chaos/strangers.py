@@ -1,7 +1,7 @@
-"""Clients without a token, beside clients with one: they get no answer or memory of others, and do not delay them.
+"""Unauthenticated clients beside authenticated ones: they must not get the others' answers, nor delay the others.
 
-Invariant: the checks here hold for any client and any proxy: answers, ends of connections, memory and descriptors. No
-name of the bridge's modules is used.
+Invariant: the checks use only answers, ends of connections, memory and descriptors, so that they apply to any client
+and any proxy. They use no name from the bridge's modules.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ HOLDERS = 400
 HELD_SECONDS = 120
 LEAST_HELD_SECONDS = 6
 LEAST_HELD_DESCRIPTORS = 64
-"""With fewer open connections none was held, and the row would prove nothing."""
+"""With fewer open descriptors no connection was held, so that the test would have no meaning."""
 
 
 class RawClient(asyncio.Protocol):
@@ -66,7 +66,7 @@ class RawClient(asyncio.Protocol):
     @classmethod
     @asynccontextmanager
     async def connected(cls, port: int) -> AsyncIterator[RawClient]:
-        """A client on a new connection, which is aborted at the end."""
+        """Yields a client on a new connection, which is aborted at the end."""
         _, client = await asyncio.get_running_loop().create_connection(cls, "127.0.0.1", port)
         try:
             yield client
@@ -100,7 +100,7 @@ class RawClient(asyncio.Protocol):
             return
 
     def answers(self) -> list[tuple[int, bytes, bytes]]:
-        """The status, header lines and body of each complete answer (RFC 9112, section 6.3)."""
+        """Returns the status, header lines and body of each complete answer (RFC 9112, section 6.3)."""
         return list(_answers(bytes(self.received)))
 
 
@@ -118,7 +118,7 @@ def _answers(data: bytes) -> Iterator[tuple[int, bytes, bytes]]:
 
 
 async def strangers(run: Run) -> Figures:
-    """Clients without a token hide requests in others, directly and behind proxies that share connections."""
+    """Unauthenticated clients hide requests in others, directly and behind proxies that share connections."""
     table = attacks()
     done = (
         f"{len(table)} requests that hide others on a connection that a client with a token uses next, and "
@@ -137,7 +137,7 @@ async def strangers(run: Run) -> Figures:
 
 
 async def _then_a_victim(it: Stack, gate: asyncio.Semaphore, attack: Attack) -> None:
-    """Sends an attack, then another client's call on the same connection if it is kept, as a proxy would."""
+    """Sends an attack, and then, as a proxy would, another client's call if the connection is still open."""
     it.figures.calls += 1
     async with gate, RawClient.connected(it.bridge.port) as client:
         await client.send(attack.pieces)
@@ -146,7 +146,7 @@ async def _then_a_victim(it: Stack, gate: asyncio.Semaphore, attack: Attack) -> 
             it.figures.blame("unanswered", f"{attack.name}: {bytes(client.received)!r}")
         kept = attack.valid and answers and b"connection: close\r" not in answers[0][1]
         if kept:
-            # A proxy notices that the connection is closed now, and uses another one.
+            # If the connection is closed during this pause, a proxy would use another one.
             await client.wait(seconds=PAUSE_SECONDS)
             kept = not client.closed.is_set()
         if kept:
@@ -160,7 +160,7 @@ async def _then_a_victim(it: Stack, gate: asyncio.Semaphore, attack: Attack) -> 
 
 
 async def _share(it: Stack, client: RawClient, attack: Attack) -> None:
-    """Sends a victim's call; a call without an answer is counted as such at the end of the row."""
+    """Sends the call of an authenticated client; if it gets no answer, the end of the test counts it as such."""
     call = it.account.open("read", _id(it))
     body = it.caller().body(call)
     head = ENDPOINT + f"Authorization: Bearer {it.run.token}\r\nContent-Length: {len(body)}\r\n\r\n".encode()
@@ -204,7 +204,7 @@ async def _behind_a_front(it: Stack, front: str, port: int, table: list[Attack])
 
 
 async def _victim(it: Stack, front: str, port: int, attacked: asyncio.Event) -> list[tuple[Call, float]]:
-    """Calls with ids of its own through a proxy until the attack is over.
+    """Makes calls with unique ids through a proxy, as an authenticated client, until the attack is over.
 
     Returns:
         Each call and the seconds that it took.
@@ -227,12 +227,12 @@ async def _victim(it: Stack, front: str, port: int, attacked: asyncio.Event) -> 
 
 
 def _id(it: Stack) -> str:
-    """An id that no other call has."""
+    """Returns an id that no other call has."""
     return str(it.random.getrandbits(52))
 
 
 async def floods(run: Run) -> Figures:
-    """Clients without a token send as much and as slowly as possible on many connections."""
+    """Unauthenticated clients send as much data, or as slowly, as possible on many connections."""
     seconds = max(LEAST_FLOOD_SECONDS, FLOOD_SECONDS * run.scale)
     done = f"floods on {FLOOD_CONNECTIONS} connections without a token, {seconds:.1f} s each, beside 4 clients"
     async with stack(run, "Floods", done) as it:
@@ -254,7 +254,7 @@ async def _flood(it: Stack, forms: tuple[Callable[[RawClient], Awaitable[None]],
     it.figures.calls += 1
     async with RawClient.connected(it.bridge.port) as client:
         await it.random.choice(forms)(client)
-    # A client that is rejected at once must not use up the driver's processor by reconnecting at once.
+    # The pause: if clients are rejected at once, their reconnections must not use up the driver's CPU time.
     await asyncio.sleep(PAUSE_SECONDS)
 
 
@@ -304,7 +304,7 @@ FLOODS: dict[str, tuple[Callable[[RawClient], Awaitable[None]], ...]] = {
 
 
 async def held(run: Run) -> Figures:
-    """Clients without a token hold more connections than the bridge has descriptors; all others are served."""
+    """Unauthenticated clients hold more connections than the bridge has descriptors; all others must be served."""
     seconds = max(LEAST_HELD_SECONDS, HELD_SECONDS * run.scale)
     done = (
         f"{HOLDERS} connections held without a token for {seconds:.0f} s on a bridge with {DESCRIPTORS} descriptors, "
@@ -336,23 +336,23 @@ HOLDS: tuple[tuple[bytes, ...], ...] = (
     (b"GET /livez HTTP/1.1\r\n" + HOST,),
     (ENDPOINT + b"Content-Length: 1000\r\n\r\n", b"x"),
 )
-"""The bytes of a holder: none, a complete request, half a head, a rejected head without its body."""
+"""The bytes on a held connection: none, a complete request, half a head, a rejected head without its body."""
 
 
 async def _hold(it: Stack, pieces: tuple[bytes, ...], pause_seconds: float) -> None:
-    """Holds a connection until it ends, then after a pause the next one, until it is cancelled."""
+    """Holds one connection after another, with a pause after each that the bridge ends, until it is cancelled."""
     while True:
         with suppress(ConnectionError):
             async with RawClient.connected(it.bridge.port) as client:
                 it.figures.calls += 1
                 await client.send(pieces)
                 await client.closed.wait()
-        # Each with its own pauses: a burst beyond the descriptors would lose some of any kind.
+        # The pauses differ: in a burst beyond the descriptors, connections of authenticated clients would be lost, too.
         await asyncio.sleep(pause_seconds)
 
 
 async def _serve(it: Stack, end: float) -> tuple[int, int]:
-    """Probes and calls on new connections; returns the maximum of open descriptors, and the number of probes."""
+    """Makes probes and calls on new connections; returns the maximum of open descriptors, and the number of probes."""
     most, served = 0, 0
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True)) as http:
         client = dataclasses.replace(it, http=http)

@@ -1,4 +1,4 @@
-"""A server with tasks, and two principals: neither lists, creates or cancels a task of the other."""
+"""A server with tasks, and two principals: neither may create tasks, nor list or cancel tasks of the other."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KEYS = ('"task"', r'"t\u0061sk"', r'"\u0074\u0061\u0073\u006b"')
 
 
 async def tasks(run: Run) -> Figures:
-    """F10: ann requests tasks in every spelling and era, bob looks for them."""
+    """F10: ann requests tasks in every spelling and era, and bob tries to find them."""
     times = run.times(1_000)
     figures = Figures("F10 tasks", f"{times} tasks asked for by one principal and looked for by another")
     tokens = {name: run.secret(f"token-of-{name}") for name in ("ann", "bob")}
@@ -42,7 +42,7 @@ async def tasks(run: Run) -> Figures:
 
 
 async def _round(asker: _Asker, random: Random, topic: str) -> None:
-    """Ann requests one task, and bob lists and reads tasks."""
+    """Requests one task as ann, and lists and reads tasks as bob."""
     call = {"name": "simulate-research-query", "arguments": {"topic": topic}, "@": {"ttl": 60_000}}
     made = await asker.ask("ann", "tools/call", call, random)
     if "taskId" in made:
@@ -76,7 +76,7 @@ class _Asker:
         self._tokens = tokens
 
     async def ask(self, who: str, method: str, params: dict[str, Any], random: Random) -> str:
-        """The answer to a request, in one of its forms; the key ``@`` becomes a spelling of ``task``."""
+        """Sends a request in a random form; the key ``@`` becomes a spelling of ``task``. Returns the answer."""
         headers = {**JSON, "Authorization": f"Bearer {self._tokens[who]}"}
         form = random.choice(("plain", "batch", "session", "modern"))
         if form == "modern":

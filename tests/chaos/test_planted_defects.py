@@ -1,4 +1,4 @@
-"""The fault injection finds each defect that is planted in the bridge."""
+"""Tests that the fault injection finds each defect that is planted in the bridge."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-// An MCP server over Streamable HTTP, each of whose calls takes as long as MILLISECONDS says and which writes each down,
-// one line, to the file JOURNAL. It costs next to nothing, so that a bridge in front of it is waited for, and not it.
+// An MCP server over Streamable HTTP whose calls take MILLISECONDS. It records each call as one line in the file JOURNAL.
+// It needs almost no CPU time, so that a bridge in front of it is the bottleneck.
 import { openSync, writeSync } from 'node:fs'
 import { createServer } from 'node:http'
 

@@ -1,4 +1,4 @@
-"""Prints one table, scenario by target, and exits with 1 below the bar.
+"""Prints a table of scenarios and targets, and exits with 1 if the bridge does not pass (see verdict.py).
 
 usage: PYTHONPATH=tests python -m conformance [--write]
 """
@@ -33,7 +33,7 @@ AT_ONCE = 3
 
 
 async def measure() -> dict[Target, dict[Scenario, Outcome]]:
-    """Every scenario on every target."""
+    """Runs every scenario on every target."""
     gate = asyncio.Semaphore(AT_ONCE)
     async with AsyncExitStack() as stack:
         upstreams = {}
@@ -59,7 +59,7 @@ async def measure() -> dict[Target, dict[Scenario, Outcome]]:
 
 
 def main() -> int:
-    """The exit status."""
+    """Runs the suite, prints the table, and returns the exit status."""
     parser = argparse.ArgumentParser(prog="make conformance")
     parser.add_argument("--write", action="store_true", help="write the table to docs/compatibility.md")
     arguments = parser.parse_args()

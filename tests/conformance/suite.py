@@ -1,4 +1,4 @@
-"""Runs the conformance suite, and puts up what it runs against."""
+"""Runs the conformance suite, and starts its targets."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _EXTENSION: Final = re.compile(r"^  [✓✗] ([\w-]+) \(extension\)", re.MULTILI
 
 
 async def run_suite(url: str, version: str, scenario: str | None = None) -> dict[Scenario, Outcome]:
-    """The outcomes of all scenarios that a version of MCP requires, or of one.
+    """Runs all scenarios that a version of MCP requires, or one scenario; returns the outcomes.
 
-    Scenarios of extensions, which no version requires, are left out.
+    Scenarios of extensions, which no version requires, are omitted.
     """
     chosen = ["--scenario", scenario, "--spec-version", version] if scenario else ["--requirements", version]
     with tempfile.TemporaryDirectory() as folder:
@@ -63,7 +63,7 @@ async def run_suite(url: str, version: str, scenario: str | None = None) -> dict
 
 @asynccontextmanager
 async def native_server(script: Path) -> AsyncIterator[str]:
-    """The address of server-everything, which serves HTTP by itself."""
+    """Starts server-everything with its own HTTP server; yields its URL."""
     port = free_port()
     process = await asyncio.create_subprocess_exec(
         *(NODE, script, "streamableHttp"),
@@ -91,13 +91,13 @@ async def native_server(script: Path) -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def reached(upstream: str, way: str) -> AsyncIterator[str]:
-    """The address at which the suite reaches a server in one way."""
+    """Yields the URL at which the suite reaches a server: directly, or through a bridge in a session mode."""
     if way == DIRECT:
         yield upstream
         return
     environ = {
         "VESTIGE_MCP_URL": upstream,
-        # The suite has no way to send a token.
+        # The suite cannot send a token.
         "VESTIGE_ALLOW_ANONYMOUS": "true",
         "VESTIGE_BRIDGE_PORT": str(free_port()),
         "VESTIGE_BRIDGE_SESSION_MODE": way,

@@ -1,8 +1,8 @@
-"""What the results of the conformance suite mean for the bridge.
+"""Decides from the results of the conformance suite whether the bridge passes.
 
-The bar: no scenario that passes directly fails through the bridge, and on a legacy server that has all that the suite
-asks for, every scenario of the modern era passes through the bridge. What cannot be so stands in a file with its
-reason.
+Requirements: a scenario that passes directly also passes through the bridge. Every scenario of the modern era passes
+through the bridge, if its legacy server has all features that the suite uses. A file lists the exceptions with their
+reasons.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ MODERN: Final = "2026-07-28"
 
 
 class Scenario(NamedTuple):
-    """A scenario of the suite, in the version of MCP that it was run in."""
+    """A scenario of the suite, and the version of MCP with which it was run."""
 
     version: str
     name: str
@@ -31,18 +31,18 @@ class Target(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """How many checks of a scenario passed and failed."""
+    """The number of checks of a scenario that passed, and of those that failed."""
 
     passed: int
     failed: int
 
     @property
     def passes(self) -> bool:
-        """Whether something was checked and nothing failed."""
+        """Whether at least one check was made, and none failed."""
         return self.passed > 0 and self.failed == 0
 
     def __str__(self) -> str:
-        """One cell of the table."""
+        """Returns the cell of the table."""
         if self.failed:
             return f"✗ {self.passed}/{self.passed + self.failed}"
         return "✓" if self.passed else "no check"
@@ -53,7 +53,7 @@ Results = Mapping[Target, Mapping[Scenario, Outcome]]
 
 @dataclass(frozen=True)
 class Excuse:
-    """A scenario that need not pass in one session mode, and why."""
+    """A scenario that need not pass in one session mode, and the reason."""
 
     mode: str
     scenario: Scenario
@@ -62,11 +62,11 @@ class Excuse:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the bar says.
+    """The result of the comparison.
 
     Attributes:
-        failures: sentences, each about one breach of the bar; without any, the bridge passes.
-        gains: scenarios that fail directly and pass through the bridge, by the server and the mode.
+        failures: one sentence for each requirement that is not met; if there are none, the bridge passes.
+        gains: scenarios that fail directly and pass through the bridge, by server and mode.
     """
 
     failures: list[str]
@@ -74,7 +74,7 @@ class Verdict:
 
 
 def parse_excuses(text: str) -> list[Excuse]:
-    """The exceptions of a file with lines ``mode | version | scenario | reason``.
+    """Parses the exceptions in a file with lines ``mode | version | scenario | reason``.
 
     ``both`` stands for both session modes; ``#`` begins a comment.
     """
@@ -90,12 +90,12 @@ def parse_excuses(text: str) -> list[Excuse]:
 
 
 def judge(results: Results, excuses: Iterable[Excuse], complete: str) -> Verdict:
-    """The verdict on results.
+    """Compares the outcomes through the bridge with the direct ones.
 
     Parameters:
-        results: the outcomes; of each server, the direct ones are among them.
-        excuses: what need not pass.
-        complete: the legacy server that has all that the suite asks for.
+        results: the outcomes, including the direct ones of each server.
+        excuses: the scenarios that need not pass.
+        complete: the legacy server that has all features that the suite uses.
     """
     excused = {(excuse.mode, excuse.scenario) for excuse in excuses}
     needed = set()
@@ -123,7 +123,7 @@ def judge(results: Results, excuses: Iterable[Excuse], complete: str) -> Verdict
 
 
 def table(results: Results) -> str:
-    """The results as a Markdown table: scenarios down, targets across."""
+    """Returns the results as a Markdown table with a row for each scenario and a column for each target."""
     rows = [["version", "scenario", *(f"{target.server}, {target.way}" for target in results)]]
     for scenario in sorted({scenario for outcomes in results.values() for scenario in outcomes}):
         cells = (str(outcomes.get(scenario, "")) for outcomes in results.values())
@@ -133,7 +133,7 @@ def table(results: Results) -> str:
 
 
 def gain_lines(gains: Mapping[Target, Sequence[Scenario]]) -> list[str]:
-    """A line for each server, or for each of its session modes where these differ."""
+    """Returns a line for each server, or for each of its session modes if they differ."""
     modes: dict[tuple[str, str], list[str]] = {}
     for target, scenarios in gains.items():
         modes.setdefault((target.server, _names(scenarios)), []).append(target.way)
@@ -141,7 +141,7 @@ def gain_lines(gains: Mapping[Target, Sequence[Scenario]]) -> list[str]:
 
 
 def excuse_lines(excuses: Iterable[Excuse]) -> list[str]:
-    """A line for each reason and the session modes in which it holds."""
+    """Returns a line for each reason and the session modes to which it applies."""
     modes: dict[tuple[str, Scenario], list[str]] = {}
     for it in excuses:
         modes.setdefault((it.reason, it.scenario), []).append(it.mode)
@@ -152,7 +152,7 @@ def excuse_lines(excuses: Iterable[Excuse]) -> list[str]:
 
 
 def _names(scenarios: Iterable[Scenario]) -> str:
-    """The names of scenarios after the version of MCP that they belong to."""
+    """Returns the names of scenarios, grouped by their version of MCP."""
     by_version: dict[str, list[str]] = {}
     for scenario in sorted(scenarios):
         by_version.setdefault(scenario.version, []).append(scenario.name)

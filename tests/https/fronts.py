@@ -1,4 +1,4 @@
-"""The proxies of docs/https.md, with the configurations that stand there: only ports and paths are replaced."""
+"""The proxies of docs/https.md, with the configurations from that page: only ports and paths are replaced."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Front:
     """A proxy that serves HTTPS.
 
     Attributes:
-        url: the bridge's endpoint, as its clients write it.
-        port: where it listens on 127.0.0.1.
+        url: the URL of the bridge's endpoint for clients.
+        port: its port on 127.0.0.1.
         authority: the file with the certificate of its CA.
     """
 
@@ -39,39 +39,39 @@ class Front:
 
     @property
     def url(self) -> str:
-        """The bridge's endpoint, as its clients write it."""
+        """The URL of the bridge's endpoint for clients."""
         return f"https://{HOST}:{self.port}/mcp"
 
     def client(self, **options: Any) -> aiohttp.ClientSession:
-        """A client that trusts the CA."""
+        """Creates a client that trusts the CA."""
         trust = ssl.create_default_context(cafile=str(self.authority))
         connector = aiohttp.TCPConnector(limit=0, resolver=_Here(), ssl=trust, **options)
         return aiohttp.ClientSession(connector=connector)
 
 
 class _Here(AbstractResolver):
-    """Every name leads to this machine."""
+    """A resolver that resolves every name to 127.0.0.1."""
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
-        """127.0.0.1."""
+        """Returns 127.0.0.1."""
         flags = socket.AI_NUMERICHOST
         return [ResolveResult(hostname=host, host="127.0.0.1", port=port, family=family, proto=0, flags=flags)]
 
     async def close(self) -> None:
-        """Nothing is held."""
+        """Does nothing; there is nothing to close."""
 
 
 def documented(language: str) -> str:
-    """The configuration that docs/https.md shows."""
+    """Returns the configuration in docs/https.md."""
     blocks = re.findall(rf"^```{language}\n(.*?)^```$", (ROOT / "docs/https.md").read_text(), re.MULTILINE | re.DOTALL)
     (block,) = blocks
     return str(block)
 
 
 def replaced(text: str, replacements: Mapping[str, str]) -> str:
-    """The text, in which each of these stands once and is replaced."""
+    """Returns the text with each replacement made; each text to replace must occur exactly once."""
     for old, new in replacements.items():
         assert text.count(old) == 1, f"{old!r} does not stand once in:\n{text}"
         text = text.replace(old, new)
@@ -80,7 +80,7 @@ def replaced(text: str, replacements: Mapping[str, str]) -> str:
 
 @asynccontextmanager
 async def nginx(folder: Path, bridge: int) -> AsyncIterator[Front]:
-    """nginx, as docs/https.md configures it."""
+    """Runs nginx with the configuration in docs/https.md."""
     port, authority = free_port(), trustme.CA()
     certificate = authority.issue_cert(HOST)
     certificate.cert_chain_pems[0].write_to_path(folder / "fullchain.pem")
@@ -106,7 +106,7 @@ async def nginx(folder: Path, bridge: int) -> AsyncIterator[Front]:
 
 @asynccontextmanager
 async def caddy(folder: Path, bridge: int) -> AsyncIterator[Front]:
-    """Caddy, as docs/https.md configures it."""
+    """Runs Caddy with the configuration in docs/https.md."""
     site = replaced(documented("caddyfile"), {"127.0.0.1:8000": f"127.0.0.1:{bridge}"})
     async with _caddy(folder, f"{{\n\tadmin off\n}}\n{site}") as front:
         yield front
@@ -114,7 +114,7 @@ async def caddy(folder: Path, bridge: int) -> AsyncIterator[Front]:
 
 @asynccontextmanager
 async def compose(folder: Path, bridge: int) -> AsyncIterator[Front]:
-    """Caddy, as docker/Caddyfile configures it for compose."""
+    """Runs Caddy with docker/Caddyfile, the configuration for compose."""
     config = replaced((ROOT / "docker/Caddyfile").read_text(), {"bridge:8000": f"127.0.0.1:{bridge}"})
     async with _caddy(folder, config) as front:
         yield front
@@ -123,7 +123,7 @@ async def compose(folder: Path, bridge: int) -> AsyncIterator[Front]:
 @asynccontextmanager
 async def _caddy(folder: Path, config: str) -> AsyncIterator[Front]:
     port = free_port()
-    # Its own CA signs in place of Let's Encrypt.
+    # Caddy's own CA issues the certificate instead of Let's Encrypt.
     options = f"""
     default_bind 127.0.0.1
     http_port {free_port()}
@@ -146,7 +146,7 @@ async def _running(folder: Path, command: list[str], front: Front, **environ: st
         )
 
     async def serves() -> bool:
-        """Caddy listens before it has its certificate, and while it writes that of its CA."""
+        """Checks a request, not only the port: Caddy listens before it has its certificate and that of its CA."""
         assert process.returncode is None, (folder / "log").read_text()
         try:
             async with front.client() as client, client.get(f"https://{HOST}:{front.port}/livez") as response:

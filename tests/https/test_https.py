@@ -1,6 +1,6 @@
-"""Real calls through nginx and Caddy, set up as docs/https.md says, to a real bridge and a real MCP server.
+"""Real calls to a real bridge and MCP server through nginx and Caddy, as docs/https.md configures them.
 
-Invariant: no time limit, buffer or pool of a proxy changes what a client gets from the bridge.
+Invariant: no time limit, buffer or connection pool of a proxy changes the bridge's responses to a client.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from https.fronts import FRONTS, HOST, Front
 
 SILENT_SECONDS = 90
 STEPS_A_SECOND = 10
-"""Of the tool ``wait``, which is silent unless its caller asks for progress."""
+"""The steps per second of the tool ``wait``, which reports them only if its caller requests progress."""
 
 HEARTBEAT_SECONDS = 15
 LARGE = 10_000_000
@@ -44,13 +44,13 @@ INITIALIZE = {
 
 @pytest.fixture(params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in FRONTS])
 def kind(request: pytest.FixtureRequest) -> str:
-    """The name of a proxy."""
+    """Returns the name of a proxy."""
     return str(request.param)
 
 
 @asynccontextmanager
 async def behind(kind: str, folder: Path, process: BridgeProcess) -> AsyncIterator[tuple[Bridge, Front]]:
-    """A client that speaks to a bridge through a proxy."""
+    """Yields a client of a bridge through a proxy, and the proxy."""
     async with process.serving() as direct:
         await until(direct.ready)
         async with FRONTS[kind](folder, process.port) as front, front.client() as http:
@@ -59,7 +59,7 @@ async def behind(kind: str, folder: Path, process: BridgeProcess) -> AsyncIterat
 
 @pytest.fixture
 async def served(kind: str, tmp_path: Path, features_gateway: Gateway) -> AsyncIterator[tuple[Bridge, Front]]:
-    """A client of a bridge with its default limits, in front of a server that has all that a legacy server can do."""
+    """Yields a client of a bridge with the default limits, and the proxy; the server has every legacy feature."""
     process = BridgeProcess(environment(features_gateway.url, LOG_LEVEL="error"), cwd=tmp_path)
     async with behind(kind, tmp_path, process) as client:
         yield client
@@ -67,27 +67,27 @@ async def served(kind: str, tmp_path: Path, features_gateway: Gateway) -> AsyncI
 
 @pytest.fixture
 def client(served: tuple[Bridge, Front]) -> Bridge:
-    """That client, over HTTP/1.1."""
+    """Returns this client, which uses HTTP/1.1."""
     return served[0]
 
 
 async def session(client: Bridge) -> dict[str, str]:
-    """The header of a new session of a legacy client."""
+    """Opens a session of a legacy client; returns the header with its id."""
     answer = await client.post(INITIALIZE)
     return {"Mcp-Session-Id": answer.headers["Mcp-Session-Id"]}
 
 
-async def became(client: Bridge, name: str) -> str:
-    """What the MCP server says about a call of ``wait``."""
+async def state_of(client: Bridge, name: str) -> str:
+    """Returns the state of a call of ``wait`` on the MCP server."""
     return str(json.loads((await client.call("waits")).text).get(name))
 
 
 @pytest.mark.timeout(SILENT_SECONDS + 90)
-async def test_what_comes_after_a_long_silence_arrives(served: tuple[Bridge, Front]) -> None:
+async def test_responses_and_notifications_arrive_after_long_silence(served: tuple[Bridge, Front]) -> None:
     client, front = served
 
     async def takes_events() -> None:
-        """Each heartbeat arrives when it is sent: the proxy holds nothing back."""
+        """Checks that the proxy buffers nothing: each heartbeat arrives when it is sent."""
         heartbeats: list[float] = []
         began = time.monotonic()
         async with client.http.post(
@@ -135,12 +135,12 @@ FOR_EVER = aiohttp.ClientTimeout(total=None)
 
 
 def silent(name: str) -> dict[str, Any]:
-    """A call that takes long and reports nothing."""
+    """Returns the body of a long call that reports no progress."""
     return call_body("wait", {"name": name, "steps": SILENT_SECONDS * STEPS_A_SECOND})
 
 
 async def arrivals(response: aiohttp.ClientResponse, heartbeats: list[float]) -> AsyncIterator[bytes]:
-    """The messages of an event stream; the times at which its comments arrive are added to the list."""
+    """Yields the messages of an event stream, and adds the arrival times of its comments to the list."""
     assert response.status == 200, await response.read()
     async for line in response.content:
         if line.startswith(b":"):
@@ -150,13 +150,13 @@ async def arrivals(response: aiohttp.ClientResponse, heartbeats: list[float]) ->
 
 
 @pytest.mark.parametrize("headers", [{}, SSE], ids=["JSON", "events"])
-async def test_an_answer_of_ten_megabytes_arrives_whole(client: Bridge, headers: dict[str, str]) -> None:
+async def test_an_answer_of_ten_megabytes_arrives_complete(client: Bridge, headers: dict[str, str]) -> None:
     answer = await client.call("large", {"characters": LARGE}, headers=headers)
     body = answer.body.partition(b"data:")[2] if headers else answer.body
     assert json.loads(body)["result"]["content"][0]["text"] == "x" * LARGE
 
 
-async def test_a_body_that_is_too_large_is_refused_by_the_bridge(client: Bridge) -> None:
+async def test_a_body_that_is_too_large_is_rejected_by_the_bridge(client: Bridge) -> None:
     body = json.dumps(call_body("test_simple_text", {"characters": "x" * 1_100_000})).encode()
     async with client.http.post(client.url, data=io.BytesIO(body), headers=client.request_headers()) as response:
         assert response.status == 413
@@ -175,7 +175,7 @@ async def test_a_cancelled_call_ends_at_the_server(client: Bridge) -> None:
 
 
 @pytest.mark.parametrize("version", ["--http1.1", "--http2"])
-async def test_the_call_of_a_client_that_leaves_ends_at_the_server(served: tuple[Bridge, Front], version: str) -> None:
+async def test_a_call_is_cancelled_if_its_client_disconnects(served: tuple[Bridge, Front], version: str) -> None:
     client, front = served
     body = call_body("wait", {"name": "left", "steps": 600})
     body["params"]["_meta"] = MODERN
@@ -188,7 +188,7 @@ async def test_the_call_of_a_client_that_leaves_ends_at_the_server(served: tuple
 
 
 async def curl(front: Front, body: dict[str, Any], headers: dict[str, str], version: str) -> asyncio.subprocess.Process:
-    """A client that also speaks HTTP/2; it writes the version that was spoken after the answer."""
+    """Starts curl, which also supports HTTP/2; it prints the HTTP version after the response."""
     sent = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json", **headers}
     return await asyncio.create_subprocess_exec(
         *(
@@ -213,22 +213,22 @@ async def running(client: Bridge, name: str) -> None:
     """Waits until the MCP server runs the call."""
 
     async def begun() -> bool:
-        return await became(client, name) == "running"
+        return await state_of(client, name) == "running"
 
     await until(begun)
 
 
 async def until_cancelled(client: Bridge, name: str) -> None:
-    """Waits until the MCP server has cancelled the call: sooner than the next heartbeat would tell a proxy of it."""
+    """Waits until the MCP server has cancelled the call; fails if only the next heartbeat shows the proxy the end."""
 
     async def cancelled() -> bool:
-        return await became(client, name) == "cancelled"
+        return await state_of(client, name) == "cancelled"
 
     await until(cancelled, 10)
 
 
 def mixed(number: int, chance: random.Random) -> tuple[dict[str, Any], dict[str, str], object]:
-    """A call, its headers, and what it has to get: a text, a result without one, or the code of an error."""
+    """Returns a call, its headers, and its expected response: a text, another result, or the code of an error."""
     key, characters = f"call {number}", chance.randrange(20_000)
     # All calls use the same few ids.
     request_id, wrong = number % 5, {"Authorization": "Bearer wrong"}
@@ -249,8 +249,8 @@ def mixed(number: int, chance: random.Random) -> tuple[dict[str, Any], dict[str,
     return body, headers | chance.choice([{}, SSE]), expected
 
 
-def told(body: bytes) -> tuple[object, object]:
-    """The id of an answer, JSON or an event, and what it says."""
+def id_and_outcome(body: bytes) -> tuple[object, object]:
+    """Returns the id of a response (JSON or an event), and its text, other result or error code."""
     text = body.decode()
     message = json.loads(text if text.startswith("{") else text[text.index("data:") + 5 :])
     if "error" in message:
@@ -266,14 +266,14 @@ async def test_each_of_a_thousand_calls_gets_its_own_answer(client: Bridge) -> N
         body, headers, expected = mixed(number, chance)
         async with gate:
             answer = await client.post(body, headers)
-        assert told(answer.body) == (None if answer.status == 401 else body["id"], expected)
+        assert id_and_outcome(answer.body) == (None if answer.status == 401 else body["id"], expected)
 
     async with asyncio.TaskGroup() as group:
         for number in range(CALLS):
             group.create_task(call(number))
 
 
-async def test_the_log_names_the_client_and_not_what_it_says_of_itself(
+async def test_the_log_has_the_address_of_the_client_and_not_its_forwarded_header(
     kind: str, tmp_path: Path, features_gateway: Gateway
 ) -> None:
     environ = environment(features_gateway.url, TRUSTED_PROXIES="127.0.0.1", LOG_FORMAT="json")

@@ -1,1 +1,1 @@
-"""Real MCP clients, each put through the same behaviours with nothing but an address and a token."""
+"""Tests with real MCP clients: each gets only a URL and a token, and is tested for the same behaviours."""

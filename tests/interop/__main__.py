@@ -1,4 +1,4 @@
-"""Prints one table, client by behaviour, and exits with 1 when a client fails at what it can do.
+"""Prints a table of clients and behaviours, and exits with 1 if a client fails a behaviour that it supports.
 
 usage: PYTHONPATH=tests python -m interop [--write] [--all]
 """
@@ -22,8 +22,8 @@ AT_ONCE = 2
 CLIENT_SECONDS = 120
 
 
-async def put_through(kind: Kind) -> dict[str, str]:
-    """What a client answered, by behaviour; it stays connected while the bridge and its upstream are restarted."""
+async def run_behaviours(kind: Kind) -> dict[str, str]:
+    """Tests a client; returns its results by behaviour. It stays connected while bridge and upstream are restarted."""
     answers: dict[str, str] = {}
     gateway = Gateway(ROOT / "tests/server.mjs")
     await asyncio.to_thread(gateway.start)
@@ -54,12 +54,12 @@ async def put_through(kind: Kind) -> dict[str, str]:
 
 
 async def measure(kinds: Iterable[Kind]) -> dict[str, dict[str, str]]:
-    """The answers of each client."""
+    """Returns the results of each client by behaviour."""
     gate = asyncio.Semaphore(AT_ONCE)
 
     async def run(kind: Kind) -> dict[str, str]:
         async with gate:
-            answers = await put_through(kind)
+            answers = await run_behaviours(kind)
             print(f"{kind.name}: done", file=sys.stderr, flush=True)
             return answers
 
@@ -69,7 +69,7 @@ async def measure(kinds: Iterable[Kind]) -> dict[str, dict[str, str]]:
 
 
 def judge(results: dict[str, dict[str, str]]) -> tuple[str, list[str]]:
-    """The table with the behaviours that a client does not have, and the cells that break the bar."""
+    """Returns the table, with a note for each behaviour that a client does not support, and the failures."""
     columns = [*BEHAVIOURS, BRIDGE_RESTARTED, UPSTREAM_RESTARTED]
     rows = [["client", *columns], ["---"] * (len(columns) + 1)]
     failures: list[str] = []
@@ -89,7 +89,7 @@ def judge(results: dict[str, dict[str, str]]) -> tuple[str, list[str]]:
 
 
 def main() -> int:
-    """The exit status."""
+    """Runs the tests, prints the table, and returns the exit status."""
     parser = argparse.ArgumentParser(prog="make interop")
     parser.add_argument("--write", action="store_true", help="write the table to docs/compatibility.md")
     parser.add_argument("--all", action="store_true", help="also the clients that were built before")

@@ -1,4 +1,4 @@
-"""The clients, and how each is started and told what to do."""
+"""The clients, how each is started, and how it is given a behaviour to run."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ ANSWER_SECONDS: Final = 40
 
 
 class Connected(Protocol):
-    """A client that is told what to do."""
+    """A client that runs behaviours by name."""
 
     async def show(self, behaviour: str) -> str:
-        """Does it, and answers ``ok``, ``n/a REASON`` or ``failed REASON``."""
+        """Runs a behaviour; returns ``ok``, ``n/a REASON`` or ``failed REASON``."""
 
 
 def desktop_server(url: str, token: str, home: Path) -> dict[str, object]:
-    """The server that Claude Desktop is told to start, as `vestige-bridge connect claude-desktop` prints it.
+    """Returns the server that `vestige-bridge connect claude-desktop` configures Claude Desktop to start.
 
     Parameters:
         url: the endpoint of the bridge.
-        token: the token, which is written where the printed text expects it.
+        token: the token, which is written to the file that the printed instructions name.
         home: the home directory.
     """
     command = [str(ROOT / ".venv/bin/vestige-bridge"), "connect", "claude-desktop", "--url", url]
@@ -48,11 +48,11 @@ def desktop_server(url: str, token: str, home: Path) -> dict[str, object]:
 
 @dataclass(frozen=True)
 class Kind:
-    """A client in one of its releases.
+    """One release of a client.
 
     Attributes:
-        name: as the table names it.
-        connect: starts it with the address and the token.
+        name: its name in the table.
+        connect: starts it with the URL and the token.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Kind:
 
 
 class _Process:
-    """A client that runs in a process, and reads what to do from its standard input."""
+    """A client in its own process, which reads behaviours from its standard input."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
@@ -116,7 +116,7 @@ async def _started(command: tuple[Path | str, ...]) -> AsyncIterator[_Process]:
 async def _by_stdio(
     command: tuple[Path | str, ...], arguments: tuple[str, ...], url: str, token: str
 ) -> AsyncIterator[_Process]:
-    """A client that starts `vestige-bridge stdio`; its arguments have a place for the address and the token or not."""
+    """Starts a client that starts `vestige-bridge stdio`; an empty token precedes the additional arguments, if any."""
     with tempfile.TemporaryDirectory() as home:
         server = json.dumps(await asyncio.to_thread(desktop_server, url, token, Path(home)))
         words = (server, "", *arguments) if arguments else (server,)
@@ -125,7 +125,7 @@ async def _by_stdio(
 
 
 class _Inspector:
-    """The Inspector's command line, which makes a new connection for each command."""
+    """The Inspector's command-line interface, which opens a new connection for each command."""
 
     def __init__(self, package: str, url: str, token: str) -> None:
         launcher = HERE / "node_modules" / package / "clients/launcher/build/index.js"
@@ -232,7 +232,7 @@ THAT_SIGN_IN: Final = (
     _python("Python mcp 2.3.0", "2", "python_2"),
     _node("TypeScript sdk 1.32.2", "typescript_1.mjs", "@modelcontextprotocol/sdk"),
 )
-"""One of each language."""
+"""The clients that test signing in by default: one for each language."""
 
 ALL_THAT_SIGN_IN: Final = (
     *THAT_SIGN_IN,

@@ -1,7 +1,7 @@
-"""Connects clients as `vestige-bridge connect` says, and has each list the tools; exits with 1 when one does not.
+"""Connects clients by the instructions of `vestige-bridge connect`, and lists the tools; exits with 1 if one fails.
 
-With `--all` also the agents that carry a program of their own. They call home, so that runs where there is no network
-but loopback.
+`--all` includes the agents that are distributed as programs. They contact their vendors, so such a run needs a network
+namespace with only loopback.
 
 usage: PYTHONPATH=tests python -m interop.connected [--all]
 """
@@ -30,7 +30,7 @@ SECONDS: Final = 120
 
 
 class Person:
-    """Somebody with a new home, who does what the command says.
+    """A user with a new home directory, who follows the printed instructions.
 
     Parameters:
         home: the home directory, and the working directory.
@@ -43,18 +43,18 @@ class Person:
         self._target = Target(url, TOKEN_VARIABLE, str(ROOT / ".venv/bin/vestige-bridge"), str(home))
         (home / "bin").mkdir()
 
-    def told(self, key: str) -> list[str]:
-        """The texts for a client that need no release, in order."""
+    def instructions(self, key: str) -> list[str]:
+        """Returns the instructions for a client that need no release, in order."""
         return [self._target.filled(step.text) for step in BY_KEY[key].steps_for(owner="")]
 
     def install(self, name: str, *command: Path | str) -> None:
-        """Puts a command on the path."""
+        """Adds a command to the directory that comes first in ``PATH``."""
         script = self.home / "bin" / name
         script.write_text(f'#!/bin/sh\nexec {shlex.join(map(str, command))} "$@"\n')
         script.chmod(0o755)
 
     async def run(self, *command: Path | str) -> str:
-        """Runs a command; what it writes to standard output."""
+        """Runs a command; returns its standard output."""
         inherited = {
             name: value for name, value in os.environ.items() if not name.startswith(("VESTIGE_", "COVERAGE_"))
         }
@@ -80,10 +80,10 @@ class Person:
 
 
 def python(key: str, venv: str) -> Callable[[Person], Awaitable[None]]:
-    """The script for a Python library."""
+    """Returns a function that connects a Python library by the script for it."""
 
     async def connect(person: Person) -> None:
-        (script,) = person.told(key)
+        (script,) = person.instructions(key)
         names = await person.run(ROOT / f".venv-mcp-{venv}/bin/python", "-c", script)
         assert TOOL in names.split(), names
 
@@ -91,7 +91,7 @@ def python(key: str, venv: str) -> Callable[[Person], Awaitable[None]]:
 
 
 async def typescript(person: Person) -> None:
-    (script,) = person.told("typescript")
+    (script,) = person.instructions("typescript")
     (person.home / "node_modules").symlink_to(ROOT / "tests/node_modules")
     (person.home / "tools.mjs").write_text(script)
     names = await person.run(NODE, "tools.mjs")
@@ -99,9 +99,9 @@ async def typescript(person: Person) -> None:
 
 
 async def inspector(person: Person) -> None:
-    (line,) = person.told("inspector")
+    (line,) = person.instructions("inspector")
     launcher = HERE / "node_modules/inspector-newest/clients/launcher/build/index.js"
-    # npx would download what is installed here already.
+    # The package is already installed here; npx would download it.
     person.install("inspector", NODE, launcher)
     tools = json.loads(
         await person.run("sh", "-c", line.replace("npx -y @modelcontextprotocol/inspector", "inspector"))
@@ -110,7 +110,7 @@ async def inspector(person: Person) -> None:
 
 
 async def curl(person: Person) -> None:
-    (line,) = person.told("curl")
+    (line,) = person.instructions("curl")
     answer = json.loads(await person.run("sh", "-c", line))
     assert TOOL in [tool["name"] for tool in answer["result"]["tools"]], answer
 
@@ -118,7 +118,7 @@ async def curl(person: Person) -> None:
 async def claude_code(person: Person) -> None:
     (program,) = AGENTS.glob("@anthropic-ai/claude-code-*/claude")
     person.install("claude", program)
-    add, check = person.told("claude-code")
+    add, check = person.instructions("claude-code")
     await person.run("sh", "-c", add)
     said = await person.run("sh", "-c", check)
     assert f"vestige: {person.url} (HTTP) - ✔ Connected" in said, said
@@ -128,7 +128,7 @@ async def claude_code(person: Person) -> None:
 async def codex(person: Person) -> None:
     (program,) = AGENTS.glob("@openai/codex-*/vendor/*/bin/codex")
     person.install("codex", program)
-    add, check = person.told("codex")
+    add, check = person.instructions("codex")
     await person.run("sh", "-c", add)
     transport = json.loads(await person.run("sh", "-c", f"{check} --json"))["transport"]
     assert (transport["url"], transport["bearer_token_env_var"]) == (person.url, TOKEN_VARIABLE), transport
@@ -137,7 +137,7 @@ async def codex(person: Person) -> None:
 async def openclaw(person: Person) -> None:
     (home,) = await asyncio.to_thread(lambda: list(OPENCLAW.glob("openclaw-*/")))
     person.install("openclaw", home / "bin/node", home / "node_modules/openclaw/openclaw.mjs")
-    config, check = person.told("openclaw")
+    config, check = person.instructions("openclaw")
     (person.home / ".openclaw").mkdir()
     (person.home / ".openclaw/openclaw.json").write_text(config)
     said = await person.run("sh", "-c", check)
@@ -156,7 +156,7 @@ AGENTS_CONNECTED: Final = {"claude-code": claude_code, "codex": codex, "openclaw
 
 
 async def attempt(key: str, connect: Callable[[Person], Awaitable[None]], served: Bridge) -> bool:
-    """Whether a client is connected as the command says."""
+    """Connects a client by the printed instructions; returns whether that succeeded."""
     with tempfile.TemporaryDirectory(prefix="vestige-bridge-") as home:
         try:
             await connect(Person(Path(home), served.url))
@@ -168,7 +168,7 @@ async def attempt(key: str, connect: Callable[[Person], Awaitable[None]], served
 
 
 async def measure(*, agents: bool) -> bool:
-    """Whether all clients are connected."""
+    """Connects all clients; returns whether all succeeded."""
     clients = {**CONNECTED, **(AGENTS_CONNECTED if agents else {})}
     with tempfile.TemporaryDirectory(prefix="vestige-bridge-") as folder:
         gateway = Gateway(SERVER_MEMORY, {"MEMORY_FILE_PATH": f"{folder}/memory.jsonl"})
@@ -178,14 +178,14 @@ async def measure(*, agents: bool) -> bool:
                 await until(served.ready)
                 connected = [await attempt(key, connect, served) for key, connect in clients.items()]
                 assert served.drain is not None
-                await served.drain()  # ends the streams that a client left open
+                await served.drain()  # ends streams that clients left open
                 return all(connected)
         finally:
             await asyncio.to_thread(gateway.stop)
 
 
 def main() -> int:
-    """The exit status."""
+    """Connects the clients, and returns the exit status."""
     parser = argparse.ArgumentParser(prog="make interop")
     parser.add_argument("--all", action="store_true", help="also the agents, which are large")
     return 0 if asyncio.run(measure(agents=parser.parse_args().all)) else 1

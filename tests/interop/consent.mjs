@@ -1,4 +1,4 @@
-// The browser of a user who agrees to everything, and what a TypeScript client calls to have that user sign in.
+// A simulated browser whose user agrees to every consent page, and the OAuth client provider for TypeScript clients.
 const REDIRECT_URL = 'http://127.0.0.1:9/callback'
 export const SIGN_IN = 'sign in'
 
@@ -37,7 +37,7 @@ export class Consent {
   redirectToAuthorization = async url => { this.answer = await agree(url) }
 }
 
-// Connects a client: the first attempt ends with the user signed in, the second has the token.
+// Connects a client: the first attempt signs the user in, the second sends the token.
 export async function signIn(connect, transport, authProvider) {
   const first = transport()
   try {

@@ -1,4 +1,4 @@
-"""The browser of a user who agrees to everything: it follows the redirects of the provider back to the client."""
+"""A simulated browser whose user agrees to every consent page: it follows the provider's redirects to the client."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, urlsplit
 
 REDIRECT_URL = "http://127.0.0.1:9/callback"
 SIGN_IN = "sign in"
-"""Stands for a token where the client is to get one itself."""
+"""Replaces the token on a client's command line if the client has to get one from the provider."""
 
 METADATA: dict[str, Any] = {
     "client_name": "interop",
@@ -42,18 +42,18 @@ def _agree(authorization_url: str) -> dict[str, str]:
 
 
 class Consent:
-    """What a client calls to have its user sign in."""
+    """The callbacks with which a client signs its user in."""
 
     def __init__(self) -> None:
         self.answer: dict[str, str] = {}
 
     async def redirect(self, url: str) -> None:
-        """Opens the provider's page."""
+        """Opens the provider's sign-in page, and stores the parameters of the redirect to the client."""
         self.answer = await asyncio.to_thread(_agree, url)
 
 
 class Storage:
-    """Keeps what a client got, as long as it runs."""
+    """Stores a client's tokens and registration in memory."""
 
     def __init__(self) -> None:
         self._tokens: Any = None

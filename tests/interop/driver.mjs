@@ -1,4 +1,4 @@
-// Puts one connected MCP client through behaviours, as it is told on standard input; see driver.py.
+// Runs behaviours, whose names it reads from standard input, on one connected MCP client; see driver.py.
 import assert from 'node:assert/strict'
 import { createInterface } from 'node:readline'
 import { setTimeout as sleep } from 'node:timers/promises'

@@ -1,7 +1,7 @@
-"""Puts one connected MCP client through behaviours, as it is told on standard input.
+"""Runs behaviours, whose names it reads from standard input, on one connected MCP client.
 
-It reads one behaviour a line and answers each with one line: ``ok``, ``n/a REASON`` or ``failed REASON``. The client
-stays connected between the lines, so what restarts the bridge or the upstream does so between two of them.
+It reads one behaviour per line, and writes one line for each: ``ok``, ``n/a REASON`` or ``failed REASON``. The client
+stays connected between the lines, so that the bridge or the upstream can be restarted between two behaviours.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ AT_ONCE = 20
 
 
 class Client(Protocol):
-    """What each client can do, in its own words."""
+    """The common interface of all client libraries."""
 
     async def tools(self) -> list[str]:
-        """The names of the tools."""
+        """Returns the names of the tools."""
 
     async def call(self, tool: str, arguments: dict[str, object], progress: Progress | None = None) -> str:
-        """The text of a tool's answer."""
+        """Calls a tool; returns the text of its result."""
 
     async def cancel(self, tool: str, arguments: dict[str, object]) -> None:
-        """Calls a tool, and cancels the call at its first progress."""
+        """Calls a tool, and cancels the call after its first progress notification."""
 
 
 async def listed(client: Client) -> None:
@@ -83,12 +83,12 @@ BEHAVIOURS = {
 
 
 async def drive(client: AbstractAsyncContextManager[Client]) -> None:
-    """Serves standard input until its end."""
+    """Connects the client, and runs the behaviours from standard input until its end."""
     async with client as connected:
         while line := (await asyncio.to_thread(sys.stdin.readline)).strip():
             try:
                 async with asyncio.timeout(30):
                     await BEHAVIOURS[line](connected)
                 print("ok", flush=True)
-            except Exception as error:  # noqa: BLE001 - whatever a client raises is what it shows
+            except Exception as error:  # noqa: BLE001 - any error of a client is its result
                 print("failed", type(error).__name__, " ".join(str(error).split())[:300], flush=True)

@@ -1,6 +1,6 @@
 """FastMCP's client.
 
-usage: python -m interop.fastmcp_client URL TOKEN, or with the server to start, in JSON, in the place of both
+usage: python -m interop.fastmcp_client URL TOKEN, or SERVER: the server to start, as JSON
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Has real MCP clients sign in at a real identity provider, and stay connected while tokens expire and keys change.
+"""Tests that real MCP clients sign in at a real identity provider, and stay connected when tokens and keys change.
 
 usage: PYTHONPATH=tests python -m interop.oauth [--all]
 """
@@ -23,30 +23,30 @@ from vestige_bridge.access.oauth import principal_of
 SCOPES = "vestige.read=read-only;vestige.write=all"
 STEP_SECONDS = 60
 TOKEN_SECONDS = 9
-"""After that a token has expired, for its client and for the bridge; see provider.mjs."""
+"""After this time a token has expired for its client and for the bridge; see provider.mjs."""
 
 
 class Provider:
-    """The provider, which is told what to do."""
+    """The identity provider, which is controlled by orders on its standard input."""
 
     def __init__(self, process: asyncio.subprocess.Process, issuer: str) -> None:
         self._process = process
         self.issuer = issuer
 
-    async def told(self, order: str) -> Counter[str]:
-        """Does it; what it did until now, by kind."""
+    async def send(self, order: str) -> Counter[str]:
+        """Sends an order; returns the provider's counts of what it has done so far."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(f"{order}\n".encode())
         while not (line := await self._process.stdout.readline()).startswith(b"{"):
-            # It warns of what is for tests alone.
+            # Its standard output also contains warnings about features for tests only.
             assert line
         return Counter(json.loads(line))
 
 
 @asynccontextmanager
 async def provider(resource: str) -> AsyncIterator[Provider]:
-    """oidc-provider, once it listens."""
+    """Starts oidc-provider; yields it once it listens."""
     port = free_port()
     process = await asyncio.create_subprocess_exec(
         *(NODE, ROOT / "tests/interop/provider.mjs", str(port), resource),
@@ -66,10 +66,10 @@ async def provider(resource: str) -> AsyncIterator[Provider]:
 
 
 class Walk:
-    """The steps of all clients, one after the other, and what failed.
+    """The steps that all clients take, and their failures.
 
     Parameters:
-        clients: the clients that are connected, by name.
+        clients: the connected clients, by name.
     """
 
     def __init__(self, clients: dict[str, Connected]) -> None:
@@ -78,7 +78,7 @@ class Walk:
         self.failures: list[str] = []
 
     async def step(self, column: str, *behaviours: str) -> None:
-        """Has every client do something at the same time."""
+        """Runs behaviours on all clients at the same time."""
 
         async def show(name: str) -> None:
             for behaviour in behaviours:
@@ -91,7 +91,7 @@ class Walk:
             await asyncio.gather(*map(show, self._clients))
 
     def require(self, fact: str, holds: bool) -> None:
-        """Notes a fact that does not hold."""
+        """Records a failure if the fact does not hold."""
         if not holds:
             self.failures.append(fact)
 
@@ -103,7 +103,7 @@ class Walk:
 
 
 async def measure(kinds: tuple[Kind, ...]) -> Walk:
-    """Walks the clients through sign-in, expiry, a change of keys and an absence of the provider."""
+    """Tests the clients during sign-in, expiry of tokens, a change of keys and an outage of the provider."""
     gateway = Gateway(ROOT / "tests/server.mjs")
     await asyncio.to_thread(gateway.start)
     port = free_port()
@@ -133,37 +133,38 @@ async def measure(kinds: tuple[Kind, ...]) -> Walk:
 async def _walk(walk: Walk, idp: Provider, served: Bridge, metrics_port: int, clients: int) -> None:
     await walk.step("signs in", "connect")
     await walk.step("lists and calls", "list", "call", "progress")
-    first = await idp.told("counts")
+    first = await idp.send("counts")
     walk.require(f"each registers once and signs in: {first}", first["registrations"] == clients <= first["codes"])
     await asyncio.sleep(TOKEN_SECONDS)
     await walk.step("token expires in the session", "call")
-    # As many callers as each client is good for, twice; what was signed before stays good.
+    # Each client makes 20 calls at once, twice. Tokens that are signed with the previous key stay valid.
     await asyncio.gather(
-        walk.step("key changes under callers", "20 at once", "20 at once"), asyncio.create_task(idp.told("two keys"))
+        walk.step("key changes under callers", "20 at once", "20 at once"), asyncio.create_task(idp.send("two keys"))
     )
-    # Before it expires: a client whose stream ends with the token renews it by itself, and that one has to last.
-    await idp.told("long")
+    # Sent before the token expires: a client whose stream ends with the token renews it at once, and the new token must
+    # stay valid until the last step.
+    await idp.send("long")
     await asyncio.sleep(TOKEN_SECONDS)
     await walk.step("token of the new key", "call", "20 at once")
-    last = await idp.told("away")
+    last = await idp.send("away")
     known = await _sample(served, metrics_port, "oauth_keys")
     walk.require(f"the bridge knows both keys: {known}", known == 2)
     renewals = last["refreshes"] + last["codes"] - first["refreshes"] - first["codes"]
     walk.require(f"each renews its token twice: {first}, {last}", renewals >= 2 * clients)
-    # A client that meets a 401 before it knows of the expiry may have its user sign in again; a refresh is the rule.
+    # A client that gets a 401 before it expects the expiry may sign its user in again; normally it refreshes the token.
     walk.require(f"tokens are refreshed: {last}", last["refreshes"] >= clients)
     await walk.step("provider away", "call", "20 at once")
 
 
 async def _sample(served: Bridge, port: int, name: str) -> float:
-    """A sample that the bridge's metrics show; 0 if they do not."""
+    """Returns a sample of the bridge's metrics; 0 if there is none."""
     async with served.http.get(f"http://127.0.0.1:{port}/metrics") as response:
         lines = (await response.text()).splitlines()
     return next((float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"vestige_bridge_{name} ")), 0.0)
 
 
 def main() -> int:
-    """The exit status."""
+    """Runs the test, prints the table, and returns the exit status."""
     parser = argparse.ArgumentParser(prog="make interop")
     parser.add_argument("--all", action="store_true", help="all clients, not one of each language")
     walk = asyncio.run(measure(ALL_THAT_SIGN_IN if parser.parse_args().all else THAT_SIGN_IN))

@@ -1,5 +1,5 @@
-// An identity provider on loopback, oidc-provider, whose user is always there and agrees to everything.
-// usage: node provider.mjs PORT RESOURCE; it does what it is told on standard input, and answers each line with one.
+// An identity provider on loopback (oidc-provider), with one user who is always signed in and consents to everything.
+// usage: node provider.mjs PORT RESOURCE; it reads one order per line from standard input, and answers each with its counts.
 import { createServer } from 'node:http'
 import { generateKeyPairSync } from 'node:crypto'
 import { createInterface } from 'node:readline'
@@ -7,7 +7,7 @@ import Provider, { errors } from 'oidc-provider'
 
 const [port, resource] = process.argv.slice(2)
 const issuer = `http://127.0.0.1:${port}`
-// The bridge takes a token for a minute longer than it says.
+// The bridge accepts a token for one minute after its expiry.
 const LEEWAY_SECONDS = 60
 const SHORT_SECONDS = 8
 const counts = { registrations: 0, sign_ins: 0, codes: 0, refreshes: 0 }
@@ -20,7 +20,7 @@ function key(kid) {
   return { ...privateKey.export({ format: 'jwk' }), kid, use: 'sig', alg: 'RS256' }
 }
 
-// What is registered and granted outlives a provider that other keys take the place of.
+// Registrations and grants are kept when the provider is replaced by one with other keys.
 const kept = new Map()
 class Adapter {
   constructor(model) { this.key = id => `${model}:${id}` }
@@ -43,7 +43,7 @@ const configuration = () => ({
   cookies: { keys: ['interop'] },
   scopes: ['openid', 'offline_access', 'vestige.read', 'vestige.write'],
   pkce: { required: () => true },
-  // A client whose stream and call renew the token at the same moment sends one refresh token twice.
+  // A client whose stream and call renew the token at the same time sends the same refresh token twice.
   rotateRefreshToken: false,
   issueRefreshToken: (ctx, client) => client.grantTypeAllowed('refresh_token'),
   findAccount: (ctx, id) => ({ accountId: id, claims: () => ({ sub: id }) }),

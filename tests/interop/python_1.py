@@ -1,7 +1,7 @@
 """The Python SDK 1.x.
 
-usage: python -m interop.python_1 URL TOKEN, or with the server to start, in JSON, in the place of both; the token
-"sign in" has it get one from the provider that the bridge names
+usage: python -m interop.python_1 URL TOKEN, or SERVER: the server to start, as JSON. If TOKEN is "sign in", the client
+gets a token from the provider that the bridge names.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Client:
         return text
 
     async def cancel(self, tool: str, arguments: dict[str, object]) -> None:
-        # This SDK has no call that cancels a request; its users send the notification themselves.
+        # This SDK has no method that cancels a request; its users send the notification themselves.
         started = asyncio.Event()
         request_id = self._session._request_id
         running = asyncio.create_task(self.call(tool, arguments, lambda _: started.set()))

@@ -1,7 +1,7 @@
-"""The Python SDK 2.x, in the era that it finds or in the one that it is told.
+"""The Python SDK 2.x, in the era ERA, or in the one that it negotiates.
 
-usage: python -m interop.python_2 URL TOKEN [ERA], or with the server to start, in JSON, in the place of all; the token
-"sign in" has it get one from the provider that the bridge names
+usage: python -m interop.python_2 URL TOKEN [ERA], or SERVER: the server to start, as JSON. If TOKEN is "sign in", the
+client gets a token from the provider that the bridge names.
 """
 
 from __future__ import annotations

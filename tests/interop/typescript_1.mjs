@@ -1,5 +1,5 @@
-// The TypeScript SDK 1.x. usage: node typescript_1.mjs URL TOKEN PACKAGE, or with the server to start, in JSON, as URL
-// The token "sign in" has it get one from the provider that the bridge names.
+// The TypeScript SDK 1.x. usage: node typescript_1.mjs URL TOKEN PACKAGE; instead of URL, the server to start, as JSON.
+// If TOKEN is "sign in", the client gets a token from the provider that the bridge names.
 import { Consent, SIGN_IN, signIn } from './consent.mjs'
 import { drive } from './driver.mjs'
 

@@ -1,6 +1,6 @@
-// The TypeScript client 2.x, in the era that it finds or in the one that it is told.
-// usage: node typescript_2.mjs URL TOKEN PACKAGE [ERA], or with the server to start, in JSON, as URL
-// The token "sign in" has it get one from the provider that the bridge names.
+// The TypeScript client 2.x, in the era ERA, or in the one that it negotiates.
+// usage: node typescript_2.mjs URL TOKEN PACKAGE [ERA]; instead of URL, the server to start, as JSON.
+// If TOKEN is "sign in", the client gets a token from the provider that the bridge names.
 import { Consent, SIGN_IN, signIn } from './consent.mjs'
 import { drive } from './driver.mjs'
 

@@ -1,4 +1,4 @@
-// The Go SDK, put through behaviours as it is told on standard input; see driver.py.
+// Runs behaviours, whose names it reads from standard input, on the Go SDK's client; see driver.py.
 // usage: interop URL TOKEN
 package main
 
