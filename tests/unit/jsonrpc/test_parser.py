@@ -535,7 +535,7 @@ def test_an_object_with_too_many_members_is_rejected(level: str) -> None:
         parse_message('{"jsonrpc":"2.0","id":{},"method":"ping",%s}' % (level % members))
 
 
-@pytest.mark.parametrize("space", ["", " "], ids=["at a glance", "walked through"])
+@pytest.mark.parametrize("space", ["", " "], ids=["fast parser", "full parser"])
 @pytest.mark.parametrize(
     "members",
     [
