@@ -272,7 +272,7 @@ def test_a_route_satisfies_the_schema_of_the_gateway_api(
     assert wrong == {"spec.rules.0", "spec.hostnames.0"}
 
 
-def test_no_token_refuses_with_the_ways_out() -> None:
+def test_a_missing_token_is_rejected_with_the_remedies() -> None:
     sentence = refusal()
     assert all(way in sentence for way in ("set auth.token to", "auth.tokens to", "auth.existingSecret to"))
 
@@ -303,7 +303,7 @@ def test_an_existing_secret_is_used_with_its_key_and_none_is_created() -> None:
 
 
 @pytest.mark.parametrize("arguments", [["--set-string", f"auth.token={TOKEN}"], [*TOKENS]], ids=["token", "tokens"])
-def test_the_token_appears_nowhere_but_in_the_secret(arguments: list[str]) -> None:
+def test_the_token_appears_only_in_the_secret(arguments: list[str]) -> None:
     objects = render(*arguments, token=None)
     del objects["Secret"]
     text = json.dumps(objects)
@@ -617,7 +617,7 @@ def test_the_bridge_keeps_its_session_where_a_restart_of_the_container_finds_it(
     assert "state" not in [mount["name"] for mount in vestige["volumeMounts"]]
 
 
-def test_the_network_policy_lets_port_8000_in_and_nothing_else(default: dict[str, Manifest]) -> None:
+def test_the_network_policy_allows_only_port_8000(default: dict[str, Manifest]) -> None:
     policy = default["NetworkPolicy"]["spec"]
     assert policy["policyTypes"] == ["Ingress"]
     assert policy["ingress"] == [{"ports": [{"protocol": "TCP", "port": 8000}]}]
@@ -631,7 +631,7 @@ def test_a_narrowed_network_policy_still_lets_the_test_pod_in() -> None:
     assert test["podSelector"]["matchLabels"].items() <= objects["Pod"]["metadata"]["labels"].items()
 
 
-def test_metrics_are_closed_until_they_are_asked_for(default: dict[str, Manifest]) -> None:
+def test_metrics_are_disabled_by_default(default: dict[str, Manifest]) -> None:
     assert "9464" not in json.dumps(default)
     assert not {"PodMonitor", "PrometheusRule", "ConfigMap"} & default.keys()
 
@@ -646,7 +646,7 @@ def test_metrics_open_their_port_in_the_pod_the_service_and_the_network_policy()
     assert not {"PodMonitor", "PrometheusRule", "ConfigMap"} & objects.keys()
 
 
-def test_who_may_scrape_is_another_list_than_who_may_call() -> None:
+def test_the_metrics_port_has_its_own_list_of_allowed_sources() -> None:
     objects = render(
         "--set", "metrics.enabled=true,metrics.from[0].namespaceSelector.matchLabels.team=watch",
         "--set", "networkPolicy.from[0].namespaceSelector.matchLabels.team=agents",
@@ -819,7 +819,7 @@ def test_enabled_backups_run_in_a_hardened_container_of_vestiges_image(
         assert objects[kind] == default[kind]
 
 
-def test_an_upload_is_a_container_of_ones_own_image_that_sees_the_volume_and_cannot_change_it() -> None:
+def test_an_upload_runs_in_the_configured_image_with_the_volume_read_only() -> None:
     backup, upload = backup_containers(*UPLOAD, "--set", "backup.upload.timeoutSeconds=60",
                                        "--set", "backup.upload.env[0].name=AWS_REGION",
                                        "--set", "backup.upload.env[0].value=us-west-2",

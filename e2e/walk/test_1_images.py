@@ -18,12 +18,12 @@ def refused_build(tool: str, build_flags: str, url: str, sha256: str) -> str:
     return sentence
 
 
-def test_a_wrong_checksum_ends_the_build(release: Release, images: Images, tool: str, build_flags: str) -> None:
+def test_a_wrong_checksum_fails_the_build(release: Release, images: Images, tool: str, build_flags: str) -> None:
     sentence = refused_build(tool, build_flags, release.url, "0" * 64)
     assert "SHA-256 mismatch" in sentence and release.sha256 in sentence
 
 
-def test_an_empty_checksum_ends_the_build(release: Release, images: Images, tool: str, build_flags: str) -> None:
+def test_an_empty_checksum_fails_the_build(release: Release, images: Images, tool: str, build_flags: str) -> None:
     assert "VESTIGE_SHA256 is empty" in refused_build(tool, build_flags, release.url, "")
 
 
@@ -33,13 +33,13 @@ def test_the_known_checksum_does_not_match_another_file(
     assert "SHA-256 mismatch" in refused_build(tool, build_flags, release.url, "known")
 
 
-def test_a_truncated_download_ends_the_build(release: Release, images: Images, tool: str, build_flags: str) -> None:
+def test_a_truncated_download_fails_the_build(release: Release, images: Images, tool: str, build_flags: str) -> None:
     url = f"{release.url}/truncated"
     assert "failed or ended early" in refused_build(tool, build_flags, url, release.sha256)
 
 
 @pytest.mark.parametrize("which", ["vestige", "bridge"])
-def test_an_image_runs_as_nobody_in_particular(which: str, images: Images, tool: str) -> None:
+def test_an_image_runs_as_an_unprivileged_user(which: str, images: Images, tool: str) -> None:
     name = f"{getattr(images, which)}:{images.tag}"
     [image] = json.loads(run(tool, "inspect", "--type", "image", name).stdout)
     config = image["Config"]
@@ -49,7 +49,7 @@ def test_an_image_runs_as_nobody_in_particular(which: str, images: Images, tool:
     saw(f"{name}: user {config['User']}, entry point {config['Entrypoint']}")
 
 
-def test_the_bridges_image_holds_what_is_pinned_and_nothing_else(images: Images, tool: str) -> None:
+def test_the_bridges_image_contains_only_the_pinned_packages_and_the_bridge(images: Images, tool: str) -> None:
     code = (
         "from importlib.metadata import distributions as d; print(*(f'{i.name}=={i.version}' for i in d()), sep='\\n')"
     )

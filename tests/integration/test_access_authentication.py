@@ -54,7 +54,7 @@ async def test_two_authorization_headers_answer_401_although_one_is_right(script
 
 
 @pytest.mark.parametrize("value", [b"Bearer \xff\xfe", "Bearer tökén".encode(), "Bearer \uff54".encode()])
-async def test_bytes_beyond_ascii_in_the_header_answer_401(scripted: Bridge, value: bytes) -> None:
+async def test_non_ascii_bytes_in_the_authorization_header_answer_401(scripted: Bridge, value: bytes) -> None:
     host, port = scripted.origin.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(
@@ -72,7 +72,7 @@ async def test_bytes_beyond_ascii_in_the_header_answer_401(scripted: Bridge, val
     "path",
     ["/mcp", "/mcp/", "/mcp%0A", "/mcp/%0a", "/%6dcp", "/mcp?x=/livez", "/mcp#/livez", "http://x/mcp", "/./mcp"],
 )
-async def test_no_spelling_of_the_path_and_no_method_leads_round_authentication(
+async def test_no_path_spelling_or_method_bypasses_authentication(
     scripted: Bridge, upstream: ScriptedUpstream, path: str, method: str
 ) -> None:
     await until(scripted.ready)
@@ -104,7 +104,7 @@ async def test_a_configured_token_that_ends_in_a_newline_works(upstream: Scripte
 
 
 @pytest.mark.parametrize("token", ["", "  \n"])
-async def test_without_configuration_everything_but_livez_answers_500_with_the_sentence(
+async def test_without_authentication_settings_everything_except_livez_answers_500(
     upstream: ScriptedUpstream, caplog: pytest.LogCaptureFixture, token: str
 ) -> None:
     async with bridge(upstream.url, VESTIGE_AUTH_TOKEN=token) as served:
@@ -129,7 +129,7 @@ async def test_anonymous_access_is_open_and_logged_as_a_warning(
 
 
 @pytest.mark.parametrize(("token", "warned"), [("secret-of-15-ch", True), ("secret-of-16-chr", False)])
-async def test_a_token_that_can_be_guessed_is_a_warning_that_does_not_show_it(
+async def test_a_short_token_is_logged_as_a_warning_without_showing_it(
     upstream: ScriptedUpstream, caplog: pytest.LogCaptureFixture, token: str, warned: bool
 ) -> None:
     async with bridge(upstream.url, VESTIGE_AUTH_TOKEN=token):
@@ -147,7 +147,7 @@ async def test_a_token_together_with_anonymous_access_is_one_line_at_the_start()
     assert "VESTIGE_ALLOW_ANONYMOUS" in log
 
 
-async def test_the_clients_token_and_principal_never_travel_upstream(
+async def test_a_clients_token_and_principal_header_are_not_forwarded(
     scripted: Bridge, upstream: ScriptedUpstream
 ) -> None:
     await scripted.post(PING, {"X-Vestige-Principal": "root", "X-Agent-Id": "agent-7"})
@@ -176,7 +176,7 @@ async def test_a_foreign_origin_answers_403(scripted: Bridge, origin: str) -> No
     assert "Access-Control-Allow-Origin" not in answer.headers
 
 
-async def test_a_loopback_origin_is_no_use_to_a_rebound_host(scripted: Bridge) -> None:
+async def test_a_loopback_origin_with_another_host_answers_403(scripted: Bridge) -> None:
     assert (await scripted.post(PING, {"Origin": "http://localhost:3000"})).status == 200
     assert (await scripted.post(PING, {"Origin": "http://localhost:3000", "Host": "evil.example"})).status == 403
 

@@ -60,7 +60,7 @@ def is_a_limit(message: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("accept", [{}, SSE], ids=["json", "sse"])
 @pytest.mark.parametrize("era", SINGLE)
-async def test_more_calls_a_minute_than_the_rate_are_429_and_nothing_else_is(
+async def test_only_calls_over_the_rate_answer_429(
     upstream: ScriptedUpstream, tmp_path: Path, era: str, accept: dict[str, str]
 ) -> None:
     async with limited(upstream, tmp_path, "rate = 2", SESSION_MODE=mode_of(era)) as (served, free):
@@ -85,7 +85,7 @@ async def test_more_calls_a_minute_than_the_rate_are_429_and_nothing_else_is(
 
 
 @pytest.mark.parametrize("era", BATCHES)
-async def test_in_a_batch_each_call_counts_and_those_too_many_get_the_error(
+async def test_each_call_of_a_batch_counts_for_the_rate_and_those_over_it_get_the_error(
     upstream: ScriptedUpstream, tmp_path: Path, era: str
 ) -> None:
     async with limited(upstream, tmp_path, "rate = 2", SESSION_MODE=mode_of(era)) as (served, _):
@@ -100,7 +100,7 @@ async def test_in_a_batch_each_call_counts_and_those_too_many_get_the_error(
 
 
 @pytest.mark.parametrize("era", SINGLE)
-async def test_more_requests_in_flight_than_allowed_are_429_and_others_are_not_concerned(
+async def test_requests_over_max_in_flight_answer_429_and_other_principals_are_unaffected(
     upstream: ScriptedUpstream, tmp_path: Path, era: str
 ) -> None:
     hanging = Hanging(upstream)
@@ -204,7 +204,7 @@ class Clock:
         ("per-client", listen_in_a_session),
     ],
 )
-async def test_a_token_expires_by_itself_and_open_streams_with_it(
+async def test_an_expired_token_is_rejected_and_open_streams_are_closed(
     upstream: ScriptedUpstream,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -320,14 +320,14 @@ async def test_a_start_with_an_invalid_file_is_a_sentence_and_exit_status_2(tmp_
             group.create_task(starts(kind, content, why))
 
 
-PLACES = ("access/", "endpoint/", "session/dispatcher.py", "session/window.py", "session/exchange.py")
+MODULES = ("access/", "endpoint/", "session/dispatcher.py", "session/window.py", "session/exchange.py")
 """The modules whose code depends on principals."""
 
 
 def instructions(kind: str) -> Callable[[FrameType, str, object], Any]:
     """Returns a trace function that counts the bytecode instructions of these modules under a name."""
     package = str(Path(vestige_bridge.__file__).parent)
-    places = tuple(f"{package}/{place}" for place in PLACES)
+    modules = tuple(f"{package}/{module}" for module in MODULES)
 
     def count(frame: FrameType, event: str, _: object) -> Any:
         if event == "opcode":
@@ -335,7 +335,7 @@ def instructions(kind: str) -> Callable[[FrameType, str, object], Any]:
         return count
 
     def enter(frame: FrameType, event: str, _: object) -> Any:
-        if not frame.f_code.co_filename.startswith(places):
+        if not frame.f_code.co_filename.startswith(modules):
             return None
         frame.f_trace_opcodes = True
         frame.f_trace_lines = False

@@ -220,7 +220,7 @@ ATTACKS: dict[str, tuple[str, Callable[[IdentityProvider], str]]] = {
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-async def test_a_token_that_is_not_for_us_or_not_signed_answers_401(
+async def test_an_invalid_oauth_token_answers_401_with_a_challenge(
     protected: Bridge, provider: IdentityProvider, upstream: ScriptedUpstream, attack: str
 ) -> None:
     reason, make = ATTACKS[attack]
@@ -238,7 +238,7 @@ async def test_a_token_that_is_not_for_us_or_not_signed_answers_401(
     assert await status(protected, provider.token()) == 200
 
 
-async def test_unknown_keys_by_the_thousand_ask_the_provider_once_in_ten_seconds(
+async def test_a_thousand_unknown_keys_cause_at_most_one_fetch_in_ten_seconds(
     protected: Bridge, provider: IdentityProvider
 ) -> None:
     asked = len(provider.asked)
@@ -250,7 +250,7 @@ async def test_unknown_keys_by_the_thousand_ask_the_provider_once_in_ten_seconds
     assert await status(protected, provider.token()) == 200
 
 
-async def test_a_token_that_is_a_name_or_a_token_of_the_file_gets_nobodys_rights(
+async def test_an_oauth_token_or_subject_never_gets_the_permissions_of_a_token_file_entry(
     upstream: ScriptedUpstream, provider: IdentityProvider, tmp_path: Path
 ) -> None:
     file = tmp_path / "tokens.toml"
@@ -287,7 +287,7 @@ async def test_tokens_of_the_file_and_of_the_provider_are_both_accepted(
 
 
 @pytest.mark.parametrize("name", ["tokens", "tokens.toml"])
-async def test_a_token_file_with_a_jwt_ends_the_start_and_the_sentence_does_not_show_it(
+async def test_a_token_file_with_a_jwt_fails_the_start_without_showing_the_token(
     provider: IdentityProvider, tmp_path: Path, name: str
 ) -> None:
     jwt = provider.token()
@@ -361,7 +361,7 @@ async def test_a_token_that_has_every_scope_is_refused_without_a_challenge(
     assert "WWW-Authenticate" not in refused.headers
 
 
-async def test_scopes_of_tools_show_and_call_those_alone(
+async def test_scopes_determine_which_tools_are_listed_and_callable(
     upstream: ScriptedUpstream, provider: IdentityProvider
 ) -> None:
     async with oauth_bridge(upstream, provider, OAUTH_SCOPES="a=tools:read;b=tools:s*;c=read-only;d=all") as served:
@@ -382,7 +382,7 @@ async def test_scopes_of_tools_show_and_call_those_alone(
     }
 
 
-async def test_a_session_belongs_to_issuer_and_subject_whatever_token_they_show(
+async def test_a_session_belongs_to_issuer_and_subject_and_not_to_one_token(
     upstream: ScriptedUpstream, provider: IdentityProvider
 ) -> None:
     async with oauth_bridge(upstream, provider, SESSION_MODE="per-client") as served:
@@ -397,7 +397,7 @@ async def test_a_session_belongs_to_issuer_and_subject_whatever_token_they_show(
     ("mode", "listen"),
     [("shared", listen_in_a_session), ("shared", listen_without_a_session), ("per-client", listen_in_a_session)],
 )
-async def test_a_stream_ends_with_the_token_that_opened_it_and_no_other_does(
+async def test_an_expired_oauth_token_ends_only_the_streams_that_it_opened(
     upstream: ScriptedUpstream,
     provider: IdentityProvider,
     mode: str,
@@ -438,7 +438,7 @@ async def test_a_call_in_flight_outlives_its_token(upstream: ScriptedUpstream, p
 
 
 @pytest.mark.usefixtures("impatient")
-async def test_a_key_that_is_taken_back_ends_its_tokens_and_their_streams(
+async def test_a_removed_signing_key_invalidates_its_tokens_and_closes_their_streams(
     protected: Bridge, provider: IdentityProvider
 ) -> None:
     old = provider.token()
@@ -453,7 +453,7 @@ async def test_a_key_that_is_taken_back_ends_its_tokens_and_their_streams(
 
 
 @pytest.mark.usefixtures("impatient")
-async def test_while_the_provider_is_away_known_keys_verify_and_unknown_ones_are_401(
+async def test_without_the_provider_known_keys_verify_and_unknown_ones_answer_401(
     protected: Bridge, provider: IdentityProvider
 ) -> None:
     provider.away = 503
@@ -495,7 +495,7 @@ async def test_without_any_key_the_bridge_starts_and_answers_503_until_it_has_on
 
 
 @pytest.mark.parametrize("fault", ["redirect", "too long", "slow", "no keys", "http elsewhere"])
-async def test_a_provider_that_answers_something_else_gives_no_keys(
+async def test_an_invalid_or_slow_provider_response_gives_no_keys(
     upstream: ScriptedUpstream, provider: IdentityProvider, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if fault == "redirect":
@@ -514,7 +514,7 @@ async def test_a_provider_that_answers_something_else_gives_no_keys(
     assert fault != "redirect" or "/jwks" not in provider.asked
 
 
-async def test_a_provider_whose_certificate_nobody_vouches_for_is_not_believed(
+async def test_a_provider_with_an_untrusted_certificate_gives_no_keys(
     upstream: ScriptedUpstream, provider: IdentityProvider, tmp_path: Path
 ) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -105,7 +105,7 @@ async def test_no_spelling_of_a_write_runs_on_the_shared_session(
         assert await written(reader)
 
 
-async def test_no_spelling_of_a_write_runs_on_a_session_of_its_own(features_gateway: Gateway, tmp_path: Path) -> None:
+async def test_no_spelling_of_a_write_runs_in_per_client_mode(features_gateway: Gateway, tmp_path: Path) -> None:
     async with guarded(features_gateway.url, tmp_path, SESSION_MODE="per-client") as (_, reader):
         opened = await reader.post(INITIALIZE, SSE)
         session = {"Mcp-Session-Id": opened.headers["Mcp-Session-Id"], "MCP-Protocol-Version": "2025-11-25"}
@@ -123,7 +123,7 @@ async def test_no_spelling_of_a_write_runs_on_a_session_of_its_own(features_gate
         assert (await reader.ask("DELETE", "/mcp", b"", reader.request_headers(session))).status == 204
 
 
-async def test_a_modern_write_is_refused_whatever_its_headers_say(features_gateway: Gateway, tmp_path: Path) -> None:
+async def test_a_modern_write_is_rejected_with_any_headers(features_gateway: Gateway, tmp_path: Path) -> None:
     async with guarded(features_gateway.url, tmp_path) as (writer, reader):
         body, headers = modern(WRITE)
         for lies in ({}, {"Mcp-Name": "waits"}, {"Mcp-Method": "tools/list"}, {"MCP-Protocol-Version": "2025-11-25"}):
@@ -136,7 +136,7 @@ async def test_a_modern_write_is_refused_whatever_its_headers_say(features_gatew
         assert (await writer.post(*modern(WRITE))).text == "written"
 
 
-async def test_in_a_batch_the_refused_member_alone_gets_the_error(features_gateway: Gateway, tmp_path: Path) -> None:
+async def test_only_the_rejected_members_of_a_batch_get_the_error(features_gateway: Gateway, tmp_path: Path) -> None:
     async with guarded(features_gateway.url, tmp_path) as (_, reader):
         unknown = {"jsonrpc": "2.0", "method": "notifications/write"}
         batch = [{"jsonrpc": "2.0", "id": 1, "method": "ping"}, WRITE, call_body("waits", id=3), unknown]
@@ -185,7 +185,7 @@ async def test_read_only_requests_are_served(
         assert (await reader.ask("DELETE", "/mcp", b"", reader.request_headers(session))).status == 204
 
 
-async def test_an_idempotent_tool_is_still_a_change(upstream: ScriptedUpstream, tmp_path: Path) -> None:
+async def test_an_idempotent_tool_is_rejected_for_a_read_only_token(upstream: ScriptedUpstream, tmp_path: Path) -> None:
     async with guarded(upstream.url, tmp_path) as (writer, reader):
         assert (await reader.call("read")).status == 200
         for tool in ("set", "write", "unknown", ""):
@@ -195,7 +195,7 @@ async def test_an_idempotent_tool_is_still_a_change(upstream: ScriptedUpstream, 
     assert called == ["read", "set"]
 
 
-async def test_a_tool_that_ceases_to_be_read_only_is_refused_from_the_next_list_on(
+async def test_a_tool_that_is_no_longer_read_only_is_rejected_after_the_next_list(
     upstream: ScriptedUpstream, tmp_path: Path
 ) -> None:
     async with guarded(upstream.url, tmp_path) as (writer, reader):
@@ -220,7 +220,7 @@ async def test_a_tool_that_ceases_to_be_read_only_is_refused_from_the_next_list_
         await until(refuses)
 
 
-async def test_a_renewed_session_with_other_tools_decides_before_the_replay(
+async def test_a_call_is_rejected_before_its_replay_if_the_renewed_session_lacks_the_tool(
     upstream: ScriptedUpstream, tmp_path: Path
 ) -> None:
     async with guarded(upstream.url, tmp_path) as (_, reader):

@@ -203,7 +203,7 @@ def cases(era: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
 
 
 @pytest.mark.parametrize("era", ERAS)
-async def test_each_principal_may_do_what_its_entry_says_and_nothing_else(
+async def test_each_principal_has_exactly_the_permissions_of_its_entry(
     upstream: ScriptedUpstream, tmp_path: Path, era: str
 ) -> None:
     wrong: list[tuple[object, ...]] = []
@@ -255,7 +255,7 @@ def in_parts(things: Iterable[Any], count: int) -> Iterator[list[Any]]:
 
 @pytest.mark.parametrize("era", ERAS)
 @pytest.mark.parametrize("name", ["anybody", "both", "listed", "least"])
-async def test_what_two_readers_could_read_as_two_messages_reaches_upstream_for_nobody(
+async def test_a_message_that_parsers_read_differently_never_reaches_upstream(
     upstream: ScriptedUpstream, tmp_path: Path, era: str, name: str
 ) -> None:
     async with guarded(upstream, tmp_path, SESSION_MODE=mode_of(era)) as principals:
@@ -272,7 +272,9 @@ async def test_what_two_readers_could_read_as_two_messages_reaches_upstream_for_
     assert not any(b"ambiguous" in received.body for received in upstream.received)
 
 
-async def test_no_header_of_a_modern_client_speaks_for_its_body(upstream: ScriptedUpstream, tmp_path: Path) -> None:
+async def test_the_body_of_a_modern_request_decides_the_permissions_and_not_its_headers(
+    upstream: ScriptedUpstream, tmp_path: Path
+) -> None:
     async with guarded(upstream, tmp_path) as principals:
         body, headers = modern(call_body("hidden", id="w"))
         lies: list[dict[str, str]] = [
@@ -293,7 +295,9 @@ def refused(answer: Answer, id: Any = "w") -> None:
 
 
 @pytest.mark.parametrize("mode", ["shared", "per-client"])
-async def test_a_call_without_an_id_runs_for_nobody(upstream: ScriptedUpstream, tmp_path: Path, mode: str) -> None:
+async def test_a_tool_call_without_an_id_is_rejected_for_every_principal(
+    upstream: ScriptedUpstream, tmp_path: Path, mode: str
+) -> None:
     call = {"jsonrpc": "2.0", "method": "tools/call", "params": {"name": "write", "arguments": {}}}
     async with guarded(upstream, tmp_path, SESSION_MODE=mode) as principals:
         for name, served in principals.items():
@@ -323,7 +327,7 @@ async def pages(received: Received) -> web.StreamResponse:
 
 @pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize("era", ERAS)
-async def test_a_list_of_tools_shows_only_those_that_its_reader_may_call(
+async def test_a_list_of_tools_contains_only_the_tools_of_the_allow_list(
     upstream: ScriptedUpstream, tmp_path: Path, era: str, streamed: bool
 ) -> None:
     upstream.on("tools/list", pages)
@@ -372,7 +376,7 @@ async def test_a_list_without_hidden_tools_is_unchanged(upstream: ScriptedUpstre
             assert answer.body.decode() == f'{{"jsonrpc":"2.0","id":7,"result":{PAGES[None]}}}'
 
 
-async def test_a_list_that_cannot_be_cut_is_shown_to_nobody_with_an_allow_list(
+async def test_a_list_that_cannot_be_filtered_answers_502_to_a_token_with_an_allow_list(
     upstream: ScriptedUpstream, tmp_path: Path
 ) -> None:
     async with guarded(upstream, tmp_path) as principals:
@@ -390,7 +394,9 @@ async def test_a_list_that_cannot_be_cut_is_shown_to_nobody_with_an_allow_list(
         assert b"hidden" in (await principals["anybody"].post(body)).body
 
 
-async def test_a_late_list_of_tools_is_no_answer_to_another_request(upstream: ScriptedUpstream, tmp_path: Path) -> None:
+async def test_a_late_list_of_tools_does_not_answer_another_request_with_the_same_id(
+    upstream: ScriptedUpstream, tmp_path: Path
+) -> None:
     asked, called, told, late = asyncio.Event(), asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     async def hangs(received: Received) -> web.StreamResponse:
@@ -436,7 +442,7 @@ async def test_a_late_list_of_tools_is_no_answer_to_another_request(upstream: Sc
     assert answer.text
 
 
-async def test_a_list_of_tools_that_is_the_result_of_a_task_is_cut(upstream: ScriptedUpstream, tmp_path: Path) -> None:
+async def test_a_list_of_tools_in_the_result_of_a_task_is_filtered(upstream: ScriptedUpstream, tmp_path: Path) -> None:
     async def result(received: Received) -> web.StreamResponse:
         return received.result({"tools": TOOLS})
 
@@ -453,7 +459,7 @@ async def test_a_list_of_tools_that_is_the_result_of_a_task_is_cut(upstream: Scr
 
 
 @pytest.mark.parametrize("era", ["plain", "modern", "batch"])
-async def test_a_renewal_that_brings_other_tools_decides_anew(
+async def test_permissions_are_checked_again_after_a_renewal_with_other_tools(
     upstream: ScriptedUpstream, tmp_path: Path, era: str
 ) -> None:
     async with guarded(upstream, tmp_path) as principals:
@@ -482,7 +488,7 @@ async def test_a_renewal_that_brings_other_tools_decides_anew(
     assert called == ["read", "read", "write"]
 
 
-async def test_requests_that_wait_while_a_session_is_renewed_are_judged_by_its_tools(
+async def test_requests_that_wait_for_a_renewal_are_checked_against_the_new_tools(
     upstream: ScriptedUpstream, tmp_path: Path
 ) -> None:
     release = asyncio.Event()

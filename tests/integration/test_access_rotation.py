@@ -169,7 +169,7 @@ BAD_FILES = {
 
 @pytest.mark.parametrize(("name", "spell"), [("tokens", as_lines), ("tokens.toml", as_entries)])
 @pytest.mark.parametrize("write", [in_place, by_rename, by_symlink])
-async def test_no_valid_token_is_refused_and_no_removed_one_gets_in(
+async def test_valid_tokens_are_accepted_and_removed_tokens_rejected_during_rotation(
     shared_gateway: Gateway,
     tmp_path: Path,
     write: Callable[[Path, str], None],

@@ -241,7 +241,7 @@ async def test_arguments_come_as_words_as_json_or_on_standard_input(
         (["typed", "count=1", "--json", "{}"], "Give the arguments either as key=value or by --json, not both."),
     ],
 )
-async def test_a_call_that_cannot_be_meant_is_one_sentence_and_nothing_is_sent(
+async def test_an_invalid_tool_or_argument_prints_one_error_line_and_sends_no_call(
     upstream: ScriptedUpstream, scripted: Bridge, words: list[str], sentence: str
 ) -> None:
     async def list_tools(received: Received) -> Any:

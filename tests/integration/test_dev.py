@@ -348,7 +348,7 @@ def test_a_missing_prerequisite_is_one_sentence_that_names_the_package(
 
 
 @pytest.mark.parametrize("host", ["localhost", "192.0.2.1"])
-def test_the_gateway_ends_when_it_cannot_listen_where_it_was_told(host: str) -> None:
+def test_the_gateway_exits_if_it_cannot_listen_on_the_configured_host(host: str) -> None:
     gateway = ROOT / "docker/gateway"
     done = subprocess.run(
         [

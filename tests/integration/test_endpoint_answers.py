@@ -162,7 +162,7 @@ async def provoked(
             yield answer, port
 
 
-async def test_no_error_says_what_is_nobodys_business(
+async def test_error_responses_contain_no_secrets_versions_addresses_or_stack_traces(
     upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     seen = set()
@@ -185,7 +185,7 @@ async def test_no_error_says_what_is_nobodys_business(
     assert seen == {(rendering.status, rendering.code) for rendering in RENDERINGS.values()}
 
 
-async def test_a_good_answer_is_kept_by_no_cache_and_guessed_at_by_no_browser(scripted: Bridge) -> None:
+async def test_successful_responses_have_nosniff_and_forbid_caching(scripted: Bridge) -> None:
     answers = [await scripted.post(PING), await scripted.post([PING]), await scripted.post(PING, SSE)]
     answers += [await scripted.get(path) for path in ("/health", "/readyz", "/livez")]
     for answer in answers:
@@ -194,7 +194,7 @@ async def test_a_good_answer_is_kept_by_no_cache_and_guessed_at_by_no_browser(sc
         assert answer.headers["Cache-Control"] in ("no-store", "no-cache")
 
 
-async def test_a_page_learns_nothing_of_an_answer_that_it_may_not_read(scripted: Bridge) -> None:
+async def test_responses_to_a_foreign_origin_have_no_cors_headers(scripted: Bridge) -> None:
     for path in ("/mcp", "/health", "/readyz", "/nothing"):
         answer = await scripted.ask("GET", path, b"", scripted.request_headers({"Origin": "https://evil.example"}))
         assert not [name for name in answer.headers if name.lower().startswith("access-control-")]

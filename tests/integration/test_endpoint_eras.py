@@ -120,7 +120,7 @@ async def test_in_per_client_mode_two_clients_get_their_own_server_requests_conc
 @pytest.mark.parametrize(
     ("tool", "arguments"), [("test_sampling", {"prompt": "x"}), ("test_elicitation", {}), ("roots", {})]
 )
-async def test_shared_mode_refuses_what_the_server_asks_at_once(
+async def test_shared_mode_rejects_server_requests_at_once(
     features: Bridge, tool: str, arguments: dict[str, str]
 ) -> None:
     async with asyncio.timeout(5):

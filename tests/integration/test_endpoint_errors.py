@@ -66,7 +66,7 @@ async def the_session_still_works(scripted: Bridge, upstream: ScriptedUpstream) 
     ],
     ids=lambda value: repr(value[:60]) if isinstance(value, bytes) else None,
 )
-async def test_a_body_that_is_no_message_answers_400(
+async def test_a_body_that_is_not_a_json_rpc_message_answers_400(
     scripted: Bridge, upstream: ScriptedUpstream, body: bytes, code: int
 ) -> None:
     answer = await scripted.post(body)
@@ -171,7 +171,7 @@ async def test_the_endpoint_with_a_slash_is_the_same_and_nothing_redirects(scrip
     ],
     ids=lambda reply: f"{reply.status} {reply.content_type} {reply.text}",
 )
-async def test_an_upstream_that_answers_something_else_is_502(
+async def test_an_invalid_upstream_reply_is_502(
     scripted: Bridge, upstream: ScriptedUpstream, reply: web.Response
 ) -> None:
     async def answer_nonsense(_received: Received) -> web.StreamResponse:

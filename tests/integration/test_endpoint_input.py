@@ -29,7 +29,7 @@ def arguments(body: bytes) -> Any:
 @pytest.mark.parametrize(
     "filling", ["", r"\ud83d\ude00\\\\ud83d", LARGE], ids=["alone", "beside a pair", "in a large body"]
 )
-async def test_half_a_character_is_replaced_on_the_way_upstream(
+async def test_an_unpaired_surrogate_is_replaced_in_requests_to_upstream(
     scripted: Bridge, upstream: ScriptedUpstream, filling: str
 ) -> None:
     body = HALF.replace(b"@", filling.encode())

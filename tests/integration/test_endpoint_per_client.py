@@ -293,7 +293,7 @@ def opening(id: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("accept", [{}, SSE], ids=["json", "sse"])
-async def test_hung_initializes_are_504_and_do_not_close_the_mode(
+async def test_hung_initializes_answer_504_and_a_later_one_succeeds(
     upstream: ScriptedUpstream, hanging: Hanging, accept: dict[str, str]
 ) -> None:
     async with scripted_mode(upstream, MAX_CLIENT_SESSIONS="3", REQUEST_TIMEOUT_SECONDS="0.5") as served:
@@ -457,7 +457,7 @@ async def stream_of_nothing(received: Received) -> web.StreamResponse:
 
 
 @pytest.mark.parametrize("session_id", ["x" * 257, "x" * 4096, "with space ", "caf\u00e9", ""])
-async def test_a_session_id_that_nobody_gave_out_never_leads_to_the_shared_session(
+async def test_a_session_id_that_was_not_issued_answers_404_in_per_client_mode(
     upstream: ScriptedUpstream, session_id: str
 ) -> None:
     async with scripted_mode(upstream) as served:
@@ -491,9 +491,7 @@ async def test_a_long_session_id_of_upstream_works(upstream: ScriptedUpstream) -
 
 
 @pytest.mark.parametrize("status", [401, 403])
-async def test_what_upstream_refuses_the_bridge_never_reaches_the_client_as_its_own_refusal(
-    upstream: ScriptedUpstream, status: int
-) -> None:
+async def test_401_and_403_of_upstream_answer_502_without_a_challenge(upstream: ScriptedUpstream, status: int) -> None:
     async def refuse(received: Received) -> web.StreamResponse:
         headers = {"WWW-Authenticate": 'Bearer resource_metadata="https://example.com"'}
         error = {"jsonrpc": "2.0", "id": None, "error": {"code": -32001, "message": "Unauthorized"}}
@@ -599,7 +597,7 @@ async def test_a_silent_call_gets_heartbeats(upstream: ScriptedUpstream, hanging
             await response.content.readuntil(b": still here\n\n")
 
 
-async def test_the_limit_of_requests_in_flight_counts_them_and_never_what_a_client_answers(
+async def test_the_in_flight_limit_counts_requests_but_not_responses_of_clients(
     upstream: ScriptedUpstream, hanging: Hanging
 ) -> None:
     async with scripted_mode(upstream, MAX_IN_FLIGHT="2") as served:
@@ -623,7 +621,7 @@ async def test_the_limit_of_requests_in_flight_counts_them_and_never_what_a_clie
         await asyncio.gather(*calls)
 
 
-async def test_a_window_of_one_holds_for_the_sessions_of_all(upstream: ScriptedUpstream) -> None:
+async def test_a_window_of_one_slot_is_shared_by_all_sessions(upstream: ScriptedUpstream) -> None:
     overlapping = most = 0
 
     async def count(received: Received) -> web.StreamResponse:

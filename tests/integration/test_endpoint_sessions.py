@@ -66,7 +66,7 @@ async def test_a_session_that_its_client_ended_is_404_and_the_shared_one_stays(
     assert len(upstream.sessions) == 1
 
 
-async def test_what_a_client_says_of_itself_is_taken_and_never_reaches_upstream(
+async def test_client_state_notifications_are_accepted_and_not_forwarded(
     scripted: Bridge, upstream: ScriptedUpstream
 ) -> None:
     for method in ("notifications/initialized", "notifications/roots/list_changed", "notifications/progress"):

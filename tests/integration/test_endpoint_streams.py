@@ -101,7 +101,7 @@ async def test_the_level_rises_again_when_its_last_client_leaves(upstream: Scrip
         await until(lambda: levels(upstream)[5:] == ["emergency"])
 
 
-async def test_upstream_ends_where_clients_want_it_however_fast_they_change_their_minds(
+async def test_fast_changes_of_subscriptions_leave_upstream_in_the_requested_state(
     scripted: Bridge, upstream: ScriptedUpstream
 ) -> None:
     last = "memory://29"
@@ -194,7 +194,7 @@ async def test_an_update_of_a_part_of_a_subscribed_resource_reaches_the_client(f
         await until(lambda: [it["params"]["uri"] for it in ann.heard] == ["test://watched/dir/note.txt"])
 
 
-async def test_a_client_that_lists_at_each_change_does_not_hear_of_its_own_lists(
+async def test_list_changed_notifications_caused_by_200_lists_are_merged(
     scripted: Bridge, upstream: ScriptedUpstream
 ) -> None:
     async def change(received: Received) -> web.StreamResponse:
@@ -211,7 +211,7 @@ async def test_a_client_that_lists_at_each_change_does_not_hear_of_its_own_lists
     assert heard < 100
 
 
-async def test_no_principal_takes_the_room_of_another(
+async def test_one_principal_cannot_use_up_the_subscriptions_of_all(
     upstream: ScriptedUpstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(listeners, "MAX_URIS_OF_PRINCIPAL", 20)
@@ -229,7 +229,7 @@ async def test_no_principal_takes_the_room_of_another(
             assert await ask(served, Client("bob"), "resources/subscribe", uri=f"memory://bob/{number}") == {}
 
 
-async def test_a_plain_poster_takes_from_nobody_what_they_want_to_hear(
+async def test_a_sessionless_client_does_not_change_subscriptions_or_log_levels_of_others(
     scripted: Bridge, upstream: ScriptedUpstream
 ) -> None:
     poster = Client("")

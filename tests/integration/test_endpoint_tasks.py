@@ -53,7 +53,7 @@ async def test_tasks_are_not_offered(served: Bridge) -> None:
     assert "tools" in modern
 
 
-async def test_nobody_makes_lists_reads_or_cancels_a_task(served: Bridge) -> None:
+async def test_tasks_cannot_be_created_listed_read_or_cancelled(served: Bridge) -> None:
     research = {"name": "simulate-research-query", "arguments": {"topic": TOPIC}}
     for asking in (ask, ask_modern):
         made = await asking(served, ANN, "tools/call", **research, task={"ttl": 60_000})
@@ -96,7 +96,7 @@ async def test_no_spelling_of_a_task_reaches_upstream(scripted: Bridge, upstream
 
 
 @pytest.mark.parametrize("params", ['{"task":{},"task":{}}', '{"Task":{}}', '{"TASK":{},"name":"write"}'])
-async def test_a_task_that_two_readers_could_read_differently_is_refused(scripted: Bridge, params: str) -> None:
+async def test_a_repeated_or_differently_cased_task_key_is_rejected(scripted: Bridge, params: str) -> None:
     answer = await scripted.post(f'{{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{params}}}'.encode())
     assert (answer.status, answer.error["code"]) == (400, -32600)
 

@@ -87,7 +87,7 @@ def test_a_new_version_is_written_everywhere_but_into_the_changelog(versioned: P
         assert (versioned / name).read_text().replace("9.8.7", version.version()) == (ROOT / name).read_text()
 
 
-def test_a_file_that_does_not_belong_into_an_archive_is_found_and_so_is_one_that_lacks() -> None:
+def test_unexpected_and_missing_files_of_an_archive_are_found() -> None:
     files = {"bridge/a.py": b"", "bridge/test_a.py": b"", "made/RECORD": b"", ".env": b""}
     found = list(release_check.strangers("it.whl", files, {"bridge/a.py", "bridge/b.py"}, r"made/.*"))
     assert found == [
@@ -154,7 +154,7 @@ async def test_the_command_in_the_registry_entry_reaches_a_bridge(everything: Br
     assert answer["result"]["tools"]
 
 
-def test_without_a_release_no_page_and_no_command_names_a_form_that_needs_one() -> None:
+def test_before_the_first_release_no_page_and_no_command_names_a_published_package() -> None:
     texts = {str(page.relative_to(ROOT)): page.read_text() for page in PAGES}
     texts |= {str(file.relative_to(ROOT)): text for file, text in generate.generated(owner="")}
     texts |= {f"connect {key}": described(client, HOME, owner="") for key, client in BY_KEY.items()}

@@ -79,7 +79,7 @@ def called(body: bytes, *, path: bytes = b"/mcp", token: str = TOKEN) -> bytes:
         GET + b"X: a\x00b\r\n\r\n",
     ],
 )
-async def test_what_is_no_http_is_refused_in_json(scripted: Bridge, sent: bytes) -> None:
+async def test_invalid_http_is_rejected_with_a_json_error(scripted: Bridge, sent: bytes) -> None:
     async with connected(scripted) as (reader, writer):
         writer.write(sent)
         head, error = split(await reader.read())
@@ -90,7 +90,7 @@ async def test_what_is_no_http_is_refused_in_json(scripted: Bridge, sent: bytes)
 
 
 @pytest.mark.parametrize("piece", [b"a" * 8192, b"a\r\nX: " * 1024], ids=["one line", "many lines"])
-async def test_a_head_without_an_end_is_refused_at_its_limit(scripted: Bridge, piece: bytes) -> None:
+async def test_an_endless_request_head_answers_431_at_the_limit(scripted: Bridge, piece: bytes) -> None:
     async with connected(scripted) as (reader, writer):
         reading = asyncio.create_task(reader.read())
         writer.write(GET + b"X: ")
@@ -107,7 +107,7 @@ async def test_a_head_without_an_end_is_refused_at_its_limit(scripted: Bridge, p
 
 @pytest.mark.parametrize("token", [TOKEN, "wrong"])
 @pytest.mark.parametrize("piece", [b"a" * 8192, b"a\r\nX: " * 1024], ids=["one line", "many lines"])
-async def test_trailers_without_an_end_are_cut_off(scripted: Bridge, piece: bytes, token: str) -> None:
+async def test_endless_trailers_are_rejected_at_their_limit(scripted: Bridge, piece: bytes, token: str) -> None:
     async with connected(scripted) as (reader, writer):
         reading = asyncio.create_task(reader.read())
         head = called(b"", token=token).replace(b"Content-Length: 0", b"Transfer-Encoding: chunked")
@@ -121,7 +121,7 @@ async def test_trailers_without_an_end_are_cut_off(scripted: Bridge, piece: byte
         assert reading.result().startswith(b"HTTP/1.1 431 " if token == TOKEN else b"HTTP/1.1 401 ")
 
 
-async def test_a_body_that_goes_on_behind_its_refusal_is_dropped_up_to_a_limit(scripted: Bridge) -> None:
+async def test_the_rest_of_a_rejected_body_is_discarded_up_to_a_limit(scripted: Bridge) -> None:
     async with connected(scripted) as (reader, writer):
         for _ in range(2):
             writer.write(called(b"x" * DISCARD_BYTES, token="wrong"))
@@ -166,7 +166,9 @@ async def test_expect_100_continue_is_answered_only_for_an_accepted_body(scripte
         (GET + b"X: y\r\n" * 200 + b"\r\n", 431),
     ],
 )
-async def test_what_is_not_served_is_refused_by_its_own_status(scripted: Bridge, sent: bytes, status: int) -> None:
+async def test_unsupported_requests_are_rejected_with_specific_statuses(
+    scripted: Bridge, sent: bytes, status: int
+) -> None:
     async with connected(scripted) as (reader, writer):
         writer.write(sent)
         head, error = split(await reader.read())
@@ -188,7 +190,7 @@ async def test_an_http_1_0_client_gets_a_stream_without_chunks(scripted: Bridge)
 
 
 @pytest.mark.parametrize("field", [b"Authorization: Bearer %b" % TOKEN.encode(), b"Content-Type: application/json"])
-async def test_a_field_in_the_trailers_counts_for_nothing(scripted: Bridge, field: bytes) -> None:
+async def test_a_header_field_in_the_trailers_is_ignored(scripted: Bridge, field: bytes) -> None:
     fields = {b"Authorization: Bearer %b" % TOKEN.encode(), b"Content-Type: application/json"} - {field}
     head = b"POST /mcp HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n" + b"".join(it + b"\r\n" for it in fields)
     body = b'{"jsonrpc":"2.0","id":1,"method":"ping"}'
@@ -205,7 +207,7 @@ async def test_a_pipelined_request_is_dropped_and_its_connection_closed_after_th
     assert b"connection: close" in head
 
 
-async def test_a_malformed_request_behind_a_slow_call_takes_nothing_from_its_answer(upstream: ScriptedUpstream) -> None:
+async def test_a_malformed_request_after_a_slow_call_does_not_change_its_response(upstream: ScriptedUpstream) -> None:
     allowed = asyncio.Event()
 
     async def wait(received: Received) -> web.StreamResponse:
@@ -289,7 +291,7 @@ async def test_clients_that_close_when_the_answer_arrives_are_no_error(
         "body after a 401",
     ],
 )
-async def test_a_connection_without_a_request_ends_however_busy_it_looks(
+async def test_a_connection_without_an_authenticated_request_is_closed_despite_single_bytes(
     upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch, first: bytes, drip: bytes
 ) -> None:
     monkeypatch.setattr(http_protocol, "STRANGER_IDLE_SECONDS", 1)
@@ -329,7 +331,7 @@ async def test_a_request_that_takes_longer_than_the_idle_timeout_is_answered(
         assert (await reader.readuntil(b'"id": 1')).startswith(b"HTTP/1.1 200 OK")
 
 
-async def test_bodies_on_their_way_are_bounded_in_number(upstream: ScriptedUpstream) -> None:
+async def test_the_number_of_bodies_being_received_is_limited(upstream: ScriptedUpstream) -> None:
     ping = b'{"jsonrpc":"2.0","id":1,"method":"ping"}'
     async with bridge(upstream.url, MAX_IN_FLIGHT="1") as served, connected(served) as (reader, writer):
         writer.write(called(ping)[:-1])
@@ -368,7 +370,9 @@ SMUGGLED = b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n"
 
 @pytest.mark.parametrize("cut", ["nowhere", "in the end of the head", "behind the head"])
 @pytest.mark.parametrize("offered", [False, True])
-async def test_a_body_that_looks_like_heads_stays_a_body(scripted: Bridge, offered: bool, cut: str) -> None:
+async def test_request_heads_inside_a_body_are_not_parsed_as_requests(
+    scripted: Bridge, offered: bool, cut: str
+) -> None:
     body = b"\r\nupgrade: x" * 200 + b"\r\n\r\n" + SMUGGLED
     head = b"POST /nothing HTTP/1.1\r\nHost: x\r\n" + (b"Connection: upgrade\r\nUpgrade: h2c\r\n" if offered else b"")
     head += b"Content-Length: %d\r\n\r\n" % len(body)
@@ -388,7 +392,7 @@ async def test_a_body_that_looks_like_heads_stays_a_body(scripted: Bridge, offer
     assert re.findall(rb"HTTP/1\.1 (\d+)", answers) == [b"404", b"200"]
 
 
-async def test_garbage_behind_a_stream_is_dropped_and_writes_nothing_into_it(scripted: Bridge) -> None:
+async def test_garbage_after_a_stream_request_is_discarded_and_not_answered(scripted: Bridge) -> None:
     async with connected(scripted) as (reader, writer):
         head = b"GET /mcp HTTP/1.1\r\nHost: x\r\nMcp-Session-Id: s\r\nAccept: text/event-stream\r\n"
         writer.write(head + b"Authorization: Bearer %b\r\n\r\n" % TOKEN.encode())
@@ -401,7 +405,9 @@ async def test_garbage_behind_a_stream_is_dropped_and_writes_nothing_into_it(scr
 
 
 @pytest.mark.parametrize("lead", [b"", b"\r\n\r\n", GET + b"\r\n"], ids=["first", "after empty lines", "second"])
-async def test_an_offer_is_ignored_however_it_is_cut(scripted: Bridge, lead: bytes) -> None:
+async def test_an_offered_protocol_upgrade_is_ignored_wherever_the_request_is_split(
+    scripted: Bridge, lead: bytes
+) -> None:
     body = b'{"jsonrpc":"2.0","id":"h2c","method":"ping"}'
     request = called(body).replace(b"\r\nContent-Length", b"\r\nConnection: Upgrade\r\nUpgrade: h2c\r\nContent-Length")
     async with connected(scripted) as (reader, writer):
@@ -428,7 +434,9 @@ async def test_a_client_that_reads_nothing_is_reset_after_the_send_timeout(upstr
         assert (await served.get("/livez")).status == 200
 
 
-async def test_answers_that_nobody_reads_share_a_budget_and_others_get_theirs(upstream: ScriptedUpstream) -> None:
+async def test_unread_responses_share_a_budget_and_other_clients_get_their_responses(
+    upstream: ScriptedUpstream,
+) -> None:
     async def large(received: Received) -> web.StreamResponse:
         return received.result({"content": [{"type": "text", "text": "x" * 16_000_000}]})
 
@@ -443,7 +451,7 @@ async def test_answers_that_nobody_reads_share_a_budget_and_others_get_theirs(up
         await until(lambda: served.metric("unsent_bytes") == 0)
 
 
-async def test_strangers_make_room_for_a_client_with_a_token(
+async def test_connections_of_unauthenticated_clients_are_closed_first_at_the_limit(
     upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(app, "connection_limit", lambda _: 8)
@@ -461,7 +469,7 @@ async def test_strangers_make_room_for_a_client_with_a_token(
         assert await clients[0][0].read() == b""
 
 
-async def test_a_connection_with_a_request_in_flight_is_never_closed_for_room(
+async def test_a_connection_with_a_request_in_flight_is_never_closed_for_another(
     upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     allowed = asyncio.Event()

@@ -65,9 +65,7 @@ async def call_with_canaries(served: Bridge) -> None:
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
-async def test_nothing_that_a_client_says_gets_into_a_log_at_any_level(
-    upstream: ScriptedUpstream, log_format: str
-) -> None:
+async def test_no_client_content_is_logged_at_any_level(upstream: ScriptedUpstream, log_format: str) -> None:
     variables = {"LOG_LEVEL": "debug", "LOG_FORMAT": log_format, "UPSTREAM_TOKEN": UPSTREAM_TOKEN}
     process = BridgeProcess(environment(upstream.url, **variables))
     async with process.serving() as served:
@@ -101,7 +99,7 @@ def error(received: Received) -> web.Response:
 
 
 @pytest.mark.parametrize("answer", [html, refused, spoilt, another_answer, error])
-async def test_nothing_that_vestige_says_gets_into_a_log_at_any_level(
+async def test_no_upstream_content_is_logged_at_any_level(
     upstream: ScriptedUpstream, answer: Callable[[Received], web.Response]
 ) -> None:
     async def script(received: Received) -> web.Response:

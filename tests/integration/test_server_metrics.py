@@ -42,7 +42,7 @@ async def scrape(served: Bridge, process: BridgeProcess, path: str = "/metrics",
         return Answer(response.status, response.headers, await response.read())
 
 
-async def test_metrics_are_on_a_listener_of_their_own(upstream: ScriptedUpstream) -> None:
+async def test_metrics_are_served_on_a_separate_port(upstream: ScriptedUpstream) -> None:
     process = BridgeProcess(environment(upstream.url))
     async with process.serving() as served:
         await until(served.ready)
@@ -283,7 +283,7 @@ async def test_before_the_first_answer_there_is_no_age_and_no_name(
         assert served.metric("upstream_reconnects_total") == 0
 
 
-async def test_what_clients_invent_makes_no_series(scripted: Bridge) -> None:
+async def test_invented_names_create_no_metric_series(scripted: Bridge) -> None:
     await asyncio.gather(
         *(scripted.call(f"invented-{n}") for n in range(50)),
         *(scripted.post({"jsonrpc": "2.0", "id": 1, "method": f"invented/{n}"}) for n in range(50)),

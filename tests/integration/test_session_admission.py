@@ -37,7 +37,7 @@ class Hanging:
         return await self.upstream.answer(received)
 
 
-async def test_notifications_take_places_and_a_turn_in_the_window(upstream: ScriptedUpstream) -> None:
+async def test_notifications_count_as_in_flight_and_take_slots(upstream: ScriptedUpstream) -> None:
     hanging = Hanging(upstream)
     upstream.on(NOTE["method"], hanging)
     async with bridge(upstream.url, MAX_IN_FLIGHT="4", UPSTREAM_CONCURRENCY="1") as served:
@@ -91,7 +91,7 @@ BATCH = [NOTE, {"jsonrpc": "2.0", "id": 1, "method": "ping"}]
     [(initialize("2025-11-25"), {}, 2), (MODERN_CALL, MODERN, 2), (BATCH, {}, 1), (NOTE, {}, 2)],
     ids=["initialize", "modern", "batch", "notification"],
 )
-async def test_what_waits_for_a_session_holds_its_place(
+async def test_messages_that_wait_for_a_session_count_as_in_flight(
     upstream: ScriptedUpstream, body: Any, headers: dict[str, str], fit: int
 ) -> None:
     hanging = Hanging(upstream)
@@ -131,7 +131,7 @@ async def cancelled_call(served: Bridge, upstream: ScriptedUpstream, id: Any) ->
     assert (await call).error["code"] == -32017
 
 
-async def test_a_cancelled_call_keeps_its_place_until_upstream_answered_it(upstream: ScriptedUpstream) -> None:
+async def test_a_cancelled_call_keeps_its_slot_until_upstream_has_answered_it(upstream: ScriptedUpstream) -> None:
     hanging = Hanging(upstream)
     upstream.on("tools/call", hanging)
     async with bridge(upstream.url, UPSTREAM_CONCURRENCY="1", CHECK_INTERVAL_SECONDS="60") as served:
@@ -192,7 +192,7 @@ async def test_a_cancelled_call_keeps_its_slot_at_most_for_another_request_timeo
         forgetting.released.set()
 
 
-async def test_requests_that_are_forgotten_are_bounded(
+async def test_the_number_of_cancelled_requests_that_keep_slots_is_limited(
     upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attempts, "MAX_FORGETTING", 3)

@@ -186,7 +186,7 @@ async def test_a_failed_check_flips_readiness_and_an_answer_flips_it_back(upstre
         hanging.set()
 
 
-async def test_health_asks_upstream_once_for_all_who_ask_within_a_second(
+async def test_health_requests_within_a_second_share_one_upstream_check(
     scripted: Bridge, upstream: ScriptedUpstream
 ) -> None:
     await until(scripted.ready)

@@ -52,7 +52,7 @@ async def upstream() -> AsyncIterator[Listening]:
         yield scripted
 
 
-async def test_404_on_get_is_no_loss_when_a_ping_is_answered(upstream: Listening) -> None:
+async def test_404_on_get_keeps_the_session_if_a_ping_is_answered(upstream: Listening) -> None:
     upstream.statuses = [404]
     async with bridge(upstream.url, CHECK_INTERVAL_SECONDS="60") as served:
         await until(lambda: upstream.count("ping") == 1)
@@ -95,7 +95,7 @@ async def test_an_upstream_without_a_stream_is_not_asked_again(upstream: Listeni
         assert served.metric("upstream_stream_failures_total") == 0
 
 
-async def test_sessions_that_are_lost_at_once_are_opened_one_a_second_and_each_is_ended(upstream: Listening) -> None:
+async def test_repeatedly_lost_sessions_are_reopened_once_a_second_and_each_is_ended(upstream: Listening) -> None:
     opened_at: list[float] = []
 
     async def refuse(received: Received) -> web.StreamResponse:
@@ -139,7 +139,7 @@ async def test_an_error_object_with_the_requests_id_is_its_answer_whatever_the_s
         {"error": NO_SESSION},
     ],
 )
-async def test_what_only_resembles_the_refusal_of_a_session_is_none(
+async def test_an_error_that_only_resembles_a_lost_session_does_not_renew_it(
     upstream: Listening, refusal: dict[str, Any]
 ) -> None:
     async def refuse(received: Received) -> web.StreamResponse:

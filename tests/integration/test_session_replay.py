@@ -133,7 +133,7 @@ async def test_a_stream_cut_before_its_answer_ends_with_an_error_object(
     assert upstream.count("tools/call") == 1
 
 
-async def test_a_timeout_of_a_write_is_504_and_unknown(upstream: ScriptedUpstream) -> None:
+async def test_a_timeout_of_a_write_answers_504_with_the_outcome_unknown(upstream: ScriptedUpstream) -> None:
     hanging = asyncio.Event()
 
     async def hang(received: Received) -> Any:

@@ -99,7 +99,7 @@ def made_way(answer: Answer) -> None:
 
 
 @pytest.mark.parametrize("as_batch", [True, False], ids=["one batch", "many posts"])
-async def test_a_batch_of_one_principal_delays_anothers_call_by_one_place(
+async def test_a_batch_of_one_principal_delays_the_call_of_another_by_one_call(
     upstream: ScriptedUpstream, tmp_path: Path, as_batch: bool
 ) -> None:
     calls = Calls(upstream)
@@ -130,7 +130,7 @@ async def test_sessions_of_one_principal_take_turns_and_sessionless_clients_shar
     assert calls.order == ["ann-0", "ann-1", "ann-s1", "ann-t1", "ann-2", "ann-s2", "ann-3"]
 
 
-async def test_neither_agents_nor_sessions_give_a_principal_a_turn_of_its_own(
+async def test_agent_ids_and_sessions_give_a_principal_no_additional_slots(
     upstream: ScriptedUpstream, tmp_path: Path
 ) -> None:
     calls = Calls(upstream)
@@ -146,7 +146,9 @@ async def test_neither_agents_nor_sessions_give_a_principal_a_turn_of_its_own(
     assert calls.order == ["ann-0", "ann-1", "bob-1", "ann-3", "bob-2", "ann-4", "ann-5", "ann-2"]
 
 
-async def test_turns_go_round_principals_in_per_client_mode(upstream: ScriptedUpstream, tmp_path: Path) -> None:
+async def test_slots_are_shared_fairly_between_principals_in_per_client_mode(
+    upstream: ScriptedUpstream, tmp_path: Path
+) -> None:
     calls = Calls(upstream)
     async with sharing(upstream, tmp_path, SESSION_MODE="per-client") as it:
         ann, bob = [(await it.clients[name].post(initialize("2025-11-25"))).headers for name in ("ann", "bob")]
@@ -173,7 +175,7 @@ async def test_a_call_cancelled_while_it_waits_takes_no_turn(upstream: ScriptedU
     assert calls.order == ["ann-0", "ann-2", "bob-1"]
 
 
-async def test_the_largest_principals_newest_waiting_request_makes_way_for_a_smaller_ones(
+async def test_the_principal_with_the_most_in_flight_loses_its_newest_waiting_request(
     upstream: ScriptedUpstream, tmp_path: Path
 ) -> None:
     calls = Calls(upstream)
@@ -199,7 +201,9 @@ async def test_the_largest_principals_newest_waiting_request_makes_way_for_a_sma
     assert calls.order == ["ann-0", "ann-1", "bob-1", "ann-2", "bob-2", "ann-3"]
 
 
-async def test_between_equal_principals_the_newcomer_is_refused(upstream: ScriptedUpstream, tmp_path: Path) -> None:
+async def test_between_principals_with_equal_counts_the_new_request_is_rejected(
+    upstream: ScriptedUpstream, tmp_path: Path
+) -> None:
     calls = Calls(upstream)
     async with sharing(upstream, tmp_path, MAX_IN_FLIGHT="4") as it:
         await it.post_each("ann-0", "ann-1", "bob-0", "bob-1")
@@ -222,7 +226,9 @@ async def test_a_call_that_upstream_has_is_never_displaced(upstream: ScriptedUps
         assert await it.statuses() == {"ann-0": 200, "ann-1": 200, "ann-2": 200, "bob-0": 503}
 
 
-async def test_a_batch_is_let_in_whole_or_nobody_is_refused_for_it(upstream: ScriptedUpstream, tmp_path: Path) -> None:
+async def test_a_batch_is_admitted_as_a_whole_or_rejected_without_displacing_others(
+    upstream: ScriptedUpstream, tmp_path: Path
+) -> None:
     def batch(number: int) -> list[dict[str, Any]]:
         return [call_body("write", {"name": f"bob-{number}-{member}"}, id=member) for member in range(number)]
 
@@ -243,7 +249,7 @@ async def test_a_batch_is_let_in_whole_or_nobody_is_refused_for_it(upstream: Scr
         assert all("result" in member for member in it.posts["bob-3"].result().json)
 
 
-async def test_members_of_a_batch_make_way_one_by_one(upstream: ScriptedUpstream, tmp_path: Path) -> None:
+async def test_members_of_a_batch_are_displaced_one_by_one(upstream: ScriptedUpstream, tmp_path: Path) -> None:
     calls = Calls(upstream)
     async with sharing(upstream, tmp_path, MAX_IN_FLIGHT="4") as it:
         it.post("ann", [call_body("write", {"name": f"ann-{n}"}, id=n) for n in range(4)])
@@ -261,7 +267,7 @@ async def test_members_of_a_batch_make_way_one_by_one(upstream: ScriptedUpstream
         )
 
 
-async def test_notifications_make_way_and_their_places_are_free_at_once(
+async def test_displaced_notifications_free_their_in_flight_capacity_at_once(
     upstream: ScriptedUpstream, tmp_path: Path
 ) -> None:
     calls = Calls(upstream)
@@ -324,7 +330,7 @@ async def test_the_metrics_combine_principals_over_the_limit(
         assert names == {"ann", "other"}
 
 
-async def test_bodies_of_the_principal_with_the_most_on_their_way_make_way(
+async def test_the_principal_with_the_most_bodies_being_received_loses_one_to_another(
     upstream: ScriptedUpstream, tmp_path: Path
 ) -> None:
     ping = b'{"jsonrpc":"2.0","id":1,"method":"ping"}'

@@ -40,7 +40,7 @@ def wanted_by_the_build() -> list[Requirement]:
 @pytest.mark.parametrize(
     ("path", "wanted"), [(PINNED[0], wanted_by_the_package()), (PINNED[1], wanted_by_the_build())], ids=["run", "build"]
 )
-def test_what_is_pinned_satisfies_what_is_asked_for(path: Path, wanted: list[Requirement]) -> None:
+def test_the_pinned_versions_satisfy_the_requirements(path: Path, wanted: list[Requirement]) -> None:
     pinned = pins(path)
     assert wanted
     for requirement in wanted:
@@ -48,13 +48,13 @@ def test_what_is_pinned_satisfies_what_is_asked_for(path: Path, wanted: list[Req
 
 
 @pytest.mark.parametrize("path", PINNED, ids=lambda path: path.stem)
-def test_each_pin_has_hashes_and_nothing_else_is_said(path: Path) -> None:
+def test_requirements_contain_only_pins_with_hashes(path: Path) -> None:
     rest = [line for line in PIN.sub("", path.read_text()).splitlines() if not line.lstrip().startswith("#")]
     assert rest == []
     assert "//" not in path.read_text()
 
 
-def test_the_image_installs_by_hash_or_what_it_built_itself() -> None:
+def test_the_image_installs_only_packages_with_hashes_and_its_own_wheels() -> None:
     text = (ROOT / "docker/Dockerfile.bridge").read_text().replace("\\\n", " ")
     installs = [command for line in text.splitlines() for command in line.split("&&") if " install " in command]
     from_pypi = [command for command in installs if "pip" in command]
@@ -64,7 +64,7 @@ def test_the_image_installs_by_hash_or_what_it_built_itself() -> None:
     assert "--no-build-isolation" in text
 
 
-def test_the_gateway_is_installed_from_its_lockfile_and_runs_no_script_of_a_package() -> None:
+def test_the_gateway_is_installed_from_its_lockfile_without_install_scripts() -> None:
     text = (ROOT / "docker/Dockerfile.vestige").read_text()
     assert re.findall(r"\bnpm .*", text)[-1].startswith("npm ci --omit=dev --ignore-scripts")
     assert "npm install" not in text
@@ -73,7 +73,7 @@ def test_the_gateway_is_installed_from_its_lockfile_and_runs_no_script_of_a_pack
 
 
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.stem)
-def test_a_workflow_calls_only_targets_that_exist_and_may_do_only_what_it_must(workflow: Path) -> None:
+def test_a_workflow_calls_only_existing_targets_and_has_at_most_read_permissions(workflow: Path) -> None:
     text = workflow.read_text()
     targets = set(re.findall(r"^([a-z0-9-]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"\bmake (?:--\w+ )*([a-z0-9-]+)", text)) <= targets
@@ -81,7 +81,7 @@ def test_a_workflow_calls_only_targets_that_exist_and_may_do_only_what_it_must(w
 
 
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.stem)
-def test_every_action_is_pinned_by_its_commit_and_says_its_version(workflow: Path) -> None:
+def test_every_action_is_pinned_by_commit_with_its_version_in_a_comment(workflow: Path) -> None:
     used = re.findall(r"\buses: (.*)", workflow.read_text())
     assert used
     assert [it for it in used if not re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", it)] == []
@@ -92,7 +92,7 @@ def test_an_action_has_one_commit_in_all_workflows() -> None:
     assert len(used) == len({it.partition("@")[0] for it in used})
 
 
-def test_each_job_of_a_release_has_a_registry_of_its_own_and_no_right_that_it_does_not_need() -> None:
+def test_each_job_of_a_release_has_only_the_permissions_that_it_needs() -> None:
     jobs = yaml.safe_load((ROOT / ".github/workflows/release.yml").read_text())["jobs"]
     assert {name: job["permissions"] for name, job in jobs.items()} == {
         "build": {"contents": "read"},

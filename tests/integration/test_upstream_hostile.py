@@ -103,7 +103,7 @@ def no_http(answer: bytes) -> bytes:
 @pytest.mark.parametrize(
     "reply", [endless_head, endless_headers, endless_trailers, another_protocol, two_lengths, no_http]
 )
-async def test_a_reply_that_is_no_http_is_502_and_the_next_one_counts(reply: Reply) -> None:
+async def test_a_reply_that_is_not_valid_http_is_502_and_the_next_call_succeeds(reply: Reply) -> None:
     async with facing(reply) as (served, hostile):
         answer = await served.call("read", id="a")
         assert (answer.status, answer.error["code"], answer.json["id"]) == (502, -32011, "a")
@@ -125,7 +125,7 @@ async def test_an_invented_content_type_is_not_logged(
 
 
 @pytest.mark.parametrize("times", [1, 2, 3])
-async def test_what_is_answered_unasked_is_taken_for_nobodys_answer(times: int) -> None:
+async def test_an_unsolicited_reply_is_never_used_for_a_later_request(times: int) -> None:
     poison = b'{"jsonrpc":"2.0","id":%d,"result":{"poison":true}}'
 
     def unasked(answer: bytes) -> bytes:

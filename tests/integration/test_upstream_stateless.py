@@ -173,7 +173,7 @@ async def test_requests_that_violate_the_specification_are_rejected(
     assert answer.json["id"] == 1
 
 
-async def test_no_legacy_session_can_be_named_so_that_it_cancels_a_modern_request(features: Bridge) -> None:
+async def test_no_legacy_session_id_can_cancel_a_modern_request(features: Bridge) -> None:
     calling = asyncio.create_task(ask(features, "tools/call", name="wait", arguments={"name": "w", "steps": 5}, id="w"))
 
     async def runs() -> bool:

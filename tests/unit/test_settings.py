@@ -294,7 +294,7 @@ def test_all_mistakes_are_reported_at_once() -> None:
         {"VESTIGE_AUTH_TOKEN": "hidden", "VESTIGE_ALLOW_ANONYMOUS": "true"},
     ],
 )
-def test_no_mistake_shows_a_secret(environ: dict[str, str]) -> None:
+def test_no_settings_error_shows_a_secret(environ: dict[str, str]) -> None:
     assert "hidden" not in str(problems(environ))
 
 

@@ -104,7 +104,7 @@ def test_a_token_signed_with_the_public_key_as_a_secret_is_refused(algorithm: st
     assert verdict(token, keys_of(RSA)) == "algorithm"
 
 
-def test_a_shared_secret_among_the_keys_is_none_of_them() -> None:
+def test_a_shared_secret_in_the_key_set_is_ignored() -> None:
     secret = OctKey.import_key({"kty": "oct", "k": b64(b"a secret of thirty-two bytes ....."), "kid": "shared"})
     document = json.dumps({"keys": [secret.as_dict(), *public(EC)["keys"]]}).encode()
     assert list(read_keys(document, {})) == ["one"]
@@ -112,7 +112,7 @@ def test_a_shared_secret_among_the_keys_is_none_of_them() -> None:
 
 
 @pytest.mark.parametrize("member", ["jwk", "jku", "x5u", "x5c"])
-def test_a_key_that_the_token_brings_along_is_not_looked_at(member: str) -> None:
+def test_keys_and_key_addresses_in_the_token_are_ignored(member: str) -> None:
     mine = key("mine")
     assert isinstance(mine, ECKey)
     brought: dict[str, Any] = {
@@ -140,7 +140,7 @@ def test_a_token_that_names_no_known_key_is_refused(kid: Any) -> None:
         *[(kind, "type") for kind in ("dpop+jwt", "logout+jwt", "secevent+jwt", "at", "", "application/jose")],
     ],
 )
-def test_what_calls_itself_something_else_than_an_access_token_is_refused(kind: str | None, expected: str) -> None:
+def test_a_token_whose_typ_is_not_an_access_token_is_rejected(kind: str | None, expected: str) -> None:
     header = {"alg": "ES256", "kid": "one"} | ({} if kind is None else {"typ": kind})
     assert verdict(sign(header, CLAIMS, EC), keys_of(EC)) == expected
 
@@ -159,7 +159,7 @@ def test_an_encrypted_token_is_refused() -> None:
     assert verdict(token, keys_of(RSA)) == "malformed"
 
 
-def test_a_token_is_taken_up_to_its_longest_and_no_longer() -> None:
+def test_a_token_over_the_length_limit_is_rejected() -> None:
     def of(length: int) -> str:
         return sign({"alg": "ES256", "kid": "one"}, {"groups": "x" * length}, EC)
 
@@ -199,7 +199,7 @@ def test_a_token_with_one_changed_byte_is_rejected(data: st.DataObject) -> None:
 
 
 @given(st.binary(max_size=200))
-def test_whatever_bytes_come_give_a_reason(token: bytes) -> None:
+def test_arbitrary_bytes_are_rejected_with_a_reason(token: bytes) -> None:
     assert verdict(token, keys_of(EC)) != "taken"
 
 

@@ -84,7 +84,7 @@ def reason(**claims: Any) -> str:
         ({"cnf": {"jkt": "0ZcOCORZNYy-DWpqq30jZyJGHTN0d2HglBV3uiguA4I"}}, "claims"),
     ],
 )
-def test_the_first_claim_that_does_not_fit_is_named(claims: dict[str, Any], expected: str) -> None:
+def test_the_reason_names_the_first_invalid_claim(claims: dict[str, Any], expected: str) -> None:
     assert reason(**claims) == expected
 
 
@@ -144,7 +144,7 @@ def test_a_token_has_the_permissions_of_all_its_scopes(scope: str, permissions: 
     assert admitted(scope, MIXED).permissions == permissions
 
 
-def test_a_scope_that_reads_and_one_that_calls_a_tool_permit_no_other_change() -> None:
+def test_a_read_only_scope_and_a_tool_scope_together_permit_no_other_change() -> None:
     permissions = admitted("recall read", MIXED).permissions
 
     def may(body: bytes) -> bool:
@@ -187,7 +187,7 @@ def test_tool_lists_are_shared_only_if_all_principals_see_the_same_list(
     assert (permissions is UNRESTRICTED) is shared
 
 
-def test_a_principal_is_its_issuer_and_subject_and_no_name_of_a_token_file() -> None:
+def test_an_oauth_principal_is_a_hash_of_issuer_and_subject_and_invalid_in_a_token_file() -> None:
     principal = principal_of(ISSUER, "alice")
     assert principal == "oauth:" + hashlib.sha256(b"https://login.example.com/\nalice").hexdigest()[:32]
     assert principal != principal_of(ISSUER, "bob") != principal_of("https://other.example.com", "bob")
@@ -252,7 +252,9 @@ def test_metadata_urls_are_those_of_rfc_8414_and_openid(issuer: str, urls: list[
         ({"issuer": "http://127.0.0.1", "jwks_uri": "http://169.254.169.254/"}, "http://127.0.0.1", "no https address"),
     ],
 )
-def test_metadata_that_lead_elsewhere_are_refused(metadata: dict[str, Any], issuer: str, said: str) -> None:
+def test_metadata_with_another_issuer_or_no_https_key_address_are_rejected(
+    metadata: dict[str, Any], issuer: str, said: str
+) -> None:
     with pytest.raises(ValueError, match=said):
         keys_url(metadata, issuer)
 

@@ -100,7 +100,7 @@ ALL_LIMITS = Permissions(read_only=True, tools=("set", "read"), resources=False)
 @example('{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"read","Name":"write"}}')
 @example('{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"read"},"param\u017f":{"name":"write"}}')
 @example(r'{"jsonrpc":"2.0","id":1,"method":"ping","\u006dethod":"tools/call","params":{"name":"write"}}')
-def test_no_spelling_of_a_write_passes_whoever_reads_it(text: str) -> None:
+def test_no_message_that_another_parser_reads_as_forbidden_is_allowed(text: str) -> None:
     try:
         parsed = parse_body(text.encode())
     except InvalidMessage:

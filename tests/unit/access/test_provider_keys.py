@@ -73,7 +73,7 @@ async def documents() -> Documents:
     return Documents("one")
 
 
-async def test_strangers_cannot_have_more_requests_wait_for_the_keys_than_the_limit(documents: Documents) -> None:
+async def test_unauthenticated_requests_that_wait_for_keys_are_limited(documents: Documents) -> None:
     keys = documents.keys()
     tokens = tokens_of(keys)
     documents.slow.clear()
@@ -129,7 +129,7 @@ async def test_metadata_of_another_issuer_give_no_keys(documents: Documents, cap
     assert "no OAuth token can be verified" in caplog.text
 
 
-async def test_ten_thousand_unknown_keys_ask_the_provider_once_in_ten_seconds(documents: Documents) -> None:
+async def test_ten_thousand_unknown_keys_cause_one_fetch_in_ten_seconds(documents: Documents) -> None:
     keys = documents.keys()
     async with refreshing(keys):
         asked = len(documents.asked)
@@ -174,7 +174,7 @@ async def test_a_fetch_from_a_hanging_provider_times_out(documents: Documents, m
 
 
 @pytest.mark.parametrize("bad", [None, b"", b"<html>", b'{"keys":[]}', json.dumps(public()).encode()])
-async def test_keys_outlive_the_provider_by_a_day(
+async def test_keys_stay_in_use_for_a_day_without_the_provider(
     documents: Documents, caplog: pytest.LogCaptureFixture, bad: bytes | None
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -220,7 +220,7 @@ async def test_keys_that_moved_are_found_again(documents: Documents, *, still_th
         assert await documents.until_due(keys, "two")
 
 
-async def test_tokens_of_a_key_that_disappears_are_dropped_and_no_others(documents: Documents) -> None:
+async def test_only_the_tokens_of_a_removed_key_are_dropped(documents: Documents) -> None:
     documents.show("one", "two")
     keys = documents.keys()
     removals: list[None] = []
@@ -276,7 +276,7 @@ async def test_a_verified_token_is_found_by_its_bytes_until_it_expires(
     assert refused.value.reason == "expired_token"
 
 
-async def test_only_verified_tokens_are_kept_and_so_many_at_most(
+async def test_only_verified_tokens_are_kept_up_to_a_limit(
     documents: Documents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(oauth_tokens, "MAX_TOKENS", 3)

@@ -67,7 +67,7 @@ def test_a_file_holds_one_token_a_line_with_or_without_a_name(text: str, tokens:
         ("alice secret\nbob secret", "token in line 2 belongs to another name"),
     ],
 )
-def test_a_line_that_is_no_token_is_told_by_its_number_and_never_by_its_text(text: str, why: str) -> None:
+def test_an_invalid_line_of_the_token_file_is_reported_by_number_without_its_text(text: str, why: str) -> None:
     with pytest.raises(ValueError, match=why) as refusal:
         parse_lines(text)
     assert "secret" not in str(refusal.value)

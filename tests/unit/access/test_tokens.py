@@ -26,7 +26,7 @@ def name_of(tokens: Tokens, token: bytes) -> str | None:
 
 
 @given(st.text(max_size=40), st.binary(max_size=10))
-def test_a_token_that_is_not_in_the_file_opens_nothing(text: str, token: bytes) -> None:
+def test_only_tokens_of_the_file_are_accepted(text: str, token: bytes) -> None:
     try:
         tokens = Tokens(parse_lines(text))
     except ValueError:
@@ -84,7 +84,7 @@ def test_a_file_that_is_swapped_as_kubernetes_does_takes_effect(tmp_path: Path) 
 @pytest.mark.parametrize(
     "damage", [b"", b"alice secret more", b"\xff\xfe", None], ids=["empty", "words", "bytes", "gone"]
 )
-def test_a_file_that_is_of_no_use_after_a_change_keeps_the_tokens_from_before(
+def test_an_invalid_token_file_keeps_the_previous_tokens(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: bytes | None
 ) -> None:
     path = tmp_path / "tokens"

@@ -8,7 +8,7 @@ from vestige_bridge.cli.terminal import ProgressLine, shown, shown_lines, table
 
 
 @given(st.text())
-def test_nothing_shown_moves_the_cursor_but_lines_and_tabs(text: str) -> None:
+def test_terminal_output_has_no_control_characters_but_newlines_and_tabs(text: str) -> None:
     assert shown(text).isprintable()
     assert len(shown(text)) == len(text)
     assert shown_lines(text).replace("\n", "").replace("\t", "").isprintable()

@@ -291,7 +291,7 @@ def test_cors_headers_name_the_one_origin_and_vary_by_it() -> None:
         )
     )
 )
-def test_no_header_of_a_client_becomes_more_than_its_line(raw: list[tuple[bytes, bytes]]) -> None:
+def test_no_client_header_adds_lines_to_an_upstream_request(raw: list[tuple[bytes, bytes]]) -> None:
     lines = headers.upstream_lines(Headers(raw), "ann", "id-1")
     assert re.fullmatch(
         r"x-vestige-principal: ann\r\nx-request-id: id-1\r\n(x-agent-id: [!-~ ]+\r\n)?(traceparent: [!-~ ]+\r\n)?",

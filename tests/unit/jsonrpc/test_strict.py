@@ -49,7 +49,7 @@ def read(text: str) -> Any:
 @example(r'"\ud83d\ud83d\ude00\ude00"')
 @example(r'"\\\\ud83d\\\ud83d"')
 @example(r'["\ud83d","\ude00"]')
-def test_each_unpaired_surrogate_is_replaced_in_its_place_and_nothing_else_is(text: str) -> None:
+def test_each_unpaired_surrogate_is_replaced_and_nothing_else_changes(text: str) -> None:
     replaced = replace_unpaired_surrogates(text)
     assert read(replaced) == whole(read(text))
     assert len(replaced) == len(text)

@@ -114,7 +114,7 @@ def test_upstream_may_spell_the_id_as_any_equal_number(spelling: str) -> None:
 
 
 @pytest.mark.parametrize("spelling", ['"1"', "2", "0", "-1", "1.5", "1e400", "null", '"mine"'])
-def test_an_answer_with_an_id_that_nobody_has_goes_to_nobody(spelling: str) -> None:
+def test_a_response_with_an_unknown_id_belongs_to_no_request(spelling: str) -> None:
     multiplexer: Multiplexer[Call] = Multiplexer()
     assert sent(multiplexer, call_with('"mine"'))["id"] == 1
     assert multiplexer.route(result_for(spelling)) == Unattributed(None)
@@ -149,7 +149,7 @@ def test_a_notification_without_a_known_progress_token_belongs_to_no_call(notifi
     assert routed.notification.encoded() == notification
 
 
-def test_what_still_comes_for_a_first_attempt_belongs_to_nobody() -> None:
+def test_a_late_response_to_an_earlier_attempt_belongs_to_no_request() -> None:
     multiplexer: Multiplexer[Call] = Multiplexer()
     call = call_with("1")
     first = sent(multiplexer, call)["id"]
@@ -217,7 +217,7 @@ def test_a_cancellation_without_a_request_id_finds_no_call() -> None:
 
 
 @pytest.mark.parametrize("caller", [Caller("bob"), Caller("alice", "a session"), Caller("bob", "a session")])
-def test_nobody_cancels_the_call_of_another_principal_or_session(caller: Caller) -> None:
+def test_a_call_of_another_principal_or_session_cannot_be_cancelled(caller: Caller) -> None:
     multiplexer: Multiplexer[Call] = Multiplexer()
     multiplexer.open(call_with("1"))
     assert multiplexer.find(caller, cancellation("1")) is None

@@ -126,7 +126,7 @@ async def test_equal_notifications_are_queued_once_for_a_slow_reader() -> None:
     assert len(await received(ann)) == 2
 
 
-async def test_what_waits_for_a_slow_reader_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_buffer_for_a_slow_listener_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listeners, "WAITING_LIMIT_BYTES", 1000)
     it = Listeners()
     ann = it.listen(ANN)
@@ -152,7 +152,7 @@ async def test_closing_ends_every_stream_after_its_queued_notifications() -> Non
     assert other.closed
 
 
-async def test_the_client_that_was_quiet_longest_is_forgotten_first(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_client_that_was_inactive_longest_is_removed_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listeners, "MAX_CLIENTS", 2)
     it = Listeners()
     it.subscribe(ANN, "a")
@@ -162,7 +162,7 @@ async def test_the_client_that_was_quiet_longest_is_forgotten_first(monkeypatch:
     assert set(it.uris) == {"a", "e"}
 
 
-async def test_a_client_is_forgotten_for_another_of_the_principal_with_most_clients(
+async def test_at_the_client_limit_a_client_of_the_principal_with_the_most_is_removed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(listeners, "MAX_CLIENTS", 3)
@@ -182,7 +182,7 @@ def subscribe_within_quota(it: Listeners, caller: Caller, *uris: str) -> bool:
     return True
 
 
-async def test_what_is_watched_is_bounded_for_each_and_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_subscriptions_are_limited_per_client_per_principal_and_in_total(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listeners, "MAX_URIS", 3)
     monkeypatch.setattr(listeners, "MAX_URIS_OF_PRINCIPAL", 4)
     monkeypatch.setattr(listeners, "MAX_URIS_OF_ALL", 6)
@@ -202,7 +202,7 @@ async def test_what_is_watched_is_bounded_for_each_and_for_all(monkeypatch: pyte
     assert set(it.uris) == {"a", "o", "p", "q", "x", "y"}
 
 
-async def test_sessions_without_a_stream_make_room_for_those_of_their_own_principal_first(
+async def test_sessions_without_a_stream_lose_subscriptions_to_their_own_principal_first(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(listeners, "MAX_URIS_OF_PRINCIPAL", 4)

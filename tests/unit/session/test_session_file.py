@@ -52,7 +52,7 @@ def test_a_new_session_takes_the_place_of_the_last_one(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [FILE]
 
 
-def test_a_session_of_another_endpoint_is_none_of_ours(tmp_path: Path) -> None:
+def test_a_session_file_of_another_upstream_address_is_ignored(tmp_path: Path) -> None:
     SessionFile(tmp_path, URL).keep(HELD)
     assert SessionFile(tmp_path, "http://elsewhere:3100/mcp").left_over is None
 
@@ -70,7 +70,7 @@ def test_a_session_of_another_endpoint_is_none_of_ours(tmp_path: Path) -> None:
         *(json.dumps(WHOLE | {"session_id": odd}).encode() for odd in (7, "", "a\r\nHost: b", "a" * 2000)),
     ],
 )
-def test_a_damaged_file_is_said_and_passed_over(
+def test_a_damaged_session_file_is_logged_and_ignored(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes
 ) -> None:
     (tmp_path / FILE).write_bytes(content)

@@ -130,7 +130,7 @@ class Model(RuleBasedStateMachine):
 
 
 @pytest.mark.parametrize("joining", [FEW_JOINING, window.LEAST_JOINING])
-def test_places_are_taken_in_fair_turns_whatever_happens(joining: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slots_are_assigned_fairly_in_any_sequence_of_events(joining: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(window, "LEAST_JOINING", joining)
     run_state_machine_as_test(Model, settings=hypothesis_settings(max_examples=150, stateful_step_count=60))
 
@@ -164,7 +164,7 @@ def test_within_a_principal_its_sessions_take_turns_and_sessionless_requests_cou
     assert order_of(callers) == ["a1", "as1", "at1", "a2", "as2", "a3", "a4"]
 
 
-def test_sessions_give_a_principal_no_more_turns() -> None:
+def test_sessions_give_a_principal_no_additional_slots() -> None:
     callers = [("a", str(number)) for number in range(4)] + [("b", None)] * 2
     assert order_of(callers) == ["a01", "b1", "a11", "b2", "a21", "a31"]
 
@@ -189,7 +189,7 @@ def test_a_repeated_caller_waits_for_one_turn_of_each_other_principal() -> None:
     assert max(waited) <= 2 + 1, waited  # one turn each of a and b, and the one in flight
 
 
-def test_who_waits_is_not_kept_waiting_by_ever_new_sessions() -> None:
+def test_new_sessions_cannot_delay_a_waiting_session_indefinitely() -> None:
     begun: list[str] = []
     it: Window[str] = Window(1, begun.append)
     it.enter("first", Caller("a"))
@@ -218,7 +218,7 @@ def test_a_round_ends_when_none_of_its_members_waits() -> None:
     assert [it.first(), it.first()] == ["a", "c"]
 
 
-def test_a_session_or_principal_that_comes_back_takes_nobodys_turn() -> None:
+def test_a_session_or_principal_that_rejoins_after_its_slot_waits_for_the_next_round() -> None:
     it: Rounds[str] = Rounds()
     for name in "ab":
         it.join(name)
@@ -230,7 +230,7 @@ def test_a_session_or_principal_that_comes_back_takes_nobodys_turn() -> None:
     assert [it.first(), it.first(), it.first()] == ["b", "c", "a"]
 
 
-def test_whoever_loses_patience_and_comes_back_is_the_last_of_the_round() -> None:
+def test_a_session_or_principal_that_leaves_and_rejoins_is_last_in_the_round() -> None:
     it: Rounds[str] = Rounds()
     for name in "abc":
         it.join(name)
@@ -269,7 +269,7 @@ def test_waits_are_counted_by_principal() -> None:
     assert 0 < told.seconds < 60
 
 
-def test_of_many_principals_the_rest_is_told_as_one() -> None:
+def test_principals_over_the_label_limit_share_one_metric_label() -> None:
     it: Window[int] = Window(1, lambda _: None)
     principals = window.MAX_PRINCIPALS_TOLD + 10
     it.enter(0, Caller("first"))
