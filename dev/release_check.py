@@ -95,7 +95,7 @@ def server_json(owner: str, release: str) -> dict[str, Any]:
     }
 
 
-def strangers(archive: str, files: Files, expected: set[str], added: str) -> Iterator[str]:
+def unexpected_files(archive: str, files: Files, expected: set[str], added: str) -> Iterator[str]:
     """Yields a sentence for each unexpected file of an archive, and for each missing one.
 
     Parameters:
@@ -160,7 +160,7 @@ def _look(built: list[Path]) -> Iterator[str]:
     tokens = _tokens_of_this_checkout()
     for archive, (expected, added) in contents.items():
         files = _unpacked(archive)
-        yield from strangers(archive.name, files, expected, added)
+        yield from unexpected_files(archive.name, files, expected, added)
         yield from secrets(archive.name, files, tokens)
     yield from _installed(wheel)
     yield from invalid(json.loads(server.read_text()), _schema())

@@ -89,7 +89,7 @@ def test_a_new_version_is_written_everywhere_but_into_the_changelog(versioned: P
 
 def test_unexpected_and_missing_files_of_an_archive_are_found() -> None:
     files = {"bridge/a.py": b"", "bridge/test_a.py": b"", "made/RECORD": b"", ".env": b""}
-    found = list(release_check.strangers("it.whl", files, {"bridge/a.py", "bridge/b.py"}, r"made/.*"))
+    found = list(release_check.unexpected_files("it.whl", files, {"bridge/a.py", "bridge/b.py"}, r"made/.*"))
     assert found == [
         "it.whl lacks bridge/b.py.",
         "it.whl holds .env, which does not belong into it.",

@@ -294,7 +294,7 @@ async def test_clients_that_close_when_the_answer_arrives_are_no_error(
 async def test_a_connection_without_an_authenticated_request_is_closed_despite_single_bytes(
     upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch, first: bytes, drip: bytes
 ) -> None:
-    monkeypatch.setattr(http_protocol, "STRANGER_IDLE_SECONDS", 1)
+    monkeypatch.setattr(http_protocol, "UNAUTHENTICATED_IDLE_SECONDS", 1)
     async with bridge(upstream.url) as served, connected(served) as (reader, writer):
         writer.write(first)
         try:
@@ -319,7 +319,7 @@ async def test_a_request_that_takes_longer_than_the_idle_timeout_is_answered(
         await release.wait()
         return received.result({"content": []})
 
-    monkeypatch.setattr(http_protocol, "STRANGER_IDLE_SECONDS", 1)
+    monkeypatch.setattr(http_protocol, "UNAUTHENTICATED_IDLE_SECONDS", 1)
     upstream.on("tools/call", hold)
     body = b'{"jsonrpc":"2.0","id":%d,"method":"tools/call","params":{"name":"read"}}'
     async with bridge(upstream.url) as served, connected(served) as (reader, writer):
@@ -498,7 +498,7 @@ async def test_a_connection_with_a_request_in_flight_is_never_closed_for_another
 async def test_a_connection_that_carried_a_token_may_idle_for_the_keep_alive_time(
     upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http_protocol, "STRANGER_IDLE_SECONDS", 0.5)
+    monkeypatch.setattr(http_protocol, "UNAUTHENTICATED_IDLE_SECONDS", 0.5)
     ping = b'{"jsonrpc":"2.0","id":1,"method":"ping"}'
     async with bridge(upstream.url, KEEP_ALIVE_SECONDS="60") as served, connected(served) as (reader, writer):
         writer.write(called(ping))

@@ -313,7 +313,7 @@ async def test_the_metrics_combine_principals_over_the_limit(
     upstream: ScriptedUpstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in (window, metrics):
-        monkeypatch.setattr(module, "MAX_PRINCIPALS_TOLD", 1)
+        monkeypatch.setattr(module, "MAX_PRINCIPAL_LABELS", 1)
     calls = Calls(upstream)
     async with sharing(upstream, tmp_path, MAX_IN_FLIGHT="5") as it:
         await it.post_each("ann-0", "ann-1", "bob-0", "bob-1", "bob-2")

@@ -31,7 +31,7 @@ ATTEMPT_SECONDS: Final = 10.0
 """The time limit of an attempt, including the discovery of the URL of the keys."""
 
 MAX_WAITING: Final = 64
-"""How many requests may wait for a fetch. The bridge rejects others, so that strangers cannot take all connections."""
+"""How many requests may wait for a fetch. Others are rejected, so that invalid tokens cannot take all connections."""
 
 KEPT_SECONDS: Final = 86_400.0
 """How long keys stay in use while they cannot be fetched."""

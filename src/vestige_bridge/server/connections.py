@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 TICK_SECONDS: Final = 0.5
 """How often the times of the connections are checked."""
 
-STRANGER_IDLE_SECONDS: Final = 75.0
+UNAUTHENTICATED_IDLE_SECONDS: Final = 75.0
 """How long a connection without an authenticated request may be idle: longer than load balancers usually wait."""
 
 HEAD_SECONDS: Final = 30.0
@@ -115,7 +115,7 @@ class Connections:
         self.ended = Counter(dict.fromkeys(ENDED, 0))
         self.head_bytes = 0
         self._all: set[WatchedConnection] = set()
-        self._strangers: dict[WatchedConnection, None] = {}
+        self._unauthenticated: dict[WatchedConnection, None] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     @property
@@ -145,22 +145,22 @@ class Connections:
     def forget(self, connection: WatchedConnection) -> None:
         """Removes a closed connection."""
         self._all.discard(connection)
-        self._strangers.pop(connection, None)
+        self._unauthenticated.pop(connection, None)
         if not self._all and self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def stranger_idles(self, connection: WatchedConnection) -> None:
+    def unauthenticated_idle(self, connection: WatchedConnection) -> None:
         """Records that a connection without an authenticated request is idle from now on."""
-        self._strangers[connection] = None
+        self._unauthenticated[connection] = None
 
-    def stranger_busy(self, connection: WatchedConnection) -> None:
+    def unauthenticated_busy(self, connection: WatchedConnection) -> None:
         """Records that such a connection has a request, or is authenticated now."""
-        self._strangers.pop(connection, None)
+        self._unauthenticated.pop(connection, None)
 
     def _close_longest_idle(self) -> bool:
         """Closes the longest idle unauthenticated connection, or else that of the principal with the most."""
-        victim = next(iter(self._strangers), None) or self._longest_idle()
+        victim = next(iter(self._unauthenticated), None) or self._longest_idle()
         if victim is None:
             return False
         self.closed_for_room += 1

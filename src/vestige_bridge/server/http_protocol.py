@@ -30,7 +30,7 @@ from vestige_bridge.server.client_writer import ClientWriter
 from vestige_bridge.server.connections import (
     HEAD_SECONDS,
     LINGER_SECONDS,
-    STRANGER_IDLE_SECONDS,
+    UNAUTHENTICATED_IDLE_SECONDS,
     Connections,
 )
 from vestige_bridge.server.request_cycle import CONTINUE, STATUS_LINES, RequestCycle
@@ -274,7 +274,7 @@ class HttpProtocol(ClientWriter, asyncio.BufferedProtocol):
     def authenticate(self, principal: str) -> None:
         """Records that the request has a valid token."""
         if self.principal is None:
-            self._connections.stranger_busy(self)
+            self._connections.unauthenticated_busy(self)
         self.principal = principal
 
     def answered(self, cycle: RequestCycle, *, keep_alive: bool) -> None:
@@ -311,7 +311,7 @@ class HttpProtocol(ClientWriter, asyncio.BufferedProtocol):
         self._deadline = self.idle_since = None
         self._count_head(0)
         if self.principal is None:
-            self._connections.stranger_busy(self)
+            self._connections.unauthenticated_busy(self)
         task = self._loop.create_task(cycle.run(self._app, scope))
         self._server_state.tasks.add(task)
         task.add_done_callback(self._server_state.tasks.discard)
@@ -320,8 +320,8 @@ class HttpProtocol(ClientWriter, asyncio.BufferedProtocol):
         """Waits for the next head."""
         self.idle_since = now = self._loop.time()
         if self.principal is None:
-            self._deadline = now + STRANGER_IDLE_SECONDS
-            self._connections.stranger_idles(self)
+            self._deadline = now + UNAUTHENTICATED_IDLE_SECONDS
+            self._connections.unauthenticated_idle(self)
         else:
             self._deadline = now + self._connections.limits.keep_alive_seconds
         if self._reading_paused:
@@ -418,7 +418,7 @@ class HttpProtocol(ClientWriter, asyncio.BufferedProtocol):
         self.idle_since = now = self._loop.time()
         self._deadline = now + LINGER_SECONDS
         if self.principal is None:
-            self._connections.stranger_idles(self)
+            self._connections.unauthenticated_idle(self)
         self._resume_reading()
 
     def _linger_on(self, nbytes: int) -> None:

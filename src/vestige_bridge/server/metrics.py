@@ -42,7 +42,7 @@ from vestige_bridge.session.dispatcher import Dispatcher
 from vestige_bridge.session.durations import BUCKETS, Durations
 from vestige_bridge.session.monitor import Monitor, State
 from vestige_bridge.session.session import Session
-from vestige_bridge.session.window import MAX_PRINCIPALS_TOLD, Waits
+from vestige_bridge.session.window import MAX_PRINCIPAL_LABELS, Waits
 from vestige_bridge.settings import Settings
 
 if TYPE_CHECKING:
@@ -212,8 +212,8 @@ class Metrics(Collector):
         )
         # Principals that never waited have zeros, so that the first wait is an increase.
         others = [principal for principal in self._last_used() if principal not in window.waits]
-        never = dict.fromkeys(others[: max(0, MAX_PRINCIPALS_TOLD - len(window.waits))], Waits())
-        for principal, count in {**dict.fromkeys(never, 0), **window.waiting_told}.items():
+        never = dict.fromkeys(others[: max(0, MAX_PRINCIPAL_LABELS - len(window.waits))], Waits())
+        for principal, count in {**dict.fromkeys(never, 0), **window.waiting_by_label}.items():
             waiting.add_metric((principal,), count)
         yield waiting
         waits = SummaryMetricFamily(

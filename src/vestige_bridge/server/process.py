@@ -21,7 +21,7 @@ from uvicorn.server import ServerState
 from vestige_bridge import logs
 from vestige_bridge.access.audit import AuditLog
 from vestige_bridge.server.app import build_app
-from vestige_bridge.server.connections import STRANGER_IDLE_SECONDS, Connections, Limits
+from vestige_bridge.server.connections import UNAUTHENTICATED_IDLE_SECONDS, Connections, Limits
 from vestige_bridge.server.http_protocol import READ_BYTES, HttpProtocol
 from vestige_bridge.server.metrics import build_metrics_app
 from vestige_bridge.settings import Settings
@@ -220,7 +220,7 @@ def _listen_on_both_families(port: int) -> socket.socket:
 def _metrics_connections(settings: Settings) -> Connections:
     limits = Limits(
         connections=METRICS_CONNECTIONS,
-        keep_alive_seconds=STRANGER_IDLE_SECONDS,
+        keep_alive_seconds=UNAUTHENTICATED_IDLE_SECONDS,
         send_seconds=settings.send_timeout_seconds,
     )
     return Connections(limits, AnswerBudget(settings.unsent_bytes))

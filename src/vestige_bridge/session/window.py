@@ -23,7 +23,7 @@ T = TypeVar("T", bound=Hashable)
 LEAST_JOINING: Final = 64
 """How many keys may join a round, if it began with fewer."""
 
-MAX_PRINCIPALS_TOLD: Final = 256
+MAX_PRINCIPAL_LABELS: Final = 256
 """How many principals have their own metrics; the waits of all others are counted as ``other``."""
 
 _OTHER: Final = "other"
@@ -117,7 +117,7 @@ class Window(Generic[T]):
         begin: called with each message that gets a slot after a wait.
 
     Attributes:
-        waits: the statistics by principal; those beyond ``MAX_PRINCIPALS_TOLD`` are counted together.
+        waits: the statistics by principal; those beyond ``MAX_PRINCIPAL_LABELS`` are counted together.
     """
 
     def __init__(self, slots: int, begin: Callable[[T], None]) -> None:
@@ -140,8 +140,8 @@ class Window(Generic[T]):
         return {principal: len(line.arrivals) for principal, line in self._lines.items()}
 
     @property
-    def waiting_told(self) -> Mapping[str, int]:
-        """The same for the metrics: principals beyond ``MAX_PRINCIPALS_TOLD`` are counted together."""
+    def waiting_by_label(self) -> Mapping[str, int]:
+        """The same for the metrics: principals beyond ``MAX_PRINCIPAL_LABELS`` are counted together."""
         counts = Counter(dict.fromkeys(self.waits, 0))
         for principal, count in self.waiting.items():
             label = metrics_label(principal)
@@ -235,5 +235,5 @@ class Window(Generic[T]):
 
     def _waits_of(self, principal: str) -> Waits:
         label = metrics_label(principal)
-        name = label if label in self.waits or len(self.waits) < MAX_PRINCIPALS_TOLD else _OTHER
+        name = label if label in self.waits or len(self.waits) < MAX_PRINCIPAL_LABELS else _OTHER
         return self.waits.setdefault(name, Waits())

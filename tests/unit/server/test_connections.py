@@ -41,7 +41,7 @@ def filled(connections: Connections, *clients: Client) -> list[Client]:
     for client in clients:
         assert connections.admit(client)
         if client.principal is None and client.idle_since is not None:
-            connections.stranger_idles(client)
+            connections.unauthenticated_idle(client)
     return [*clients]
 
 
@@ -68,8 +68,8 @@ async def test_otherwise_the_principal_with_the_most_idle_connections_loses_its_
 
 async def test_an_unauthenticated_connection_with_a_request_in_flight_is_not_closed(connections: Connections) -> None:
     clients = filled(connections, *(Client(None, None) for _ in range(LIMIT)))
-    connections.stranger_idles(clients[0])
-    connections.stranger_busy(clients[0])
+    connections.unauthenticated_idle(clients[0])
+    connections.unauthenticated_busy(clients[0])
     assert not connections.admit(Client(None, None))
     assert not any(client.closed for client in clients)
     assert (connections.closed_for_room, connections.refused) == (0, 1)

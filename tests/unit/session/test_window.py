@@ -260,10 +260,10 @@ def test_waits_are_counted_by_principal() -> None:
     assert not it.waits
     it.enter("second", Caller("b"))
     it.enter("third", Caller("b", "s"))
-    assert it.waiting_told == {"b": 2}
+    assert it.waiting_by_label == {"b": 2}
     assert it.reject_newest("b") == "third"
     it.leave("first")
-    assert it.waiting_told == {"b": 0}
+    assert it.waiting_by_label == {"b": 0}
     told = it.waits["b"]
     assert (told.count, told.made_way) == (1, 1)
     assert 0 < told.seconds < 60
@@ -271,15 +271,18 @@ def test_waits_are_counted_by_principal() -> None:
 
 def test_principals_over_the_label_limit_share_one_metric_label() -> None:
     it: Window[int] = Window(1, lambda _: None)
-    principals = window.MAX_PRINCIPALS_TOLD + 10
+    principals = window.MAX_PRINCIPAL_LABELS + 10
     it.enter(0, Caller("first"))
     for number in range(1, principals + 1):
         it.enter(number, Caller(f"principal-{number}"))
-    assert len(it.waits) == window.MAX_PRINCIPALS_TOLD + 1
-    assert it.waiting_told == {**{f"principal-{n}": 1 for n in range(1, window.MAX_PRINCIPALS_TOLD + 1)}, "other": 10}
+    assert len(it.waits) == window.MAX_PRINCIPAL_LABELS + 1
+    assert it.waiting_by_label == {
+        **{f"principal-{n}": 1 for n in range(1, window.MAX_PRINCIPAL_LABELS + 1)},
+        "other": 10,
+    }
     it.reject_newest(f"principal-{principals}")
     for number in range(principals):
         it.leave(number)
     by_name: defaultdict[str, int] = defaultdict(int, {name: waits.count for name, waits in it.waits.items()})
     assert (by_name["principal-1"], by_name["other"], it.waits["other"].made_way) == (1, 9, 1)
-    assert set(it.waiting_told.values()) == {0}
+    assert set(it.waiting_by_label.values()) == {0}
