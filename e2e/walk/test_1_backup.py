@@ -77,7 +77,7 @@ class Container:
 def container(images: Images, tool: str) -> Iterator[Container]:
     name, image = "vestige-backup-walk", f"{images.vestige}:{images.native_tag}"
     run(tool, "run", "--detach", "--rm", "--name", name, "--network", "none", "--read-only", "--user", "10001:0",
-        "--no-healthcheck", "--cap-drop", "all", "--tmpfs", "/data:rw,size=128m,mode=1777",
+        "--no-healthcheck", "--cap-drop", "all", "--tmpfs", "/data:rw,size=128m,mode=1777,nr_inodes=300",
         "--volume", "/run/vestige-backup", "--entrypoint", "sleep", image, "infinity")  # fmt: skip
     yield Container(tool, name)
     run(tool, "rm", "--force", "--time", "0", name)
@@ -162,6 +162,26 @@ def test_a_full_disk_is_reported_and_leaves_earlier_backups(memory: Container) -
 def test_a_disk_that_fails_during_the_copy_is_reported(memory: Container) -> None:
     limited = "(ulimit -f 2000; trap '' XFSZ; vestige-backup)"
     memory.fails("the database cannot be copied", command=limited)
+
+
+def test_a_volume_on_which_no_file_can_be_created_is_reported(memory: Container) -> None:
+    """There, no mark of the failure can be created either."""
+    memory.run("vestige-backup")
+    use_up = "n=0; while true >/data/used-$n; do n=$((n + 1)); done 2>/dev/null"
+    memory.fails("the database cannot be copied", prepare=use_up, repair="rm /data/used-*")
+    assert memory.run("vestige-backup").status["failing"] is False
+
+
+def test_a_copy_without_one_of_the_rows_is_not_used(memory: Container) -> None:
+    faulty = r"""
+            sqlite3() {
+              local options=("${@/-readonly/-batch}")
+              options[-1]=${options[-1]/ AS copy;/ AS copy; DELETE FROM copy.knowledge_nodes WHERE id = 7;}
+              command sqlite3 "${options[@]}"
+            }
+            export -f sqlite3
+            """
+    memory.fails("the copy cannot be used: knowledge_nodes has ", prepare=faulty)
 
 
 def test_a_damaged_database_is_reported(memory: Container) -> None:
@@ -272,8 +292,10 @@ def test_an_upload_gets_the_backup_and_if_it_fails_the_backup_failed(uploading: 
     assert done.status["failing"] is True
 
 
-def test_an_upload_that_takes_too_long_fails_and_its_result_is_not_that_of_the_next(uploading: Container) -> None:
-    done = uploading.attempt("echo 'sleep 3; exit 9' >/data/command; vestige-backup", BACKUP_UPLOAD_SECONDS="1")
-    assert done.code == 1 and "did not end within 1 s" in done.stderr
-    done = uploading.run("echo 'exit 0' >/data/command; vestige-backup", BACKUP_UPLOAD_SECONDS="20")
+@pytest.mark.parametrize("command", ["exec sleep 300", "trap '' TERM; while :; do sleep 1; done"])
+def test_an_upload_that_takes_too_long_fails_and_is_ended_before_the_next(uploading: Container, command: str) -> None:
+    hung = f"printf %s {shlex.quote(command)} >/data/command; vestige-backup"
+    done = uploading.attempt(hung, BACKUP_UPLOAD_SECONDS="3")
+    assert done.code == 1 and "did not end within 3 s" in done.stderr
+    done = uploading.run("sleep 12; echo 'exit 0' >/data/command; vestige-backup", BACKUP_UPLOAD_SECONDS="20")
     assert done.status["failing"] is False

@@ -1,6 +1,7 @@
 #!/bin/sh
 # The process of the container upload: runs the command that it was given once for each backup that the container backup
-# names in upload-request, and answers in upload-answer how it ended. It needs sh, cat, mv, rm and sleep.
+# names in upload-request, and answers in upload-answer how it ended. An upload-cancel ends the command, after
+# ten seconds with SIGKILL; other processes that it started may go on. It needs sh, cat, mv, rm and sleep.
 trap 'exit 0' TERM INT HUP
 cd /run/vestige-backup || exit 1
 
@@ -20,9 +21,21 @@ while :; do
   if mv upload-request upload-running 2>/dev/null; then
     BACKUP=$(cat upload-running)
     (cd /tmp && exec "$@") &
-    wait $!
+    command=$!
+    seconds=0
+    while kill -0 "$command" 2>/dev/null; do
+      sleep 1 &
+      wait $!
+      [ -e upload-cancel ] || continue
+      case $seconds in
+        0) echo "the upload of $BACKUP takes too long and is ended" && kill "$command" 2>/dev/null ;;
+        10) kill -9 "$command" 2>/dev/null ;;
+      esac
+      seconds=$((seconds + 1))
+    done
+    wait "$command"
     answer $?
   fi
-  sleep 2 &
+  sleep 1 &
   wait $!
 done
