@@ -349,6 +349,13 @@ async def test_every_metric_that_is_named_exists(eventful: Bridge, file: str) ->
     assert named <= told
 
 
+def test_each_problem_of_the_troubleshooting_page_has_a_command() -> None:
+    text = (ROOT / "docs/troubleshooting.md").read_text()
+    sections = re.split(r"^### ", text, flags=re.MULTILINE)[1:]
+    assert len(sections) > 20
+    assert [section.splitlines()[0] for section in sections if "```bash\n" not in section] == []
+
+
 async def test_the_errors_of_the_troubleshooting_page_are_those_of_the_bridge(
     upstream: ScriptedUpstream, tmp_path: Path
 ) -> None:

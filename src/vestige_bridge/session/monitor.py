@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import time
 from collections.abc import AsyncIterator, Callable
@@ -102,9 +103,9 @@ class Monitor:
         self._interval_seconds = interval_seconds
         self._clock = clock
         self._wake = asyncio.Event()
-        self._lost_at = 0.0
-        self._logged_at = 0.0
-        self._logged_reason = ""
+        self._lost_at: float | None = None
+        self._logged_at = -math.inf
+        self._logged_cause = ""
 
     @asynccontextmanager
     async def watching(self, connection: MonitoredSession) -> AsyncIterator[None]:
@@ -133,25 +134,24 @@ class Monitor:
         if error is None:
             self.health = before.after_answer(self._clock())
             if before.state is not State.READY:
+                self._lost_at, self._logged_at = None, -math.inf
                 self.reconnects += before.answered_at is not None
                 log.info("Vestige connected")
             return
         self.failures[reason_of(error)] += 1
         self.health = before.after_failure(reason_of(error))
         if before.failures == 0:
-            self._lost_at = self._clock()
-            self._logged_reason = ""
             self._wake.set()
         self._log_loss(error)
 
     def _log_loss(self, error: BridgeError) -> None:
         """Logs why the connection is lost: at once, when the cause changes, and at intervals after that."""
-        now, reason = self._clock(), reason_of(error)
-        since_logged = now - self._logged_at
-        changed = reason != self._logged_reason and (since_logged >= LOG_CHANGE_SECONDS or not self._logged_reason)
-        if not changed and since_logged < LOG_AGAIN_SECONDS:
+        now, cause = self._clock(), str(error)
+        if self._lost_at is None:
+            self._lost_at = now
+        if now - self._logged_at < (LOG_AGAIN_SECONDS if cause == self._logged_cause else LOG_CHANGE_SECONDS):
             return
-        self._logged_at, self._logged_reason = now, reason
+        self._logged_at, self._logged_cause = now, cause
         what = "Vestige cannot be reached yet" if self.health.answered_at is None else "Vestige connection lost"
         since = f", for {now - self._lost_at:.0f} s now" if now - self._lost_at >= 1 else ""
         log.warning("%s%s: %s", what, since, error)
@@ -159,11 +159,16 @@ class Monitor:
     async def step(self, connection: MonitoredSession) -> None:
         """Makes one check; connects if there is no session, or the check finds that it is lost."""
         # The session reports each outcome where it occurs, since other tasks may wait for the same one.
-        with suppress(BridgeError):
+        before = self.health
+        try:
             if connection.held is not None:
                 with suppress(SessionLost):
                     return await connection.check()
             await connection.connected()
+        except BridgeError as error:
+            # A handshake that hangs has no outcome before the request timeout.
+            if self.health is before and self._clock() - self._logged_at >= LOG_AGAIN_SECONDS:
+                self._log_loss(error)
 
     def delay_seconds(self) -> float:
         """How long to wait before the next step: the interval, or an exponential backoff with jitter."""

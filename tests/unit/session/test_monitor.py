@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness import ScriptedUpstream, free_port, until
+from harness import Received, ScriptedUpstream, free_port, until
 from vestige_bridge.errors import (
     BridgeError,
     SessionLost,
@@ -137,7 +138,8 @@ def test_the_log_repeats_a_loss_each_minute_and_whenever_its_cause_changes(caplo
     now = 0.0
     monitor = Monitor(10, clock=lambda: now)
     monitor.record(None)
-    gone, refused = SessionLost("Gone."), UpstreamConnectError("Refused.")
+    gone, refused = SessionLost("Gone."), UpstreamConnectError("Away.", detail="refused")
+    unresolved = UpstreamConnectError("Away.", detail="no such name")
     for at, error in (
         (10.0, gone),
         (10.2, refused),
@@ -146,6 +148,7 @@ def test_the_log_repeats_a_loss_each_minute_and_whenever_its_cause_changes(caplo
         (11.7, refused),
         (71.4, refused),
         (71.5, refused),
+        (73.0, unresolved),
         (80.0, None),
         (81.0, refused),
     ):
@@ -153,14 +156,37 @@ def test_the_log_repeats_a_loss_each_minute_and_whenever_its_cause_changes(caplo
         monitor.record(error)
     assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
         "Vestige connection lost: Gone.",
-        "Vestige connection lost, for 2 s now: Refused.",
-        "Vestige connection lost, for 62 s now: Refused.",
-        "Vestige connection lost: Refused.",
+        "Vestige connection lost, for 2 s now: Away. (refused)",
+        "Vestige connection lost, for 62 s now: Away. (refused)",
+        "Vestige connection lost, for 63 s now: Away. (no such name)",
+        "Vestige connection lost: Away. (refused)",
     ]
 
 
-def connection(url: str, monitor: Monitor) -> tuple[Upstream, Session]:
-    settings = Settings.from_environ({"VESTIGE_MCP_URL": url, "VESTIGE_BRIDGE_CHECK_TIMEOUT_SECONDS": "2"})
+async def test_a_handshake_that_hangs_is_logged_at_once_and_each_minute(
+    upstream: ScriptedUpstream, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def hang(received: Received) -> Any:
+        await asyncio.sleep(30)
+
+    upstream.on("initialize", hang)
+    now = 0.0
+    monitor = Monitor(10, clock=lambda: now)
+    http, session = connection(upstream.url, monitor, CONNECT_TIMEOUT_SECONDS="0.1")
+    async with asyncio.timeout(5), http, session:
+        for at in (0.0, 10.0, 59.0, 61.0, 62.0):
+            now = at
+            await monitor.step(session)
+    cause = "Vestige is still starting. (the handshake is not complete)"
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        f"Vestige cannot be reached yet: {cause}",
+        f"Vestige cannot be reached yet, for 61 s now: {cause}",
+    ]
+
+
+def connection(url: str, monitor: Monitor, **variables: str) -> tuple[Upstream, Session]:
+    more = {f"VESTIGE_BRIDGE_{name}": value for name, value in {"CHECK_TIMEOUT_SECONDS": "2", **variables}.items()}
+    settings = Settings.from_environ({"VESTIGE_MCP_URL": url, **more})
     upstream = Upstream(
         url, token=UpstreamToken(), connect_timeout_seconds=2, max_answer_bytes=10_000, budget=AnswerBudget(10_000)
     )
