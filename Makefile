@@ -228,6 +228,9 @@ push: ## Push both images as TAG; ALLOW_DIRTY=1 includes uncommitted changes.
 	$(run) $(CONTAINER_TOOL) push $(ECR_VESTIGE):$(TAG)
 	$(run) $(CONTAINER_TOOL) push $(ECR_BRIDGE):$(TAG)
 
+# The name of the chart's objects: the chart's rule.
+fullname = $(if $(findstring vestige,$(RELEASE)),$(RELEASE),$(RELEASE)-vestige)
+
 .PHONY: install
 install: $(HELM) ## Install the chart; HELM_ARGS sets the token: "--set auth.existingSecret=…".
 	$(run) $(HELM) install $(RELEASE) charts/vestige --namespace $(NAMESPACE) --create-namespace $(image_values) $(HELM_ARGS)
@@ -241,7 +244,7 @@ upgrade: $(HELM) ## Upgrade to TAG, and keep all values that were set before.
 .PHONY: uninstall
 uninstall: $(HELM) ## Uninstall the chart; the memory stays in its PersistentVolumeClaim.
 	$(run) $(HELM) uninstall $(RELEASE) --namespace $(NAMESPACE)
-	@echo 'The memory is kept. To delete it too: kubectl delete pvc --namespace $(NAMESPACE) $(RELEASE)'
+	@echo 'The memory is kept. To delete it too: kubectl delete pvc --namespace $(NAMESPACE) $(fullname)'
 
 .PHONY: status
 status: ## Show the release's pod, Service and claim.
@@ -253,11 +256,11 @@ logs: ## Follow the logs of both containers.
 
 .PHONY: port-forward
 port-forward: ## Forward port 8000 of this machine to the Service.
-	$(run) kubectl port-forward --namespace $(NAMESPACE) svc/$(RELEASE) 8000:8000
+	$(run) kubectl port-forward --namespace $(NAMESPACE) svc/$(fullname) 8000:8000
 
 # Runs a command in Vestige's container: on Kubernetes, or with COMPOSE=docker/compose.yaml in compose.
 compose = $(if $(filter docker,$(CONTAINER_TOOL)),docker compose,podman-compose) -f $(COMPOSE)
-in-vestige = $(if $(COMPOSE),$(compose) exec -T vestige-mcp,kubectl exec --namespace $(NAMESPACE) deploy/$(RELEASE) -c vestige-mcp --)
+in-vestige = $(if $(COMPOSE),$(compose) exec -T vestige-mcp,kubectl exec --namespace $(NAMESPACE) deploy/$(fullname) -c vestige-mcp --)
 BACKUP ?= backups/$(RELEASE)-$(shell date -u +%Y%m%dT%H%M%SZ).db
 
 .PHONY: backup

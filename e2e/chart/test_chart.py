@@ -633,12 +633,14 @@ def test_a_narrowed_network_policy_still_lets_the_test_pod_in() -> None:
 
 def test_metrics_are_disabled_by_default(default: dict[str, Manifest]) -> None:
     assert "9464" not in json.dumps(default)
+    assert {"name": "VESTIGE_BRIDGE_METRICS_PORT", "value": "off"} in containers(default)[1]["env"]
     assert not {"PodMonitor", "PrometheusRule", "ConfigMap"} & default.keys()
 
 
 def test_metrics_open_their_port_in_the_pod_the_service_and_the_network_policy() -> None:
     objects = render("--set", "metrics.enabled=true")
     assert {"name": "metrics", "containerPort": 9464} in containers(objects)[1]["ports"]
+    assert "VESTIGE_BRIDGE_METRICS_PORT" not in json.dumps(objects)
     assert {"name": "metrics", "port": 9464, "targetPort": "metrics"} in objects["Service"]["spec"]["ports"]
     http, metrics = objects["NetworkPolicy"]["spec"]["ingress"]
     assert http == {"ports": [{"protocol": "TCP", "port": 8000}]}
@@ -834,6 +836,17 @@ def test_an_upload_runs_in_the_configured_image_with_the_volume_read_only() -> N
     assert upload["resources"]["limits"]["memory"] == "1Gi"
     assert {"name": "data", "mountPath": "/data", "readOnly": True} in upload["volumeMounts"]
     assert {"name": "auth"} not in [{"name": mount["name"]} for mount in upload["volumeMounts"]]
+
+    [place] = [volume for volume in pod(render(*UPLOAD))["volumes"] if volume["name"] == "upload-tmp"]
+    assert {"name": "upload-tmp", "mountPath": "/tmp"} in upload["volumeMounts"] and "emptyDir" in place
+
+
+def test_both_containers_have_their_pull_policy_probes_and_security_context() -> None:
+    values = "vestigeImage.pullPolicy=Always,bridgeImage.pullPolicy=Never,vestigeProbes.startup.failureThreshold=99"
+    vestige, bridge = containers(render("--set", f"{values},containerSecurityContext.runAsUser=20002"))
+    assert (vestige["imagePullPolicy"], bridge["imagePullPolicy"]) == ("Always", "Never")
+    assert vestige["startupProbe"]["failureThreshold"] == 99
+    assert vestige["securityContext"]["runAsUser"] == bridge["securityContext"]["runAsUser"] == 20002
 
 
 def test_an_upload_with_missing_settings_is_rejected() -> None:

@@ -103,6 +103,16 @@ def test_helm_renders_the_route_that_the_guide_gives_as_values(tmp_path: Path) -
     assert route["spec"]["hostnames"] == ["vestige.example.com"]
 
 
+@pytest.mark.parametrize("release", ["vestige", "memory", "vestige-red"])
+def test_make_names_the_objects_of_every_release(release: str) -> None:
+    rendered = shell(
+        f"{shlex.quote(HELM)} template {release} charts/vestige --kube-version 1.35.0 --set auth.token={'a' * 16}"
+    )
+    [name] = re.findall(r"^kind: Service\n.*?\n  name: (\S+)$", rendered.stdout, re.DOTALL | re.MULTILINE)
+    printed = shell(f"make port-forward RELEASE={release} CONTAINER_TOOL=docker").stdout
+    assert f" svc/{name.strip(chr(34))} 8000:8000" in printed
+
+
 @pytest.mark.parametrize("command", MAKE_COMMANDS)
 def test_make_prints_the_commands_that_it_would_run(command: str) -> None:
     done = shell(f"HELM={shlex.quote(shutil.which(HELM) or HELM)} {command} CONTAINER_TOOL=docker")

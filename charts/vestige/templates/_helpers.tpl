@@ -100,6 +100,10 @@ app.kubernetes.io/part-of: vestige
 - name: VESTIGE_BRIDGE_BACKUP_STATUS_FILE
   value: /run/vestige-backup/status.json
 {{- end }}
+{{- if not .Values.metrics.enabled }}
+- name: VESTIGE_BRIDGE_METRICS_PORT
+  value: "off"
+{{- end }}
 - name: VESTIGE_BRIDGE_DRAIN_SECONDS
   value: {{ .Values.bridge.drainSeconds | quote }}
 - name: VESTIGE_BRIDGE_LOG_FORMAT
