@@ -252,8 +252,8 @@ def test_a_missed_backup_is_made_at_the_start(memory: Container) -> None:
         kill -9 -- -$!
         rm /data/before
         """,
+        keep=9,
         BACKUP_SCHEDULE="0 3 * * *",
-        keep="9",
     )
     assert len(done.backups) == int(done.stdout) + 1
     assert began <= done.status["succeeded_at"] < done.status["due_at"]
