@@ -103,7 +103,7 @@ def test_the_probe_needs_no_token_and_leaks_nothing() -> None:
     probe = "for i in $(seq 20); do http_proxy=http://127.0.0.1:9 vestige-probe || exit 1; done"
     assert in_vestige("sh", "-c", probe).returncode == 0
     saw(f"{(time.monotonic() - began) / 20 * 1000:.0f} ms each")
-    eventually("the same files and no more processes", nothing_is_left)
+    eventually("the same files, and no more processes", nothing_is_left)
 
 
 def test_the_processes_have_no_more_rights_than_they_need() -> None:
