@@ -337,6 +337,21 @@ async def test_a_token_without_a_mapped_scope_answers_403_with_the_scopes(
     assert len(upstream.received) == received
 
 
+async def test_the_refusal_of_a_token_without_a_mapped_scope_is_in_the_audit_log(
+    provider: IdentityProvider, upstream: ScriptedUpstream, tmp_path: Path
+) -> None:
+    async with oauth_bridge(upstream, provider, AUDIT_LOG=str(tmp_path / "audit")) as served:
+        for scope, status in (("nothing.mapped", 403), ("vestige.read", 403), ("vestige.write", 200)):
+            assert (await served.call("write", headers=bearer(provider.token(scope=scope)))).status == status
+    unread, refused, made = map(json.loads, (tmp_path / "audit").read_text().splitlines())
+    assert unread["principal"] == refused["principal"] == made["principal"]
+    assert [(it["audit"], it["method"], it["tool"], it["status"], it["reason"]) for it in (unread, refused)] == [
+        ("refusal", None, None, 403, "forbidden"),
+        ("refusal", "tools/call", "write", 403, "forbidden"),
+    ]
+    assert made["outcome"] == "answered"
+
+
 async def test_a_write_with_a_read_only_scope_is_403_with_the_scopes_that_permit_it(
     protected: Bridge, provider: IdentityProvider, upstream: ScriptedUpstream
 ) -> None:

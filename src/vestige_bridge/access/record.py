@@ -60,6 +60,7 @@ class AccessRecord:
         answering: whether the answer has begun.
         traceparent: the ``traceparent`` in the ``_meta`` of its message, if it has exactly one.
         dispatched: whether one of its messages was accepted, so that the dispatcher completes it.
+        calls_taken: how many of its tool calls count for the principal's rate.
     """
 
     headers: headers.Headers
@@ -73,6 +74,7 @@ class AccessRecord:
     answering: bool = False
     traceparent: bytes | None = None
     dispatched: bool = False
+    calls_taken: int = 0
 
     @property
     def authenticated(self) -> str:
