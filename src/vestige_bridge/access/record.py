@@ -24,7 +24,8 @@ TRACE: Final = "traceparent"
 OAUTH_PREFIX: Final = "oauth:"
 """The prefix of an identity provider's principals; names in a token file cannot contain a colon."""
 
-_OAUTH: Final = "oauth"
+OAUTH_LABEL: Final = "oauth"
+"""The principal of all of them in the metrics."""
 
 PROBE_PATHS: Final = frozenset({"/health", "/readyz", "/livez"})
 ENDPOINT_PATHS: Final = frozenset({"/mcp", "/mcp/"})
@@ -100,7 +101,7 @@ class AccessRecord:
 
 def metrics_label(principal: str) -> str:
     """The label of a principal in the metrics; all principals of an identity provider share one, to limit the count."""
-    return _OAUTH if principal.startswith(OAUTH_PREFIX) else principal
+    return OAUTH_LABEL if principal.startswith(OAUTH_PREFIX) else principal
 
 
 def traceparent_of(message: AnyMessage) -> bytes | None:
