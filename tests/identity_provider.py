@@ -68,6 +68,7 @@ class IdentityProvider:
         self.serves = "/.well-known/oauth-authorization-server"
         self.away = 0
         self.jwks: bytes | None = None
+        self.page: bytes | None = None
         self.app = web.Application()
         self.app.router.add_get("/{path:.*}", self._answer)
 
@@ -88,6 +89,8 @@ class IdentityProvider:
         if request.path == self.serves:
             members = {"issuer": self.issuer, "jwks_uri": f"{self.url}/jwks", **self.metadata}
             return web.json_response({name: value for name, value in members.items() if value is not None})
+        if self.page is not None:
+            return web.Response(body=self.page, content_type="text/html")
         return web.Response(status=404)
 
     def rotate(self, *kids: str) -> None:

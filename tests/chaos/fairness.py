@@ -142,7 +142,7 @@ async def fairness(run: Run) -> Figures:
     """F11: a principal with one call at a time waits for one turn of the other, and the other loses no throughput."""
     posts = max(LEAST_POSTS, run.times(POSTS))
     windows = " and ".join(map(str, SLOTS))
-    done = f"{posts:,} calls of {CALL_MILLISECONDS} ms posted at once by one principal, one at a time by another"
+    done = f"{posts:,} calls of {CALL_MILLISECONDS} ms posted 1 ms apart by one principal, one at a time by another"
     figures = Figures("F11 fair turns", f"{done}, in windows of {windows}, repeated")
     for slots in SLOTS:
         async with (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -30,7 +31,7 @@ from harness import (
     free_port,
     until,
 )
-from identity_provider import IdentityProvider, key
+from identity_provider import IdentityProvider, key, public
 
 
 @dataclass(frozen=True)
@@ -327,6 +328,23 @@ async def _(tmp: Path) -> AsyncIterator[Patient]:
         yield patient
 
 
+@broken("provider", "the issuer is spelled otherwise, and the URL of the keys is configured")
+async def _(tmp: Path) -> AsyncIterator[Patient]:
+    async with signing() as (provider, _served, patient):
+        provider.metadata = {"issuer": "https://login.example.com/"}
+        yield Patient(
+            {**patient.environ, "VESTIGE_BRIDGE_OAUTH_JWKS_URL": f"{provider.url}/jwks"}, None, "ACCESS_TOKEN"
+        )
+
+
+@broken("provider", "none of its keys is a signing key")
+async def _(tmp: Path) -> AsyncIterator[Patient]:
+    async with signing() as (provider, _served, patient):
+        keys = [{"kty": "oct", "kid": "one", "k": "AAAA"}, {**public(key("two"))["keys"][0], "use": "enc"}]
+        provider.jwks = json.dumps({"keys": keys}).encode()
+        yield patient
+
+
 @broken("provider", "it has no keys")
 async def _(tmp: Path) -> AsyncIterator[Patient]:
     async with signing() as (provider, _served, patient):
@@ -350,6 +368,19 @@ async def _(tmp: Path) -> AsyncIterator[Patient]:
 async def _(tmp: Path) -> AsyncIterator[Patient]:
     async with signing(exp=1_000_000_000) as (_provider, _served, patient):
         yield patient
+
+
+@broken("token", "an OAuth token has expired, seen from another machine")
+async def _(tmp: Path) -> AsyncIterator[Patient]:
+    async with (
+        IdentityProvider().serving() as provider,
+        scripted_upstream() as upstream,
+        bridge(upstream.url, **provider.variables(OAUTH_AUDIENCE="api://vestige")) as served,
+    ):
+        await until(served.ready)
+        await until(lambda: served.metric("oauth_keys") > 0)
+        expired = provider.token(aud="api://vestige", exp=1_000_000_000)
+        yield Patient({"VESTIGE_AUTH_TOKEN": expired, "PROVIDER": provider.url}, served.origin)
 
 
 @broken("token", "an OAuth token was signed with a key that the provider does not show")

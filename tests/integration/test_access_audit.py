@@ -32,7 +32,7 @@ from harness import (
     environment,
     until,
 )
-from integration.test_session_admission import Hanging
+from integration.test_session_admission import NOTE, Hanging
 from vestige_bridge.access import audit_writer
 from vestige_bridge.mcp.versions import LATEST_MODERN_VERSION
 
@@ -716,6 +716,30 @@ async def test_sigusr1_does_not_end_a_bridge_without_an_audit_log(upstream: Scri
         process.terminate()
         status, _ = await process.ended()
     assert status == 0
+
+
+async def test_a_drain_answers_a_batch_whose_notification_upstream_does_not_accept(
+    upstream: ScriptedUpstream, tmp_path: Path
+) -> None:
+    hanging = Hanging(upstream)
+    upstream.on(str(NOTE["method"]), hanging)
+    process = BridgeProcess(environment(upstream.url, DRAIN_SECONDS="0.5", AUDIT_LOG=str(tmp_path / "audit")))
+    async with process.serving() as served:
+        await until(served.ready)
+        batch = asyncio.create_task(served.post([call_body("write", id=1), NOTE, call_body("write", id=2), NOTE]))
+        single = asyncio.create_task(served.post(NOTE))
+        await until(lambda: hanging.held == 2)
+        process.terminate()
+        answer = await batch
+        assert (answer.status, (await single).status) == (200, 504)
+        status, _ = await process.ended()
+    assert status == 0
+    assert sorted((it["id"] or 0, it.get("error", {}).get("code")) for it in answer.json if it["id"]) == [
+        (1, None),
+        (2, None),
+    ]
+    assert [it["error"]["code"] for it in answer.json if it["id"] is None] == [-32012, -32013]
+    assert [told(line) for line in lines(tmp_path / "audit")] == [("write", "answered", None)] * 2
 
 
 async def test_a_dash_writes_the_audit_log_to_standard_output_and_not_the_other_log(upstream: ScriptedUpstream) -> None:

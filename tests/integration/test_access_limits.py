@@ -125,6 +125,37 @@ async def test_requests_over_max_in_flight_answer_429_and_other_principals_are_u
     assert upstream.count("tools/call") == 6
 
 
+@pytest.mark.parametrize("era", SINGLE)
+async def test_a_call_that_is_rejected_or_never_sent_does_not_count_for_the_rate(
+    upstream: ScriptedUpstream, tmp_path: Path, era: str
+) -> None:
+    hanging = Hanging(upstream)
+    upstream.on("tools/call", hanging)
+    limits = {"UPSTREAM_CONCURRENCY": "1", "SESSION_MODE": mode_of(era)}
+    async with limited(upstream, tmp_path, "rate = 3", "max_in_flight = 2", **limits) as (served, free):
+        session = await headers_of(era, served)
+        body, headers = spelled_for(era, call_body("write"), await headers_of(era, free))
+        first = asyncio.create_task(free.post(body, headers))
+        await until(lambda: hanging.held == 1)
+        body, headers = spelled_for(era, call_body("write"), session)
+        waiting = [asyncio.create_task(served.post(body, headers)) for _ in range(2)]
+        await until(lambda: served.metric("requests_in_flight") == 3)
+        for _ in range(5):
+            assert too_much(await served.post(body, headers)) == 1
+        waiting.pop().cancel()
+        if era == "modern":
+            # A client that disconnects cancels its request, before it was sent.
+            await until(lambda: served.metric("requests_in_flight") == 2)
+        hanging.released.set()
+        assert (await first).status == (await waiting[0]).status == 200
+        await until(lambda: served.metric("requests_in_flight") == 0)
+        left = 3 - upstream.count("tools/call") + 1
+        for _ in range(left):
+            assert (await served.post(body, headers)).status == 200
+        assert too_much(await served.post(body, headers)) > 1
+    assert left == (2 if era == "modern" else 1)
+
+
 @pytest.mark.parametrize("era", BATCHES)
 async def test_a_batch_that_would_be_too_many_in_flight_is_429_as_a_whole(
     upstream: ScriptedUpstream, tmp_path: Path, era: str

@@ -256,7 +256,7 @@ async def test_an_oauth_token_or_subject_never_gets_the_permissions_of_a_token_f
     file = tmp_path / "tokens.toml"
     jwt = provider.token(aud="https://other.example.com")
     digest = hashlib.sha256(jwt.encode()).hexdigest()
-    file.write_text(f'[[token]]\nname = "oauth"\ntoken = "{TOKEN}"\n[[token]]\nname = "job"\nsha256 = "{digest}"\n')
+    file.write_text(f'[[token]]\nname = "alice"\ntoken = "{TOKEN}"\n[[token]]\nname = "job"\nsha256 = "{digest}"\n')
     async with oauth_bridge(upstream, provider, VESTIGE_AUTH_TOKEN_FILE=str(file)) as served:
         assert await status(served, jwt) == 401
         assert await status(served, provider.token(sub="job")) == 200
@@ -264,8 +264,8 @@ async def test_an_oauth_token_or_subject_never_gets_the_permissions_of_a_token_f
         for token in ("oauth", "job", principal_of(provider.issuer, "job"), principal_of(provider.issuer, "alice")):
             assert await status(served, token) == 401
         assert await status(served, TOKEN) == 200
-        assert upstream.of("ping")[-1].http.headers["X-Vestige-Principal"] == "oauth"
-        assert served.metric("token_last_used_timestamp_seconds", principal="oauth") > 0
+        assert upstream.of("ping")[-1].http.headers["X-Vestige-Principal"] == "alice"
+        assert served.metric("token_last_used_timestamp_seconds", principal="alice") > 0
 
 
 async def test_tokens_of_the_file_and_of_the_provider_are_both_accepted(
@@ -284,6 +284,17 @@ async def test_tokens_of_the_file_and_of_the_provider_are_both_accepted(
         assert [await status(served, token) for token in ("a-token-of-the-file", "another-token")] == [200, 401]
     assert "the token of clever has the form of a JWT" in caplog.text
     assert provider.token().split(".")[0] not in caplog.text
+
+
+async def test_a_token_file_with_the_metrics_name_of_all_oauth_users_fails_the_start(
+    provider: IdentityProvider, tmp_path: Path
+) -> None:
+    (tmp_path / "tokens").write_text("oauth a-token-of-the-file\n")
+    variables = {"VESTIGE_AUTH_TOKEN_FILE": str(tmp_path / "tokens")}
+    process = BridgeProcess(provider.environment("http://127.0.0.1:9/mcp", **variables))
+    exit_status, log = await process.ended()
+    assert (exit_status, len(log.splitlines())) == (2, 1)
+    assert "the name oauth is that of all users of the OAuth issuer in the metrics" in log
 
 
 @pytest.mark.parametrize("name", ["tokens", "tokens.toml"])
@@ -335,6 +346,21 @@ async def test_a_token_without_a_mapped_scope_answers_403_with_the_scopes(
     assert protected.metric("auth_failures_total", reason="scope") == 2
     assert protected.metric("oauth_tokens_kept") == 0
     assert len(upstream.received) == received
+
+
+async def test_the_refusal_of_a_token_without_a_mapped_scope_is_in_the_audit_log(
+    provider: IdentityProvider, upstream: ScriptedUpstream, tmp_path: Path
+) -> None:
+    async with oauth_bridge(upstream, provider, AUDIT_LOG=str(tmp_path / "audit")) as served:
+        for scope, status in (("nothing.mapped", 403), ("vestige.read", 403), ("vestige.write", 200)):
+            assert (await served.call("write", headers=bearer(provider.token(scope=scope)))).status == status
+    unread, refused, made = map(json.loads, (tmp_path / "audit").read_text().splitlines())
+    assert unread["principal"] == refused["principal"] == made["principal"]
+    assert [(it["audit"], it["method"], it["tool"], it["status"], it["reason"]) for it in (unread, refused)] == [
+        ("refusal", None, None, 403, "forbidden"),
+        ("refusal", "tools/call", "write", 403, "forbidden"),
+    ]
+    assert made["outcome"] == "answered"
 
 
 async def test_a_write_with_a_read_only_scope_is_403_with_the_scopes_that_permit_it(

@@ -151,6 +151,21 @@ async def test_an_oauth_token_is_examined_here_and_from_elsewhere(
     assert provider.token().split(".")[1] not in near_by + elsewhere
 
 
+async def test_a_provider_whose_first_metadata_url_answers_html_is_found_as_the_bridge_finds_it(
+    memory_gateway: Gateway, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with IdentityProvider().serving() as provider:
+        provider.page = b"<html>This page is for browsers.</html>"
+        provider.serves = "/.well-known/openid-configuration"
+        async with bridge(memory_gateway.url, **provider.variables()) as served:
+            await until(served.ready)
+            await until(lambda: served.metric("oauth_keys") > 0)
+            here = near(memory_gateway.url, served, **provider.variables()).environ
+            token = {"ACCESS_TOKEN": provider.token()}
+            assert await examine(Patient({**here, **token}, None, "ACCESS_TOKEN")) == 0
+    assert f"{provider.issuer} has 1 signing keys" in capsys.readouterr().out
+
+
 async def test_a_bridge_with_anonymous_access_needs_no_token(
     upstream: ScriptedUpstream, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,10 +17,12 @@ from aiohttp import web
 from harness import (
     TOKEN,
     Bridge,
+    BridgeProcess,
     Received,
     ScriptedUpstream,
     bridge,
     call_body,
+    environment,
     until,
 )
 from vestige_bridge.server import app, connections, http_protocol
@@ -103,6 +105,37 @@ async def test_an_endless_request_head_answers_431_at_the_limit(scripted: Bridge
         head, error = split(reading.result())
     assert head.startswith(b"http/1.1 431 ")
     assert error["error"]["code"] == -32600
+
+
+async def test_a_head_over_the_limit_that_ends_in_a_later_read_answers_431(scripted: Bridge) -> None:
+    async with connected(scripted) as (reader, writer):
+        writer.write(GET + b"X: " + b"a" * (HEAD_LIMIT_BYTES - len(GET) - 3))
+        await until(lambda: scripted.metric("incomplete_head_bytes") == HEAD_LIMIT_BYTES)
+        writer.write(b"a" * 1_000 + b"\r\n\r\n")
+        head, _ = split(await reader.read())
+    assert head.startswith(b"http/1.1 431 ")
+
+
+async def test_a_client_that_disconnects_after_surplus_bytes_is_noticed(upstream: ScriptedUpstream) -> None:
+    process = BridgeProcess(environment(upstream.url, HEARTBEAT_SECONDS="3600"))
+    async with process.serving() as served:
+        await until(served.ready)
+
+        async def open_streams(number: int) -> None:
+            async def counted() -> bool:
+                async with served.http.get(f"http://127.0.0.1:{process.metrics_port}/metrics") as response:
+                    return f"vestige_bridge_streams_open {number}.0" in await response.text()
+
+            await until(counted)
+
+        _, writer = await asyncio.open_connection("127.0.0.1", process.port)
+        fields = f"Host: x\r\nAuthorization: Bearer {TOKEN}\r\nMcp-Session-Id: s\r\nAccept: text/event-stream\r\n\r\n"
+        writer.write(b"GET /mcp HTTP/1.1\r\n" + fields.encode())
+        await open_streams(1)
+        writer.write(b"\r\n")
+        await open_streams(1)
+        writer.close()
+        await open_streams(0)
 
 
 @pytest.mark.parametrize("token", [TOKEN, "wrong"])

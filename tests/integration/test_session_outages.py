@@ -10,9 +10,11 @@ import time
 from typing import Any
 
 import aiohttp
+import pytest
 
 from harness import Bridge, BridgeProcess, Gateway, Received, ScriptedUpstream, bridge, environment, free_port, until
 from integration.test_endpoint_sessions import PING, initialize
+from vestige_bridge.server import probes
 
 
 class Outage:
@@ -198,6 +200,25 @@ async def test_health_requests_within_a_second_share_one_upstream_check(
     assert answers[0].json["status"] == "ok"
     assert answers[0].json["vestige"] == {"name": "scripted", "version": "1.2.3"}
     assert answers[0].json["tools"] == 3
+
+
+async def test_health_requests_over_a_limit_do_not_wait_for_the_check(
+    scripted: Bridge, upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probes, "MAX_WAITING", 3)
+    await until(scripted.ready)
+    released = asyncio.Event()
+
+    async def hang(received: Received) -> Any:
+        await released.wait()
+        return received.result({"tools": []})
+
+    upstream.on("tools/list", hang)
+    waiting = [asyncio.create_task(scripted.get("/health")) for _ in range(20)]
+    await until(lambda: sum(it.done() for it in waiting) == 17)
+    assert {it.result().status for it in waiting if it.done()} == {200}
+    released.set()
+    assert {(await it).status for it in waiting} == {200}
 
 
 async def test_a_lost_connection_its_cause_and_its_return_are_in_the_log(everything_gateway: Gateway) -> None:

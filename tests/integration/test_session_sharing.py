@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from harness import Answer, Bridge, Received, ScriptedUpstream, bridge, call_bod
 from integration.test_endpoint_sessions import initialize
 from integration.test_server_connections import called, connected
 from integration.test_session_admission import NOTE, Hanging, cancellation
+from vestige_bridge.mcp.versions import LATEST_MODERN_VERSION
 from vestige_bridge.server import metrics
 from vestige_bridge.session import window
 
@@ -31,8 +32,8 @@ class Calls(Hanging):
             upstream.on(method, self)
 
     async def __call__(self, received: Received) -> web.StreamResponse:
-        params = received.message.get("params", {"arguments": {"name": "note"}})
-        self.order.append(params["arguments"]["name"])
+        arguments = received.message.get("params", {}).get("arguments", {"name": "note"})
+        self.order.append(arguments["name"])
         return await super().__call__(received)
 
 
@@ -304,9 +305,82 @@ async def test_a_notification_of_a_batch_makes_way_and_the_rest_goes_on(
         calls.released.set()
         assert await it.statuses() == {"ann-0": 200, "ann-1": 200, "ann-batch": 200, "bob-0": 200}
         answers = it.posts["ann-batch"].result().json
-        assert [answer.get("error", {}).get("code") for answer in answers] == [-32013, None]
+        assert {answer.get("id"): answer.get("error", {}).get("code") for answer in answers} == {None: -32013, 1: None}
     assert "note" not in calls.order
     assert "ann-2" in calls.order
+
+
+def subscription(number: int) -> dict[str, Any]:
+    return {"jsonrpc": "2.0", "id": number, "method": "resources/subscribe", "params": {"uri": f"memory://{number}"}}
+
+
+def level(number: int) -> dict[str, Any]:
+    params = {"level": ("debug", "error")[number % 2]}
+    return {"jsonrpc": "2.0", "id": number, "method": "logging/setLevel", "params": params}
+
+
+@pytest.mark.parametrize("body", [subscription, level], ids=["subscriptions", "log levels"])
+async def test_a_request_for_notifications_that_waits_makes_way(
+    upstream: ScriptedUpstream, tmp_path: Path, body: Callable[[int], dict[str, Any]]
+) -> None:
+    calls = Calls(upstream)
+    upstream.on(body(0)["method"], calls)
+    async with sharing(upstream, tmp_path, MAX_IN_FLIGHT="8") as it:
+        for number in range(8):
+            it.post(f"ann-{number}", body(number), Mcp_Session_Id=f"session-{number}")
+            await it.accepted(number + 1)
+        it.post("bob-0")
+        made_way(await it.posts["ann-7"])
+        assert (it.told("requests_waiting", "ann"), it.told("requests_waiting", "bob")) == (6, 1)
+        calls.released.set()
+        statuses = await it.statuses()
+    assert {name for name, status in statuses.items() if status != 200} == {"ann-7"}
+
+
+async def test_a_batch_of_notifications_keeps_no_call_of_another_principal_out(
+    upstream: ScriptedUpstream, tmp_path: Path
+) -> None:
+    calls = Calls(upstream)
+    async with sharing(upstream, tmp_path, MAX_IN_FLIGHT="8") as it:
+        it.post("ann", [NOTE] * 8)
+        await it.accepted(1)
+        await it.post_each("bob-0", "bob-1")
+        calls.released.set()
+        assert await it.statuses() == {"ann": 202, "bob-0": 200, "bob-1": 200}
+    # A batch larger than the limit is accepted, since its notifications are sent one after the other.
+    assert calls.order == ["note", "bob-0", "note", "bob-1", *["note"] * 6]
+
+
+MODERN = {
+    "io.modelcontextprotocol/protocolVersion": LATEST_MODERN_VERSION,
+    "io.modelcontextprotocol/clientCapabilities": {},
+}
+
+
+@pytest.mark.parametrize("method", ["initialize", "server/discover", "tools/call"])
+async def test_a_message_that_waits_for_the_session_makes_way(
+    upstream: ScriptedUpstream, tmp_path: Path, method: str
+) -> None:
+    handshake = Hanging(upstream)
+    async with sharing(upstream, tmp_path, MAX_IN_FLIGHT="8") as it:
+        upstream.on("initialize", handshake)
+        upstream.sessions.clear()
+        it.post("cat-0")
+        await until(lambda: handshake.held == 1)
+        for number in range(7):
+            body, headers = initialize("2025-11-25"), {}
+            if method != "initialize":
+                name = {"name": "write", "arguments": {}} if method == "tools/call" else {}
+                body = {"jsonrpc": "2.0", "id": 1, "method": method, "params": {**name, "_meta": MODERN}}
+                headers = {"MCP_Protocol_Version": LATEST_MODERN_VERSION, "Mcp_Method": method}
+                headers |= {"Mcp_Name": "write"} if name else {}
+            it.post(f"ann-{number}", body, **headers)
+            await it.accepted(number + 2)
+        it.post("bob-0")
+        made_way(await it.posts["ann-6"])
+        handshake.released.set()
+        statuses = await it.statuses()
+    assert {name for name, status in statuses.items() if status != 200} == {"ann-6"}
 
 
 async def test_the_metrics_combine_principals_over_the_limit(

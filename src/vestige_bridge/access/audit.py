@@ -173,13 +173,17 @@ class AuditLog:
         elif isinstance(message, Request) and message.method == CALL_TOOL:
             self.ended(self.accepted(record, message, known=known), error=error)
 
+    def refused_unread(self, record: AccessRecord, error: BridgeError) -> None:
+        """Writes the line of a request that was rejected before its body was read."""
+        self._write({**_members(record, None, known=False), **_refusal(error)})
+
     def _write(self, members: dict[str, object]) -> asyncio.Future[bool] | None:
         return self.writer.put(f"{json.dumps(members)}\n".encode(), receipt=self.required)
 
 
-def _members(record: AccessRecord, message: AnyMessage, *, known: bool) -> dict[str, object]:
+def _members(record: AccessRecord, message: AnyMessage | None, *, known: bool) -> dict[str, object]:
     """All members of a line; those about the end of a call are still ``None``."""
-    method = None if isinstance(message, Response) else message.method
+    method = None if message is None or isinstance(message, Response) else message.method
     tool = None
     if isinstance(message, Request) and method == CALL_TOOL:
         tool = (message.name or "")[:LONGEST_TOOL] if known else OTHER

@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from vestige_bridge.access.audit import AuditLog
 from vestige_bridge.access.oauth import INSUFFICIENT_SCOPE, INVALID_TOKEN, NOTHING, REALM, InvalidToken, ResourceServer
 from vestige_bridge.access.record import CONNECTION, AccessRecord
 from vestige_bridge.access.responses import error_response, json_response
@@ -66,15 +67,24 @@ class Authentication:
         tokens: the valid tokens.
         oauth: the access tokens of an identity provider; ``None`` for none.
         refusals: counts rejected requests by reason.
+        audit: the audit log; ``None`` for none.
     """
 
     def __init__(
-        self, app: ASGIApp, settings: Settings, tokens: Tokens, oauth: OAuthTokens | None, refusals: Counter[str]
+        self,
+        app: ASGIApp,
+        settings: Settings,
+        tokens: Tokens,
+        oauth: OAuthTokens | None,
+        refusals: Counter[str],
+        *,
+        audit: AuditLog | None,
     ) -> None:
         self._app = app
         self._tokens = tokens
         self._oauth = oauth
         self._refusals = refusals
+        self._audit = audit
         self._anonymous = settings.allow_anonymous
         self._origins = settings.allowed_origins
         if self._anonymous:
@@ -187,10 +197,13 @@ class Authentication:
         record.principal = token.name
         if token.permissions is NOTHING:
             self._refusals["scope"] += 1
-            raise Forbidden(
+            refusal = Forbidden(
                 "The token has none of the scopes that permit anything here.",
                 headers={"www-authenticate": self._challenge(INSUFFICIENT_SCOPE)},
             )
+            if self._audit is not None:
+                self._audit.refused_unread(record, refusal)
+            raise refusal
         record.permissions, record.access_token = token.permissions, token
 
     def _challenge(self, error: str = "") -> str:

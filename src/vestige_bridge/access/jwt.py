@@ -16,7 +16,7 @@ from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, OKPKey, RSAKey, import_key
 from joserfc.jws import CompactSignature, JWSRegistry, extract_compact, validate_compact
 
-from vestige_bridge.access.oauth import ALGORITHMS, InvalidToken, check_header
+from vestige_bridge.access.oauth import ALGORITHMS, InvalidToken, check_header, signs
 
 MAX_TOKEN_BYTES: Final = 16_384
 """Maximum size of a token; one with the groups of a large company has a few thousand bytes."""
@@ -147,15 +147,17 @@ def read_keys(document: bytes, before: Mapping[str, Key]) -> dict[str, Key]:
         before: the previous keys; an unchanged key stays the same object.
 
     Errors:
-        ValueError: it is not a JWK Set, or contains no usable key.
+        ValueError: it is not a JWK Set.
     """
     try:
-        listed = json.loads(document)["keys"][:MAX_KEYS]
+        listed = json.loads(document)["keys"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError("its keys are not a JWK Set") from error
+    if not isinstance(listed, list):
+        raise ValueError("its keys are not a JWK Set")  # noqa: TRY004
     keys: dict[str, Key] = {}
-    for jwk in listed:
-        if not isinstance(jwk, dict) or not _signs(jwk):
+    for jwk in listed[:MAX_KEYS]:
+        if not isinstance(jwk, dict) or not signs(jwk):
             continue
         members = {name: jwk[name] for name in _MEMBERS if isinstance(jwk.get(name), str)}
         kid = members.get("kid")
@@ -166,11 +168,4 @@ def read_keys(document: bytes, before: Mapping[str, Key]) -> dict[str, Key]:
             keys[kid] = known if known is not None and known.members == members else Key(members)
         except (JoseError, UnsupportedAlgorithm, ValueError, KeyError, TypeError, OverflowError):
             continue
-    if not keys:
-        raise ValueError("none of its keys can verify a token")
     return keys
-
-
-def _signs(jwk: Mapping[str, Any]) -> bool:
-    operations = jwk.get("key_ops", ["verify"])
-    return jwk.get("use", "sig") == "sig" and isinstance(operations, list) and "verify" in operations

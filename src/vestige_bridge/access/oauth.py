@@ -238,6 +238,13 @@ def keys_url(metadata: Mapping[str, Any], issuer: str) -> str:
     return found
 
 
+def signs(jwk: Mapping[str, Any]) -> bool:
+    """Whether a key of a JWK Set is one that signs tokens, by its members (RFC 7517, sections 4.1 to 4.3)."""
+    operations = jwk.get("key_ops", ["verify"])
+    usable = isinstance(operations, list) and "verify" in operations
+    return usable and jwk.get("use", "sig") == "sig" and jwk.get("kty") in ("RSA", "EC", "OKP")
+
+
 def _permissions(rights: str, shares_lists: bool) -> Permissions:
     if rights == ALL:
         return UNRESTRICTED if shares_lists else Permissions(shares_lists=False)

@@ -1,7 +1,8 @@
 """The cache of verified OAuth access tokens, and their verification.
 
 Invariants: a token is accepted only while it is valid and the provider publishes its signing key. The cache contains
-only verified tokens that permit something, and at most ``MAX_TOKENS``.
+only verified tokens that permit something, at most ``MAX_TOKENS`` and ``MAX_TOKENS_BYTES``. Tokens are looked up by
+Python's hash, whose key is random in each process: it costs less than a digest.
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ from typing import Final, NamedTuple
 from vestige_bridge.access.jwt import Key, Signed
 from vestige_bridge.access.oauth import NOTHING, AccessToken, InvalidToken, ResourceServer
 from vestige_bridge.access.provider_keys import ProviderKeys
-from vestige_bridge.access.token_file import digest_of
 from vestige_bridge.errors import NOT_SENT, KeysUnavailable
 
 MAX_TOKENS: Final = 4_096
 """Maximum number of cached tokens; other tokens are verified each time."""
+
+
+MAX_TOKENS_BYTES: Final = 16 * 2**20
+"""Maximum length of all cached tokens together."""
 
 
 class _Verified(NamedTuple):
@@ -47,6 +51,7 @@ class OAuthTokens:
         self.keys = keys
         self._on_removal = on_removal
         self._verified: OrderedDict[bytes, _Verified] = OrderedDict()
+        self._bytes = 0
         keys.on_removal = self._forget
 
     @property
@@ -56,12 +61,12 @@ class OAuthTokens:
 
     def find(self, token: bytes) -> AccessToken | None:
         """The token, if it is in the cache and still valid."""
-        verified = self._verified.get(digest_of(token))
+        verified = self._verified.get(token)
         if verified is None:
             return None
         now = time.time()
         if verified.token.expires_at <= now:
-            del self._verified[verified.token.digest]
+            self._drop(token)
             return None
         self.last_used = now
         return verified.token
@@ -91,15 +96,20 @@ class OAuthTokens:
         if verified.permissions is NOTHING:
             return verified
         self.last_used = now
-        self._verified[verified.digest] = _Verified(verified, kid, key)
-        if len(self._verified) > MAX_TOKENS:
-            self._verified.popitem(last=False)
+        self._bytes += len(token) * (token not in self._verified)
+        self._verified[token] = _Verified(verified, kid, key)
+        while len(self._verified) > MAX_TOKENS or self._bytes > MAX_TOKENS_BYTES:
+            self._drop(next(iter(self._verified)))
         return verified
+
+    def _drop(self, token: bytes) -> None:
+        del self._verified[token]
+        self._bytes -= len(token)
 
     def _forget(self) -> None:
         """Removes the tokens whose signing key was removed."""
         known = self.keys.known
-        gone = [digest for digest, it in self._verified.items() if known.get(it.kid) is not it.key]
-        for digest in gone:
-            del self._verified[digest]
+        gone = [token for token, it in self._verified.items() if known.get(it.kid) is not it.key]
+        for token in gone:
+            self._drop(token)
         self._on_removal()

@@ -135,10 +135,13 @@ class ProviderKeys:
         except (NotFetched, TimeoutError, ValueError) as error:
             self._failed(str(error) or "no answer in time")
         else:
-            self._fetched_at = self._clock()
-            if self._failing or not before:
+            self._fetched_at = self._clock() if self._keys else None
+            self.failures += not self._keys
+            if not self._keys and (before or not self._failing):
+                log.error("%s publishes no key that can verify a token; no OAuth token is accepted", self._issuer)
+            elif self._failing or not before:
                 log.info("%d signing keys of %s were fetched", len(self._keys), self._issuer)
-            self._failing = False
+            self._failing = not self._keys
         if any(self._keys.get(kid) is not key for kid, key in before.items()):
             log.warning("A signing key of %s is no longer valid", self._issuer)
             self.on_removal()

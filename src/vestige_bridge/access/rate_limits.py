@@ -47,3 +47,13 @@ class RateLimits:
             self._full_at = {name: at for name, at in self._full_at.items() if at > now}
         self._full_at[principal] = full_at
         return 0
+
+    def give_back(self, principal: str, rate: int) -> None:
+        """Puts a call that was not made back into a principal's bucket.
+
+        Parameters:
+            principal: the name of the principal.
+            rate: its maximum number of calls in a minute.
+        """
+        if principal in self._full_at:
+            self._full_at[principal] -= MINUTE_SECONDS / rate

@@ -24,7 +24,8 @@ TRACE: Final = "traceparent"
 OAUTH_PREFIX: Final = "oauth:"
 """The prefix of an identity provider's principals; names in a token file cannot contain a colon."""
 
-_OAUTH: Final = "oauth"
+OAUTH_LABEL: Final = "oauth"
+"""The principal of all of them in the metrics."""
 
 PROBE_PATHS: Final = frozenset({"/health", "/readyz", "/livez"})
 ENDPOINT_PATHS: Final = frozenset({"/mcp", "/mcp/"})
@@ -60,6 +61,7 @@ class AccessRecord:
         answering: whether the answer has begun.
         traceparent: the ``traceparent`` in the ``_meta`` of its message, if it has exactly one.
         dispatched: whether one of its messages was accepted, so that the dispatcher completes it.
+        calls_taken: how many of its tool calls count for the principal's rate.
     """
 
     headers: headers.Headers
@@ -73,6 +75,7 @@ class AccessRecord:
     answering: bool = False
     traceparent: bytes | None = None
     dispatched: bool = False
+    calls_taken: int = 0
 
     @property
     def authenticated(self) -> str:
@@ -98,7 +101,7 @@ class AccessRecord:
 
 def metrics_label(principal: str) -> str:
     """The label of a principal in the metrics; all principals of an identity provider share one, to limit the count."""
-    return _OAUTH if principal.startswith(OAUTH_PREFIX) else principal
+    return OAUTH_LABEL if principal.startswith(OAUTH_PREFIX) else principal
 
 
 def traceparent_of(message: AnyMessage) -> bytes | None:

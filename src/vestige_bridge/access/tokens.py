@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from vestige_bridge.access.record import OAUTH_LABEL
 from vestige_bridge.access.token_file import Token, digest_of, read_tokens
 from vestige_bridge.concurrency import FileWatch
 from vestige_bridge.errors import SettingsError
@@ -164,12 +165,15 @@ def _beside_oauth(tokens: tuple[Token, ...], settings: Settings) -> tuple[Token,
     """Adapts the tokens to the OAuth settings.
 
     Errors:
-        ValueError: one of them has the form of a JWT, and would never be looked up here.
+        ValueError: one of them has the form of a JWT, and would never be looked up here; or the name of all OAuth users
+            in the metrics.
     """
     if settings.oauth_issuer:
         for token in tokens:
             if has_jwt_form(token.value):
                 raise ValueError(f"the token of {token.name} has the form of a JWT; only the OAuth issuer issues JWTs")
+            if token.name == OAUTH_LABEL:
+                raise ValueError(f"the name {token.name} is that of all users of the OAuth issuer in the metrics")
     if settings.maps_tools:
         return tuple(replace(it, permissions=replace(it.permissions, shares_lists=False)) for it in tokens)
     return tokens

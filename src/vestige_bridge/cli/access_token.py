@@ -21,7 +21,7 @@ def first_misfit(token: str, issuer: str, audience: str, kids: Container[str]) -
     Parameters:
         token: the token.
         issuer: the issuer that the bridge accepts.
-        audience: the audience that tokens must have.
+        audience: the audience that tokens must have; empty if it is not known.
         kids: the ids of the issuer's keys.
     """
     try:
@@ -33,7 +33,7 @@ def first_misfit(token: str, issuer: str, audience: str, kids: Container[str]) -
         check_header(header)
         if header["kid"] not in kids:
             raise InvalidToken("unknown_key", "the issuer has no key of that id.")
-        check_claims(claims, issuer, audience, time.time())
+        check_claims(claims, issuer, audience or _first(claims.get("aud")), time.time())
     except InvalidToken as error:
         if error.reason == "expired_token":
             return f"the token has expired ({timestamp(float(claims['exp']))})"
@@ -42,6 +42,12 @@ def first_misfit(token: str, issuer: str, audience: str, kids: Container[str]) -
         shown = "" if name is None else f" ({name} is {json.dumps(values.get(name))}"
         return f"{said}{shown}; it must be {wanted})" if wanted else f"{said}{shown})" if shown else said
     return ""
+
+
+def _first(audience: object) -> str:
+    """An audience of a token; empty if it has none."""
+    one = audience[0] if isinstance(audience, list) and audience else audience
+    return one if isinstance(one, str) else ""
 
 
 def scopes_in(token: str) -> list[str]:

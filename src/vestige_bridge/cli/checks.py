@@ -39,14 +39,17 @@ _CONNECTING: Final = (
 )
 
 _REASONS: Final = {
-    "connect": ("the bridge cannot connect to upstream", "Start supergateway with Vestige behind it."),
+    "connect": (
+        "the bridge cannot connect to upstream",
+        "Start upstream: supergateway with Vestige, or `vestige serve`.",
+    ),
     "disconnected": (
         "upstream closes the connection without an answer; probably the process of Vestige exits",
-        "Read the log of supergateway, and check that Vestige is installed there and starts.",
+        "Read the log of upstream (with supergateway, its log), and check that Vestige is installed there and starts.",
     ),
     "protocol": (
         "the answers of upstream are not MCP",
-        "Read the log of supergateway, and correct VESTIGE_MCP_URL in the settings of the bridge.",
+        "Read the log of upstream, and correct VESTIGE_MCP_URL in the settings of the bridge.",
     ),
     "session_lost": ("the bridge lost its session with Vestige", "Wait a moment; the bridge opens another."),
     "timeout": (
@@ -223,6 +226,8 @@ class Layers:
         if self._settings is None:
             raise NotAsked(_after("settings"))
         url, token = self._settings.mcp_url, ""
+        elsewhere = NotAsked("VESTIGE_MCP_URL is not set here; the bridge is connected to another address")
+        unknown = self._connected and "VESTIGE_MCP_URL" not in self._environ
         try:
             # The token may come from a file, which only the modules of a running bridge can read.
             from vestige_bridge.upstream.token import UpstreamToken  # noqa: PLC0415
@@ -238,10 +243,14 @@ class Layers:
                 ) from error
             raise
         except NoAnswer as error:
-            if self._connected and "VESTIGE_MCP_URL" not in self._environ:
-                raise NotAsked("VESTIGE_MCP_URL is not set here; the bridge is connected to another address") from error
+            if unknown:
+                raise elsewhere from error
             remedy = _kind_remedy(error, "VESTIGE_MCP_URL") or (_HANGS if error.kind == "late" else _START)
             raise Fault(f"{url}: {error}", remedy) from error
+        except Fault as error:
+            if unknown:
+                raise elsewhere from error
+            raise
         self._passed.add("upstream")
         return f"{url} is an MCP server that keeps sessions"
 

@@ -16,7 +16,9 @@ from vestige_bridge.access.record import AccessRecord, metrics_label
 from vestige_bridge.errors import AuditFailed, BridgeError, Forbidden, LimitReached, reason_of
 from vestige_bridge.jsonrpc.messages import AnyMessage, Request
 from vestige_bridge.mcp.methods import CALL_TOOL
+from vestige_bridge.mcp.multiplexer import Caller
 from vestige_bridge.session.dispatcher import Dispatcher
+from vestige_bridge.session.exchange import Exchange
 from vestige_bridge.session.session import Session
 
 Judged = AnyMessage | BridgeError
@@ -42,6 +44,7 @@ class Gate:
         self._dispatcher = dispatcher
         self._audit = audit
         self._rates = RateLimits(time.monotonic)
+        dispatcher.call_not_sent = self._give_back
         self.judges_all = audit is not None and audit.required
 
     async def judge(self, record: AccessRecord, messages: Sequence[Judged]) -> list[Judged]:
@@ -53,8 +56,7 @@ class Gate:
         """
         calls = any(isinstance(message, Request) and message.method == CALL_TOOL for message in messages)
         if calls and record.permissions.read_only and self._session.held is None:
-            with self._dispatcher.admit(record):
-                await self._session.connected()
+            await self._dispatcher.connected(record, Caller(record.authenticated))
         return [self._judged(record, message) for message in messages]
 
     def note(self, record: AccessRecord, messages: Sequence[Judged], error: BridgeError) -> None:
@@ -69,6 +71,8 @@ class Gate:
             self._count(record, error)
         if record.dispatched:
             return
+        for _ in range(record.calls_taken):
+            self._rates.give_back(record.authenticated, record.permissions.rate or 1)
         for message in messages:
             if not isinstance(message, BridgeError):
                 self._write_down(record, message, error)
@@ -90,6 +94,12 @@ class Gate:
         seconds = 0 if rate is None else self._rates.take(record.authenticated, rate)
         if seconds:
             raise LimitReached(f"This token may call {rate} tools in a minute.", seconds, request_id=call.spelled_id)
+        record.calls_taken += rate is not None
+
+    def _give_back(self, exchange: Exchange) -> None:
+        """Does not count a call that was never sent."""
+        if exchange.permissions.rate is not None:
+            self._rates.give_back(exchange.caller.principal, exchange.permissions.rate)
 
     def refuse(self, record: AccessRecord, message: AnyMessage, error: BridgeError) -> None:
         """Counts one message that was rejected on its own, and writes its line in the audit log."""

@@ -55,15 +55,14 @@ class ModernClients:
             raise MethodNotFound("This method is a notification, not a request.")
         if is_about_tasks(message.method):
             raise MethodNotFound("Tasks are not available on a shared session.")
-        with self._dispatcher.admit(incoming.record) as admission:
-            held = await self._session.connected()
-            if message.method == DISCOVER:
-                return await incoming.writer.answer(discover(message, held.initialize_result))
-            if message.method != LISTEN:
-                caller = Caller(incoming.principal, _NO_SESSION)
-                legacy = without_task(to_legacy(message))
-                exchange = self._dispatcher.request(legacy, caller, incoming.header_lines, incoming.record, admission)
-                return await self._relay(incoming, message, held, exchange)
+        caller = Caller(incoming.principal, _NO_SESSION)
+        held = await self._dispatcher.connected(incoming.record, caller)
+        if message.method == DISCOVER:
+            return await incoming.writer.answer(discover(message, held.initialize_result))
+        if message.method != LISTEN:
+            legacy = without_task(to_legacy(message))
+            exchange = self._dispatcher.request(legacy, caller, incoming.header_lines, incoming.record)
+            return await self._relay(incoming, message, held, exchange)
         if self._dispatcher.draining:
             raise Overloaded("The bridge is shutting down.")
         await self._listen(incoming, message, held)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import secrets
 from collections import OrderedDict
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Final
 
 from starlette.responses import Response as HttpResponse
@@ -65,9 +64,9 @@ class SharedMode:
         if message.method == INITIALIZE:
             version = _negotiated_version(message)
             minted = (headers.SESSION_ID, secrets.token_hex(16).encode())
-            with self._dispatcher.admit(incoming.record):
-                answer = await self._initialize(message, version)
-            return await incoming.writer.answer(answer, headers=[minted])
+            held = await self._dispatcher.connected(incoming.record, incoming.caller)
+            result = replace_member(held.initialize_result, "protocolVersion", version)
+            return await incoming.writer.answer(build_result(message.spelled_id, result), headers=[minted])
         opened = self._open(incoming, message)
         if isinstance(opened, bytes):
             return await incoming.writer.answer(opened)
@@ -76,22 +75,29 @@ class SharedMode:
     async def serve_batch(self, incoming: EndpointRequest, members: Sequence[AnyMessage | BridgeError]) -> None:
         """Answers a batch (MCP 2025-03-26, basic/transports; JSON-RPC 2.0, section 6)."""
         incoming.record.method = "batch"
-        slots = sum(_takes_slot(member) for member in members)
+        requests = sum(isinstance(member, Request) for member in members)
         answers: list[Exchange | bytes] = []
-        with self._dispatcher.admit(incoming.record, slots) as admission:
+        forwarded: list[Notification] = []
+        # All requests take their slots before the first wait; each notification takes one when it is its turn.
+        with self._dispatcher.admit(incoming.record, requests) as admission:
             for member in members:
                 try:
                     if isinstance(member, BridgeError):
                         raise member
                     message = _servable(member)
-                    if isinstance(message, Notification):
-                        await self._take(incoming, message, admission)
-                    elif message.method == INITIALIZE:
-                        raise InvalidMessage("initialize cannot be part of a batch.", request_id=message.spelled_id)
+                    if isinstance(message, Request):
+                        answers.append(self._open_member(incoming, message, admission))
+                    elif message.method == CANCELLED:
+                        self._dispatcher.cancel(incoming.caller, message)
                     else:
-                        answers.append(self._open(incoming, message, admission))
+                        forwarded.append(message)
                 except BridgeError as error:
                     answers.append(build_error(error, error.request_id))
+        for notification in forwarded:
+            try:
+                await self._take(incoming, notification)
+            except BridgeError as error:
+                answers.append(build_error(error, error.request_id))
         if not answers:
             return await incoming.respond(HttpResponse(status_code=202))
         await incoming.writer.batch(answers)
@@ -123,21 +129,19 @@ class SharedMode:
         self._session.listeners.forget(caller)
         await incoming.respond(HttpResponse(status_code=204))
 
-    async def _initialize(self, request: Request, version: str) -> bytes:
-        """Upstream's own InitializeResult, with the version negotiated for this client."""
-        held = await self._session.connected()
-        return build_result(request.spelled_id, replace_member(held.initialize_result, "protocolVersion", version))
-
-    async def _take(
-        self, incoming: EndpointRequest, notification: Notification, admission: Admission | None = None
-    ) -> None:
-        """Accepts a notification; one for upstream takes a slot, reserved for a batch or taken now."""
+    async def _take(self, incoming: EndpointRequest, notification: Notification) -> None:
+        """Accepts a notification; one for upstream takes a slot."""
         if notification.method == CANCELLED:
             self._dispatcher.cancel(incoming.caller, notification)
         elif notification.method not in NOTIFICATIONS_ABOUT_CLIENT and not is_about_tasks(notification.method):
-            taken = self._dispatcher.admit(incoming.record) if admission is None else nullcontext(admission)
-            with taken as held:
-                await self._dispatcher.notify(notification, incoming.caller, incoming.header_lines, held)
+            with self._dispatcher.admit(incoming.record) as admission:
+                await self._dispatcher.notify(notification, incoming.caller, incoming.header_lines, admission)
+
+    def _open_member(self, incoming: EndpointRequest, request: Request, admission: Admission) -> Exchange | bytes:
+        """The same as ``_open`` for a member of a batch."""
+        if request.method == INITIALIZE:
+            raise InvalidMessage("initialize cannot be part of a batch.", request_id=request.spelled_id)
+        return self._open(incoming, request, admission)
 
     def _open(
         self, incoming: EndpointRequest, request: Request, admission: Admission | None = None
@@ -168,13 +172,6 @@ class SharedMode:
                 listeners.subscribe(caller, interest.uri)
         elif interest.uri is not None and listens:
             listeners.unsubscribe(caller, interest.uri)
-
-
-def _takes_slot(member: AnyMessage | BridgeError) -> bool:
-    """Whether a member of a batch may be sent upstream; checked before the member is validated."""
-    if isinstance(member, Notification):
-        return member.method != CANCELLED and member.method not in NOTIFICATIONS_ABOUT_CLIENT
-    return isinstance(member, Request)
 
 
 def _servable(message: AnyMessage) -> Request | Notification:

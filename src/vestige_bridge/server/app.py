@@ -143,7 +143,7 @@ class _Bridge:
         refusals = Counter(dict.fromkeys(reasons, 0))
         own = self._client_sessions if settings.session_mode == "per-client" else None
         endpoint = Endpoint(self._session, self.dispatcher, settings, own, self.audit)
-        self.authentication = Authentication(endpoint, settings, self._tokens, self._oauth, refusals)
+        self.authentication = Authentication(endpoint, settings, self._tokens, self._oauth, refusals, audit=self.audit)
         self.metrics = Metrics(
             settings=settings,
             session=self._session,

@@ -134,9 +134,11 @@ class Connections:
         Returns:
             Whether it is within the limit; if not, the caller must reject and close it.
         """
-        fits = len(self._all) < self.limits.connections or self._close_longest_idle()
-        if not fits:
-            self.refused += 1
+        fits = True
+        # Rejected connections that are not closed yet count too, so one may have to be closed besides the idle one.
+        while fits and len(self._all) >= self.limits.connections:
+            fits = self._close_longest_idle()
+        self.refused += not fits
         self._all.add(connection)
         if self._timer is None:
             self._start_timer(asyncio.get_running_loop())

@@ -74,6 +74,7 @@ class HttpProtocol(ClientWriter, asyncio.BufferedProtocol):
         "_buffer",
         "_cycle",
         "_discarding",
+        "_dropped_bytes",
         "_fields",
         "_following",
         "_head_bytes",
@@ -113,6 +114,7 @@ class HttpProtocol(ClientWriter, asyncio.BufferedProtocol):
         self._in_head = False
         self._read_something = False
         self._pending_bytes = 0
+        self._dropped_bytes = 0
         self._head_bytes = 0
         self._cycle: RequestCycle | None = None
         self._discarding: RequestCycle | None = None
@@ -167,7 +169,7 @@ class HttpProtocol(ClientWriter, asyncio.BufferedProtocol):
         if self._lingering:
             return self._linger_on(nbytes)
         if self._cycle is not None and self._cycle.read_to_end:
-            return self._drop_following()
+            return self._drop_following(nbytes)
         self._read_something = False
         try:
             self._parse(self._buffer[:nbytes])
@@ -209,6 +211,9 @@ class HttpProtocol(ClientWriter, asyncio.BufferedProtocol):
             BridgeError: the head is not valid.
         """
         self._in_head, self._read_something = False, True
+        # A head in a single read is within the limit.
+        if self._pending_bytes and self._head_size() > HEAD_LIMIT_BYTES:
+            raise _head_too_large()
         parser = self._parser
         method, version = parser.get_method(), parser.get_http_version()
         framing = read_framing(self._fields, method, version)
@@ -349,7 +354,7 @@ class HttpProtocol(ClientWriter, asyncio.BufferedProtocol):
         """Rejects invalid HTTP, unless an earlier request still waits for its answer."""
         cause = error if isinstance(error, BridgeError) else error.__context__
         if self._cycle is not None and self._cycle.read_to_end:
-            return self._drop_following()
+            return self._drop_following(0)
         if isinstance(cause, _FollowingBytes):
             return self._linger()
         if cause is not None and not isinstance(cause, BridgeError):
@@ -362,20 +367,26 @@ class HttpProtocol(ClientWriter, asyncio.BufferedProtocol):
         if cycle.parser_replaced:
             self._parser = httptools.HttpRequestParser(self)
 
-    def _drop_following(self) -> None:
+    def _drop_following(self, nbytes: int) -> None:
+        """Drops bytes after a request. Reading goes on, so that a client that disconnects is noticed, up to a limit."""
         self._following = True
-        self._pause_reading()
+        self._dropped_bytes += nbytes
+        if self._dropped_bytes > LINGER_BYTES:
+            self._pause_reading()
 
     def _wait_for_more(self) -> None:
         """Limits the bytes and the time of a head, and the bytes of trailers and chunk extensions."""
         if self._pending_bytes > HEAD_LIMIT_BYTES:
-            return self._refuse(HeadTooLarge(f"The head of the request is over the limit of {HEAD_LIMIT_BYTES} bytes."))
+            return self._refuse(_head_too_large())
         if self._cycle is None and self._discarding is None:
             if self._head_bytes == 0 and self._deadline is not None:
                 self._deadline = min(self._deadline, self._loop.time() + HEAD_SECONDS)
             if not self._count_head(self._pending_bytes):
                 return self._refuse(Overloaded("Too many request heads are incomplete."))
         return None
+
+    def _head_size(self) -> int:
+        return len(self._target) + sum(len(name) + len(value) + 4 for name, value in self._fields)
 
     def _count_head(self, size: int) -> bool:
         """Counts the bytes of an incomplete head; returns whether all such heads are within the limit."""
@@ -455,3 +466,7 @@ class _BodyEvents:
 
 def _address(address: object) -> tuple[str, int] | None:
     return (str(address[0]), int(address[1])) if isinstance(address, tuple) and len(address) >= 2 else None
+
+
+def _head_too_large() -> HeadTooLarge:
+    return HeadTooLarge(f"The head of the request is over the limit of {HEAD_LIMIT_BYTES} bytes.")

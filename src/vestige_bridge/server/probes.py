@@ -22,6 +22,9 @@ from vestige_bridge.session.session import Session
 SHARED_SECONDS: Final = 1.0
 """How long the result of one deep check is used for all requests."""
 
+MAX_WAITING: Final = 64
+"""Maximum number of requests that wait for a deep check: they need no token, and each keeps its connection busy."""
+
 
 class Probes:
     """``/health``, ``/readyz`` and ``/livez``.
@@ -39,6 +42,7 @@ class Probes:
         self._tasks = Tasks()
         self._deep_check: asyncio.Task[bool] | None = None
         self._deep_check_at = 0.0
+        self._waiting = 0
 
     async def close(self) -> None:
         """Ends a deep check in progress."""
@@ -64,12 +68,13 @@ class Probes:
         )
 
     async def health(self, request: Request) -> Response:
-        """200 if Vestige now lists its tools, otherwise 503."""
+        """200 if Vestige now lists its tools, otherwise 503; if too many wait for this, the last known state."""
         now = time.monotonic()
         if self._deep_check is None or (self._deep_check.done() and now - self._deep_check_at >= SHARED_SECONDS):
             self._deep_check_at = now
             self._deep_check = self._tasks.start(self._check())
-        healthy = await asyncio.shield(self._deep_check)
+        # Without a token, no more than so many connections can be kept busy.
+        healthy = await self._checked(self._deep_check) if self._waiting < MAX_WAITING else self._monitor.ready
         held = self._session.held
         return json_response(
             {
@@ -82,6 +87,13 @@ class Probes:
             },
             200 if healthy else 503,
         )
+
+    async def _checked(self, check: asyncio.Task[bool]) -> bool:
+        self._waiting += 1
+        try:
+            return await asyncio.shield(check)
+        finally:
+            self._waiting -= 1
 
     async def _check(self) -> bool:
         if self._session.held is None:

@@ -12,8 +12,8 @@ import heapq
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Generator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Generator
+from contextlib import asynccontextmanager, suppress
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -95,12 +95,12 @@ class Admission:
         self._release(self._principal, slots)
 
 
-class _WaitingNotification:
-    """A notification that waits for a slot of the window.
+class _Turn:
+    """Waits for a slot of the window: a notification, or a message that needs the session first.
 
     Parameters:
         admission: the reserved admission slot.
-        ready: done when the notification may be sent, or is rejected.
+        ready: done when there is a slot, or the message is rejected.
     """
 
     __slots__ = ("_admission", "_ready")
@@ -113,12 +113,12 @@ class _WaitingNotification:
         return self._ready.__await__()
 
     def begin(self) -> None:
-        """Lets the waiting task send the notification."""
+        """Lets the waiting task go on."""
         if not self._ready.done():
             self._ready.set_result(None)
 
     def refuse(self, error: BridgeError) -> None:
-        """Rejects the notification; its admission slot is released at once, before the waiting task runs."""
+        """Rejects the message; its admission slot is released at once, before the waiting task runs."""
         self._admission.release(1)
         if not self._ready.done():
             self._ready.set_exception(error)
@@ -138,16 +138,18 @@ class Dispatcher:
         call_durations: how long upstream took for the tool calls that it answered.
         failures: how many client requests ended without an answer, by reason.
         draining: whether new requests are rejected.
+        call_not_sent: called with each tool call that ends without having been sent.
     """
 
     _loop: asyncio.AbstractEventLoop
 
     def __init__(self, session: Session, settings: Settings, audit: AuditLog | None = None) -> None:
-        self.window: Window[Exchange | _WaitingNotification] = Window(settings.upstream_concurrency, self._begin)
+        self.window: Window[Exchange | _Turn] = Window(settings.upstream_concurrency, self._begin)
         self.replays = 0
         self.call_durations = Durations()
         self.failures = no_failures()
         self.draining = False
+        self.call_not_sent: Callable[[Exchange], None] = lambda _: None
         self._session = session
         self._attempts = session.attempts
         self._sender = session.sender
@@ -161,6 +163,8 @@ class Dispatcher:
         self._in_flight: set[Exchange] = set()
         self._in_flight_of: dict[str, int] = {}
         self._reserved = 0
+        self._interests: dict[Exchange, Interest] = {}
+        self._limits: set[asyncio.Timeout] = set()
         self._passing_on: set[asyncio.Task[None]] = set()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -221,7 +225,7 @@ class Dispatcher:
         record: AccessRecord,
         admission: Admission | None = None,
     ) -> Exchange:
-        """Admits a client's request for notifications; it needs no slot of the window.
+        """Admits a client's request for notifications, and merges it with those of others once it has a slot.
 
         Parameters:
             request: the request.
@@ -235,8 +239,32 @@ class Dispatcher:
             LimitReached: the principal has its maximum in flight.
         """
         exchange = self._open(request, caller, "", record, admission)
-        self._session.subscriptions.serve(exchange, interest)
+        if self.window.enter(exchange, caller):
+            self._session.subscriptions.serve(exchange, interest)
+        else:
+            self._interests[exchange] = interest
         return exchange
+
+    async def connected(self, record: AccessRecord, caller: Caller) -> HeldSession:
+        """Waits for the shared session, on behalf of a message that needs it before it can be sent or answered.
+
+        Without a session, it takes a slot of the window like a request that waits for the session.
+
+        Parameters:
+            record: the access record of its HTTP request.
+            caller: the client.
+
+        Errors:
+            UpstreamUnavailable: no session could be opened in time.
+            Overloaded: no admission slot is free, or it was rejected for a message of another principal.
+            LimitReached: the principal has its maximum in flight.
+        """
+        if self._session.held is not None and not self.draining:
+            return self._session.held
+        with self.admit(record) as admission:
+            late = UpstreamUnavailable("No session with Vestige was opened in time.", data=NOT_SENT)
+            async with self._turn(admission, caller, late):
+                return await self._session.connected()
 
     def admit(self, record: AccessRecord, messages: int = 1) -> Admission:
         """Reserves admission slots for messages that wait before they can be sent.
@@ -326,18 +354,14 @@ class Dispatcher:
             SessionLost: upstream has ended the client's own session.
             UpstreamError, BodyTooLarge: upstream did not accept it.
         """
-        turn = _WaitingNotification(admission, self._loop.create_future())
-        try:
-            async with asyncio.timeout(self._settings.request_timeout_seconds):
-                if not self.window.enter(turn, caller):
-                    await turn
-                if own is None:
-                    return await self._notify_on_held(notification, header_lines)
+        late = UpstreamTimeout("Upstream did not accept a notification in time.")
+        async with self._turn(admission, caller, late) as limit:
+            if own is None:
+                return await self._notify_on_held(notification, header_lines)
+            # It has a limit of its own from here on, and keeps its slot until then.
+            limit.reschedule(None)
+            self._limits.discard(limit)
             await self.pass_on(notification.encoded(), own, header_lines)
-        except TimeoutError:
-            raise UpstreamTimeout("Upstream did not accept a notification in time.") from None
-        finally:
-            self.window.leave(turn)
 
     async def drain(self, timeout_seconds: float) -> None:
         """Rejects new requests and waits for those in flight; requests that do not end in time are answered 504."""
@@ -349,6 +373,27 @@ class Dispatcher:
                 while self._passing_on:
                     await asyncio.wait(self._passing_on)
         self._stop_in_flight()
+
+    @asynccontextmanager
+    async def _turn(self, admission: Admission, caller: Caller, late: BridgeError) -> AsyncIterator[asyncio.Timeout]:
+        """Waits for a slot of the window, and holds it within the context; gives the time limit of both.
+
+        Errors:
+            Overloaded: the message was rejected for one of another principal.
+            BridgeError: ``late``, if the request timeout is over, or the bridge stopped.
+        """
+        turn = _Turn(admission, self._loop.create_future())
+        try:
+            async with asyncio.timeout(self._settings.request_timeout_seconds) as limit:
+                self._limits.add(limit)
+                if not self.window.enter(turn, caller):
+                    await turn
+                yield limit
+        except TimeoutError:
+            raise late from None
+        finally:
+            self._limits.discard(limit)
+            self.window.leave(turn)
 
     def repeatable(self, request: Request) -> bool:
         """Whether the request may run twice without harm."""
@@ -404,7 +449,7 @@ class Dispatcher:
         own = record.permissions.max_in_flight
         most = self._settings.max_in_flight if own is None else min(own, self._settings.max_in_flight)
         if messages > most:
-            raise InvalidMessage(f"At most {most} messages of a batch may be in flight; this one has {messages}.")
+            raise InvalidMessage(f"At most {most} requests of a batch may be in flight; this one has {messages}.")
 
     def _require_slots(self, principal: str, record: AccessRecord, messages: int) -> None:
         if self.draining:
@@ -456,13 +501,15 @@ class Dispatcher:
         else:
             self._in_flight_of.pop(principal, None)
 
-    def _begin(self, following: Exchange | _WaitingNotification) -> None:
+    def _begin(self, following: Exchange | _Turn) -> None:
         """Sends a message that waited and now has a slot."""
-        if isinstance(following, Exchange):
+        if not isinstance(following, Exchange):
+            following.begin()
+        elif (interest := self._interests.pop(following, None)) is not None:
+            self._session.subscriptions.serve(following, interest)
+        else:
             # In a separate event loop iteration: many exchanges may end in this one.
             self._loop.call_soon(self._send, following)
-        else:
-            following.begin()
 
     def _send(self, exchange: Exchange) -> None:
         """Sends the request on its session; if there is no session, a task waits for one."""
@@ -511,6 +558,9 @@ class Dispatcher:
             self._write_down(exchange, exchange.audited)
         if exchange.error is not None:
             self.failures[reason_of(exchange.error)] += 1
+            self._interests.pop(exchange, None)
+            if not exchange.sent and exchange.request.method == CALL_TOOL:
+                self.call_not_sent(exchange)
         elif exchange.request.method == CALL_TOOL:
             self.call_durations.observe(time.perf_counter() - exchange.sent_at)
         if not self._in_flight and not self._reserved:
@@ -567,6 +617,8 @@ class Dispatcher:
     def _stop_in_flight(self) -> None:
         for sending in self._passing_on:
             sending.cancel()
+        for limit in self._limits:
+            limit.reschedule(self._loop.time())
         for exchange in list(self._in_flight):
             exchange.fail(UpstreamTimeout("The bridge stopped before the answer came."))
 

@@ -235,10 +235,10 @@ def test_a_key_that_cannot_verify_a_token_is_ignored(jwk: Any) -> None:
 
 @pytest.mark.parametrize(
     "document",
-    [b"", b"<html>", b"[]", b"null", b'{"keys":{}}', b'{"keys":null}', b'{"keys":[]}', b"[" * 100_000, b"\xff"],
+    [b"", b"<html>", b"[]", b"null", b'{"keys":{}}', b'{"keys":null}', b'{"keys":"one"}', b"[" * 100_000, b"\xff"],
 )
 def test_a_document_that_is_not_a_jwk_set_is_rejected(document: bytes) -> None:
-    with pytest.raises(ValueError, match=r"^(its keys are not a JWK Set|none of its keys can verify a token)$"):
+    with pytest.raises(ValueError, match=r"^its keys are not a JWK Set$"):
         read_keys(document, {})
 
 

@@ -173,7 +173,7 @@ async def test_a_fetch_from_a_hanging_provider_times_out(documents: Documents, m
     assert keys.failures == 1
 
 
-@pytest.mark.parametrize("bad", [None, b"", b"<html>", b'{"keys":[]}', json.dumps(public()).encode()])
+@pytest.mark.parametrize("bad", [None, b"", b"<html>", b"{}", b'{"keys": 1}'])
 async def test_keys_stay_in_use_for_a_day_without_the_provider(
     documents: Documents, caplog: pytest.LogCaptureFixture, bad: bytes | None
 ) -> None:
@@ -241,6 +241,30 @@ async def test_only_the_tokens_of_a_removed_key_are_dropped(documents: Documents
     assert refused.value.reason == "unknown_key"
 
 
+@pytest.mark.parametrize(
+    "left", [[], [{"kty": "oct", "kid": "one", "k": "AAAA"}], [{**public(key("one"))["keys"][0], "use": "enc"}]]
+)
+async def test_without_a_usable_key_all_tokens_are_dropped(
+    documents: Documents, caplog: pytest.LogCaptureFixture, left: list[dict[str, str]]
+) -> None:
+    keys = documents.keys()
+    removals: list[None] = []
+    tokens = tokens_of(keys, removals)
+    async with refreshing(keys):
+        await tokens.verify(first := token())
+        documents.at[f"{ISSUER}/keys"] = json.dumps({"keys": left}).encode()
+        await documents.until_due(keys)
+        assert tokens.find(first) is None
+        assert (tokens.kept, len(removals), keys.age_seconds) == (0, 1, None)
+        with pytest.raises(KeysUnavailable):
+            await tokens.verify(first)
+        await documents.until_due(keys)
+        documents.show("one")
+        assert await documents.until_due(keys, "one")
+        assert (await tokens.verify(first)).name
+    assert caplog.text.count("publishes no key that can verify a token") == 1
+
+
 async def test_a_key_whose_id_is_reused_by_another_key_is_dropped(documents: Documents) -> None:
     keys = documents.keys()
     tokens = tokens_of(keys)
@@ -290,6 +314,24 @@ async def test_only_verified_tokens_are_kept_up_to_a_limit(
             with pytest.raises(InvalidToken):
                 await tokens.verify(token(by="two", jti=str(number)))
     assert tokens.kept == 3
+
+
+async def test_the_length_of_all_cached_tokens_is_limited(
+    documents: Documents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(oauth_tokens, "MAX_TOKENS_BYTES", 10_000)
+    tokens = tokens_of(documents.keys())
+    async with refreshing(tokens.keys):
+        shown = [token(jti=str(number) + "x" * 2_000) for number in range(10)]
+        for it in [*shown, *shown]:
+            await tokens.verify(it)
+        found = [it for it in shown if tokens.find(it) is not None]
+        assert found == shown[-len(found) :]
+        assert 10_000 - len(shown[0]) <= sum(map(len, found)) <= 10_000
+        documents.show("two")
+        await documents.until_due(tokens.keys)
+        await tokens.verify(token("two", "two"))
+    assert tokens.kept == 1
 
 
 async def test_without_keys_no_token_can_be_verified_and_an_invalid_one_is_rejected(

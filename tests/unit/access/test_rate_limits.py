@@ -84,6 +84,17 @@ def test_idle_principals_are_forgotten_and_others_are_not(
     assert limits.take("d", 1) == 1
 
 
+def test_a_call_that_is_given_back_can_be_made_again_and_never_more(clock: Clock, limits: RateLimits) -> None:
+    assert [limits.take("a", 2) for _ in range(3)] == [0, 0, 30]
+    limits.give_back("a", 2)
+    assert [limits.take("a", 2) for _ in range(2)] == [0, 30]
+    # What was refilled in the meantime is not refilled twice.
+    clock.seconds += 2 * MINUTE_SECONDS
+    limits.give_back("a", 2)
+    limits.give_back("nobody", 2)
+    assert [limits.take("a", 2) for _ in range(3)] == [0, 0, 30]
+
+
 @given(st.integers(1, 90), st.lists(st.floats(0, 30), min_size=1, max_size=200))
 def test_no_run_of_calls_exceeds_a_minutes_calls_and_what_is_refilled_since(rate: int, pauses: list[float]) -> None:
     clock = Clock()

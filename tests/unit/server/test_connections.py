@@ -73,3 +73,17 @@ async def test_an_unauthenticated_connection_with_a_request_in_flight_is_not_clo
     assert not connections.admit(Client(None, None))
     assert not any(client.closed for client in clients)
     assert (connections.closed_for_room, connections.refused) == (0, 1)
+
+
+@pytest.mark.parametrize("newcomers", [2, 40])
+async def test_rejected_connections_that_are_not_closed_yet_do_not_raise_the_limit(
+    connections: Connections, newcomers: int
+) -> None:
+    clients = filled(connections, *(Client(None, None) for _ in range(LIMIT)))
+    for number in range(newcomers):
+        rejected = Client(None, float(number))
+        assert not connections.admit(rejected)
+        # It reads for a while, so that a reset does not lose its answer.
+        connections.unauthenticated_idle(rejected)
+    assert not any(client.closed for client in clients)
+    assert (connections.open, connections.refused) == (LIMIT + 1, newcomers)
