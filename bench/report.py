@@ -137,7 +137,7 @@ def tricks(part: Mapping[str, Any]) -> Table:
     for name in dict.fromkeys(cell["contender"] for cell in part["cells"]):
         pairs = [cells[name, form] for form in forms]
         figures = [_spread(it) for cell in pairs for it in (cell["figures"]["cpu_us"], cell["against"]["cpu_us"])]
-        verdict = f"under {LEAST_WORTH:.0%}: to be removed" if name in small else "kept"
+        verdict = f"under {LEAST_WORTH:.0%} in this run" if name in small else "kept"
         rows.append((name, *figures, verdict))
     rows[0] = ("none", *rows[0][1:-1], "")
     heads = [head for form in forms for head in (f"{form}: CPU µs per request", f"{form}: CPU / bridge")]
@@ -163,7 +163,7 @@ def tricks_sentence(part: Mapping[str, Any]) -> str:
     small = worth_too_little(part)
     if not small:
         return f"Each optimisation saves {LEAST_WORTH:.0%} or more with at least one upstream."
-    return f"Saves less than {LEAST_WORTH:.0%} with every upstream, and is to be removed: {'; '.join(small)}."
+    return f"Saved less than {LEAST_WORTH:.0%} with every upstream in this run: {'; '.join(small)}."
 
 
 def calls(part: Mapping[str, Any]) -> Table:

@@ -155,9 +155,9 @@ def test_a_trick_is_to_be_removed_if_it_is_worth_too_little_with_every_upstream(
     worth = {"bridge": (1, 1), "good with one": (1.01, 1.03), "too little": (1.029, 1.02), "harmful": (0.9, 0.95)}
     cells = [_trick(name, form, it[at]) for at, form in enumerate(("sse", "sse, Go")) for name, it in worth.items()]
     assert report.worth_too_little({"cells": cells}) == ["too little", "harmful"]
-    assert report.tricks_sentence({"cells": cells}).endswith("to be removed: too little; harmful.")
+    assert report.tricks_sentence({"cells": cells}).endswith("in this run: too little; harmful.")
     _, rows = report.tricks({"cells": cells})
-    assert [row[-1] for row in rows] == ["", "kept", *["under 3%: to be removed"] * 2]
+    assert [row[-1] for row in rows] == ["", "kept", *["under 3% in this run"] * 2]
 
 
 def test_a_turn_without_a_trick_is_compared_only_with_the_turn_before_it() -> None:
