@@ -135,7 +135,6 @@ def _build() -> list[Path]:
 
 def _look(built: list[Path]) -> Iterator[str]:
     release = version()
-    plugin, server, chart, wheel, sdist = built
     names = [
         f"openclaw-plugin-vestige-{release}.tgz",
         "server.json",
@@ -146,6 +145,7 @@ def _look(built: list[Path]) -> Iterator[str]:
     if (found := [path.name for path in built]) != names:
         yield f"dist/ holds {', '.join(found)} instead of {', '.join(names)}."
         return
+    plugin, server, chart, wheel, sdist = built
     package, chart_files, plugin_files = (_tracked(it) for it in ("src", "charts/vestige", "openclaw-plugin"))
     metadata = {"setup.cfg", "pyproject.toml", "README.md", "LICENSE"}
     sources = {it for it in plugin_files if it.startswith("src/")} - {"src/openclaw.ts"}

@@ -14,6 +14,7 @@ PLACES = {
     "openclaw-plugin/package-lock.json": r"\"name\": \"openclaw-plugin-vestige\",\n +\"version\": \"(.+)\"",
     "openclaw-plugin/openclaw.plugin.json": r"^  \"version\": \"(.+)\"",
     "openclaw-plugin/README.md": r"openclaw-plugin-vestige-(\d[\d.]*)\.tgz",
+    "docs/deployment.md": r"`v(\d[\d.]*)` is the default tag of the chart",
 }
 """The pattern of the version in each file. Generated files get it from setup.cfg."""
 
@@ -31,7 +32,7 @@ def faults(root: Path = ROOT) -> list[str]:
     found = {name: _versions(root, name) for name in PLACES}
     found["CHANGELOG.md"] = _RELEASED.findall((root / "CHANGELOG.md").read_text())[:1]
     return [
-        f"{name} has the version {', '.join(sorted(set(versions))) or 'of none'}, setup.cfg has {expected}."
+        f"{name} has the version {', '.join(sorted(set(versions))) or '(none)'}, setup.cfg has {expected}."
         for name, versions in found.items()
         if set(versions) != {expected}
     ]
@@ -39,8 +40,12 @@ def faults(root: Path = ROOT) -> list[str]:
 
 def write(new: str, root: Path = ROOT) -> None:
     """Writes a new version into every file except the changelog, whose heading also needs a date and a text."""
+    before = version(root)
     for name, pattern in PLACES.items():
         text = (root / name).read_text()
+        if name == "docs/deployment.md":
+            # The other tags on the page, which has the tag of a later version in an example.
+            text = text.replace(f"v{before}", f"v{new}")
         for match in reversed(list(re.finditer(pattern, text, re.MULTILINE))):
             text = text[: match.start(1)] + new + text[match.end(1) :]
         (root / name).write_text(text)

@@ -320,7 +320,7 @@ async def test_without_the_oauth_packages_the_start_ends_with_one_line(provider:
     exit_status, log = await BridgeProcess(environ, [sys.executable, "-c", program]).ended()
     assert exit_status == 2
     assert len(log.splitlines()) == 1
-    assert "pip install 'vestige-bridge[oauth]'" in log
+    assert "joserfc is missing; install the bridge with its extra oauth, as docs/sign-in.md shows." in log
 
 
 async def test_the_oauth_packages_are_imported_only_with_an_issuer(upstream: ScriptedUpstream) -> None:

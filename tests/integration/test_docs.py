@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import logging
 import os
@@ -75,6 +76,24 @@ def test_the_links_of_a_document_lead_somewhere(document: Path) -> None:
     assert [link for link in links if not (document.parent / link).exists()] == []
 
 
+def anchors(document: Path) -> set[str]:
+    """Returns the anchors that GitHub gives the headings of a page."""
+    text = re.sub(r"^```.*?^```$", "", document.read_text(), flags=re.MULTILINE | re.DOTALL)
+    found: set[str] = set()
+    for heading in re.findall(r"^#+ (.*)$", text, re.MULTILINE):
+        anchor = re.sub(r"[^\w\- ]", "", re.sub(r"\]\(.*?\)", "", heading).lower()).strip().replace(" ", "-")
+        numbered = (f"{anchor}-{number}" for number in itertools.count(1))
+        found.add(anchor if anchor not in found else next(it for it in numbered if it not in found))
+    return found
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, PLUGIN], ids=lambda document: str(document.relative_to(ROOT)))
+def test_the_fragments_of_links_are_headings(document: Path) -> None:
+    links = re.findall(r"\]\((?!https?://)([^)#]*)#([^)]+)\)", document.read_text())
+    pages = [(document.parent / page if page else document, fragment) for page, fragment in links]
+    assert [(page, it) for page, it in pages if page.suffix == ".md" and it not in anchors(page)] == []
+
+
 def test_every_make_target_that_is_named_exists() -> None:
     targets = set(re.findall(r"^([a-z0-9-]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE))
     text = "\n".join(document.read_text() for document in DOCUMENTS)
@@ -145,7 +164,6 @@ COMMANDS = {
 OF_A_RELEASE = {
     "README.md": dict.fromkeys(("pipx install", "docker run"), "not run: it needs a registry"),
     "docs/clients.md": {"openclaw plugins install npm:": "not run: it needs a registry"},
-    "docs/command-line.md": {},
 }
 """The other commands that pages show once there is a release."""
 
@@ -158,7 +176,7 @@ def commands(document: str) -> list[str]:
 
 @pytest.mark.parametrize("document", COMMANDS)
 def test_every_command_of_a_page_is_tested_or_has_a_reason_why_not(document: str) -> None:
-    lines, known = commands(document), COMMANDS[document] | (OF_A_RELEASE[document] if OWNER else {})
+    lines, known = commands(document), COMMANDS[document] | (OF_A_RELEASE.get(document, {}) if OWNER else {})
     assert [line for line in lines if not line.startswith(tuple(known))] == []
     assert [beginning for beginning in known if not any(line.startswith(beginning) for line in lines)] == []
     exist = {

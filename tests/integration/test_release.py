@@ -26,10 +26,12 @@ from vestige_bridge.cli.published import OWNER
 HOME = Target("http://127.0.0.1:8000/mcp", "VESTIGE_AUTH_TOKEN", "/opt/vestige-bridge", "/home/you")
 PUBLISHED = {
     "a run from PyPI": r"\buvx\b",
-    "a command from PyPI": r"\bpipx\b|\b(?:pip|uv tool) install\b[^\n`]*\svestige-bridge\b",
+    "a command from PyPI": r"\bpipx\b"
+    r"|\b(?:pip3?|uv(?: tool| pip)?) (?:install|download|add)\b[^\n`]*[\s'\"]vestige-bridge\b",
     "an image": r"\bghcr\.io/|\b(?:docker|podman) (?:run|pull)\b[^\n`]*\s(?:[\w.-]+/)*vestige-(?:bridge|mcp)\b",
     "a chart": r"\boci://|\bhelm repo\b",
-    "the plugin": r"\bnpm:openclaw-plugin-vestige\b|\bnp[mx] \S[^\n`]*\sopenclaw-plugin-vestige(?:@|\b(?!-))",
+    "the plugin": r"\bnpm:openclaw-plugin-vestige\b"
+    r"|\b(?:np[mx]|openclaw plugins install)\s(?:[^\n`]*\s)?openclaw-plugin-vestige(?:@|\b(?!-))",
 }
 """The forms of delivery that need a release, each with a regular expression that finds it."""
 
@@ -154,8 +156,34 @@ async def test_the_command_in_the_registry_entry_reaches_a_bridge(everything: Br
     assert answer["result"]["tools"]
 
 
+@pytest.mark.parametrize(
+    ("form", "text"),
+    [
+        ("a command from PyPI", "pip install vestige-bridge"),
+        ("a command from PyPI", "pip install 'vestige-bridge[oauth]'"),
+        ("a command from PyPI", 'pip3 install --user "vestige-bridge"'),
+        ("a command from PyPI", "pip download vestige-bridge"),
+        ("a command from PyPI", "uv add vestige-bridge"),
+        ("the plugin", "npx openclaw-plugin-vestige"),
+        ("the plugin", "npm install --global openclaw-plugin-vestige"),
+        ("the plugin", "openclaw plugins install openclaw-plugin-vestige"),
+    ],
+)
+def test_a_form_of_delivery_is_found_in_every_spelling(form: str, text: str) -> None:
+    assert re.search(PUBLISHED[form], text)
+
+
+SOURCES = [
+    ROOT / "Makefile",
+    *ROOT.glob("openclaw-plugin/src/**/*.ts"),
+    *(it for it in ROOT.glob("src/**/*.py") if it.name not in ("client_catalog.py", "connect.py", "published.py")),
+    *(it for it in ROOT.glob("dev/*") if it.is_file() and it.name not in ("generate.py", "release_check.py")),
+]
+"""The files with sentences for users, except those that depend on the owner of the releases."""
+
+
 def test_before_the_first_release_no_page_and_no_command_names_a_published_package() -> None:
-    texts = {str(page.relative_to(ROOT)): page.read_text() for page in PAGES}
+    texts = {str(page.relative_to(ROOT)): page.read_text() for page in [*PAGES, *SOURCES]}
     texts |= {str(file.relative_to(ROOT)): text for file, text in generate.generated(owner="")}
     texts |= {f"connect {key}": described(client, HOME, owner="") for key, client in BY_KEY.items()}
     assert {
