@@ -379,7 +379,7 @@ interop-tools: tests/interop/node_modules/stamp
 .venv-bench-mcp-proxy/stamp: bench/requirements-mcp-proxy.txt
 .venv-bench/stamp .venv-bench-mcp-proxy/stamp:
 	@PYTHON='$(PYTHON)' dev/make-venv.sh $(@D)
-	@echo "Installing what the benchmarks compare the bridge with."
+	@echo "Installing the proxies of the benchmarks."
 	@$(pip) --requirement $<
 	@touch $@
 
@@ -394,17 +394,17 @@ build/bench/upstream-go: bench/upstream.go
 
 build/standin/vestige: $(wildcard e2e/standin/*)
 	@$(require-go)
-	@echo "Building what stands in for Vestige."
+	@echo "Building the stand-in for Vestige."
 	@cd e2e/standin && go build -o '$(abspath $@)' .
 
 build/dashboard/check: $(wildcard e2e/dashboard/*)
 	@$(require-go)
-	@echo "Building what holds the dashboard against Grafana's schema."
+	@echo "Building the check of the dashboard against Grafana's schema."
 	@cd e2e/dashboard && go build -o '$(abspath $@)' .
 
 .venv-e2e/stamp: e2e/requirements.txt
 	@PYTHON='$(PYTHON)' dev/make-venv.sh .venv-e2e
-	@echo "Installing what the deployment tests need."
+	@echo "Installing the packages of the deployment tests."
 	@$(pip) --requirement e2e/requirements.txt
 	@touch $@
 

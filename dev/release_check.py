@@ -107,7 +107,7 @@ def unexpected_files(archive: str, files: Files, expected: set[str], added: str)
     yield from (f"{archive} lacks {name}." for name in sorted(expected - files.keys()))
     for name in sorted(files.keys() - expected):
         if not re.fullmatch(added, name):
-            yield f"{archive} holds {name}, which does not belong into it."
+            yield f"{archive} holds {name}, which does not belong in it."
 
 
 def secrets(archive: str, files: Files, tokens: set[bytes]) -> Iterator[str]:

@@ -228,7 +228,7 @@ _ALLOWED: Final[Mapping[Callable[[str], Any], str]] = {
     _optional_issuer: "an https address such as https://login.example.com, without user name, query and fragment; "
     "http on loopback",
     _optional_secure_url: "an https address, without user name and fragment; http on loopback",
-    _scopes: "scopes with what each permits, separated by semicolons, such as "
+    _scopes: "scopes with their permissions, separated by semicolons, such as "
     "vestige.read=read-only;vestige.write=all;vestige.notes=tools:recall,memory*",
 }
 

@@ -51,7 +51,7 @@ def test_a_complete_backup_gets_its_name_and_is_readable_only_for_its_owner(tmp_
 def test_anything_else_leaves_no_file_and_fails(tmp_path: Path, sent: bytes, said: str, status: int) -> None:
     done = bring(tmp_path / "backup.db", sent, said, status)
     assert done.returncode == 1
-    assert ("what arrived is not what was sent" if status == 0 else said) in done.stderr
+    assert ("the checksum of the received backup is wrong" if status == 0 else said) in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["sent"]
 
 

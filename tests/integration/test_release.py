@@ -94,8 +94,8 @@ def test_unexpected_and_missing_files_of_an_archive_are_found() -> None:
     found = list(release_check.unexpected_files("it.whl", files, {"bridge/a.py", "bridge/b.py"}, r"made/.*"))
     assert found == [
         "it.whl lacks bridge/b.py.",
-        "it.whl holds .env, which does not belong into it.",
-        "it.whl holds bridge/test_a.py, which does not belong into it.",
+        "it.whl holds .env, which does not belong in it.",
+        "it.whl holds bridge/test_a.py, which does not belong in it.",
     ]
 
 

@@ -121,7 +121,7 @@ def test_a_signal_before_the_pid_of_vestige_is_known_ends_vestige(image: Image) 
     before.write_text("""trap 'case $BASH_COMMAND in \\"\\$@\\"*) kill -TERM $$ ;; esac' DEBUG\n""")
     with image.running("vestige-serve", "vestige", "serve", BASH_ENV=str(before)) as serve:
         assert serve.wait(timeout=10) == 128 + signal.SIGTERM
-    assert "Vestige ended as asked" in (image.folder / "log").read_text()
+    assert "Vestige stopped on request" in (image.folder / "log").read_text()
 
 
 @pytest.mark.parametrize("mounted", [True, False], ids=["a volume", "no volume"])

@@ -280,7 +280,7 @@ vestige-bridge/rendered-sha256
 {{- include "vestige.validateTokens" . }}
 {{- end }}
 
-{{/* Refuses OAuth by halves. */}}
+{{/* Fails for incomplete OAuth values. */}}
 {{- define "vestige.validateOauth" -}}
 {{- $oauth := .Values.auth.oauth }}
 {{- range $name := list "publicUrl" "scopes" }}
@@ -319,7 +319,7 @@ vestige-bridge/rendered-sha256
 {{- fail (printf "token of %s must be visible ASCII without spaces." $where) }}
 {{- end }}
 {{- if and $token (lt (len $token) 16) }}
-{{- fail (printf "token of %s is shorter than 16 characters: use one that cannot be guessed, such as vestige-bridge token new prints." $where) }}
+{{- fail (printf "token of %s is shorter than 16 characters: use one that cannot be guessed, such as the output of vestige-bridge token new." $where) }}
 {{- end }}
 {{- if and $sha256 (not (regexMatch "^[0-9A-Fa-f]{64}$" $sha256)) }}
 {{- fail (printf "sha256 of %s must be the 64 hexadecimal digits of the token's SHA-256." $where) }}

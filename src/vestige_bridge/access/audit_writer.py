@@ -180,7 +180,7 @@ class AuditWriter:
         # Only at half of the limit: with one free slot the queue would be full again at once, and log that each time.
         self._full = self._full and not self._has_room(MAX_QUEUED_LINES // 2, MAX_QUEUED_BYTES // 2)
         if failing and not self.failing:
-            log.info("The audit log is written again; %d lines were lost since the start", self.lost)
+            log.info("The audit log can be written again; %d lines were lost since the start", self.lost)
 
     def _note_failure(self, error: OSError) -> None:
         if not self._failed:

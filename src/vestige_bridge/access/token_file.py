@@ -131,7 +131,7 @@ def parse_lines(text: str) -> tuple[Token, ...]:
         if unambiguous.has_other_owner(token):
             raise ValueError(f"the token in line {number} belongs to another name already")
         if unambiguous.has_other_rights(token):
-            raise ValueError(f"the name in line {number} stands in the file both with and without {READ_ONLY_SUFFIX}")
+            raise ValueError(f"the name in line {number} occurs both with and without {READ_ONLY_SUFFIX}")
         tokens.append(token)
     if not tokens:
         raise ValueError("it holds no token")

@@ -75,7 +75,9 @@ def read_initialize(response: Response, session_id: str | None) -> HeldSession:
         )
     version, server, capabilities = (result.get(key) for key in ("protocolVersion", "serverInfo", "capabilities"))
     if version not in LEGACY_VERSIONS or not isinstance(server, dict):
-        raise UpstreamProtocolError("Vestige supports no version of the bridge.", detail=f"version {version!r}")
+        raise UpstreamProtocolError(
+            "Vestige supports none of the MCP versions of the bridge.", detail=f"version {version!r}"
+        )
     capabilities = capabilities if isinstance(capabilities, dict) else {}
     return HeldSession(
         session_id=session_id,

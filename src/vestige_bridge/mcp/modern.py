@@ -115,7 +115,8 @@ def require_valid(request: Request, http_headers: headers.Headers) -> None:
         raise MethodNotFound(f"{request.method} is not a method of {version.value}.", request_id=spelled_id)
     if "inputResponses" in request.params or "requestState" in request.params:
         raise InvalidParams(
-            "Vestige did not ask for input: its protocol version has no such request.", request_id=spelled_id
+            "`inputResponses` and `requestState` are not supported: Vestige's MCP version has no input requests.",
+            request_id=spelled_id,
         )
 
 

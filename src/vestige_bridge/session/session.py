@@ -219,7 +219,9 @@ class Session:
         self.sessions_opened += 1
         self.report(None)
         if held.session_id is None:
-            log.warning("Upstream gave no session id: each request may start a process there; run it with sessions")
+            log.warning(
+                "Upstream gave no session id: each request may start a process; start supergateway with --stateful"
+            )
         if tools_changed:
             notification = parse_message(build_notification(TOOLS_CHANGED).decode())
             if isinstance(notification, Notification):

@@ -154,7 +154,7 @@ async def test_queued_lines_are_written_once_the_file_is_writable_again(
     assert [record.getMessage() for record in caplog.records] == [
         "The audit log cannot be written: No space left on device",
         "The audit log was opened again",
-        "The audit log is written again; 0 lines were lost since the start",
+        "The audit log can be written again; 0 lines were lost since the start",
     ]
 
 
@@ -180,7 +180,7 @@ async def test_a_full_pipe_does_not_block_and_receives_whole_lines(
     assert read == b"".join(line(number, 700) for number in range(50))
     assert [record.getMessage() for record in caplog.records] == [
         "The audit log is written too slowly",
-        "The audit log is written again; 0 lines were lost since the start",
+        "The audit log can be written again; 0 lines were lost since the start",
     ]
     pipe.close()
 
@@ -250,7 +250,7 @@ async def test_the_queue_is_bounded_and_lost_lines_are_logged_once(
     assert path.read_bytes() == b"".join(map(line, [*range(10), 30]))
     messages = [record.getMessage() for record in caplog.records]
     assert messages.count("Lines of the audit log are lost: the queue is full") == 1
-    assert "The audit log is written again; 20 lines were lost since the start" in messages
+    assert "The audit log can be written again; 20 lines were lost since the start" in messages
 
 
 class PartialWrites:

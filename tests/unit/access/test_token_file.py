@@ -62,7 +62,7 @@ def test_a_file_holds_one_token_a_line_with_or_without_a_name(text: str, tokens:
         ("alice:read-only:read-only secret", "name in line 1"),
         ("alice:READ-ONLY secret", "name in line 1"),
         ("good\nsecret:read-only", "line 2 holds a name that ends in :read-only and no token"),
-        ("alice:read-only good\nalice secret", "name in line 2 stands in the file both with and without"),
+        ("alice:read-only good\nalice secret", "name in line 2 occurs both with and without"),
         ("alice secret\nalice:read-only secret", "token in line 2 belongs to another name"),
         ("alice secret\nbob secret", "token in line 2 belongs to another name"),
     ],
