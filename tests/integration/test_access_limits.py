@@ -185,7 +185,7 @@ async def test_a_batch_over_the_limit_by_itself_is_invalid_and_not_retryable(
             batch = [call_body("write", id=number) for number in range(most + 1)]
             answer = await client.post(batch, await headers_of(era, client))
             assert (answer.status, answer.error["code"]) == (400, -32600)
-            assert f"At most {most} messages" in answer.error["message"]
+            assert f"At most {most} requests" in answer.error["message"]
             assert "Retry-After" not in answer.headers
             assert (await client.post(batch[:-1], await headers_of(era, client))).status == 200
     assert upstream.count("tools/call") == 5
