@@ -14,7 +14,10 @@ PLACES = {
     "openclaw-plugin/package-lock.json": r"\"name\": \"openclaw-plugin-vestige\",\n +\"version\": \"(.+)\"",
     "openclaw-plugin/openclaw.plugin.json": r"^  \"version\": \"(.+)\"",
     "openclaw-plugin/README.md": r"openclaw-plugin-vestige-(\d[\d.]*)\.tgz",
-    "docs/deployment.md": r"`v(\d[\d.]*)` is the default tag of the chart",
+    # The tags on the page, except those of the later version in the example of an upgrade.
+    "docs/deployment.md": r"(?:do not \(`|(?:begin with `v` \(`|only names them\. `"
+    r"|make (?:images|push|install) TAG=|\$ECR_\w+:|^  tag: "
+    r"|Image\.repository=\S+(?:,| \\\n  --set )\w+\.tag=)v)(\d+\.\d+\.\d+)",
 }
 """The pattern of the version in each file. Generated files get it from setup.cfg."""
 
@@ -40,12 +43,8 @@ def faults(root: Path = ROOT) -> list[str]:
 
 def write(new: str, root: Path = ROOT) -> None:
     """Writes a new version into every file except the changelog, whose heading also needs a date and a text."""
-    before = version(root)
     for name, pattern in PLACES.items():
         text = (root / name).read_text()
-        if name == "docs/deployment.md":
-            # The other tags on the page, which has the tag of a later version in an example.
-            text = text.replace(f"v{before}", f"v{new}")
         for match in reversed(list(re.finditer(pattern, text, re.MULTILINE))):
             text = text[: match.start(1)] + new + text[match.end(1) :]
         (root / name).write_text(text)

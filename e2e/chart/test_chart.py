@@ -154,8 +154,9 @@ def test_labels_are_the_recommended_ones_and_no_others(default: dict[str, Manife
 def test_the_values_file_of_the_guide_is_accepted_unchanged() -> None:
     objects = render("-f", str(VALUES_PROD))
     vestige, bridge = containers(objects)
-    assert vestige["image"] == "123456789.dkr.ecr.us-west-2.amazonaws.com/vestige-mcp:v0.2.0"
-    assert bridge["image"] == "123456789.dkr.ecr.us-west-2.amazonaws.com/vestige-bridge:v0.2.0"
+    tag = yaml.safe_load(VALUES_PROD.read_text())["vestigeImage"]["tag"]
+    assert vestige["image"] == f"123456789.dkr.ecr.us-west-2.amazonaws.com/vestige-mcp:{tag}"
+    assert bridge["image"] == f"123456789.dkr.ecr.us-west-2.amazonaws.com/vestige-bridge:{tag}"
     assert vestige["resources"]["limits"] == {"cpu": "500m", "memory": "512Mi"}
     assert bridge["resources"]["limits"] == {"cpu": "250m", "memory": "256Mi"}
     assert objects["PersistentVolumeClaim"]["spec"]["resources"]["requests"]["storage"] == "10Gi"

@@ -35,17 +35,6 @@ PUBLISHED = {
 }
 """The forms of delivery that need a release, each with a regular expression that finds it."""
 
-PAGES = [
-    *ROOT.glob("*.md"),
-    *ROOT.glob("docs/*.md"),
-    ROOT / "charts/vestige/README.md",
-    ROOT / "charts/vestige/values.yaml",
-    ROOT / "charts/vestige/templates/NOTES.txt",
-    ROOT / "openclaw-plugin/README.md",
-    *ROOT.glob("docker/compose*.yaml"),
-    ROOT / ".env.example",
-]
-
 
 @pytest.fixture
 def versioned(tmp_path: Path) -> Path:
@@ -87,6 +76,18 @@ def test_a_new_version_is_written_everywhere_but_into_the_changelog(versioned: P
     assert [fault.partition(" ")[0] for fault in version.faults(versioned)] == ["CHANGELOG.md"]
     for name in version.PLACES:
         assert (versioned / name).read_text().replace("9.8.7", version.version()) == (ROOT / name).read_text()
+
+
+def test_every_tag_of_the_deployment_guide_has_the_version_but_for_one_example() -> None:
+    page = (ROOT / "docs/deployment.md").read_text()
+    rest = re.sub(version.PLACES["docs/deployment.md"], "", page, flags=re.MULTILINE)
+    assert len(set(re.findall(r"\bv(\d+\.\d+\.\d+)\b", rest))) == 1
+
+
+def test_another_file_among_the_built_ones_is_a_fault() -> None:
+    built = [Path("server.json"), *(Path(f"{number}.whl") for number in range(5))]
+    (fault,) = release_check._look(built)
+    assert fault.startswith("dist/ holds server.json, 0.whl, 1.whl, 2.whl, 3.whl, 4.whl instead of ")
 
 
 def test_unexpected_and_missing_files_of_an_archive_are_found() -> None:
@@ -173,17 +174,33 @@ def test_a_form_of_delivery_is_found_in_every_spelling(form: str, text: str) -> 
     assert re.search(PUBLISHED[form], text)
 
 
-SOURCES = [
-    ROOT / "Makefile",
-    *ROOT.glob("openclaw-plugin/src/**/*.ts"),
-    *(it for it in ROOT.glob("src/**/*.py") if it.name not in ("client_catalog.py", "connect.py", "published.py")),
-    *(it for it in ROOT.glob("dev/*") if it.is_file() and it.name not in ("generate.py", "release_check.py")),
-]
-"""The files with sentences for users, except those that depend on the owner of the releases."""
+OF_THE_OWNER = {
+    ".github/workflows/release.yml",
+    "dev/generate.py",
+    "dev/release_check.py",
+    "src/vestige_bridge/cli/client_catalog.py",
+    "src/vestige_bridge/cli/published.py",
+}
+"""The files that only a release runs, or whose texts depend on the owner of the releases."""
+
+
+def tracked_texts() -> dict[str, str]:
+    """Returns the text files of git, without tests, without what names packages by design."""
+    names = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    texts = {}
+    for name in names:
+        if name in OF_THE_OWNER or name.startswith(("tests/", "e2e/")) or name.endswith("package-lock.json"):
+            continue
+        content = (ROOT / name).read_bytes() if (ROOT / name).is_file() else b""
+        if b"\0" not in content:
+            texts[name] = content.decode()
+    return texts
 
 
 def test_before_the_first_release_no_page_and_no_command_names_a_published_package() -> None:
-    texts = {str(page.relative_to(ROOT)): page.read_text() for page in [*PAGES, *SOURCES]}
+    texts = tracked_texts()
     texts |= {str(file.relative_to(ROOT)): text for file, text in generate.generated(owner="")}
     texts |= {f"connect {key}": described(client, HOME, owner="") for key, client in BY_KEY.items()}
     assert {
