@@ -79,7 +79,7 @@ def test_a_new_version_is_written_everywhere_but_into_the_changelog(versioned: P
 
 
 def test_every_tag_of_the_deployment_guide_has_the_version_but_for_one_example() -> None:
-    page = (ROOT / "docs/deployment.md").read_text()
+    page = dict(generate.generated(owner=""))[ROOT / "docs/deployment.md"]
     rest = re.sub(version.PLACES["docs/deployment.md"], "", page, flags=re.MULTILINE)
     assert len(set(re.findall(r"\bv(\d+\.\d+\.\d+)\b", rest))) == 1
 

@@ -200,7 +200,8 @@ def _oauth_tokens(settings: Settings, on_removal: Callable[[], None]) -> OAuthTo
         from vestige_bridge.access.provider_keys import ProviderKeys  # noqa: PLC0415
     except ModuleNotFoundError as error:
         how = "install the bridge with its extra oauth, as docs/sign-in.md shows"
-        problem = f"VESTIGE_BRIDGE_OAUTH_ISSUER: {error.name} is missing; {how}."
+        package = str(error.name).partition(".")[0]
+        problem = f"VESTIGE_BRIDGE_OAUTH_ISSUER: {package} is missing; {how}."
         raise SettingsError([problem]) from error
     keys = ProviderKeys(settings.oauth_issuer, settings.oauth_jwks_url, fetch)
     return OAuthTokens(ResourceServer(settings), keys, on_removal)
