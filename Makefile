@@ -70,7 +70,7 @@ interop: test-tools interop-tools ## Test the bridge with real MCP clients, two 
 	PYTHONPATH=tests $(bin)/python -m interop $(WRITE)
 
 .PHONY: interop-all
-interop-all: on-linux test-tools interop-tools tests/interop/agents/node_modules/stamp ## The same with clients that are large or must be built first; needs Linux and Go.
+interop-all: on-linux test-tools interop-tools tests/interop/agents/node_modules/stamp ## Connect all MCP clients, also those that are large or must be built first; needs Linux and Go.
 	@$(require-go)
 	cd tests/interop/go && go build -o interop-newest . && go build -modfile=previous.mod -o interop-previous .
 	$(with-node) node --input-type=module --eval "await (await import('./openclaw-plugin/e2e/openclaw.ts')).installOpenClaw()"
@@ -98,7 +98,7 @@ chaos: on-linux test-tools proxies ## Inject thousands of faults, and account fo
 	$(faults)
 
 .PHONY: soak
-soak: on-linux test-tools proxies ## The same with half an hour under load and faults; MINUTES=… changes the time (Linux).
+soak: on-linux test-tools proxies ## Inject faults under load for half an hour; MINUTES=… changes the time (Linux).
 	$(faults) $(if $(MINUTES),--minutes $(MINUTES))
 
 .PHONY: lint
@@ -109,7 +109,7 @@ lint: .venv/dev.stamp .venv/lint.stamp .venv/test.stamp ## Check style, types an
 	$(bin)/mypy
 
 .PHONY: audit
-audit: .venv/dev.stamp .venv/audit.stamp ## Check the packages in the images for known vulnerabilities; fails without an answer.
+audit: .venv/dev.stamp .venv/audit.stamp ## Check the packages in the images for known vulnerabilities; fails if a database cannot be reached.
 	@dev/audit
 
 ##@ Measure
@@ -123,11 +123,11 @@ bench-quick: on-linux bench-tools ## Compare the bridge with other proxies, in t
 	@$(bench) quick
 
 .PHONY: bench
-bench: on-linux bench-tools ## Measure longer, including idle, slow and large streams (Linux).
+bench: on-linux bench-tools ## Compare the bridge with other proxies for longer, also with idle, slow and large streams (Linux).
 	@$(bench) standard
 
 .PHONY: bench-full
-bench-full: on-linux bench-tools ## Measure the bridge and the floor with every size, form and number of connections, too (Linux).
+bench-full: on-linux bench-tools ## Do the same with every body size, form of response and number of connections (Linux).
 	@$(bench) full
 
 .PHONY: bench-smoke
@@ -222,7 +222,7 @@ login: ## Log in to the ECR registry of ECR_VESTIGE.
 
 .PHONY: push
 push: ## Push both images as TAG; ALLOW_DIRTY=1 includes uncommitted changes.
-	@test -n '$(TAG)' || { echo 'TAG is empty. Say which version this is: make push TAG=v0.2.0.' >&2; exit 2; }
+	@test -n '$(TAG)' || { echo 'TAG is empty. Set the version to push: make push TAG=v0.2.0.' >&2; exit 2; }
 	@test -n '$(ALLOW_DIRTY)' || test -z "$$(git status --porcelain)" || \
 		{ echo 'There are uncommitted changes. Commit them, or say ALLOW_DIRTY=1.' >&2; exit 2; }
 	$(run) $(CONTAINER_TOOL) push $(ECR_VESTIGE):$(TAG)
@@ -237,7 +237,7 @@ install: $(HELM) ## Install the chart; HELM_ARGS sets the token: "--set auth.exi
 
 .PHONY: upgrade
 upgrade: $(HELM) ## Upgrade to TAG, and keep all values that were set before.
-	@test -n '$(TAG)' || { echo 'TAG is empty. Say which version to go to: make upgrade TAG=v0.2.0.' >&2; exit 2; }
+	@test -n '$(TAG)' || { echo 'TAG is empty. Set the version to upgrade to: make upgrade TAG=v0.2.0.' >&2; exit 2; }
 	$(run) $(HELM) upgrade $(RELEASE) charts/vestige --namespace $(NAMESPACE) --reset-then-reuse-values \
 		--set vestigeImage.tag=$(TAG) --set bridgeImage.tag=$(TAG) $(HELM_ARGS)
 
