@@ -495,6 +495,15 @@ def test_an_identity_provider_can_be_combined_with_tokens() -> None:
 
 
 @pytest.mark.parametrize(
+    "values",
+    ["auth.oauth.issuer=https://[2001:db8::1]:8443/realms/a%20b/", "auth.oauth.jwksUrl=https://login.example.com/keys?v=2",
+     "auth.oauth.scopes=api://vestige/read=read-only;read=read-only; write = all ;"],
+)  # fmt: skip
+def test_valid_oauth_settings_are_accepted(values: str) -> None:
+    render("--set", f"{OAUTH},auth.oauth.scopes=a=all,{values}")
+
+
+@pytest.mark.parametrize(
     ("values", "sentence"),
     [
         ("auth.oauth.issuer=https://login.example.com", "auth.oauth.issuer needs auth.oauth.publicUrl"),
@@ -504,6 +513,13 @@ def test_an_identity_provider_can_be_combined_with_tokens() -> None:
         (f"{OAUTH},auth.oauth.scopes=vestige", "does not match pattern"),
         (f"{OAUTH},auth.oauth.scopes=vestige=write", "does not match pattern"),
         ("auth.oauth.issuer=http://login.example.com", "does not match pattern"),
+        ("auth.oauth.issuer=https://user:password@login.example.com", "does not match pattern"),
+        ("auth.oauth.issuer=https://münchen.example", "does not match pattern"),
+        ("auth.oauth.issuer=https://login.example.com:0", "does not match pattern"),
+        ("auth.oauth.issuer=https://login.example.com/?a", "does not match pattern"),
+        (f"{OAUTH},auth.oauth.scopes={'a' * 257}=all", "does not match pattern"),
+        (f"{OAUTH},auth.oauth.scopes=a=tools:{'b' * 129}", "does not match pattern"),
+        (f"{OAUTH},auth.oauth.scopes=a=all; a =read-only;", "auth.oauth.scopes has the scope a twice."),
         (f"{OAUTH},auth.oauth.scopes=vestige=all,auth.token=eyJhbGciOiJub25lIn0.e30.x", "has the form of a JWT"),
     ],
 )

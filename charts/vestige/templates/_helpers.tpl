@@ -293,6 +293,14 @@ vestige-bridge/rendered-sha256
 {{- fail (printf "auth.oauth.%s is set without auth.oauth.issuer; set both, or neither." $name) }}
 {{- end }}
 {{- end }}
+{{- $scopes := list }}
+{{- range splitList ";" $oauth.scopes }}
+{{- $scope := regexReplaceAll " *=[^=]*$" . "" | trim }}
+{{- if has $scope $scopes }}
+{{- fail (printf "auth.oauth.scopes has the scope %s twice." $scope) }}
+{{- end }}
+{{- $scopes = ternary (append $scopes $scope) $scopes (ne $scope "") }}
+{{- end }}
 {{- $tokens := list .Values.auth.token }}
 {{- range .Values.auth.tokens }}
 {{- $tokens = append $tokens .token }}
