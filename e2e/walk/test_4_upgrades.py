@@ -134,9 +134,16 @@ def test_the_guides_secret_survives_the_move_to_it() -> None:
     assert not exists("secret", "vestige-token")
 
 
-def test_a_claim_of_another_size_stops_before_anything_is_applied() -> None:
+def test_a_claim_of_another_size_mode_or_class_stops_before_anything_is_applied() -> None:
     said = refused("--set", "persistence.size=10Gi")
     assert "set persistence.size=5Gi" in said and "kubectl patch pvc" in said
+    said = refused("--set", "persistence.accessMode=ReadWriteOncePod")
+    assert (
+        "has the access mode ReadWriteOnce, which cannot be changed: set persistence.accessMode=ReadWriteOnce" in said
+    )
+    assert "which cannot be changed: set persistence.storageClass=" in refused(
+        "--set", "persistence.storageClass=other"
+    )
     accepted("--set", "persistence.size=5120Mi")
     assert helm("uninstall", "vestige").returncode == 0
     again = helm("install", "vestige", CHART, "--set", f"auth.token={A},persistence.size=10Gi")

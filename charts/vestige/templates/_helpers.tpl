@@ -244,6 +244,15 @@ vestige-bridge/rendered-sha256
 {{- if ne (include "vestige.quantity" $size) (include "vestige.quantity" .Values.persistence.size) }}
 {{- fail (printf "The claim %s has the size %s, but persistence.size is %s: set persistence.size=%s, or enlarge the claim first, if its StorageClass allows it: kubectl patch pvc -n %s %s -p '{\"spec\":{\"resources\":{\"requests\":{\"storage\":\"%s\"}}}}'" $name $size .Values.persistence.size $size .Release.Namespace $name .Values.persistence.size) }}
 {{- end }}
+{{- $mode := join "," $claim.spec.accessModes }}
+{{- if ne $mode .Values.persistence.accessMode }}
+{{- fail (printf "The claim %s has the access mode %s, which cannot be changed: set persistence.accessMode=%s, or make a backup, delete the claim, install and restore." $name $mode $mode) }}
+{{- end }}
+{{- $class := $claim.spec.storageClassName | default "" }}
+{{- $wanted := ternary "" .Values.persistence.storageClass (eq .Values.persistence.storageClass "-") }}
+{{- if and .Values.persistence.storageClass (ne $wanted $class) }}
+{{- fail (printf "The claim %s has the StorageClass %q, which cannot be changed: set persistence.storageClass=%s, or make a backup, delete the claim, install and restore." $name $class ($class | default "-")) }}
+{{- end }}
 {{- end }}
 {{- end }}
 {{- end }}
