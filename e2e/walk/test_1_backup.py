@@ -77,7 +77,7 @@ class Container:
 def container(images: Images, tool: str) -> Iterator[Container]:
     name, image = "vestige-backup-walk", f"{images.vestige}:{images.native_tag}"
     run(tool, "run", "--detach", "--rm", "--name", name, "--network", "none", "--read-only", "--user", "10001:0",
-        "--no-healthcheck", "--cap-drop", "all", "--tmpfs", "/data:rw,size=128m,mode=1777,nr_inodes=300",
+        "--no-healthcheck", "--cap-drop", "all", "--tmpfs", "/data:rw,size=128m,mode=1777",
         "--volume", "/run/vestige-backup", "--entrypoint", "sleep", image, "infinity")  # fmt: skip
     yield Container(tool, name)
     run(tool, "rm", "--force", "--time", "0", name)
@@ -164,11 +164,11 @@ def test_a_disk_that_fails_during_the_copy_is_reported(memory: Container) -> Non
     memory.fails("the database cannot be copied", command=limited)
 
 
-def test_a_volume_on_which_no_file_can_be_created_is_reported(memory: Container) -> None:
-    """There, no mark of the failure can be created either."""
+def test_a_folder_in_which_no_file_can_be_created_is_reported(memory: Container) -> None:
+    """Creates no mark of the failure there either, as on a volume without a free inode."""
     memory.run("vestige-backup")
-    use_up = "n=0; while true >/data/used-$n; do n=$((n + 1)); done 2>/dev/null"
-    memory.fails("the database cannot be copied", prepare=use_up, repair="rm /data/used-*")
+    state = "/data/backups/.state"
+    memory.fails("the database cannot be copied", prepare=f"chmod a-w {state}", repair=f"chmod u+w {state}")
     assert memory.run("vestige-backup").status["failing"] is False
 
 
