@@ -279,7 +279,7 @@ deploy-lint: on-linux .venv-e2e/stamp .tools/bin/actionlint ## Check the Dockerf
 	shellcheck $$(git grep --cached -lE '^#!.*(ba)?sh')
 	.tools/bin/actionlint
 	dev/check-unit docs/systemd/vestige-bridge.service
-	.venv-e2e/bin/mypy --strict e2e
+	.venv-e2e/bin/mypy --strict e2e dev/headings.py
 
 .PHONY: e2e
 e2e: on-linux $(HELM) .venv-e2e/stamp ## Build the images and run the deployment guide on the cluster of KUBECONFIG (Linux).

@@ -16,6 +16,7 @@ import jsonschema
 import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml
+from headings import anchors
 
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "charts" / "vestige"
@@ -697,17 +698,6 @@ def test_a_pod_monitor_finds_the_pod_by_the_port_and_the_labels_that_it_has() ->
 RUNBOOKS = "https://wiki.example.com/vestige/operations"
 
 
-def anchors(document: Path) -> set[str]:
-    """The anchors that GitHub gives the headings of a page."""
-    text = re.sub(r"^```.*?^```$", "", document.read_text(), flags=re.MULTILINE | re.DOTALL)
-    found: set[str] = set()
-    for heading in re.findall(r"^#+ (.*)$", text, re.MULTILINE):
-        anchor = re.sub(r"[^\w\- ]", "", re.sub(r"\]\(.*?\)", "", heading).lower()).strip().replace(" ", "-")
-        numbered = (f"{anchor}-{number}" for number in itertools.count(1))
-        found.add(anchor if anchor not in found else next(it for it in numbered if it not in found))
-    return found
-
-
 @pytest.mark.parametrize("where", ["docs/operations.md", RUNBOOKS])
 def test_every_alert_links_to_a_heading_with_commands(where: str) -> None:
     chosen = [] if where == "docs/operations.md" else ["--set", f"metrics.alerts.runbookUrl={where}"]
@@ -718,7 +708,7 @@ def test_every_alert_links_to_a_heading_with_commands(where: str) -> None:
     for alert in alerts:
         address, _, anchor = alert["annotations"]["runbook_url"].partition("#")
         assert (address, anchor) == (where, alert["alert"].lower())
-        assert anchor in anchors(page)
+        assert anchor in anchors(page.read_text())
         runbook = page.read_text().partition(f"\n### {alert['alert']}\n")[2].partition("\n#")[0]
         assert re.search(r"^```(bash|promql)$", runbook, re.MULTILINE), alert["alert"]
 

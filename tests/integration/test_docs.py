@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
 import logging
 import os
@@ -17,6 +16,7 @@ from pathlib import Path
 import generate
 import pytest
 from aiohttp import web
+from headings import anchors
 
 from harness import (
     NODE,
@@ -77,22 +77,11 @@ def test_the_links_of_a_document_lead_somewhere(document: Path) -> None:
     assert [link for link in links if not (document.parent / link).exists()] == []
 
 
-def anchors(document: Path) -> set[str]:
-    """Returns the anchors that GitHub gives the headings of a page."""
-    text = re.sub(r"^```.*?^```$", "", document.read_text(), flags=re.MULTILINE | re.DOTALL)
-    found: set[str] = set()
-    for heading in re.findall(r"^#+ (.*)$", text, re.MULTILINE):
-        anchor = re.sub(r"[^\w\- ]", "", re.sub(r"\]\(.*?\)", "", heading).lower()).strip().replace(" ", "-")
-        numbered = (f"{anchor}-{number}" for number in itertools.count(1))
-        found.add(anchor if anchor not in found else next(it for it in numbered if it not in found))
-    return found
-
-
 @pytest.mark.parametrize("document", [*DOCUMENTS, PLUGIN], ids=lambda document: str(document.relative_to(ROOT)))
 def test_the_fragments_of_links_are_headings(document: Path) -> None:
     links = re.findall(r"\]\((?!https?://)([^)#]*)#([^)]+)\)", document.read_text())
     pages = [(document.parent / page if page else document, fragment) for page, fragment in links]
-    assert [(page, it) for page, it in pages if page.suffix == ".md" and it not in anchors(page)] == []
+    assert [(page, it) for page, it in pages if page.suffix == ".md" and it not in anchors(page.read_text())] == []
 
 
 def test_every_make_target_that_is_named_exists() -> None:

@@ -37,6 +37,22 @@ class Hanging:
         return await self.upstream.answer(received)
 
 
+async def test_a_stop_ends_a_notification_once_however_often_it_is_repeated(upstream: ScriptedUpstream) -> None:
+    hanging = Hanging(upstream)
+    upstream.on(NOTE["method"], hanging)
+    async with bridge(upstream.url) as served:
+        await until(served.ready)
+        post = asyncio.create_task(served.post(NOTE))
+        await until(lambda: hanging.held == 1)
+        assert served.metrics is not None
+        while not post.done():
+            # Also between the end of the time limit and that of the task.
+            served.metrics._dispatcher._stop_in_flight()
+            await asyncio.sleep(0)
+        assert (await post).status == 504
+        hanging.released.set()
+
+
 async def test_notifications_count_as_in_flight_and_take_slots(upstream: ScriptedUpstream) -> None:
     hanging = Hanging(upstream)
     upstream.on(NOTE["method"], hanging)

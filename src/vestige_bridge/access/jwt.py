@@ -154,7 +154,7 @@ def read_keys(document: bytes, before: Mapping[str, Key]) -> dict[str, Key]:
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError("its keys are not a JWK Set") from error
     if not isinstance(listed, list):
-        raise ValueError("its keys are not a JWK Set")  # noqa: TRY004
+        raise ValueError("its keys are not a JWK Set")  # noqa: TRY004 - a document that the provider sent
     keys: dict[str, Key] = {}
     for jwk in listed[:MAX_KEYS]:
         if not isinstance(jwk, dict) or not signs(jwk):

@@ -20,7 +20,6 @@ from vestige_bridge.errors import NOT_SENT, KeysUnavailable
 MAX_TOKENS: Final = 4_096
 """Maximum number of cached tokens; other tokens are verified each time."""
 
-
 MAX_TOKENS_BYTES: Final = 16 * 2**20
 """Maximum length of all cached tokens together."""
 

@@ -618,7 +618,8 @@ class Dispatcher:
         for sending in self._passing_on:
             sending.cancel()
         for limit in self._limits:
-            limit.reschedule(self._loop.time())
+            if not limit.expired():
+                limit.reschedule(self._loop.time())
         for exchange in list(self._in_flight):
             exchange.fail(UpstreamTimeout("The bridge stopped before the answer came."))
 
