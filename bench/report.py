@@ -145,11 +145,11 @@ def tricks(part: Mapping[str, Any]) -> Table:
 
 
 LEAST_WORTH = 0.03
-"""An optimisation that saves less than this share of the CPU time with every upstream is removed."""
+"""An optimisation that saves less than this share of the CPU time with every upstream in two runs is removed."""
 
 
 def worth_too_little(part: Mapping[str, Any]) -> list[str]:
-    """Returns the optimisations to remove."""
+    """Returns the optimisations that saved too little in this run."""
     worth: dict[str, float] = {}
     for cell in part["cells"][1:]:
         name, gain = cell["contender"], cell["against"]["cpu_us"]["median"] - 1
